@@ -1,0 +1,59 @@
+"""What the core itself contributes, through the same door as everybody else."""
+
+from hekaton.contributions import Command, Dataset, LRSchedule, Objective, Optimizer, Ref, Tokenizer, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+
+@hookimpl
+def hekaton_commands() -> list[Command]:
+    return [
+        Command("train", run=Ref("hekaton.cli.train:run"), summary="train a model from TOML files and flags"),
+        Command("config", run=Ref("hekaton.cli.config:run"), summary="check or show a configuration, or its schema"),
+        Command("plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"),
+    ]
+
+
+@hookimpl
+def hekaton_datasets() -> list[Dataset]:
+    return [
+        Dataset(
+            "python_stdlib",
+            build=Ref("hekaton.data.stdlib:build"),
+            summary="source files of the running interpreter's standard library",
+        ),
+        Dataset(
+            "python_stdlib_validation",
+            build=Ref("hekaton.data.stdlib:build_validation"),
+            summary="files that python_stdlib leaves out",
+        ),
+    ]
+
+
+@hookimpl
+def hekaton_tokenizers() -> list[Tokenizer]:
+    return [Tokenizer("byte", build=Ref("hekaton.data.byte:build"), summary="one id per UTF-8 byte")]
+
+
+@hookimpl
+def hekaton_objectives() -> list[Objective]:
+    return [Objective("next_token", build=Ref("hekaton.loss:next_token"), summary="cross-entropy of the next token")]
+
+
+@hookimpl
+def hekaton_optimizers() -> list[Optimizer]:
+    return [
+        Optimizer("AdamW", build=Ref("hekaton.optim:adamw"), summary="Adam with decoupled weight decay"),
+        Optimizer("Adam", build=Ref("hekaton.optim:adam"), summary="Adam with L2 regularisation"),
+    ]
+
+
+@hookimpl
+def hekaton_lr_schedules() -> list[LRSchedule]:
+    return [
+        LRSchedule(
+            "warmup_stable_decay",
+            build=Ref("hekaton.optim:warmup_stable_decay"),
+            summary="linear warmup, constant, then linear, square-root or cosine decay",
+        )
+    ]

@@ -1,0 +1,180 @@
+"""What a plugin returns from its hooks: frozen records that name heavy code without importing it.
+
+A plugin is a light module (standard library, this module and pydantic only), found through the entry-point
+group ``hekaton``::
+
+    from hekaton.contributions import Model, Ref, hookimpl
+
+    HEKATON_API = ">=1,<2"
+
+    @hookimpl
+    def hekaton_models():
+        return [Model("tiny", spec=Ref("tiny.spec:train_spec"), summary="Two layers, for laptops")]
+
+Everything that a record names with a :class:`Ref` is a callable which hekaton calls with ``section`` first:
+the component's own configuration section (an instance of the schema of the :class:`Section` that the record
+names), or ``None`` where it has none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+
+from hekaton.errors import PluginError
+
+API_VERSION = "1.0"
+"""Version of the plugin API. A plugin module states the range that it was built for as ``HEKATON_API``."""
+
+hookimpl = pluggy.HookimplMarker("hekaton")
+
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An object by name, ``module:attribute``, imported only when :meth:`load` is called."""
+
+    target: str
+
+    def __post_init__(self) -> None:
+        if not _TARGET.fullmatch(self.target):
+            raise PluginError(f"Ref({self.target!r}) is not of the form 'module:attribute'")
+
+    def load(self) -> Any:
+        """Import and return the object.
+
+        :raises PluginError: when the module cannot be imported or has no such attribute.
+        """
+        module_name, _, attributes = self.target.partition(":")
+        try:
+            value = importlib.import_module(module_name)
+        except ImportError as e:
+            raise PluginError(f"cannot import '{self.target}': {type(e).__name__}: {e}") from e
+        for attribute in attributes.split("."):
+            try:
+                value = getattr(value, attribute)
+            except AttributeError as e:
+                raise PluginError(f"cannot load '{self.target}': {e}") from e
+        return value
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What every record has: the name by which a run selects it, and a line for ``hekaton plugins``."""
+
+    name: str
+    summary: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component(Contribution):
+    """A contribution that may read a configuration section of its own.
+
+    ``section`` is the TOML path of a section contributed through ``hekaton_sections``; left empty, the
+    section with the component's own name is taken if there is one.
+    """
+
+    section: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Component):
+    """A model for ``[model] name``. ``spec`` loads to a :class:`hekaton.spec.TrainSpec`."""
+
+    spec: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section(Contribution):
+    """A TOML section, named by its path (``"quantize.linear.float8"``).
+
+    ``schema`` loads to a subclass of :class:`hekaton.config.SectionModel`, in a module that is light to import.
+    """
+
+    schema: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converter(Component):
+    """A model converter for ``[model] converters``.
+
+    ``build(section, dims)`` returns an object with ``convert(model)`` and, where it needs one,
+    ``after_step(model_parts)``; see :class:`hekaton.spec.ModelConverter`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Component):
+    """A dataset for ``[training] dataset``.
+
+    ``build(section, path)`` is given ``dataset_path`` (``None`` when not set) and returns a
+    :class:`hekaton.data.Documents`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Component):
+    """A tokenizer for ``[model] tokenizer``.
+
+    ``build(section, path)`` is given ``hf_assets_path`` (``None`` when not set) and returns a
+    :class:`hekaton.data.Tokenizer`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Component):
+    """What a model is trained for. ``build(section)`` returns a :class:`hekaton.loss.Objective`."""
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Component):
+    """An optimizer for ``[optimizer] name``.
+
+    ``build(section, settings, params)`` is given the ``[optimizer]`` section and the parameters of one model
+    part, and returns a :class:`torch.optim.Optimizer`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRSchedule(Component):
+    """A learning-rate schedule for ``[lr_scheduler] name``.
+
+    ``build(section, settings, training_steps)`` is given the ``[lr_scheduler]`` section and the length of the
+    run in steps, and returns a function from the number of steps done to the factor on ``optimizer.lr``.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logger(Component):
+    """A destination for metrics, for ``[metrics] loggers``.
+
+    ``build(section, folder)`` is given the folder of this run's logs and returns an object with
+    ``log(step, metrics)`` and ``close()``; see :class:`hekaton.metrics.MetricLogger`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Contribution):
+    """A verb of the ``hekaton`` command. ``run(arguments)`` is given the words after the verb and returns the
+    exit status."""
+
+    run: Ref

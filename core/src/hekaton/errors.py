@@ -1,0 +1,77 @@
+"""Errors that a user sees without a traceback: what is wrong, where it came from, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class HekatonError(Exception):
+    """Something that a user can cause and cure.
+
+    The command line prints it as ``error: MESSAGE`` with the origin and the hint indented below, and exits
+    with status 2.
+
+    :param message: what was wrong, naming the thing.
+    :param origin: where it was set, for example ``my_run.toml, line 14`` or ``--training.steps``.
+    :param hint: the cure, or the nearest valid choices.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, origin: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.origin = origin
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.origin:
+            lines.append(f"  from: {self.origin}")
+        lines += [f"  {line}" for line in self.hint.splitlines()]
+        return "\n".join(lines)
+
+
+class ConfigError(HekatonError):
+    """The configuration is wrong."""
+
+
+class ConfigErrors(ConfigError):
+    """Every violation of one configuration, reported together."""
+
+    def __init__(self, problems: Sequence[HekatonError]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\nerror: ".join(str(problem) for problem in self.problems)
+
+
+class PluginError(HekatonError):
+    """A plugin is broken, clashes with another, or does not keep the contract of a hook."""
+
+
+class UnknownName(HekatonError):
+    """A run names something that no plugin contributes."""
+
+
+class DataError(HekatonError):
+    """A dataset or tokenizer cannot be read, or has nothing in it."""
+
+
+class CheckpointError(HekatonError):
+    """A checkpoint cannot be written, or is not whole, or does not fit the run."""
+
+
+def choices_hint(name: str, choices: Iterable[str]) -> str:
+    """Say which valid choice is nearest to ``name``, and list them all.
+
+    >>> print(choices_hint("lama3", ["llama3", "qwen3"]))
+    did you mean 'llama3'?
+    choose one of: llama3, qwen3
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    listing = f"choose one of: {', '.join(known)}" if known else "there are none"
+    return f"did you mean '{near[0]}'?\n{listing}" if near else listing

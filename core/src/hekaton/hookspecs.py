@@ -1,0 +1,185 @@
+"""Every hook of hekaton.
+
+Contribution hooks return lists of records from :mod:`hekaton.contributions`; a run selects among them by
+name, so the order of installation never matters. Lifecycle hooks return nothing and are called a few times
+per step at most, never per microbatch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from hekaton.contributions import (
+    Command,
+    Converter,
+    Dataset,
+    Logger,
+    LRSchedule,
+    Model,
+    Objective,
+    Optimizer,
+    Section,
+    Tokenizer,
+)
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
+
+hookspec = pluggy.HookspecMarker("hekaton")
+
+
+@hookspec
+def hekaton_models() -> list[Model]:  # type: ignore[empty-body]
+    """Contribute models, which a run selects with ``[model] name``.
+
+    :returns: one record per model; ``spec`` loads to a :class:`hekaton.spec.TrainSpec`. A model that reads a
+        section of its own names it in ``section`` and receives it through ``TrainSpec.configure``.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_llama3`` contributes ``llama3``.
+    """
+
+
+@hookspec
+def hekaton_converters() -> list[Converter]:  # type: ignore[empty-body]
+    """Contribute model converters, which a run enables by name, in order, with ``[model] converters``.
+
+    A converter changes the freshly built model on the meta device, before it is parallelised: it swaps linear
+    layers, wraps modules, freezes parameters.
+
+    :returns: one record per converter. ``build(section, dims)`` is called with the converter's own
+        configuration section and the :class:`hekaton.mesh.ParallelDims` of the run, and must return an object
+        with ``convert(model)``; an optional ``after_step(model_parts)`` runs after each optimizer step.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+    """
+
+
+@hookspec
+def hekaton_sections() -> list[Section]:  # type: ignore[empty-body]
+    """Contribute TOML sections that a plugin owns.
+
+    The section becomes part of the configuration: it is checked as strictly as the core's, has flags
+    (``--PATH.field value``), appears in ``hekaton config show`` and in the JSON schema.
+
+    :returns: one record per section, named by its TOML path.
+    :raises PluginError: (by the caller) when two plugins contribute the same path, or one that the core owns.
+    """
+
+
+@hookspec
+def hekaton_datasets() -> list[Dataset]:  # type: ignore[empty-body]
+    """Contribute datasets, which a run selects with ``[training] dataset`` or ``[validation] dataset``.
+
+    :returns: one record per dataset. ``build(section, path)`` returns a sized, randomly accessible
+        collection of documents; order, packing, sharding and resumption are the core's.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``python_stdlib``, ``hekaton_hf`` contributes ``text``.
+    """
+
+
+@hookspec
+def hekaton_tokenizers() -> list[Tokenizer]:  # type: ignore[empty-body]
+    """Contribute tokenizers, which a run selects with ``[model] tokenizer``.
+
+    :returns: one record per tokenizer. ``build(section, path)`` is given ``[model] hf_assets_path``.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``byte``, ``hekaton_hf`` contributes ``hf``.
+    """
+
+
+@hookspec
+def hekaton_objectives() -> list[Objective]:  # type: ignore[empty-body]
+    """Contribute training objectives, which a model's ``TrainSpec.objective`` names.
+
+    :returns: one record per objective. ``build(section)`` returns an object that turns a batch into the
+        model's inputs and targets, counts the targets, and sums the loss over them.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``next_token``.
+    """
+
+
+@hookspec
+def hekaton_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
+    """Contribute optimizers, which a run selects with ``[optimizer] name``.
+
+    :returns: one record per optimizer. ``build(section, settings, params)`` returns a
+        :class:`torch.optim.Optimizer`; parameters may be DTensors.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``AdamW`` and ``Adam``.
+    """
+
+
+@hookspec
+def hekaton_lr_schedules() -> list[LRSchedule]:  # type: ignore[empty-body]
+    """Contribute learning-rate schedules, which a run selects with ``[lr_scheduler] name``.
+
+    :returns: one record per schedule. ``build(section, settings, training_steps)`` returns a pure function
+        from the number of optimizer steps done to the factor on the learning rate.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``warmup_stable_decay``.
+    """
+
+
+@hookspec
+def hekaton_loggers() -> list[Logger]:  # type: ignore[empty-body]
+    """Contribute metric loggers, which a run enables by name with ``[metrics] loggers``.
+
+    :returns: one record per logger. ``build(section, folder)`` is called on the ranks that log.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_tensorboard`` contributes ``tensorboard``.
+    """
+
+
+@hookspec
+def hekaton_commands() -> list[Command]:  # type: ignore[empty-body]
+    """Contribute verbs of the ``hekaton`` command line.
+
+    :returns: one record per verb. ``run(arguments)`` returns the exit status and raises a
+        :class:`hekaton.errors.HekatonError` for what the user can cure.
+    :raises PluginError: (by the caller) when two plugins contribute the same verb.
+
+    Example: the core contributes ``train``, ``config`` and ``plugins``.
+    """
+
+
+@hookspec
+def hekaton_run_started(config: "JobConfig", step: int) -> None:
+    """Called on every rank when the model is built and loaded, before the first step.
+
+    :param config: the resolved configuration.
+    :param step: the number of steps already done, 0 for a fresh run.
+    """
+
+
+@hookspec
+def hekaton_step_ended(step: int, metrics: Mapping[str, float]) -> None:
+    """Called on every rank after each optimizer step.
+
+    :param step: the number of steps done, from 1.
+    :param metrics: the numbers of this step where it was logged, empty otherwise.
+    """
+
+
+@hookspec
+def hekaton_checkpoint_saved(step: int, folder: Path) -> None:
+    """Called on every rank when the checkpoint of ``step`` is whole on disk.
+
+    :param folder: the step's own folder.
+    """
+
+
+@hookspec
+def hekaton_run_ended(step: int, error: BaseException | None) -> None:
+    """Called on every rank when the run ends.
+
+    :param step: the number of steps done.
+    :param error: what ended the run early, ``None`` when it reached its last step.
+    """

@@ -1,0 +1,53 @@
+"""Objectives: what a model is trained for, as a sum over targets divided by their number in the whole step.
+
+The count is asked for before the first forward pass, so that every microbatch's loss is divided by the global
+number of targets of the step and gradients are right however the step is cut into ranks and microbatches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+IGNORE_INDEX = -100
+"""Target id that does not count."""
+
+Batch: TypeAlias = dict[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """Turns batches into inputs and targets, and outputs into a loss."""
+
+    def prepare(self, batch: Batch) -> tuple[Batch, torch.Tensor]:
+        """Split a batch into the keyword arguments of the model's forward, and the targets."""
+
+    def count(self, targets: torch.Tensor) -> torch.Tensor:
+        """Number of targets that count, a scalar integer tensor."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of the loss over the targets that count, a scalar."""
+
+
+class NextToken:
+    """Cross-entropy of the next token, computed in float32."""
+
+    def prepare(self, batch: Batch) -> tuple[Batch, torch.Tensor]:
+        inputs = {"tokens": batch["tokens"]}
+        if "positions" in batch:
+            inputs["positions"] = batch["positions"]
+        return inputs, batch["labels"]
+
+    def count(self, targets: torch.Tensor) -> torch.Tensor:
+        return (targets != IGNORE_INDEX).sum()
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """:param outputs: logits, (batch, seq, vocab); :param targets: (batch, seq)"""
+        return F.cross_entropy(
+            outputs.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+
+
+def next_token(section: Any) -> NextToken:
+    return NextToken()

@@ -1,0 +1,60 @@
+"""What a model is to hekaton: one module, and the tables that say how it is cut and how it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import nn
+
+from hekaton.init import Initializer
+from hekaton.parallel.plan import ParallelPlan
+
+ModelConfig: TypeAlias = Any
+"""A frozen dataclass of the model's own: what its flavors differ in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """Everything that the core needs to know of a model.
+
+    :param name: the model's name, as in ``[model] name``.
+    :param model: ``model(config)`` builds the module, on whatever device is current (hekaton uses meta);
+        its ``forward(**inputs)`` takes what the objective prepares and returns the outputs that it scores.
+    :param flavors: name -> configuration, a frozen dataclass.
+    :param plan: configuration -> how the model is cut; see :class:`hekaton.parallel.plan.ParallelPlan`.
+    :param init: configuration -> parameter-name pattern -> initialiser. Every parameter needs a row.
+    :param objective: name of the training objective.
+    :param defaults: flavor -> configuration values (``{"training": {"seq_len": 8192}}``) that hold where the
+        user sets nothing.
+    :param configure: ``configure(config, section)`` merges the model's own TOML section into the flavor.
+    :param flops_per_token: ``flops_per_token(config, seq_len)``: floating-point operations of forward and
+        backward per token, for TFLOP/s and MFU. Without it neither is reported.
+    """
+
+    name: str
+    model: Callable[[Any], nn.Module]
+    flavors: Mapping[str, ModelConfig]
+    plan: Callable[[Any], ParallelPlan]
+    init: Callable[[Any], Mapping[str, Initializer]]
+    objective: str = "next_token"
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    configure: Callable[[Any, Any], ModelConfig] | None = None
+    flops_per_token: Callable[[Any, int], float] | None = None
+
+
+@runtime_checkable
+class ModelConverter(Protocol):
+    """What a converter's ``build`` returns. It may also define ``after_step(model_parts)``."""
+
+    def convert(self, model: nn.Module) -> None:
+        """Change ``model`` in place. Its parameters are on the meta device."""
+
+
+@runtime_checkable
+class SteppingConverter(ModelConverter, Protocol):
+    """A converter that has something to do after each optimizer step."""
+
+    def after_step(self, model_parts: Sequence[nn.Module]) -> None:
+        """Called after each optimizer step with the parallelised model parts of this rank."""
