@@ -1,0 +1,174 @@
+"""Layout-invariant initialisation: every layout starts from the same global weights, bit for bit.
+
+A parameter is drawn in blocks of rows, each from its own CPU generator keyed by (seed, parameter name, block).
+A rank draws the blocks that its shard touches and keeps its part, so no value depends on the rank, the mesh
+or the device, and nothing is communicated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from hekaton.errors import ConfigError
+from hekaton.patterns import resolve
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import Placement
+
+BLOCK_NUMEL = 2**20
+"""Elements of a parameter drawn from one generator, up to whole rows. Part of the definition of a seed."""
+
+
+class Initializer(Protocol):
+    """Fills a tensor in place; the result may depend on nothing but the arguments."""
+
+    def __call__(self, tensor: torch.Tensor, *, name: str, generator: torch.Generator) -> None:
+        """:param tensor: some whole rows of the parameter, float32, on CPU; :param name: the parameter's."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value everywhere."""
+
+    value: float
+
+    def __call__(self, tensor: torch.Tensor, *, name: str, generator: torch.Generator) -> None:
+        tensor.fill_(self.value)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal around 0."""
+
+    std: float
+
+    def __call__(self, tensor: torch.Tensor, *, name: str, generator: torch.Generator) -> None:
+        tensor.normal_(0.0, self.std, generator=generator)
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal around 0, cut at ``cutoff``, an absolute value (2.0 as in ``torch.nn.init.trunc_normal_``)."""
+
+    std: float
+    cutoff: float = 2.0
+
+    def __call__(self, tensor: torch.Tensor, *, name: str, generator: torch.Generator) -> None:
+        nn.init.trunc_normal_(tensor, 0.0, self.std, -self.cutoff, self.cutoff, generator=generator)
+
+
+@dataclass(frozen=True)
+class DepthScaled:
+    """Truncated normal with ``std / sqrt(2 * (layer + 1))``, the layer being the first number in the name.
+
+    Keeps the variance of the residual stream from growing with depth (GPT-2, section 2.3, per layer).
+    """
+
+    std: float
+    cutoff: float = 2.0
+
+    def __call__(self, tensor: torch.Tensor, *, name: str, generator: torch.Generator) -> None:
+        layer = re.search(r"(?:^|\.)(\d+)\.", name)
+        if layer is None:
+            raise ConfigError(f"DepthScaled needs a layer number in the parameter's name, not '{name}'")
+        std = self.std / math.sqrt(2 * (int(layer[1]) + 1))
+        TruncatedNormal(std, self.cutoff)(tensor, name=name, generator=generator)
+
+
+def resolve_init(model: nn.Module, table: Mapping[str, Initializer], *, what: str) -> dict[str, Initializer]:
+    """The initialiser of every parameter of the whole model.
+
+    Tied parameters are drawn once, under the first of their names; a row for another name is allowed.
+
+    :raises ConfigError: for a row that matches nothing, two rows for one name, a parameter without a row.
+    """
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    rows = resolve(table, every, what=f"init table of {what}")
+    names = [name for name, _ in model.named_parameters()]
+    bare = [name for name in names if name not in rows]
+    if bare:
+        raise ConfigError(
+            f"init table of {what}: no row for {', '.join(bare[:5])}"
+            + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
+        )
+    return {name: rows[name] for name in names}
+
+
+def initialize(model: nn.Module, initializers: Mapping[str, Initializer], *, seed: int) -> None:
+    """Fill every parameter of ``model``, which may be a stage of the whole one, sharded in any way."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _fill(parameter, initializers[name], name=name, seed=seed)
+
+
+def _fill(parameter: torch.Tensor, initializer: Initializer, *, name: str, seed: int) -> None:
+    from torch.distributed.tensor import DTensor
+
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if local.numel() == 0:
+        return
+    if parameter.dim() == 0:
+        local.copy_(_draw((1,), 0, initializer, name=name, seed=seed)[0])
+        return
+    owned = _owned_indices(parameter)
+    rows_per_block = max(1, BLOCK_NUMEL // max(1, math.prod(parameter.shape[1:])))
+    filled = 0
+    for block in torch.unique_consecutive(owned[0] // rows_per_block).tolist():
+        start = block * rows_per_block
+        rows = min(rows_per_block, parameter.shape[0] - start)
+        values = _draw((rows, *parameter.shape[1:]), block, initializer, name=name, seed=seed)
+        mine = owned[0][owned[0] // rows_per_block == block] - start
+        if len(mine) != rows:
+            values = values[mine]
+        for dim, indices in enumerate(owned[1:], start=1):
+            if len(indices) != parameter.shape[dim]:
+                values = values.index_select(dim, indices)
+        local[filled : filled + len(mine)].copy_(values)
+        filled += len(mine)
+
+
+def _draw(
+    shape: tuple[int, ...], block: int, initializer: Initializer, *, name: str, seed: int
+) -> torch.Tensor:
+    key = hashlib.blake2b(f"{seed}/{name}/{block}".encode(), digest_size=8).digest()
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little", signed=True))
+    values = torch.empty(shape, dtype=torch.float32, device="cpu")
+    initializer(values, name=name, generator=generator)
+    return values
+
+
+def _owned_indices(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """For each dim, the global indices that this rank's shard holds, in order.
+
+    An index tensor is distributed just like the parameter, so that every kind of sharding (uneven, strided)
+    is torch's to know.
+    """
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+    if not isinstance(parameter, DTensor):
+        return [torch.arange(size) for size in parameter.shape]
+    owned = []
+    for dim, size in enumerate(parameter.shape):
+        placements = [
+            _along_first_dim(placement) if getattr(placement, "dim", None) == dim else Replicate()
+            for placement in parameter.placements
+        ]
+        index = torch.arange(size, device=parameter.device_mesh.device_type)
+        local = distribute_tensor(index, parameter.device_mesh, placements, src_data_rank=None).to_local()
+        owned.append(local.cpu())
+    return owned
+
+
+def _along_first_dim(placement: Any) -> Placement:
+    from torch.distributed.tensor import Shard
+
+    # FSDP over TP shards in strides; that placement is no subclass of Shard and says False to is_shard().
+    return Shard(0) if isinstance(placement, Shard) else type(placement)(0, split_factor=placement.split_factor)

@@ -1,0 +1,69 @@
+"""ParallelDims: the degrees of parallelism, and the device mesh that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
+
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+"""The mesh axes, outermost first: neighbours on the last ones sit on the fastest links."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelDims:
+    """The degree of each kind of parallelism; their product is the number of processes.
+
+    :param pp: pipeline stages.
+    :param dp_replicate: copies of the sharded model (HSDP; DDP where ``dp_shard`` is 1).
+    :param dp_shard: ways in which parameters are sharded (FSDP).
+    :param cp: parts of the sequence (context parallel).
+    :param tp: ways in which layers are cut (tensor parallel).
+    """
+
+    pp: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @classmethod
+    def of(cls, config: JobConfig, *, world_size: int) -> ParallelDims:
+        """The degrees of a checked configuration; ``data_parallel_shard_degree = -1`` takes what is left."""
+        degrees = config.parallelism
+        replicate = degrees.data_parallel_replicate_degree
+        rest = (
+            degrees.pipeline_parallel_degree * degrees.context_parallel_degree * degrees.tensor_parallel_degree
+        )
+        shard = degrees.data_parallel_shard_degree
+        return cls(
+            pp=degrees.pipeline_parallel_degree,
+            dp_replicate=replicate,
+            dp_shard=world_size // (replicate * rest) if shard == -1 else shard,
+            cp=degrees.context_parallel_degree,
+            tp=degrees.tensor_parallel_degree,
+        )
+
+    @property
+    def dp(self) -> int:
+        """Ranks that read different rows of the batch."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def world_size(self) -> int:
+        return self.pp * self.dp * self.cp * self.tp
+
+    def build_mesh(self, device_type: str) -> DeviceMesh:
+        """The mesh over all processes, every axis present, whatever its size, plus the flattened axes
+        ``dp`` (rows of the batch) and ``loss`` (everything that a token's loss is summed over)."""
+        mesh = init_device_mesh(
+            device_type, (self.pp, self.dp_replicate, self.dp_shard, self.cp, self.tp), mesh_dim_names=AXES
+        )
+        mesh["dp_replicate", "dp_shard"]._flatten("dp")
+        mesh["dp_replicate", "dp_shard", "cp"]._flatten("loss")
+        mesh["dp_shard", "cp"]._flatten("fsdp")
+        return mesh

@@ -1,0 +1,72 @@
+"""FSDP2 and HSDP: parameters, gradients and optimizer state sharded over the data-parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from hekaton.mesh import ParallelDims
+from hekaton.parallel.plan import ParallelPlan, blocks
+
+if TYPE_CHECKING:
+    from hekaton.config.sections import ParallelismSection, TrainingSection
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def needs_fsdp(dims: ParallelDims, training: TrainingSection) -> bool:
+    """Whether anything is sharded, cast or offloaded: a single process in one precision is left plain."""
+    mixed = training.mixed_precision_param != training.dtype
+    return dims.dp * dims.cp > 1 or mixed or training.enable_cpu_offload
+
+
+def apply_fsdp(
+    model: nn.Module,
+    plan: ParallelPlan,
+    mesh: DeviceMesh,
+    dims: ParallelDims,
+    *,
+    training: TrainingSection,
+    parallelism: ParallelismSection,
+) -> None:
+    """Shard each block, then the rest of the model.
+
+    Gradients are summed, never averaged: the loss is already divided by the global number of targets.
+    """
+    cuda = mesh.device_type == "cuda"
+    precision = MixedPrecisionPolicy(
+        param_dtype=DTYPES[training.mixed_precision_param], reduce_dtype=DTYPES[training.mixed_precision_reduce]
+    )
+    offload = CPUOffloadPolicy(pin_memory=cuda) if training.enable_cpu_offload else OffloadPolicy()
+    reshard = _reshard_after_forward(parallelism, dims)
+    axes = mesh["dp_replicate", "fsdp"] if dims.dp_replicate > 1 else mesh["fsdp"]
+    shared = [module for _, module in blocks(model, plan)]
+    for block in shared:
+        fully_shard(block, mesh=axes, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
+    # What is left (embeddings, last norm, output) is used at both ends of the step: gathering it anew for
+    # backward, which starts where forward ended, would only cost time.
+    fully_shard(model, mesh=axes, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
+    for module in fsdp_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        if not cuda:  # gloo has no pre-multiplied sum
+            module.set_force_sum_reduction_for_comms(True)
+    for before, after in pairwise(module for module in shared if isinstance(module, FSDPModule)):
+        before.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([before])
+
+
+def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
+    """The model and its blocks, where they are sharded."""
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+def _reshard_after_forward(parallelism: ParallelismSection, dims: ParallelDims) -> bool:
+    policy = parallelism.fsdp_reshard_after_forward
+    # Under a pipeline, "default" keeps parameters gathered: resharding would gather them per microbatch.
+    return policy == "always" or (policy == "default" and dims.pp == 1)

@@ -1,0 +1,77 @@
+"""The declarative plan: patterns over module names to words, and where blocks and pipeline stages are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from hekaton.errors import ConfigError
+from hekaton.patterns import compile_pattern, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Where a pipeline may be cut: between the children of ``layers``.
+
+    :param first: modules that belong to the first stage.
+    :param layers: the container whose children are dealt out.
+    :param last: modules that belong to the last stage.
+    """
+
+    first: Sequence[str] = ()
+    layers: str = "layers"
+    last: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelPlan:
+    """How a model is cut, in words that parallel styles give a meaning to.
+
+    :param block: pattern of the repeated module: the unit of FSDP, activation checkpointing and compile.
+    :param tensor: module pattern -> word, for tensor and sequence parallel. Once any row is given, every
+        parameter must be covered.
+    :param context: patterns of the modules where the sequence is split and attention must see all of it.
+    :param stages: where a pipeline is cut.
+    """
+
+    block: str
+    tensor: Mapping[str, str] = field(default_factory=dict)
+    context: Sequence[str] = ()
+    stages: Stages | None = None
+
+
+def blocks(model: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.Module]]:
+    """The plan's blocks that ``model`` (or this stage of it) has, in order."""
+    pattern = compile_pattern(plan.block)
+    return ((name, module) for name, module in model.named_modules() if pattern.fullmatch(name))
+
+
+def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
+    """Check a plan against the whole model, before it is cut.
+
+    :param what: what the plan belongs to, for messages (``"llama3"``).
+    :raises ConfigError: for a row that matches no module, two rows that match the same one, or a parameter
+        that no row covers.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    resolve({plan.block: None}, names, what=f"plan of {what}, block")
+    resolve(dict.fromkeys(plan.context), names, what=f"plan of {what}, context")
+    if plan.stages is not None:
+        ends = [*plan.stages.first, plan.stages.layers, *plan.stages.last]
+        resolve(dict.fromkeys(ends), names, what=f"plan of {what}, stages")
+    covered = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
+    if not covered:
+        return
+    bare = [
+        name
+        for name, _ in model.named_parameters(remove_duplicate=False)
+        if not any(f"{name}.".startswith(f"{module}.") for module in covered)
+    ]
+    if bare:
+        raise ConfigError(
+            f"plan of {what}: no row covers {', '.join(bare[:5])}"
+            + (f" and {len(bare) - 5} more" if len(bare) > 5 else ""),
+            hint="give each its word, 'replicate' where it is not cut",
+        )

@@ -1,0 +1,49 @@
+"""Patterns over dotted names, as the plan and the init table write them.
+
+``*`` stands for one component (``layers.*.attention``), ``{a,b}`` for alternatives inside one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from hekaton.errors import ConfigError, choices_hint
+
+T = TypeVar("T")
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a pattern, to be used with ``fullmatch``."""
+    pieces = re.split(r"(\*|\{[^{}]*\})", pattern)
+    return re.compile("".join(map(_piece, pieces)))
+
+
+def _piece(piece: str) -> str:
+    if piece == "*":
+        return r"[^.]+"
+    if piece.startswith("{"):
+        return f"(?:{'|'.join(re.escape(choice.strip()) for choice in piece[1:-1].split(','))})"
+    return re.escape(piece)
+
+
+def resolve(table: Mapping[str, T], names: Iterable[str], *, what: str) -> dict[str, T]:
+    """Expand a table of patterns over ``names``: each name that a row matches, with that row's value.
+
+    :param what: what the table is, for messages (``"init table of llama3"``).
+    :raises ConfigError: for a row that matches no name, and for a name that two rows match.
+    """
+    known = list(names)
+    values: dict[str, T] = {}
+    row_of: dict[str, str] = {}
+    for pattern, value in table.items():
+        matched = [name for name in known if compile_pattern(pattern).fullmatch(name)]
+        if not matched:
+            raise ConfigError(f"{what}: row '{pattern}' matches nothing", hint=choices_hint(pattern, known))
+        for name in matched:
+            if name in row_of:
+                raise ConfigError(f"{what}: both '{row_of[name]}' and '{pattern}' match '{name}'")
+            row_of[name] = pattern
+            values[name] = value
+    return values
