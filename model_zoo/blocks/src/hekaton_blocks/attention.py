@@ -1,0 +1,83 @@
+"""Causal grouped-query attention that stays inside documents."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hekaton_blocks.rope import apply_rotary
+
+
+def document_ids(positions: torch.Tensor) -> torch.Tensor:
+    """Number the documents of each row: a new one starts where the position is 0.
+
+    :param positions: (batch, seq); :returns: (batch, seq), int64, not decreasing along seq.
+    """
+    return (positions == 0).cumsum(dim=-1)
+
+
+class DocumentAttention(nn.Module):
+    """Scaled dot-product attention, causal, and only among tokens of the same document.
+
+    Without parameters, and apart from the projections, so that strategies which split the sequence can take
+    its place.
+    """
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend.
+
+        :param q: (batch, n_heads, seq, head_dim)
+        :param k: (batch, n_kv_heads, seq, head_dim), and ``v`` likewise; ``n_kv_heads`` divides ``n_heads``.
+        :param documents: (batch, seq), from :func:`document_ids`; ``None`` for one document per row.
+        :returns: (batch, n_heads, seq, head_dim)
+        """
+        grouped = q.shape[1] != k.shape[1]
+        if documents is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        if q.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._each_document(q, k, v, documents, grouped)
+        same = documents[:, None, :, None] == documents[:, None, None, :]
+        mask = same & torch.ones_like(same[:1]).tril()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+    def _each_document(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor, grouped: bool
+    ) -> torch.Tensor:
+        """Document by document: the CPU kernel skips the masked half, and all of the other documents."""
+        rows = []
+        for row, ids in enumerate(documents):
+            lengths = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
+            pieces = [
+                F.scaled_dot_product_attention(*piece, is_causal=True, enable_gqa=grouped)
+                for piece in zip(
+                    *(x[row : row + 1].split(lengths, dim=2) for x in (q, k, v)), strict=True
+                )
+            ]
+            rows.append(torch.cat(pieces, dim=2))
+        return torch.cat(rows)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped key/value heads (Ainslie et al., 2023) and rotary positions."""
+
+    def __init__(self, dim: int, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.wq = nn.Linear(dim, n_heads * head_dim, bias=False)
+        self.wk = nn.Linear(dim, n_kv_heads * head_dim, bias=False)
+        self.wv = nn.Linear(dim, n_kv_heads * head_dim, bias=False)
+        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
+        self.inner = DocumentAttention()
+
+    def forward(
+        self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None
+    ) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :param rotary: from ``rotary_table``; :returns: (batch, seq, dim)"""
+        # The number of heads is read off the projection: under tensor parallel a rank has only some of them.
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        out = self.inner(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents)
+        return self.wo(out.transpose(1, 2).flatten(-2))

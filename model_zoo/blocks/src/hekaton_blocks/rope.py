@@ -1,0 +1,65 @@
+"""Rotary position embedding (Su et al., 2021), in the interleaved layout of Meta's checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the rotary wavelengths, for contexts longer than the one pretrained on.
+
+    Wavelengths beyond ``original_context / low_freq_factor`` are multiplied by ``factor``, those below
+    ``original_context / high_freq_factor`` are kept, those between are interpolated.
+
+    Source: the Llama 3.1 reference implementation, ``apply_scaling``.
+    """
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None, *, device: torch.device
+) -> torch.Tensor:
+    """Radians per position of each pair of channels: (head_dim / 2,), float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    frequencies = 1.0 / theta**exponents
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return frequencies * keep + frequencies / scaling.factor * (1.0 - keep)
+
+
+def rotary_table(
+    positions: torch.Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> torch.Tensor:
+    """Cosines and sines of every position.
+
+    :param positions: (batch, seq) or (seq,), integers.
+    :returns: (..., seq, 1, head_dim / 2, 2), float32; the last dim is (cos, sin).
+    """
+    frequencies = inverse_frequencies(head_dim, theta, scaling, device=positions.device)
+    angles = positions.unsqueeze(-1).float() * frequencies
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).unsqueeze(-3)
+
+
+def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rotate each neighbouring pair of channels by its position's angle, in float32.
+
+    :param x: (batch, seq, heads, head_dim)
+    :param table: from :func:`rotary_table`.
+    :returns: like ``x``.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = table.unbind(-1)
+    first, second = pairs.unbind(-1)
+    rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return rotated.flatten(-2).type_as(x)

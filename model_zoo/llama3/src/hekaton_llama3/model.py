@@ -1,0 +1,87 @@
+"""Llama 3 (Grattafiori et al., 2024), with the parameter names and rotary layout of Meta's checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hekaton_blocks import Attention, FeedForward, RopeScaling, document_ids, rotary_table
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Config:
+    """What the flavors differ in.
+
+    :param dim: width of the residual stream.
+    :param n_kv_heads: key/value heads, each shared by ``n_heads / n_kv_heads`` query heads.
+    :param hidden_dim: width inside the feed-forward layer.
+    :param vocab_size: rows of the embedding; at least the tokenizer's.
+    :param tie_embeddings: the output projection is the embedding (Llama 3.2's 1B and 3B).
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_dim: int
+    vocab_size: int = 128_256
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each on a normed input and added to the residual stream."""
+
+    def __init__(self, config: Llama3Config) -> None:
+        super().__init__()
+        self.attention = Attention(config.dim, config.n_heads, config.n_kv_heads, config.head_dim)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(
+        self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None
+    ) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
+        x = x + self.attention(self.attention_norm(x), rotary, documents)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Llama3(nn.Module):
+    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+
+    def __init__(self, config: Llama3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleDict({str(i): TransformerBlock(config) for i in range(config.n_layers)})
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of the next token.
+
+        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
+        :param positions: (batch, seq), restarting at 0 where a document starts; ``None`` where each row is
+            one document.
+        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
+        """
+        config = self.config
+        documents = None if positions is None else document_ids(positions)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
+        for layer in self.layers.values():
+            h = layer(h, rotary, documents)
+        h = h if self.norm is None else self.norm(h)
+        return h if self.output is None else self.output(h)

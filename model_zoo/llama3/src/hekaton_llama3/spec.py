@@ -1,0 +1,96 @@
+"""Llama 3's tables: flavors, how it is cut, how it starts, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
+from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.spec import TrainSpec
+from hekaton_blocks import RopeScaling, decoder_flops_per_token
+
+from hekaton_llama3.model import Llama3, Llama3Config
+
+# Shapes as published: Llama 3.1 (8B, 70B, 405B) and Llama 3.2 (1B, 3B).
+flavors = {
+    "debugmodel": Llama3Config(
+        dim=256, n_layers=6, n_heads=8, n_kv_heads=4, hidden_dim=768, vocab_size=2_048
+    ),
+    "1B": Llama3Config(
+        dim=2_048, n_layers=16, n_heads=32, n_kv_heads=8, hidden_dim=8_192,
+        rope_scaling=RopeScaling(factor=32.0), tie_embeddings=True,
+    ),
+    "3B": Llama3Config(
+        dim=3_072, n_layers=28, n_heads=24, n_kv_heads=8, hidden_dim=8_192,
+        rope_scaling=RopeScaling(factor=32.0), tie_embeddings=True,
+    ),
+    "8B": Llama3Config(
+        dim=4_096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14_336,
+        rope_scaling=RopeScaling(factor=8.0),
+    ),
+    "70B": Llama3Config(
+        dim=8_192, n_layers=80, n_heads=64, n_kv_heads=8, hidden_dim=28_672,
+        rope_scaling=RopeScaling(factor=8.0),
+    ),
+    "405B": Llama3Config(
+        dim=16_384, n_layers=126, n_heads=128, n_kv_heads=8, hidden_dim=53_248,
+        rope_scaling=RopeScaling(factor=8.0),
+    ),
+}  # fmt: skip
+
+
+def plan(config: Llama3Config) -> ParallelPlan:
+    """How the model is cut."""
+    return ParallelPlan(
+        block="layers.*",
+        tensor={
+            "tok_embeddings": "vocab_embedding",
+            "layers.*.{attention_norm,ffn_norm}": "sequence_norm",
+            "layers.*.attention.{wq,wk,wv}": "colwise",
+            "layers.*.attention.wo": "rowwise",
+            "layers.*.feed_forward.{w1,w3}": "colwise",
+            "layers.*.feed_forward.w2": "rowwise",
+            "norm": "sequence_norm",
+            "output": "vocab_output",
+        },
+        context=["layers.*.attention.inner"],
+        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
+    )
+
+
+def init(config: Llama3Config) -> Mapping[str, Initializer]:
+    """How the model starts. A tied embedding is drawn with the output's scale, or the first logits explode."""
+    output = TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5)
+    return {
+        "tok_embeddings.weight": output if config.tie_embeddings else Normal(1.0),
+        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
+        "layers.*.attention.{wq,wk,wv}.weight": TruncatedNormal(0.02),
+        "layers.*.feed_forward.w1.weight": TruncatedNormal(0.02),
+        "layers.*.attention.wo.weight": DepthScaled(0.02),
+        "layers.*.feed_forward.{w2,w3}.weight": DepthScaled(0.02),
+        "norm.weight": Constant(1.0),
+        "output.weight": output,
+    }
+
+
+def flops_per_token(config: Llama3Config, seq_len: int) -> float:
+    """Forward and backward, per token of a sequence of ``seq_len``."""
+    kv_dim = config.n_kv_heads * config.head_dim
+    layer = 2 * config.dim * config.dim + 2 * config.dim * kv_dim + 3 * config.dim * config.hidden_dim
+    return decoder_flops_per_token(
+        config.n_layers * layer + config.dim * config.vocab_size,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        head_dim=config.head_dim,
+        seq_len=seq_len,
+    )
+
+
+train_spec = TrainSpec(
+    name="llama3",
+    model=Llama3,
+    flavors=flavors,
+    plan=plan,
+    init=init,
+    flops_per_token=flops_per_token,
+)
