@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
-from hekaton.config import JobConfig
 from hekaton.contributions import Converter, Model
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.init import Initializer, initialize, resolve_init
-from hekaton.mesh import ParallelDims
+from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.apply import parallelize
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.parallel.plan import ParallelPlan, check_plan
 from hekaton.plugins import Plugins
 from hekaton.spec import ModelConverter, TrainSpec
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
 
 
 def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
@@ -79,6 +80,11 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
             model = spec.model(settings)
     finally:
         torch.set_default_dtype(default)
+    if next(model.buffers(), None) is not None and not hasattr(model, "reset_buffers"):
+        raise ConfigError(
+            f"model '{spec.name}' has buffers and no reset_buffers() to fill them",
+            hint="models are built without memory: define reset_buffers(), or compute the values in forward",
+        )
     converters = []
     for name in config.model.converters:
         record = plugins.get(Converter, name)
@@ -99,16 +105,33 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
 
 
 def build_model(
-    meta: MetaModel, mesh: DeviceMesh, dims: ParallelDims, config: JobConfig, *, device: torch.device, seed: int
+    meta: MetaModel, meshes: Meshes, dims: ParallelDims, config: JobConfig, *, device: torch.device, seed: int
 ) -> list[nn.Module]:
     """Parallelise the model, give it memory on ``device`` and its initial weights.
 
     :returns: the parts of the model that this rank runs, in training mode.
     """
-    model_parts = parallelize(meta.model, meta.plan, mesh, dims, config)
+    model_parts = parallelize(meta.model, meta.plan, meshes, dims, config)
     memory = torch.device("cpu") if config.training.enable_cpu_offload else device
     for part in model_parts:
-        part.to_empty(device=memory)
+        materialize(part, memory)
         initialize(part, meta.initializers, seed=seed)
         part.train()
     return model_parts
+
+
+def materialize(model: nn.Module, device: torch.device) -> None:
+    """Give a model on the meta device memory on ``device``, uninitialised; tied parameters stay tied.
+
+    Buffers are the model's own to fill, in ``reset_buffers()``.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    model.to_empty(device=device)
+    for first, *others in names.values():
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
+    if next(model.buffers(), None) is not None:
+        model.reset_buffers()

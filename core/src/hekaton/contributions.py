@@ -25,7 +25,7 @@ from typing import Any
 
 import pluggy
 
-from hekaton.errors import PluginError
+from hekaton.errors import HekatonError, PluginError
 
 API_VERSION = "1.0"
 """Version of the plugin API. A plugin module states the range that it was built for as ``HEKATON_API``."""
@@ -48,13 +48,18 @@ class Ref:
     def load(self) -> Any:
         """Import and return the object.
 
-        :raises PluginError: when the module cannot be imported or has no such attribute.
+        :raises PluginError: when the module cannot be imported, whatever it raises, or has no such attribute.
         """
         module_name, _, attributes = self.target.partition(":")
         try:
             value = importlib.import_module(module_name)
-        except ImportError as e:
-            raise PluginError(f"cannot import '{self.target}': {type(e).__name__}: {e}") from e
+        except HekatonError:
+            raise
+        except Exception as e:
+            raise PluginError(
+                f"cannot import '{self.target}': {type(e).__name__}: {e}",
+                hint=f"python -c 'import {module_name}' shows where",
+            ) from e
         for attribute in attributes.split("."):
             try:
                 value = getattr(value, attribute)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -24,6 +26,8 @@ class HekatonError(Exception):
         self.message = message
         self.origin = origin
         self.hint = hint
+        self.rank = _rank()
+        """The rank that raised it in a distributed run with a process group, ``None`` elsewhere."""
 
     def __str__(self) -> str:
         lines = [self.message]
@@ -62,6 +66,17 @@ class DataError(HekatonError):
 
 class CheckpointError(HekatonError):
     """A checkpoint cannot be written, or is not whole, or does not fit the run."""
+
+
+def _rank() -> int | None:
+    # Noted when the error is made: the process group may be gone by the time that it is printed.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    rank: int = distributed.get_rank()
+    return rank
 
 
 def choices_hint(name: str, choices: Iterable[str]) -> str:

@@ -10,10 +10,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
 
-AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
-"""The mesh axes, outermost first: neighbours on the last ones sit on the fastest links."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ParallelDims:
     """The degree of each kind of parallelism; their product is the number of processes.
@@ -57,13 +53,27 @@ class ParallelDims:
     def world_size(self) -> int:
         return self.pp * self.dp * self.cp * self.tp
 
-    def build_mesh(self, device_type: str) -> DeviceMesh:
-        """The mesh over all processes, every axis present, whatever its size, plus the flattened axes
-        ``dp`` (rows of the batch) and ``loss`` (everything that a token's loss is summed over)."""
-        mesh = init_device_mesh(
-            device_type, (self.pp, self.dp_replicate, self.dp_shard, self.cp, self.tp), mesh_dim_names=AXES
+    def build_mesh(self, device_type: str) -> Meshes:
+        """The meshes over all processes; needs a process group of :attr:`world_size`."""
+        world = init_device_mesh(device_type, (self.world_size,), mesh_dim_names=("world",))
+        dense = world._unflatten(
+            0, (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp), ("pp", "dp_replicate", "fsdp", "tp")
         )
-        mesh["dp_replicate", "dp_shard"]._flatten("dp")
-        mesh["dp_replicate", "dp_shard", "cp"]._flatten("loss")
-        mesh["dp_shard", "cp"]._flatten("fsdp")
-        return mesh
+        batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))
+        return Meshes(dense=dense, batch=batch, loss=batch["dp", "cp"]._flatten("loss"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meshes:
+    """The same processes, seen as what each part of a run needs. Every axis is there, whatever its size;
+    neighbours on the last one sit on the fastest links.
+
+    :param dense: ``(pp, dp_replicate, fsdp, tp)``: how parameters are placed; context-parallel ranks shard
+        parameters as data-parallel ones do, ``fsdp`` being both.
+    :param batch: ``(pp, dp, cp, tp)``: how rows (``dp``) and sequences (``cp``) are dealt out.
+    :param loss: ``(loss,)``: the ranks that a step's targets are summed over, ``dp`` and ``cp`` together.
+    """
+
+    dense: DeviceMesh
+    batch: DeviceMesh
+    loss: DeviceMesh

@@ -6,6 +6,7 @@ second distribution with the same entry name. pluggy registers the modules and c
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,20 +15,23 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, get_args
 
 import pluggy
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
 
 from hekaton import hookspecs
-from hekaton.contributions import API_VERSION, Component, Contribution, Section
-from hekaton.errors import ConfigErrors, PluginError, UnknownName, choices_hint
+from hekaton.contributions import API_VERSION, Component, Contribution, Ref, Section
+from hekaton.errors import ConfigErrors, HekatonError, PluginError, UnknownName, choices_hint
 
 ENTRY_POINT_GROUP = "hekaton"
 DISABLE_VARIABLE = "HEKATON_DISABLE"
+CORE_PLUGIN = "builtin"
 
 T = TypeVar("T", bound=Contribution)
 
@@ -93,19 +97,25 @@ class Plugins:
             ``HEKATON_DISABLE`` (separated by commas).
         :param load: module names, or paths of ``.py`` files, for plugins under development.
         """
-        blocked = {name for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name} | set(disable)
+        blocked = dict.fromkeys(disable, "plugins.disable")
+        for name in os.environ.get(DISABLE_VARIABLE, "").split(","):
+            if name.strip():
+                blocked[name.strip()] = f"environment variable {DISABLE_VARIABLE}"
         plugins = cls(disable=blocked)
-        for entry, info in _entry_points():
+        for entry, info in sorted(_entry_points(), key=_core_first):
             plugins._add(info, entry.load)
-        for target in load:
-            plugins._add(PluginInfo(_module_name(target), target), lambda target=target: _import(target))
+        for target in dict.fromkeys(load):
+            plugins._load(target)
         known = [info.name for info in plugins.infos]
-        for name in sorted(blocked - set(known)):
-            plugins.problems.append(
-                PluginError(
-                    f"cannot disable '{name}': no plugin has that name", hint=choices_hint(name, known)
+        for name, origin in blocked.items():
+            if name not in known:
+                plugins.problems.append(
+                    PluginError(
+                        f"cannot disable '{name}': no plugin has that name",
+                        origin=origin,
+                        hint=choices_hint(name, known),
+                    )
                 )
-            )
         return plugins
 
     def register(self, plugin: object, *, name: str) -> None:
@@ -143,55 +153,101 @@ class Plugins:
         raise UnknownName(f"unknown {kind_name(kind)} '{name}'", hint=hint)
 
     def section_of(self, component: Component) -> str:
-        """The TOML path of a component's own section, empty where it has none."""
-        sections = self.all(Section)
-        return component.section or (component.name if component.name in sections else "")
+        """The TOML path of a component's own section, empty where it has none.
+
+        :raises UnknownName: when the component names a section that no plugin contributes.
+        """
+        if component.section:
+            return self.get(Section, component.section).name
+        return component.name if component.name in self.all(Section) else ""
+
+    def contributions(self, plugin: PluginInfo) -> list[Contribution]:
+        """Everything that one plugin contributes, by kind."""
+        every = [record for records in self._records.values() for record in records.values()]
+        return [contributed.record for contributed in every if contributed.plugin is plugin]
+
+    def lifecycle_hooks(self, plugin: PluginInfo) -> list[str]:
+        """The lifecycle hooks that one plugin listens to."""
+        callers = self._manager.get_hookcallers(self._manager.get_plugin(plugin.name)) or []
+        return sorted(caller.name for caller in callers if caller.name not in CONTRIBUTION_HOOKS)
 
     def call(self, hook: str, **arguments: Any) -> None:
         """Call a lifecycle hook on every plugin."""
         getattr(self._manager.hook, hook)(**arguments)
 
-    def _add(self, info: PluginInfo, load: Any) -> None:
+    def _add(self, info: PluginInfo, load: Callable[[], object]) -> None:
         if info.name in self.disable:
             self.infos.append(replace(info, status="disabled", reason="disabled by the user"))
             return
         try:
             plugin = load()
             incompatible = _api_mismatch(plugin)
-        except Exception as e:  # a stranger's module may raise anything; the run that needs it will say so
-            self.infos.append(replace(info, status="broken", reason=f"{type(e).__name__}: {e}"))
+        except (Exception, SystemExit) as e:  # a stranger's module may raise anything
+            self.infos.append(replace(info, status="broken", reason=_reason(e)))
             return
         if incompatible:
             self.infos.append(replace(info, status="incompatible", reason=incompatible))
             return
-        taken = next((other for other in self.infos if other.name == info.name and other.status == "ok"), None)
-        if taken is not None:
-            self._problem(
-                info,
-                f"{taken} and {info} have the same name",
-                hint=f"uninstall one of them, or leave both out with {DISABLE_VARIABLE}={info.name}",
-            )
+        if not self._takes_part(info, plugin):
             return
         try:
             self._manager.register(plugin, name=info.name)
-        except pluggy.PluginValidationError as e:
-            self._problem(info, f"{info}: {' '.join(str(e).split())}")
-            return
-        try:
             self._check_hooks(info, plugin)
-            self._collect(info)
-        except PluginError as e:
-            self._problem(info, e.message, hint=e.hint)
-        except Exception as e:  # raised by the plugin's own hook
+            collected = self._collect(info)
+        except pluggy.PluginValidationError as e:
             self._manager.unregister(name=info.name)
-            self.infos.append(replace(info, status="broken", reason=f"{type(e).__name__}: {e}"))
+            self._refuse(info, [PluginError(f"{info}: {' '.join(str(e).split())}")])
+        except (PluginError, _HookFailed) as e:
+            self._manager.unregister(name=info.name)
+            if isinstance(e, PluginError):
+                self._refuse(info, [e])
+            else:
+                self.infos.append(replace(info, status="broken", reason=str(e)))
         else:
+            clashes = self._clashes(info, collected)
+            if clashes:
+                self._manager.unregister(name=info.name)
+                self._refuse(info, clashes)
+                return
+            for kind, record in collected:
+                self._records[kind][record.name] = Contributed(record, info)
             self.infos.append(info)
 
-    def _problem(self, info: PluginInfo, message: str, *, hint: str = "") -> None:
-        cure = f"or leave it out: {DISABLE_VARIABLE}={info.name}, or [plugins] disable = [\"{info.name}\"]"
-        self.problems.append(PluginError(message, hint=hint or cure))
-        self.infos.append(replace(info, status="broken", reason=message))
+    def _load(self, target: str) -> None:
+        """Add an unpackaged plugin. The user named it, so that it fails to load is never passed over."""
+        before = len(self.problems)
+        self._add(PluginInfo(_module_name(target), target), lambda: _import(target))
+        info = next((info for info in self.infos if info.module == target), None)
+        if info is not None and info.status in ("broken", "incompatible") and len(self.problems) == before:
+            self.problems.append(
+                PluginError(f"cannot load plugin '{target}': {info.reason}", origin="plugins.load")
+            )
+
+    def _takes_part(self, info: PluginInfo, plugin: object) -> bool:
+        """Whether a loaded plugin is new; two different plugins with one name are a problem."""
+        for other in self.infos:
+            if other.status != "ok":
+                continue
+            same = self._manager.get_plugin(other.name) is plugin
+            if same and not info.distribution:  # [plugins] load names an installed one
+                return False
+            if same or other.name == info.name:
+                what = "are the same module" if same else "have the same name"
+                self._refuse(
+                    info,
+                    [PluginError(f"{other} and {info} {what}", hint=f"uninstall one of them, or {_cure(info)}")],
+                )
+                return False
+        return True
+
+    def _refuse(self, info: PluginInfo, problems: Sequence[PluginError]) -> None:
+        """List a plugin as broken because it breaks a rule, which no run may pass over."""
+        self.infos.append(replace(info, status="broken", reason="\n".join(p.message for p in problems)))
+        for problem in problems:
+            cure = f"or {_cure(info)}" if problem.hint else _cure(info)
+            if DISABLE_VARIABLE not in problem.hint:
+                problem.hint = "\n".join(filter(None, [problem.hint, cure]))
+        self.problems += problems
 
     def _check_hooks(self, info: PluginInfo, plugin: object) -> None:
         specified = [name for name in vars(hookspecs) if name.startswith("hekaton_")]
@@ -204,26 +260,65 @@ class Plugins:
             for impl in caller.get_hookimpls():
                 if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
                     raise PluginError(f"{info}: '{caller.name}' must return its value, not wrap other plugins")
-        marked = {caller.name for caller in callers}
+        marked = {impl.function for caller in callers for impl in caller.get_hookimpls()}
         for name in dir(plugin):
-            if name.startswith("hekaton_") and name not in marked and inspect.isroutine(getattr(plugin, name)):
+            value = getattr(plugin, name) if name.startswith("hekaton_") else None
+            if inspect.isroutine(value) and value not in marked:
                 raise PluginError(f"{info}: '{name}' is not marked as a hook", hint="decorate it with @hookimpl")
+        if not callers:
+            raise PluginError(f"{info} implements no hook", hint="mark its hooks with @hookimpl")
 
-    def _collect(self, info: PluginInfo) -> None:
+    def _collect(self, info: PluginInfo) -> list[tuple[type[Contribution], Contribution]]:
         collected: list[tuple[type[Contribution], Contribution]] = []
         for hook, kind in CONTRIBUTION_HOOKS.items():
             for impl in getattr(self._manager.hook, hook).get_hookimpls():
-                if impl.plugin_name == info.name:
-                    collected += [(kind, r) for r in _checked(impl.function(), hook, kind, info)]
+                if impl.plugin_name != info.name:
+                    continue
+                try:
+                    returned = impl.function()
+                except (Exception, SystemExit) as e:
+                    raise _HookFailed(f"{hook} raised {_reason(e)}") from e
+                collected += [(kind, record) for record in _checked(returned, hook, kind, info)]
+        return collected
+
+    def _clashes(
+        self, info: PluginInfo, collected: Sequence[tuple[type[Contribution], Contribution]]
+    ) -> list[PluginError]:
+        clashes = []
         for kind, record in collected:
             other = self._records[kind].get(record.name)
             if other is not None:
-                raise PluginError(
-                    f"two plugins contribute the {kind_name(kind)} '{record.name}': {other.plugin} and {info}",
-                    hint=f"leave one out: {DISABLE_VARIABLE}={info.name} or {DISABLE_VARIABLE}={other.plugin.name}"
-                    f", or [plugins] disable = [\"{info.name}\"] in the TOML file",
+                clashes.append(
+                    PluginError(
+                        f"two plugins contribute the {kind_name(kind)} '{record.name}': {other.plugin} and {info}",
+                        hint=f"leave one out: {DISABLE_VARIABLE}={info.name} or "
+                        f"{DISABLE_VARIABLE}={other.plugin.name}, or [plugins] disable = [\"{info.name}\"] "
+                        "in the TOML file",
+                    )
                 )
-            self._records[kind][record.name] = Contributed(record, info)
+        counts = Counter((kind, record.name) for kind, record in collected)
+        for (kind, name), count in counts.items():
+            if count > 1:
+                clashes.append(PluginError(f"{info} contributes the {kind_name(kind)} '{name}' {count} times"))
+        return clashes
+
+
+class _HookFailed(Exception):
+    """A contribution hook raised: the plugin is broken, like one that fails to import."""
+
+
+def _cure(info: PluginInfo) -> str:
+    return f"leave it out: {DISABLE_VARIABLE}={info.name}, or [plugins] disable = [\"{info.name}\"]"
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, HekatonError) else f"{type(error).__name__}: {error}"
+
+
+def _core_first(found: tuple[importlib.metadata.EntryPoint, PluginInfo]) -> tuple[bool, str, str]:
+    """A fixed order, whatever order distributions are found in; a clash with the core is the other's fault."""
+    _, info = found
+    return (canonicalize_name(info.distribution) != "hekaton", info.distribution, info.name)
 
 
 def _checked(returned: object, hook: str, kind: type[T], info: PluginInfo) -> list[T]:
@@ -234,6 +329,16 @@ def _checked(returned: object, hook: str, kind: type[T], info: PluginInfo) -> li
             raise PluginError(
                 f"{info}: {hook} must return {kind.__name__} records, not {type(record).__name__}: {record!r}"
             )
+        if not isinstance(record.name, str) or not record.name:
+            raise PluginError(f"{info}: {hook} returned a record whose name is not a word: {record!r}")
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if field.type == "Ref" and not isinstance(value, Ref):
+                raise PluginError(
+                    f"{info}: {field.name} of the {kind_name(kind)} '{record.name}' must be a Ref, "
+                    f"not {type(value).__name__}",
+                    hint=f"write {field.name}=Ref('module:attribute')",
+                )
     return returned
 
 
@@ -241,8 +346,8 @@ def _api_mismatch(plugin: object) -> str:
     stated = getattr(plugin, "HEKATON_API", "")
     try:
         matches = SpecifierSet(stated).contains(API_VERSION)
-    except InvalidSpecifier as e:
-        raise PluginError(f"HEKATON_API is not a version range: {e}") from e
+    except (InvalidSpecifier, TypeError) as e:
+        raise PluginError(f"HEKATON_API = {stated!r} is not a version range such as '>=1,<2'") from e
     return "" if matches else f"built for plugin API {stated}, this hekaton has {API_VERSION}"
 
 
@@ -253,9 +358,10 @@ def _entry_points() -> Iterable[tuple[importlib.metadata.EntryPoint, PluginInfo]
             if entry.group != ENTRY_POINT_GROUP:
                 continue
             project = distribution.metadata["Name"]
-            if (project, entry.name) in seen:  # an older copy further down sys.path
+            key = (canonicalize_name(project), entry.name)
+            if key in seen:  # an older copy further down sys.path
                 continue
-            seen.add((project, entry.name))
+            seen.add(key)
             yield entry, PluginInfo(entry.name, entry.value, project, distribution.version)
 
 
@@ -272,6 +378,8 @@ def _import(target: str) -> types.ModuleType:
         if Path(getattr(loaded, "__file__", None) or "").resolve() == path:
             return loaded
         raise PluginError(f"'{target}' would hide the module '{name}', which is already imported; rename it")
+    if not path.is_file():
+        raise PluginError(f"there is no file '{target}'")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -22,6 +22,7 @@ class TrainSpec:
     :param name: the model's name, as in ``[model] name``.
     :param model: ``model(config)`` builds the module, on whatever device is current (hekaton uses meta);
         its ``forward(**inputs)`` takes what the objective prepares and returns the outputs that it scores.
+        A module with buffers has a method ``reset_buffers()`` that fills them once they have memory.
     :param flavors: name -> configuration, a frozen dataclass.
     :param plan: configuration -> how the model is cut; see :class:`hekaton.parallel.plan.ParallelPlan`.
     :param init: configuration -> parameter-name pattern -> initialiser. Every parameter needs a row.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
-from hekaton.mesh import ParallelDims
+from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.activation import apply_activation_checkpoint
 from hekaton.parallel.fsdp import apply_fsdp, needs_fsdp
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def parallelize(
-    model: nn.Module, plan: ParallelPlan, mesh: DeviceMesh, dims: ParallelDims, config: JobConfig
+    model: nn.Module, plan: ParallelPlan, meshes: Meshes, dims: ParallelDims, config: JobConfig
 ) -> list[nn.Module]:
     """Cut, wrap and shard a model on the meta device, in this order.
 
@@ -31,7 +30,7 @@ def parallelize(
         if config.compile.enable and "model" in config.compile.components:
             apply_compile(part, plan, config.compile)
         if needs_fsdp(dims, config.training):
-            apply_fsdp(part, plan, mesh, dims, training=config.training, parallelism=config.parallelism)
+            apply_fsdp(part, plan, meshes, dims, training=config.training, parallelism=config.parallelism)
     return model_parts
 
 

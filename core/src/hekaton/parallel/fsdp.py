@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from hekaton.mesh import ParallelDims
+from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.plan import ParallelPlan, blocks
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def needs_fsdp(dims: ParallelDims, training: TrainingSection) -> bool:
 def apply_fsdp(
     model: nn.Module,
     plan: ParallelPlan,
-    mesh: DeviceMesh,
+    meshes: Meshes,
     dims: ParallelDims,
     *,
     training: TrainingSection,
@@ -39,19 +38,19 @@ def apply_fsdp(
 
     Gradients are summed, never averaged: the loss is already divided by the global number of targets.
     """
+    mesh = meshes.dense["dp_replicate", "fsdp"] if dims.dp_replicate > 1 else meshes.dense["fsdp"]
     cuda = mesh.device_type == "cuda"
     precision = MixedPrecisionPolicy(
         param_dtype=DTYPES[training.mixed_precision_param], reduce_dtype=DTYPES[training.mixed_precision_reduce]
     )
     offload = CPUOffloadPolicy(pin_memory=cuda) if training.enable_cpu_offload else OffloadPolicy()
     reshard = _reshard_after_forward(parallelism, dims)
-    axes = mesh["dp_replicate", "fsdp"] if dims.dp_replicate > 1 else mesh["fsdp"]
     shared = [module for _, module in blocks(model, plan)]
     for block in shared:
-        fully_shard(block, mesh=axes, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
+        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     # What is left (embeddings, last norm, output) is used at both ends of the step: gathering it anew for
     # backward, which starts where forward ended, would only cost time.
-    fully_shard(model, mesh=axes, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
     for module in fsdp_modules(model):
         module.set_gradient_divide_factor(1.0)
         if not cuda:  # gloo has no pre-multiplied sum

@@ -1,0 +1,164 @@
+"""The ``hekaton`` command: finds the verb among the plugins, runs it, and prints errors for people.
+
+Nothing here imports torch, pydantic or rich: the verbs do, as they need them.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hekaton import __version__
+from hekaton.contributions import Command
+from hekaton.errors import ConfigError, HekatonError, choices_hint
+from hekaton.plugins import CORE_PLUGIN, Contributed, Plugins
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+PLUGIN_FLAGS = ("--plugins.load", "--plugins.disable")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``hekaton ARGV`` and return its exit status.
+
+    0 for success, 2 for an error that the user can cure (printed without a traceback), 130 after Ctrl-C. What
+    is nobody's to cure but ours is raised.
+
+    :param argv: the words after ``hekaton``; by default those of the process.
+    """
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except HekatonError as error:
+        report(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not _nobody_reads_stdout():
+            raise
+        # The interpreter flushes stdout once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def report(error: HekatonError) -> None:
+    """Print an error on stderr.
+
+    In a distributed run, what was raised before the process group existed is the same on every rank of a node
+    and is printed by its first one; afterwards every rank prints its own, with its number in front.
+    """
+    if error.rank is not None:
+        print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
+    elif os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class PluginFlags:
+    """What a command line says about plugins themselves."""
+
+    load: Sequence[str] = ()
+    disable: Sequence[str] = ()
+
+    def discover(self) -> Plugins:
+        return Plugins.discover(load=self.load, disable=self.disable)
+
+
+def plugin_flags(arguments: Sequence[str]) -> tuple[PluginFlags, list[str]]:
+    """Take ``--plugins.load`` and ``--plugins.disable`` out of a command line.
+
+    Both are lists (``a,b``), may be repeated, and take their value as ``--flag value`` or ``--flag=value``.
+
+    :returns: the flags, and the other words.
+    :raises ConfigError: for a flag without its value.
+    """
+    values: dict[str, list[str]] = {flag: [] for flag in PLUGIN_FLAGS}
+    others = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in values:
+            others.append(word)
+            continue
+        if not equals:
+            value = next(words, "")
+        if not value or value.startswith("--"):
+            raise ConfigError(f"{flag} needs a value")
+        values[flag] += value.split(",")
+    load, disable = (values[flag] for flag in PLUGIN_FLAGS)
+    return PluginFlags(load, disable), others
+
+
+def _dispatch(arguments: list[str]) -> int:
+    flags, _ = plugin_flags(arguments)
+    leading, words = _split_at_verb(arguments)
+    if words and words[0] == "--version":
+        print(f"hekaton {__version__}")
+        return 0
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        raise ConfigError(
+            f"unknown option '{words[0]}' before the verb",
+            hint=choices_hint(words[0], ["--help", "--version", *PLUGIN_FLAGS])
+            + "\nflags of a run come after its verb: hekaton train FILE [flags]",
+        )
+    plugins = flags.discover()
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(plugins))
+        return 0
+    verb = words[0]
+    command = plugins.get(Command, verb)
+    if plugins.all(Command)[verb].plugin.name != CORE_PLUGIN:
+        # The core's verbs check for themselves: a TOML file may disable what clashes, and `plugins` shows it.
+        plugins.check()
+    status: int = command.run.load()([*words[1:], *leading])
+    return status
+
+
+def _split_at_verb(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The plugin flags in front of the verb (the verb gets them behind its own words), and the rest."""
+    start = 0
+    while start < len(arguments) and arguments[start].partition("=")[0] in PLUGIN_FLAGS:
+        start += 1 if "=" in arguments[start] else 2
+    return arguments[:start], arguments[start:]
+
+
+def _usage(plugins: Plugins) -> str:
+    commands = plugins.all(Command)
+    width = max([len(name) for name in commands], default=0)
+    verbs = [f"  {name:{width}}  {_summary(commands[name])}".rstrip() for name in commands]
+    lines = [
+        "usage: hekaton VERB [arguments]",
+        "",
+        "Pretrain large language models on PyTorch; every choice is a plugin.",
+        "",
+        "verbs ('hekaton VERB --help' explains one):",
+        *verbs,
+        "",
+        "options:",
+        "  -h, --help               print this",
+        "  --version                print the version",
+        "  --plugins.load NAME      also load this module, or this .py file, as a plugin",
+        "  --plugins.disable NAME   leave this plugin out",
+    ]
+    if plugins.problems or any(info.status in ("broken", "incompatible") for info in plugins.infos):
+        lines += ["", "Some plugins could not be loaded; 'hekaton plugins' says which and why."]
+    return "\n".join(lines)
+
+
+def _summary(command: Contributed[Command]) -> str:
+    plugin = command.plugin
+    if plugin.name == CORE_PLUGIN:
+        return command.record.summary
+    origin = f"{plugin.distribution} {plugin.version}" if plugin.distribution else plugin.module
+    return f"{command.record.summary} (from {origin})".lstrip()
+
+
+def _nobody_reads_stdout() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -1,0 +1,79 @@
+"""The process that this is among the others: rank, device, process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from hekaton.config.sections import CommSection
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run, as torchrun started it; without torchrun, the only one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def this_process() -> Process:
+    """Read the rank and the world size from the environment, and choose the device."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
+
+
+@contextlib.contextmanager
+def process_group(process: Process, settings: CommSection, *, dump_folder: str) -> Iterator[None]:
+    """Start the default process group, and end it however the run ends.
+
+    A single process gets one as well, so that there is one way through the code. On CUDA there is gloo
+    beside NCCL, for what lives on the CPU.
+    """
+    cuda = process.device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(process.device)
+        folder = os.path.join(dump_folder, settings.save_traces_folder)
+        os.makedirs(folder, exist_ok=True)
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(settings.trace_buf_size))
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1" if settings.trace_buf_size > 0 else "0")
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix))
+    alone = process.world_size == 1
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        timeout=timedelta(seconds=settings.init_timeout_seconds),
+        store=dist.HashStore() if alone else None,
+        rank=process.rank if alone else -1,
+        world_size=1 if alone else -1,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def set_timeout(seconds: int) -> None:
+    """Change the timeout of every process group: short once the first step has warmed everything up."""
+    from torch.distributed import distributed_c10d
+
+    dist.barrier()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def all_sum(value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The sum of ``value`` over the processes of ``group``, in place."""
+    if group.size() > 1:
+        dist.all_reduce(value, group=group)
+    return value

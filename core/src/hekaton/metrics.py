@@ -1,0 +1,205 @@
+"""What a run says of itself: loss, speed, memory, where the time went; on the console and to loggers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+GIB = 2**30
+
+PEAK_TFLOPS = {  # dense bf16, from the vendors' data sheets
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "B200": 2250.0,
+    "MI250X": 191.5,
+    "MI300X": 1307.0,
+    "L40S": 362.0,
+}
+"""Device name, or a part of it -> peak in TFLOP/s; the first part found counts."""
+
+
+class MetricLogger(Protocol):
+    """What a logger's ``build`` returns."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of one step."""
+
+    def close(self) -> None:
+        """Write out what is left; called once, however the run ends."""
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """The device's peak in bf16, ``None`` where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+class Phases:
+    """Seconds spent in each phase of a step. On CUDA they are taken from events on the stream, since the
+    host runs ahead of the device; data loading is the host's own."""
+
+    HOST = ("data",)
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self._cuda and name not in self.HOST:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((name, start, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """Seconds per phase since the last call."""
+        for name, start, end in self._events:
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1e3
+        self._events.clear()
+        seconds = dict(self._seconds)
+        self._seconds.clear()
+        return seconds
+
+
+class Meter:
+    """Turns tokens and seconds since the last report into rates.
+
+    :param flops_per_token: of forward and backward, ``None`` where the model does not tell.
+    :param processes: number of processes that share the work; rates are per process.
+    """
+
+    def __init__(self, device: torch.device, *, flops_per_token: float | None, processes: int) -> None:
+        self.phases = Phases(device)
+        self._device = device
+        self._flops = flops_per_token
+        self._processes = processes
+        self._peak = peak_tflops(device)
+        self._tokens = 0
+        self._steps = 0
+        self._since = time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        """Count one step of ``tokens`` over all processes."""
+        self._tokens += tokens
+        self._steps += 1
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count these seconds (a checkpoint, a validation) as training."""
+        self._since += seconds
+
+    def report(self) -> dict[str, float]:
+        """Rates since the last report: per process, except for what is a share or a time per step."""
+        seconds = self.phases.take()
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        tps = self._tokens / elapsed / self._processes
+        metrics = {"tokens_per_second": tps, "step_seconds": elapsed / max(self._steps, 1)}
+        if self._flops is not None:
+            metrics["tflops"] = tps * self._flops / 1e12
+            if self._peak is not None:
+                metrics["mfu"] = metrics["tflops"] / self._peak
+        metrics |= memory_gib(self._device)
+        metrics["data_wait_share"] = seconds.get("data", 0.0) / elapsed
+        metrics |= {f"seconds/{name}": spent / max(self._steps, 1) for name, spent in seconds.items()}
+        self._tokens = self._steps = 0
+        self._since = now
+        return metrics
+
+
+def memory_gib(device: torch.device) -> dict[str, float]:
+    """Peak memory: reserved on the device, or resident on a CPU."""
+    if device.type == "cuda":
+        return {"memory_gib": torch.cuda.max_memory_reserved(device) / GIB}
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB}
+
+
+_COLUMNS = (  # metric, format, colour
+    ("loss", "loss {:.4f}", "32"),
+    ("validation_loss", "validation loss {:.4f}", "32"),
+    ("grad_norm", "grad norm {:.3f}", "33"),
+    ("lr", "lr {:.2e}", "36"),
+    ("tokens_per_second", "{:,.0f} tok/s", "34"),
+    ("tflops", "{:.2f} TFLOP/s", "34"),
+    ("mfu", "MFU {:.1%}", "34"),
+    ("memory_gib", "{:.2f} GiB", "35"),
+    ("data_wait_share", "data {:.1%}", "35"),
+)
+
+
+class Console:
+    """A line per report, and on a terminal a progress bar with the time left."""
+
+    def __init__(self, *, steps: int, step: int, colour: bool) -> None:
+        self._log = logging.getLogger("hekaton")
+        terminal = sys.stderr.isatty() and self._log.isEnabledFor(logging.INFO)
+        self._colour = colour and terminal
+        self._progress: Any = None
+        if terminal:
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self._progress = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=RichConsole(stderr=True), transient=True
+            )
+            self._task = self._progress.add_task("", total=steps, completed=step)
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        cells = [f"step {step:>6}"]
+        for name, form, colour in _COLUMNS:
+            if name in metrics:
+                cell = form.format(metrics[name])
+                cells.append(f"\033[{colour}m{cell}\033[0m" if self._colour else cell)
+        self._log.info("  ".join(cells))
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def log_ranks() -> frozenset[int]:
+    """The ranks whose messages are shown, from ``LOG_RANK`` (separated by commas); rank 0 when not set."""
+    ranks = os.environ.get("LOG_RANK", "").replace(" ", "")
+    return frozenset(int(rank) for rank in ranks.split(",") if rank.isdigit()) or frozenset({0})
+
+
+def set_up_logging(rank: int, world_size: int) -> None:
+    """Send the run's messages to stderr: all of them on the ranks in ``LOG_RANK``, warnings on the others."""
+    log = logging.getLogger("hekaton")
+    prefix = f"[rank{rank}] " if world_size > 1 else ""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if rank in log_ranks() else logging.WARNING)
+
+
+def log_all(loggers: Sequence[MetricLogger], step: int, metrics: Mapping[str, float]) -> None:
+    for logger in loggers:
+        logger.log(step, metrics)

@@ -1,0 +1,111 @@
+"""Optimizers and learning-rate schedules by name, and the one gradient norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from hekaton.config.sections import LRSchedulerSection, OptimizerSection
+
+
+def adamw(section: Any, settings: OptimizerSection, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); weight decay applies to every parameter."""
+    return torch.optim.AdamW(params, **_adam_settings(settings))
+
+
+def adam(section: Any, settings: OptimizerSection, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba, 2015); weight decay is added to the gradient."""
+    return torch.optim.Adam(params, **_adam_settings(settings))
+
+
+def _adam_settings(settings: OptimizerSection) -> dict[str, Any]:
+    return {
+        "lr": settings.lr,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+        "fused": settings.implementation == "fused",
+        "foreach": settings.implementation == "foreach",
+    }
+
+
+def warmup_stable_decay(
+    section: Any, settings: LRSchedulerSection, training_steps: int
+) -> Callable[[int], float]:
+    """Linear warmup, a constant stretch, then decay to ``min_lr_factor`` (WSD; Hu et al., 2024, MiniCPM).
+
+    The decay takes ``decay_ratio`` of the steps; when not set, all that follow the warmup. The factor reaches
+    ``min_lr_factor`` one step after the last, so that no step is spent at a rate of 0.
+    """
+    warmup = settings.warmup_steps
+    decay = training_steps - warmup
+    if settings.decay_ratio is not None:
+        decay = min(decay, round(training_steps * settings.decay_ratio))
+    decay_start = training_steps + 1 - decay
+    shape = {
+        "linear": lambda progress: 1.0 - progress,
+        "sqrt": lambda progress: 1.0 - math.sqrt(progress),
+        "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[settings.decay_type]
+
+    def factor(steps_done: int) -> float:
+        step = steps_done + 1
+        if step <= warmup:
+            return step / warmup
+        if step < decay_start:
+            return 1.0
+        progress = min(1.0, (step - decay_start) / decay) if decay > 0 else 0.0
+        return settings.min_lr_factor + (1.0 - settings.min_lr_factor) * shape(progress)
+
+    return factor
+
+
+class LearningRate:
+    """Sets the learning rate of every parameter group to its initial one times the schedule's factor."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], factor: Callable[[int], float]) -> None:
+        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group in self._groups:
+            group["initial_lr"] = group["lr"]
+        self._factor = factor
+        self.steps_done = 0
+
+    def apply(self) -> float:
+        """Set the rate for the step to come, and return the first group's."""
+        factor = self._factor(self.steps_done)
+        for group in self._groups:
+            group["lr"] = group["initial_lr"] * factor
+        return float(self._groups[0]["lr"])
+
+
+def clip_grad_norm(
+    parameters: Iterable[nn.Parameter], max_norm: float, *, foreach: bool | None = None
+) -> torch.Tensor:
+    """Scale gradients so that their global 2-norm is at most ``max_norm``; 0 only measures it.
+
+    :returns: the norm before clipping, a scalar, the same on every rank.
+    """
+    from torch.distributed.tensor import DTensor
+
+    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
+    groups: dict[Any, list[torch.Tensor]] = {}
+    for parameter in with_grad:
+        grad = parameter.grad
+        groups.setdefault(grad.device_mesh if isinstance(grad, DTensor) else None, []).append(grad)
+    norms = []
+    for grads in groups.values():
+        norm = nn.utils.get_total_norm(grads, foreach=foreach)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    if max_norm > 0:
+        for grads in groups.values():
+            scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+            torch._foreach_mul_(
+                [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale.to(grads[0].device)
+            )
+    return total

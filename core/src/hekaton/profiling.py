@@ -1,0 +1,71 @@
+"""Kernel traces and memory snapshots of a few steps, written beside the run."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from hekaton.config.sections import ProfilingSection
+
+SNAPSHOT_ENTRIES = 100_000
+
+
+class Profiler:
+    """Steps torch's profiler and, on CUDA, the allocator's recorder, once per training step.
+
+    Every ``profile_freq`` steps, after ``profiler_warmup`` steps of warmup, a trace of ``profiler_active``
+    steps is written to ``save_traces_folder/step-N/rank-R.json`` (open it in Perfetto).
+    """
+
+    def __init__(self, settings: ProfilingSection, folder: Path, *, rank: int, step: int) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._rank = rank
+        self._step = step
+        self._profiler: Any = None
+        if settings.enable_profiling:
+            active, warmup = settings.profiler_active, settings.profiler_warmup
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(
+                activities=activities,
+                schedule=torch.profiler.schedule(
+                    wait=settings.profile_freq - warmup - active, warmup=warmup, active=active
+                ),
+                on_trace_ready=self._write_trace,
+                record_shapes=True,
+            )
+            self._profiler.start()
+        if settings.enable_memory_snapshot:
+            torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
+
+    def step(self) -> None:
+        """Note the end of a step."""
+        self._step += 1
+        if self._profiler is not None:
+            self._profiler.step()
+        if self._settings.enable_memory_snapshot and self._step % self._settings.profile_freq == 0:
+            path = self._path(self._settings.save_memory_snapshot_folder, "pickle")
+            path.write_bytes(pickle.dumps(torch.cuda.memory._snapshot()))
+
+    def close(self) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+
+    def _write_trace(self, profiler: Any) -> None:
+        path = self._path(self._settings.save_traces_folder, "json")
+        began = time.perf_counter()
+        profiler.export_chrome_trace(str(path))
+        logging.getLogger("hekaton").info("trace written to %s in %.1f s", path, time.perf_counter() - began)
+
+    def _path(self, folder: str, suffix: str) -> Path:
+        path = self._folder / folder / f"step-{self._step}" / f"rank-{self._rank}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path

@@ -1,0 +1,27 @@
+"""Writes metrics as TensorBoard scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoardLogger:
+    """A scalar per metric and step. A resumed run adds a file to the same folder: one curve."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def build(section: Any, folder: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(folder)
