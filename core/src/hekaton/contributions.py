@@ -98,7 +98,8 @@ class Model(Component):
 class Section(Contribution):
     """A TOML section, named by its path (``"quantize.linear.float8"``).
 
-    ``schema`` loads to a subclass of :class:`hekaton.config.SectionModel`, in a module that is light to import.
+    ``schema`` loads to a subclass of :class:`hekaton.config.SectionModel`, in a module that is light to
+    import.
     """
 
     schema: Ref

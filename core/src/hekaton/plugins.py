@@ -1,35 +1,29 @@
-"""Find plugins, check that they keep the rules, and look up what they contribute, with its provenance.
+"""Register plugins, check that they keep the rules, and look up what they contribute, with its provenance.
 
-We scan entry points ourselves: pluggy's own loader stops at the first broken plugin and silently skips a
-second distribution with the same entry name. pluggy registers the modules and checks the hook signatures.
+pluggy keeps the modules and checks hook signatures. It lets misspelt hooks and wrong return values pass and
+gives results without names, so those are ours to check.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 import os
 import re
-import sys
-import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, get_args
+from typing import Any, Generic, TypeVar, cast, get_args
 
 import pluggy
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.utils import canonicalize_name
 
 from hekaton import hookspecs
-from hekaton.contributions import API_VERSION, Component, Contribution, Ref, Section
+from hekaton.contributions import Component, Contribution, Ref, Section
+from hekaton.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.errors import ConfigErrors, HekatonError, PluginError, UnknownName, choices_hint
 
-ENTRY_POINT_GROUP = "hekaton"
+__all__ = ["CONTRIBUTION_HOOKS", "Contributed", "PluginInfo", "Plugins", "kind_name"]
+
 DISABLE_VARIABLE = "HEKATON_DISABLE"
 CORE_PLUGIN = "builtin"
 
@@ -41,22 +35,6 @@ CONTRIBUTION_HOOKS: Mapping[str, type[Contribution]] = {
     if name.startswith("hekaton_") and function.__annotations__["return"] is not None
 }
 """Hook name -> the record that it returns, read off the hook specifications."""
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """Where a plugin comes from, and whether it takes part in the run."""
-
-    name: str
-    module: str
-    distribution: str = ""
-    version: str = ""
-    status: Literal["ok", "broken", "incompatible", "disabled"] = "ok"
-    reason: str = ""
-
-    def __str__(self) -> str:
-        origin = f"distribution {self.distribution} {self.version}" if self.distribution else "unpackaged"
-        return f"plugin '{self.name}' ({origin})"
 
 
 @dataclass(frozen=True)
@@ -102,7 +80,7 @@ class Plugins:
             if name.strip():
                 blocked[name.strip()] = f"environment variable {DISABLE_VARIABLE}"
         plugins = cls(disable=blocked)
-        for entry, info in sorted(_entry_points(), key=_core_first):
+        for entry, info in installed():
             plugins._add(info, entry.load)
         for target in dict.fromkeys(load):
             plugins._load(target)
@@ -181,7 +159,7 @@ class Plugins:
             return
         try:
             plugin = load()
-            incompatible = _api_mismatch(plugin)
+            incompatible = api_mismatch(plugin)
         except (Exception, SystemExit) as e:  # a stranger's module may raise anything
             self.infos.append(replace(info, status="broken", reason=_reason(e)))
             return
@@ -216,11 +194,17 @@ class Plugins:
     def _load(self, target: str) -> None:
         """Add an unpackaged plugin. The user named it, so that it fails to load is never passed over."""
         before = len(self.problems)
-        self._add(PluginInfo(_module_name(target), target), lambda: _import(target))
+        self._add(PluginInfo(module_name(target), target), lambda: import_unpackaged(target))
         info = next((info for info in self.infos if info.module == target), None)
         if info is not None and info.status in ("broken", "incompatible") and len(self.problems) == before:
             self.problems.append(
-                PluginError(f"cannot load plugin '{target}': {info.reason}", origin="plugins.load")
+                PluginError(
+                    f"cannot load plugin '{target}': {info.reason}",
+                    origin="plugins.load",
+                    hint="give an importable module, or the path of a .py file"
+                    if info.reason.startswith("ModuleNotFoundError")
+                    else "",
+                )
             )
 
     def _takes_part(self, info: PluginInfo, plugin: object) -> bool:
@@ -233,10 +217,8 @@ class Plugins:
                 return False
             if same or other.name == info.name:
                 what = "are the same module" if same else "have the same name"
-                self._refuse(
-                    info,
-                    [PluginError(f"{other} and {info} {what}", hint=f"uninstall one of them, or {_cure(info)}")],
-                )
+                cure = f"uninstall one of them, or {_cure(info)}"
+                self._refuse(info, [PluginError(f"{other} and {info} {what}", hint=cure)])
                 return False
         return True
 
@@ -252,21 +234,22 @@ class Plugins:
     def _check_hooks(self, info: PluginInfo, plugin: object) -> None:
         specified = [name for name in vars(hookspecs) if name.startswith("hekaton_")]
         callers = self._manager.get_hookcallers(plugin) or []
+        marked = set()
         for caller in callers:
+            name = caller.name
             if not caller.has_spec():
                 raise PluginError(
-                    f"{info} implements unknown hook '{caller.name}'", hint=choices_hint(caller.name, specified)
+                    f"{info} implements unknown hook '{name}'", hint=choices_hint(name, specified)
                 )
             for impl in caller.get_hookimpls():
+                marked.add(impl.function)
                 if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
-                    raise PluginError(f"{info}: '{caller.name}' must return its value, not wrap other plugins")
-        marked = {impl.function for caller in callers for impl in caller.get_hookimpls()}
+                    raise PluginError(f"{info}: '{name}' must return its value, not wrap other plugins")
         for name in dir(plugin):
             value = getattr(plugin, name) if name.startswith("hekaton_") else None
             if inspect.isroutine(value) and value not in marked:
-                raise PluginError(f"{info}: '{name}' is not marked as a hook", hint="decorate it with @hookimpl")
-        if not callers:
-            raise PluginError(f"{info} implements no hook", hint="mark its hooks with @hookimpl")
+                cure = "decorate it with @hookimpl"
+                raise PluginError(f"{info}: '{name}' is not marked as a hook", hint=cure)
 
     def _collect(self, info: PluginInfo) -> list[tuple[type[Contribution], Contribution]]:
         collected: list[tuple[type[Contribution], Contribution]] = []
@@ -288,18 +271,20 @@ class Plugins:
         for kind, record in collected:
             other = self._records[kind].get(record.name)
             if other is not None:
+                what = f"the {kind_name(kind)} '{record.name}'"
                 clashes.append(
                     PluginError(
-                        f"two plugins contribute the {kind_name(kind)} '{record.name}': {other.plugin} and {info}",
+                        f"two plugins contribute {what}: {other.plugin} and {info}",
                         hint=f"leave one out: {DISABLE_VARIABLE}={info.name} or "
-                        f"{DISABLE_VARIABLE}={other.plugin.name}, or [plugins] disable = [\"{info.name}\"] "
+                        f'{DISABLE_VARIABLE}={other.plugin.name}, or [plugins] disable = ["{info.name}"] '
                         "in the TOML file",
                     )
                 )
         counts = Counter((kind, record.name) for kind, record in collected)
         for (kind, name), count in counts.items():
             if count > 1:
-                clashes.append(PluginError(f"{info} contributes the {kind_name(kind)} '{name}' {count} times"))
+                what = f"the {kind_name(kind)} '{name}'"
+                clashes.append(PluginError(f"{info} contributes {what} {count} times"))
         return clashes
 
 
@@ -308,17 +293,11 @@ class _HookFailed(Exception):
 
 
 def _cure(info: PluginInfo) -> str:
-    return f"leave it out: {DISABLE_VARIABLE}={info.name}, or [plugins] disable = [\"{info.name}\"]"
+    return f'leave it out: {DISABLE_VARIABLE}={info.name}, or [plugins] disable = ["{info.name}"]'
 
 
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, HekatonError) else f"{type(error).__name__}: {error}"
-
-
-def _core_first(found: tuple[importlib.metadata.EntryPoint, PluginInfo]) -> tuple[bool, str, str]:
-    """A fixed order, whatever order distributions are found in; a clash with the core is the other's fault."""
-    _, info = found
-    return (canonicalize_name(info.distribution) != "hekaton", info.distribution, info.name)
 
 
 def _checked(returned: object, hook: str, kind: type[T], info: PluginInfo) -> list[T]:
@@ -340,54 +319,3 @@ def _checked(returned: object, hook: str, kind: type[T], info: PluginInfo) -> li
                     hint=f"write {field.name}=Ref('module:attribute')",
                 )
     return returned
-
-
-def _api_mismatch(plugin: object) -> str:
-    stated = getattr(plugin, "HEKATON_API", "")
-    try:
-        matches = SpecifierSet(stated).contains(API_VERSION)
-    except (InvalidSpecifier, TypeError) as e:
-        raise PluginError(f"HEKATON_API = {stated!r} is not a version range such as '>=1,<2'") from e
-    return "" if matches else f"built for plugin API {stated}, this hekaton has {API_VERSION}"
-
-
-def _entry_points() -> Iterable[tuple[importlib.metadata.EntryPoint, PluginInfo]]:
-    seen: set[tuple[str, str]] = set()
-    for distribution in importlib.metadata.distributions():
-        for entry in distribution.entry_points:
-            if entry.group != ENTRY_POINT_GROUP:
-                continue
-            project = distribution.metadata["Name"]
-            key = (canonicalize_name(project), entry.name)
-            if key in seen:  # an older copy further down sys.path
-                continue
-            seen.add(key)
-            yield entry, PluginInfo(entry.name, entry.value, project, distribution.version)
-
-
-def _module_name(target: str) -> str:
-    return Path(target).stem if target.endswith(".py") else target
-
-
-def _import(target: str) -> types.ModuleType:
-    if not target.endswith(".py"):
-        return importlib.import_module(target)
-    name, path = _module_name(target), Path(target).resolve()
-    loaded = sys.modules.get(name)
-    if loaded is not None:
-        if Path(getattr(loaded, "__file__", None) or "").resolve() == path:
-            return loaded
-        raise PluginError(f"'{target}' would hide the module '{name}', which is already imported; rename it")
-    if not path.is_file():
-        raise PluginError(f"there is no file '{target}'")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

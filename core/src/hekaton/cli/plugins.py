@@ -23,7 +23,7 @@ STYLES = {"ok": "green", "disabled": "dim", "incompatible": "yellow", "broken": 
 
 
 def run(arguments: list[str]) -> int:
-    """:returns: 0, or 2 when plugins clash or break a rule. A plugin that merely fails to import is listed."""
+    """:returns: 0, or 2 when plugins clash or break a rule; one that merely fails to import is listed."""
     flags, words = plugin_flags(arguments)
     if set(words) & {"-h", "--help"}:
         print(USAGE)
@@ -46,8 +46,9 @@ def run(arguments: list[str]) -> int:
 
 def _rows(plugins: Plugins, info: PluginInfo) -> list[tuple[str, str, str]]:
     """(kind, name, summary) of everything that one plugin contributes."""
-    records = [(kind_name(type(record)), record.name, record.summary) for record in plugins.contributions(info)]
-    return records + [("hook", name, "") for name in plugins.lifecycle_hooks(info)]
+    records = plugins.contributions(info)
+    rows = [(kind_name(type(record)), record.name, record.summary) for record in records]
+    return rows + [("hook", name, "") for name in plugins.lifecycle_hooks(info)]
 
 
 def _origin(info: PluginInfo) -> str:
@@ -102,9 +103,8 @@ def _print_rich(plugins: Plugins) -> None:
     kind_width, name_width, _ = [max(map(len, column), default=0) for column in zip(*every, strict=True)]
     for info in plugins.infos:
         style = STYLES[info.status]
-        console.print(
-            Text.assemble((info.name, "bold"), "  ", (info.status, style), f"  {_origin(info)}  {info.module}")
-        )
+        origin = f"  {_origin(info)}  {info.module}"
+        console.print(Text.assemble((info.name, "bold"), "  ", (info.status, style), origin))
         if info.reason:
             console.print(Text(f"  {info.reason}", style))
         table = Table(box=None, show_header=False, padding=(0, 0, 0, 2), pad_edge=True)
