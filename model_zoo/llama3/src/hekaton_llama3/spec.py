@@ -59,10 +59,14 @@ def plan(config: Llama3Config) -> ParallelPlan:
 
 
 def init(config: Llama3Config) -> Mapping[str, Initializer]:
-    """How the model starts. A tied embedding is drawn with the output's scale, or the first logits explode."""
+    """How the model starts.
+
+    A tied embedding is drawn small: each token's hidden state begins as its own embedding, so at the scale of
+    a separate one the first logits would all but repeat the input.
+    """
     output = TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5)
     return {
-        "tok_embeddings.weight": output if config.tie_embeddings else Normal(1.0),
+        "tok_embeddings.weight": TruncatedNormal(0.02) if config.tie_embeddings else Normal(1.0),
         "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
         "layers.*.attention.{wq,wk,wv}.weight": TruncatedNormal(0.02),
         "layers.*.feed_forward.w1.weight": TruncatedNormal(0.02),

@@ -1,0 +1,68 @@
+"""DocumentAttention against attention written out, row by row and document by document."""
+
+import math
+
+import pytest
+import torch
+from hekaton_blocks import DocumentAttention, document_ids
+
+
+def written_out(q, k, v, starts):
+    """softmax(q k^T / sqrt(d)) v for each query on its own, over the keys of its document so far."""
+    out = torch.empty_like(q)
+    group = q.shape[1] // k.shape[1]
+    for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        first = max(s for s in starts[b] if s <= t)
+        keys, values = k[b, h // group, first : t + 1], v[b, h // group, first : t + 1]
+        weights = torch.softmax(keys @ q[b, h, t] / math.sqrt(q.shape[-1]), dim=0)
+        out[b, h, t] = weights @ values
+    return out
+
+
+def positions_from(starts, seq):
+    rows = []
+    for row in starts:
+        ends = [*row[1:], seq]
+        rows.append(torch.cat([torch.arange(end - start) for start, end in zip(row, ends, strict=True)]))
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def qkv():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 4, 9, 8), (2, 2, 9, 8), (2, 2, 9, 8)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+STARTS = [[0, 4, 5], [0]]
+
+
+def test_document_ids_number_documents_from_one():
+    positions = torch.tensor([[0, 1, 2, 0, 0, 1]])
+    assert document_ids(positions).tolist() == [[1, 1, 1, 2, 3, 3]]
+
+
+def test_stays_inside_documents(qkv):
+    out = DocumentAttention()(*qkv, document_ids(positions_from(STARTS, 9)))
+    torch.testing.assert_close(out, written_out(*qkv, STARTS), rtol=1e-12, atol=1e-12)
+
+
+def test_without_documents_each_row_is_one(qkv):
+    torch.testing.assert_close(
+        DocumentAttention()(*qkv), written_out(*qkv, [[0], [0]]), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_masked_path_that_compile_takes_is_the_same(qkv):
+    compiled = torch.compile(DocumentAttention(), backend="aot_eager", fullgraph=True)
+    documents = document_ids(positions_from(STARTS, 9))
+    torch.testing.assert_close(compiled(*qkv, documents), written_out(*qkv, STARTS), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_stay_inside_documents(qkv):
+    q, k, v = (x.requires_grad_() for x in qkv)
+    out = DocumentAttention()(q, k, v, document_ids(positions_from(STARTS, 9)))
+    out[0, :, 4].sum().backward()  # a document of its own: one token
+    assert k.grad[0, :, :4].abs().max() == 0
+    assert v.grad[0, :, 4].abs().min() > 0
+    assert v.grad[1].abs().max() == 0

@@ -1,0 +1,37 @@
+"""Rotary embedding against its definition with complex numbers, and transformers' Llama 3.1 scaling."""
+
+import pytest
+import torch
+from hekaton_blocks import RopeScaling, apply_rotary, rotary_table
+from hekaton_blocks.rope import inverse_frequencies
+
+
+def test_rotates_neighbouring_pairs_as_complex_numbers():
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 0, 1, 7]])
+    angles = positions[..., None, None].double() * 10_000.0 ** (-torch.arange(4).double() / 4)
+    expected = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.polar(torch.ones_like(angles), angles)
+    got = apply_rotary(x, rotary_table(positions, 8, 10_000.0))
+    torch.testing.assert_close(got, torch.view_as_real(expected).flatten(-2), rtol=1e-5, atol=1e-5)
+
+
+def test_keeps_the_dtype():
+    table = rotary_table(torch.arange(4), 8, 10_000.0)
+    assert apply_rotary(torch.zeros(1, 4, 1, 8, dtype=torch.bfloat16), table).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_scaling_is_that_of_transformers(factor):
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=4096, num_attention_heads=32, rope_parameters=parameters, max_position_embeddings=131_072
+    )
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    got = inverse_frequencies(128, 500_000.0, RopeScaling(factor=factor), device=torch.device("cpu"))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
