@@ -1,0 +1,81 @@
+"""Run a function on several real processes, over gloo on CPU, as distributed tests need it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def run_processes(file: str | Path, function: str, *, processes: int, timeout: float = 90.0, **arguments: Any) -> None:
+    """Call ``function(**arguments)`` of a Python file on ``processes`` processes with one thread each.
+
+    The environment is that of torchrun (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
+    ``MASTER_PORT``), so that ``torch.distributed.init_process_group("gloo")`` works in the function.
+
+    :param arguments: JSON values.
+    :raises AssertionError: with the output of the processes that failed, or did not end in ``timeout`` seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "error", "-m", __name__, str(file), function, json.dumps(arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, f"rank{rank}") for rank in range(processes)]
+        running = []
+        for rank, output in enumerate(outputs):
+            environment = os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            }  # fmt: skip
+            with output.open("w") as stream:
+                running.append(
+                    subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+                )
+        try:
+            failed = _wait(running, timeout)
+        finally:
+            for process in running:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        if failed:
+            text = "\n".join(
+                f"--- rank {rank}, status {running[rank].returncode}\n{outputs[rank].read_text()}" for rank in failed
+            )
+            raise AssertionError(f"{function} on {processes} processes:\n{text}")
+
+
+def _wait(running: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
+    """The ranks that failed or, when time is up, are still running; one failure ends the wait for the rest."""
+    end = time.monotonic() + timeout
+    while any(process.poll() is None for process in running):
+        failed = [rank for rank, process in enumerate(running) if process.poll() not in (None, 0)]
+        if failed:
+            return failed
+        if time.monotonic() > end:
+            return [rank for rank, process in enumerate(running) if process.poll() is None]
+        time.sleep(0.05)
+    return [rank for rank, process in enumerate(running) if process.returncode != 0]
+
+
+def _main(file: str, function: str, arguments: str) -> None:
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    getattr(module, function)(**json.loads(arguments))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

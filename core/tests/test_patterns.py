@@ -1,0 +1,63 @@
+"""Patterns, and the plan's checks, on names written by hand."""
+
+import pytest
+from hekaton.errors import ConfigError
+from hekaton.parallel.plan import ParallelPlan, Stages, blocks, check_plan
+from hekaton.patterns import compile_pattern, resolve
+from torch import nn
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "matches"),
+    [
+        ("layers.*.wq", "layers.0.wq", True),
+        ("layers.*.wq", "layers.0.attention.wq", False),
+        ("layers.*", "layers.12", True),
+        ("layers.*", "layers.12.wq", False),
+        ("*.{wq,wk}", "attention.wk", True),
+        ("*.{wq,wk}", "attention.wv", False),
+        ("a.b", "aXb", False),
+        ("w{1,3}", "w3", True),
+    ],
+)
+def test_what_a_pattern_matches(pattern, name, matches):
+    assert bool(compile_pattern(pattern).fullmatch(name)) is matches
+
+
+def test_two_rows_for_one_name_are_an_error():
+    with pytest.raises(ConfigError, match=r"toy: both 'a\.\*' and 'a\.b' match 'a\.b'"):
+        resolve({"a.*": 1, "a.b": 2}, ["a.b"], what="toy")
+
+
+def layered() -> nn.Module:
+    layers = nn.ModuleDict({str(i): nn.ModuleDict({"wq": nn.Linear(2, 2, bias=False)}) for i in range(2)})
+    return nn.ModuleDict({"embed": nn.Embedding(3, 2), "layers": layers})
+
+
+def test_blocks_come_in_order():
+    assert [name for name, _ in blocks(layered(), ParallelPlan(block="layers.*"))] == ["layers.0", "layers.1"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (ParallelPlan(block="layer.*"), "row 'layer.*' matches nothing"),
+        (ParallelPlan(block="layers.*", context=["layers.*.inner"]), "row 'layers.*.inner' matches nothing"),
+        (ParallelPlan(block="layers.*", stages=Stages(last=["out"])), "row 'out' matches nothing"),
+        (ParallelPlan(block="layers.*", tensor={"layers.*.wk": "colwise"}), "row 'layers.*.wk' matches nothing"),
+        (ParallelPlan(block="layers.*", tensor={"layers.*.wq": "colwise"}), "no row covers embed.weight"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_an_error(plan, message):
+    with pytest.raises(ConfigError) as caught:
+        check_plan(layered(), plan, what="toy")
+    assert message in str(caught.value)
+
+
+def test_a_plan_that_fits_passes():
+    plan = ParallelPlan(
+        block="layers.*",
+        tensor={"embed": "replicate", "layers.*.wq": "colwise"},
+        stages=Stages(first=["embed"]),
+    )
+    check_plan(layered(), plan, what="toy")
