@@ -2,11 +2,12 @@
 
 import torch
 import torch.distributed as dist
-from hekaton.init import Normal, TruncatedNormal, initialize
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from hekaton.init import Normal, TruncatedNormal, initialize
 
 
 class Odd(nn.Module):
@@ -42,7 +43,7 @@ def fsdp():
 
 
 def strided():
-    """Rows cut by tensor parallel first and then by FSDP, columns by tensor parallel: FSDP's strided shards."""
+    """Tensor parallel cuts rows, then FSDP cuts them again, in strides."""
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
     for tp in (Shard(0), Shard(1)):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from hekaton.errors import ConfigError
 from hekaton.init import BLOCK_NUMEL, Constant, DepthScaled, Normal, TruncatedNormal, initialize, resolve_init
 from hekaton.testing.distributed import run_processes
-from torch import nn
 
 CASES = Path(__file__).with_name("init_on_processes.py")
 
@@ -52,7 +53,9 @@ def test_moments_are_those_asked_for():
 
 
 def test_depth_scaled_reads_the_layer_from_the_name():
-    model = nn.ModuleDict({"layers": nn.ModuleDict({str(i): nn.Linear(500, 500, bias=False) for i in (0, 7)})})
+    model = nn.ModuleDict(
+        {"layers": nn.ModuleDict({str(i): nn.Linear(500, 500, bias=False) for i in (0, 7)})}
+    )
     initialize(model, {f"layers.{i}.weight": DepthScaled(0.02) for i in (0, 7)}, seed=0)
     assert model["layers"]["0"].weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=1e-2)
     assert model["layers"]["7"].weight.std().item() == pytest.approx(0.02 / 4, rel=1e-2)

@@ -5,12 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hekaton.optim import LearningRate, clip_grad_norm, warmup_stable_decay
 from torch import nn
+
+from hekaton.optim import LearningRate, clip_grad_norm, warmup_stable_decay
 
 
 def factors(steps, **settings):
-    settings = {"warmup_steps": 0, "decay_ratio": None, "decay_type": "linear", "min_lr_factor": 0.0} | settings
+    settings = {
+        "warmup_steps": 0,
+        "decay_ratio": None,
+        "decay_type": "linear",
+        "min_lr_factor": 0.0,
+    } | settings
     factor = warmup_stable_decay(None, SimpleNamespace(**settings), steps)
     return [factor(done) for done in range(steps)]
 

@@ -1,10 +1,11 @@
 """Patterns, and the plan's checks, on names written by hand."""
 
 import pytest
+from torch import nn
+
 from hekaton.errors import ConfigError
 from hekaton.parallel.plan import ParallelPlan, Stages, blocks, check_plan
 from hekaton.patterns import compile_pattern, resolve
-from torch import nn
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,10 @@ def test_blocks_come_in_order():
         (ParallelPlan(block="layer.*"), "row 'layer.*' matches nothing"),
         (ParallelPlan(block="layers.*", context=["layers.*.inner"]), "row 'layers.*.inner' matches nothing"),
         (ParallelPlan(block="layers.*", stages=Stages(last=["out"])), "row 'out' matches nothing"),
-        (ParallelPlan(block="layers.*", tensor={"layers.*.wk": "colwise"}), "row 'layers.*.wk' matches nothing"),
+        (
+            ParallelPlan(block="layers.*", tensor={"layers.*.wk": "colwise"}),
+            "row 'layers.*.wk' matches nothing",
+        ),
         (ParallelPlan(block="layers.*", tensor={"layers.*.wq": "colwise"}), "no row covers embed.weight"),
     ],
 )

@@ -134,4 +134,5 @@ def materialize(model: nn.Module, device: torch.device) -> None:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
     if next(model.buffers(), None) is not None:
-        model.reset_buffers()
+        reset_buffers: Any = model.reset_buffers
+        reset_buffers()

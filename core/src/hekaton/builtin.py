@@ -9,8 +9,14 @@ HEKATON_API = ">=1,<2"
 def hekaton_commands() -> list[Command]:
     return [
         Command("train", run=Ref("hekaton.cli.train:run"), summary="train a model from TOML files and flags"),
-        Command("config", run=Ref("hekaton.cli.config:run"), summary="check or show a configuration, or its schema"),
-        Command("plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"),
+        Command(
+            "config",
+            run=Ref("hekaton.cli.config:run"),
+            summary="check or show a configuration, or its schema",
+        ),
+        Command(
+            "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"
+        ),
     ]
 
 
@@ -37,7 +43,11 @@ def hekaton_tokenizers() -> list[Tokenizer]:
 
 @hookimpl
 def hekaton_objectives() -> list[Objective]:
-    return [Objective("next_token", build=Ref("hekaton.loss:next_token"), summary="cross-entropy of the next token")]
+    return [
+        Objective(
+            "next_token", build=Ref("hekaton.loss:next_token"), summary="cross-entropy of the next token"
+        )
+    ]
 
 
 @hookimpl

@@ -46,12 +46,14 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
         os.makedirs(folder, exist_ok=True)
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(settings.trace_buf_size))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1" if settings.trace_buf_size > 0 else "0")
-        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix))
+        os.environ.setdefault(
+            "TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix)
+        )
     alone = process.world_size == 1
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         timeout=timedelta(seconds=settings.init_timeout_seconds),
-        store=dist.HashStore() if alone else None,
+        store=torch._C._distributed_c10d.HashStore() if alone else None,
         rank=process.rank if alone else -1,
         world_size=1 if alone else -1,
     )

@@ -171,4 +171,6 @@ def _along_first_dim(placement: Any) -> Placement:
     from torch.distributed.tensor import Shard
 
     # FSDP over TP shards in strides; that placement is no subclass of Shard and says False to is_shard().
-    return Shard(0) if isinstance(placement, Shard) else type(placement)(0, split_factor=placement.split_factor)
+    return (
+        Shard(0) if isinstance(placement, Shard) else type(placement)(0, split_factor=placement.split_factor)
+    )

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
 
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelDims:
     """The degree of each kind of parallelism; their product is the number of processes.
@@ -33,7 +34,9 @@ class ParallelDims:
         degrees = config.parallelism
         replicate = degrees.data_parallel_replicate_degree
         rest = (
-            degrees.pipeline_parallel_degree * degrees.context_parallel_degree * degrees.tensor_parallel_degree
+            degrees.pipeline_parallel_degree
+            * degrees.context_parallel_degree
+            * degrees.tensor_parallel_degree
         )
         shard = degrees.data_parallel_shard_degree
         return cls(
@@ -57,7 +60,9 @@ class ParallelDims:
         """The meshes over all processes; needs a process group of :attr:`world_size`."""
         world = init_device_mesh(device_type, (self.world_size,), mesh_dim_names=("world",))
         dense = world._unflatten(
-            0, (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp), ("pp", "dp_replicate", "fsdp", "tp")
+            0,
+            (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
+            ("pp", "dp_replicate", "fsdp", "tp"),
         )
         batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))
         return Meshes(dense=dense, batch=batch, loss=batch["dp", "cp"]._flatten("loss"))

@@ -161,7 +161,11 @@ class Console:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
             self._progress = Progress(
-                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=RichConsole(stderr=True), transient=True
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=RichConsole(stderr=True),
+                transient=True,
             )
             self._task = self._progress.add_task("", total=steps, completed=step)
             self._progress.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,13 @@ def _adam_settings(settings: OptimizerSection) -> dict[str, Any]:
     }
 
 
+_DECAYS: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1.0 - progress,
+    "sqrt": lambda progress: 1.0 - math.sqrt(progress),
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
 def warmup_stable_decay(
     section: Any, settings: LRSchedulerSection, training_steps: int
 ) -> Callable[[int], float]:
@@ -47,11 +54,7 @@ def warmup_stable_decay(
     if settings.decay_ratio is not None:
         decay = min(decay, round(training_steps * settings.decay_ratio))
     decay_start = training_steps + 1 - decay
-    shape = {
-        "linear": lambda progress: 1.0 - progress,
-        "sqrt": lambda progress: 1.0 - math.sqrt(progress),
-        "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[settings.decay_type]
+    shape = _DECAYS[settings.decay_type]
 
     def factor(steps_done: int) -> float:
         step = steps_done + 1
@@ -92,10 +95,10 @@ def clip_grad_norm(
     """
     from torch.distributed.tensor import DTensor
 
-    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     groups: dict[Any, list[torch.Tensor]] = {}
-    for parameter in with_grad:
-        grad = parameter.grad
+    for parameter in parameters:
+        if (grad := parameter.grad) is None:
+            continue
         groups.setdefault(grad.device_mesh if isinstance(grad, DTensor) else None, []).append(grad)
     norms = []
     for grads in groups.values():
@@ -106,6 +109,7 @@ def clip_grad_norm(
         for grads in groups.values():
             scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
             torch._foreach_mul_(
-                [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale.to(grads[0].device)
+                [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads],
+                scale.to(grads[0].device),
             )
     return total

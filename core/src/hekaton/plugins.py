@@ -202,7 +202,7 @@ class Plugins:
                     f"cannot load plugin '{target}': {info.reason}",
                     origin="plugins.load",
                     hint="give an importable module, or the path of a .py file"
-                    if info.reason.startswith("ModuleNotFoundError")
+                    if info.reason == f"ModuleNotFoundError: No module named '{target}'"
                     else "",
                 )
             )

@@ -1,4 +1,4 @@
-"""The way of a run: build, then batch -> forward and backward -> clip -> step -> log -> checkpoint -> validate."""
+"""The way of a run: build, then batch -> forward/backward -> clip -> step -> log -> checkpoint -> validate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from hekaton.build import build_meta, build_model
 from hekaton.config import Loaded, to_toml
@@ -88,7 +87,8 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.model_parts[0].parameters())
         log.info(
             "%s %s: %s parameters, %s on %d process(es)",
-            config.model.name, config.model.flavor, f"{parameters:,}", process.device.type, process.world_size,
+            config.model.name, config.model.flavor, f"{parameters:,}", process.device.type,
+            process.world_size,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -224,7 +224,9 @@ class Trainer:
         }
 
     def _is_good(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
-        return math.isfinite(all_sum(loss.clone(), self.loss_group).item()) and math.isfinite(grad_norm.item())
+        return math.isfinite(all_sum(loss.clone(), self.loss_group).item()) and math.isfinite(
+            grad_norm.item()
+        )
 
     def _build(self, kind: type[Component], name: str, *arguments: Any) -> Any:
         """Load the component of this kind and name, and build it with its own section first."""
@@ -279,7 +281,7 @@ class Trainer:
             raise DataError(
                 f"tokenizer '{self.config.model.tokenizer}' has {self.tokenizer.vocab_size:,} ids, "
                 f"{self.config.model.name} {self.config.model.flavor} has vocab_size {rows:,}",
-                hint="choose another flavor or tokenizer (model.hf_assets_path), or set model.overrides.vocab_size",
+                hint="choose another flavor or tokenizer, or set model.overrides.vocab_size",
             )
 
     def _set_determinism(self) -> None:

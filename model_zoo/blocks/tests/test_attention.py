@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from hekaton_blocks import DocumentAttention, document_ids
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from hekaton_blocks import RopeScaling, apply_rotary, rotary_table
 from hekaton_blocks.rope import inverse_frequencies
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from hekaton.build import materialize
 from hekaton.init import initialize, resolve_init
 from hekaton_blocks import RopeScaling
@@ -121,11 +122,12 @@ def test_first_loss_is_near_that_of_a_uniform_guess(variant):
 
 
 def test_flops_are_those_that_torch_counts():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     seq = 64
     model, tokens = build(TINY), torch.zeros(1, seq, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(tokens).sum().backward()
     # torch counts the masked half of attention as well; ours does not.
     attention = 6 * TINY.n_layers * TINY.dim * seq

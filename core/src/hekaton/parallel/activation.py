@@ -26,7 +26,7 @@ def apply_activation_checkpoint(
     every = int(settings.selective_ac_option) if settings.mode == "selective" else 1
     for number, (_, block) in enumerate(blocks(model, plan), start=1):
         if number % every == 0:
-            block.forward = partial(  # type: ignore[method-assign]
+            block.forward = partial(
                 checkpoint,
                 block.forward,
                 use_reentrant=False,

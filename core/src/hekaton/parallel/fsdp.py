@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -41,13 +47,16 @@ def apply_fsdp(
     mesh = meshes.dense["dp_replicate", "fsdp"] if dims.dp_replicate > 1 else meshes.dense["fsdp"]
     cuda = mesh.device_type == "cuda"
     precision = MixedPrecisionPolicy(
-        param_dtype=DTYPES[training.mixed_precision_param], reduce_dtype=DTYPES[training.mixed_precision_reduce]
+        param_dtype=DTYPES[training.mixed_precision_param],
+        reduce_dtype=DTYPES[training.mixed_precision_reduce],
     )
     offload = CPUOffloadPolicy(pin_memory=cuda) if training.enable_cpu_offload else OffloadPolicy()
     reshard = _reshard_after_forward(parallelism, dims)
     shared = [module for _, module in blocks(model, plan)]
     for block in shared:
-        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
+        fully_shard(
+            block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
+        )
     # What is left (embeddings, last norm, output) is used at both ends of the step: gathering it anew for
     # backward, which starts where forward ended, would only cost time.
     fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)

@@ -52,9 +52,7 @@ class DocumentAttention(nn.Module):
             lengths = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
             pieces = [
                 F.scaled_dot_product_attention(*piece, is_causal=True, enable_gqa=grouped)
-                for piece in zip(
-                    *(x[row : row + 1].split(lengths, dim=2) for x in (q, k, v)), strict=True
-                )
+                for piece in zip(*(x[row : row + 1].split(lengths, dim=2) for x in (q, k, v)), strict=True)
             ]
             rows.append(torch.cat(pieces, dim=2))
         return torch.cat(rows)
@@ -72,9 +70,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
         self.inner = DocumentAttention()
 
-    def forward(
-        self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
         """:param x: (batch, seq, dim); :param rotary: from ``rotary_table``; :returns: (batch, seq, dim)"""
         # The number of heads is read off the projection: under tensor parallel a rank has only some of them.
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))

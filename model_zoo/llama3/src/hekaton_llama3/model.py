@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hekaton_blocks import Attention, FeedForward, RopeScaling, document_ids, rotary_table
 from torch import nn
+
+from hekaton_blocks import Attention, FeedForward, RopeScaling, document_ids, rotary_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
-    def forward(
-        self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
         """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
         x = x + self.attention(self.attention_norm(x), rotary, documents)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -8,7 +8,6 @@ from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNo
 from hekaton.parallel.plan import ParallelPlan, Stages
 from hekaton.spec import TrainSpec
 from hekaton_blocks import RopeScaling, decoder_flops_per_token
-
 from hekaton_llama3.model import Llama3, Llama3Config
 
 # Shapes as published: Llama 3.1 (8B, 70B, 405B) and Llama 3.2 (1B, 3B).

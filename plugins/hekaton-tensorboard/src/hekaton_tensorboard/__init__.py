@@ -8,5 +8,7 @@ HEKATON_API = ">=1,<2"
 @hookimpl
 def hekaton_loggers() -> list[Logger]:
     return [
-        Logger("tensorboard", build=Ref("hekaton_tensorboard.writer:build"), summary="TensorBoard event files")
+        Logger(
+            "tensorboard", build=Ref("hekaton_tensorboard.writer:build"), summary="TensorBoard event files"
+        )
     ]

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything that has to hold: lint, types, import contracts, docs, tests. Installs the test tools if missing.
+#
+#   ./run_tests.sh            all of it
+#   ./run_tests.sh --quick    without the second stage (packages built and installed in clean environments)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+if ! python3 -c 'import hekaton, pytest, pytest_timeout, importlinter, mypy, transformers' 2>/dev/null; then
+    if [ ! -e .venv/.ready-dev ]; then
+        echo "setting up .venv" >&2
+        python3 -m venv .venv
+        .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements.txt)"
+        .venv/bin/python -m pip install --quiet -r requirements-dev.txt
+        touch .venv/.ready .venv/.ready-dev
+    fi
+    export PATH="$PWD/.venv/bin:$PATH"
+fi
+python=$(command -v python3)
+
+step() { printf '\n== %s\n' "$*"; "$@"; }
+step "$python" -m ruff check .
+step "$python" -m ruff format --check .
+step "$python" -m mypy
+step lint-imports
+step "$python" docs/generate.py --check
+step "$python" -m mkdocs build --strict --quiet --site-dir "$(mktemp -d)"
+step "$python" -m pytest -m "not slow"
+if [ "${1:-}" != "--quick" ]; then
+    step "$python" -m pytest -m slow
+fi

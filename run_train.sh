@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Train a model: ./run_train.sh [flags of the run]
+#
+#   NGPU         processes on this machine; all GPUs, or 1 without one
+#   CONFIG_FILE  the TOML file; the Llama 3 debug model
+#   LOG_RANK     ranks whose messages are shown, separated by commas; 0
+#
+# The first use makes a virtual environment in .venv, unless hekaton is already installed for `python3`.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+python=python3
+if ! python3 -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("hekaton") and u.find_spec("torch")))'; then
+    python=$here/.venv/bin/python
+    if [ ! -e "$here/.venv/.ready" ]; then
+        echo "setting up $here/.venv" >&2
+        python3 -m venv "$here/.venv"
+        (cd "$here" && "$python" -m pip install --quiet -r requirements.txt)
+        touch "$here/.venv/.ready"
+    fi
+fi
+
+if [ -z "${NGPU:-}" ]; then
+    NGPU=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    [ "$NGPU" -gt 0 ] || NGPU=1
+fi
+export LOG_RANK=${LOG_RANK:-0}
+CONFIG_FILE=${CONFIG_FILE:-$here/model_zoo/llama3/train_configs/debug_model.toml}
+
+exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NGPU" \
+    -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"
