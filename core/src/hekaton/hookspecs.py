@@ -172,6 +172,7 @@ def hekaton_step_ended(step: int, metrics: Mapping[str, float]) -> None:
 def hekaton_checkpoint_saved(step: int, folder: Path) -> None:
     """Called on every rank when the checkpoint of ``step`` is whole on disk.
 
+    :param step: the number of steps done when it was taken.
     :param folder: the step's own folder.
     """
 

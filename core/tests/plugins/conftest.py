@@ -30,7 +30,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def install(site: Path) -> Install:
-    """``install(distribution, code, module=..., entry=..., version=...)``: a plugin distribution in ``site``."""
+    """``install(distribution, code, entry=...)`` puts a plugin distribution into ``site``."""
 
     def install(
         distribution: str, code: str, *, module: str = "", entry: str = "", version: str = "1.2"

@@ -183,7 +183,7 @@ def test_a_hook_that_raises_makes_the_plugin_broken_and_leaves_nothing_of_it():
     assert plugins.infos[0].reason == (
         "hekaton_converters raised Ref('not a reference') is not of the form 'module:attribute'"
     )
-    with pytest.raises(UnknownName, match="plugin 'mine' .*: broken: hekaton_converters raised"):
+    with pytest.raises(UnknownName, match=r"plugin 'mine' .*: broken: hekaton_converters raised"):
         plugins.get(Model, "tiny")
 
 

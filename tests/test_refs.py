@@ -1,0 +1,70 @@
+"""Strings rot: every object that an installed plugin names is loaded, every hook is documented and used."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+from hekaton import hookspecs
+from hekaton.contributions import Component, Contribution, Ref
+from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
+from hekaton.spec import TrainSpec
+
+PLUGINS = Plugins.discover()
+RECORDS = [(info.name, record) for info in PLUGINS.infos for record in PLUGINS.contributions(info)]
+HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("hekaton_")}
+
+
+def test_every_first_party_plugin_loads():
+    loaded = {info.name: (info.status, info.reason) for info in PLUGINS.infos}
+    assert loaded == dict.fromkeys(["builtin", "llama3", "hf", "tensorboard"], ("ok", ""))
+    assert PLUGINS.problems == []
+
+
+@pytest.mark.parametrize(
+    "record", [pytest.param(record, id=f"{kind_name(type(record))}-{record.name}") for _, record in RECORDS]
+)
+def test_every_ref_of_every_record_loads(record):
+    refs = {
+        field.name: value
+        for field in dataclasses.fields(record)
+        if isinstance(value := getattr(record, field.name), Ref)
+    }
+    assert refs
+    for name, ref in refs.items():
+        loaded = ref.load()
+        assert callable(loaded) or isinstance(loaded, TrainSpec), f"{name} is {loaded!r}"
+
+
+@pytest.mark.parametrize("record", [record for _, record in RECORDS], ids=lambda record: record.name)
+def test_every_record_has_a_summary_and_its_section_exists(record: Contribution):
+    assert record.summary
+    if isinstance(record, Component) and record.section:
+        assert PLUGINS.section_of(record) == record.section
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_is_documented(name):
+    hook = HOOKS[name]
+    text = inspect.getdoc(hook) or ""
+    assert text.split("\n")[0].endswith((".", ","))
+    if name in CONTRIBUTION_HOOKS:
+        assert ":returns: one record per" in text
+        assert ":raises PluginError:" in text
+    for parameter in inspect.signature(hook).parameters:
+        assert f":param {parameter}:" in text
+    documented = re.findall(r":param (\w+):", text)
+    assert documented == list(inspect.signature(hook).parameters)
+
+
+# Kinds that no first-party plugin contributes yet; the stranger's package (test_stranger.py) does.
+CONTRIBUTED_BY_A_STRANGER = {"hekaton_converters", "hekaton_sections"}
+
+
+def test_every_contribution_hook_has_a_contribution():
+    used = {type(record) for _, record in RECORDS}
+    unused = {hook for hook, kind in CONTRIBUTION_HOOKS.items() if kind not in used}
+    assert unused == CONTRIBUTED_BY_A_STRANGER
