@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 
-def run_processes(file: str | Path, function: str, *, processes: int, timeout: float = 90.0, **arguments: Any) -> None:
+def run_processes(
+    file: str | Path, function: str, *, processes: int, timeout: float = 90.0, **arguments: Any
+) -> None:
     """Call ``function(**arguments)`` of a Python file on ``processes`` processes with one thread each.
 
     The environment is that of torchrun (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
@@ -49,7 +51,8 @@ def run_processes(file: str | Path, function: str, *, processes: int, timeout: f
                     process.wait()
         if failed:
             text = "\n".join(
-                f"--- rank {rank}, status {running[rank].returncode}\n{outputs[rank].read_text()}" for rank in failed
+                f"--- rank {rank}, status {running[rank].returncode}\n{outputs[rank].read_text()}"
+                for rank in failed
             )
             raise AssertionError(f"{function} on {processes} processes:\n{text}")
 
