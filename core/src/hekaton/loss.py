@@ -31,12 +31,16 @@ class Objective(Protocol):
 
 
 class NextToken:
-    """Cross-entropy of the next token, computed in float32."""
+    """Cross-entropy of the next token, computed in float32 (in float64 where the model is)."""
 
     def prepare(self, batch: Batch) -> tuple[Batch, torch.Tensor]:
+        """The model is given ``tokens``, and where documents are packed ``positions``, which restart at each
+        document, and ``documents``, which number them. Under context parallel a rank's tokens and positions
+        are its part of the sequence; ``documents`` is always that of the whole row."""
         inputs = {"tokens": batch["tokens"]}
         if "positions" in batch:
             inputs["positions"] = batch["positions"]
+            inputs["documents"] = (batch["positions"] == 0).cumsum(dim=-1)
         return inputs, batch["labels"]
 
     def count(self, targets: torch.Tensor) -> torch.Tensor:
@@ -44,8 +48,9 @@ class NextToken:
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """:param outputs: logits, (batch, seq, vocab); :param targets: (batch, seq)"""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return F.cross_entropy(
-            outputs.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import logging
 import math
 import time
@@ -20,7 +21,7 @@ from hekaton.data import Documents
 from hekaton.data import Tokenizer as TokenizerProtocol
 from hekaton.data.loader import Loader, build_loader
 from hekaton.distributed import Process, all_sum, set_timeout
-from hekaton.errors import DataError
+from hekaton.errors import ConfigError, DataError
 from hekaton.loss import Batch
 from hekaton.mesh import ParallelDims
 from hekaton.metrics import Console, Meter, MetricLogger, log_all
@@ -173,6 +174,7 @@ class Trainer:
         """
         model = self.model_parts[0]
         inputs, targets = self.objective.prepare(batch)
+        self._check_inputs(inputs)
         count = all_sum(self.objective.count(targets), self.loss_group).clamp(min=1)
         size = self.config.training.local_batch_size
         total = torch.zeros((), device=self.process.device)
@@ -283,6 +285,17 @@ class Trainer:
                 f"{self.config.model.name} {self.config.model.flavor} has vocab_size {rows:,}",
                 hint="choose another flavor or tokenizer, or set model.overrides.vocab_size",
             )
+
+    def _check_inputs(self, inputs: Batch) -> None:
+        """Say it well when the model's forward does not take what it is given."""
+        try:
+            inspect.signature(self.model_parts[0].forward).bind(**inputs)
+        except TypeError as e:
+            given = ", ".join(inputs)
+            raise ConfigError(
+                f"the forward of model '{self.config.model.name}' does not take ({given}): {e}",
+                hint='training.packing = "concat" gives a model tokens alone',
+            ) from e
 
     def _set_determinism(self) -> None:
         torch.manual_seed(self.seed + self.process.rank)

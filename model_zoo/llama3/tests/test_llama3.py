@@ -90,8 +90,9 @@ def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone():
     model = build(TINY)
     documents = [torch.randint(0, 101, (n,), generator=torch.Generator().manual_seed(n)) for n in (7, 1, 12)]
     positions = torch.cat([torch.arange(len(document)) for document in documents])
+    ids = torch.cat([torch.full((len(document),), i) for i, document in enumerate(documents)])
     with torch.no_grad():
-        packed = model(torch.cat(documents)[None], positions[None])
+        packed = model(torch.cat(documents)[None], positions[None], ids[None])
         alone = torch.cat([model(document[None]) for document in documents], dim=1)
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 

@@ -1,6 +1,6 @@
 """Bricks that the models of the zoo are made of. A leaf: it imports no model."""
 
-from hekaton_blocks.attention import Attention, DocumentAttention, document_ids
+from hekaton_blocks.attention import Attention, DocumentAttention
 from hekaton_blocks.feed_forward import FeedForward
 from hekaton_blocks.flops import decoder_flops_per_token
 from hekaton_blocks.rope import RopeScaling, apply_rotary, rotary_table
@@ -12,6 +12,5 @@ __all__ = [
     "RopeScaling",
     "apply_rotary",
     "decoder_flops_per_token",
-    "document_ids",
     "rotary_table",
 ]

@@ -9,14 +9,6 @@ from torch import nn
 from hekaton_blocks.rope import apply_rotary
 
 
-def document_ids(positions: torch.Tensor) -> torch.Tensor:
-    """Number the documents of each row: a new one starts where the position is 0.
-
-    :param positions: (batch, seq); :returns: (batch, seq), int64, not decreasing along seq.
-    """
-    return (positions == 0).cumsum(dim=-1)
-
-
 class DocumentAttention(nn.Module):
     """Scaled dot-product attention, causal, and only among tokens of the same document.
 
@@ -31,7 +23,8 @@ class DocumentAttention(nn.Module):
 
         :param q: (batch, n_heads, seq, head_dim)
         :param k: (batch, n_kv_heads, seq, head_dim), and ``v`` likewise; ``n_kv_heads`` divides ``n_heads``.
-        :param documents: (batch, seq), from :func:`document_ids`; ``None`` for one document per row.
+        :param documents: (batch, seq), which document each token is of, the tokens of one being neighbours;
+            ``None`` for one document per row.
         :returns: (batch, n_heads, seq, head_dim)
         """
         grouped = q.shape[1] != k.shape[1]

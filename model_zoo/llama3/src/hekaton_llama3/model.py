@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hekaton_blocks import Attention, FeedForward, RopeScaling, document_ids, rotary_table
+from hekaton_blocks import Attention, FeedForward, RopeScaling, rotary_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +66,21 @@ class Llama3(nn.Module):
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits of the next token.
 
         :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
-        :param positions: (batch, seq), restarting at 0 where a document starts; ``None`` where each row is
-            one document.
+        :param positions: (batch, seq), where each token stands in its document; counted from the start of
+            the row when ``None``.
+        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
         :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
         """
         config = self.config
-        documents = None if positions is None else document_ids(positions)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
