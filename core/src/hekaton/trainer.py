@@ -1,4 +1,4 @@
-"""The way of a run: build, then batch -> forward/backward -> clip -> step -> log -> checkpoint -> validate."""
+"""The way of a run: build, then batch -> forward/backward -> clip -> step -> log -> checkpoint, validate."""
 
 from __future__ import annotations
 
