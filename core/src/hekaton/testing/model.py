@@ -1,0 +1,118 @@
+"""Does a model keep its contract: tables that fit it, and a forward and backward that do what they say?"""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hekaton.build import materialize
+from hekaton.contributions import Objective
+from hekaton.init import Initializer, initialize, resolve_init
+from hekaton.loss import Batch
+from hekaton.parallel.plan import blocks, check_plan
+from hekaton.plugins import Plugins
+from hekaton.spec import TrainSpec
+
+SEQ_LEN = 16
+DOCUMENT_ENDS = 7
+"""Where the second document of the test's sequences begins."""
+
+
+def check_model(spec: TrainSpec, flavor: str | None = None) -> None:
+    """Check a model's tables in every flavor, and run one flavor in float32 on the CPU.
+
+    Every flavor is a frozen dataclass from which the model builds on the meta device; every row of the plan
+    and of the init table matches something, every parameter has an initialiser. The flavor that runs gives a
+    finite loss and a finite gradient for every parameter. A model trained to predict the next token must not
+    see later tokens, nor another document's.
+
+    :param flavor: the one to run; by default that with the fewest parameters.
+    :raises AssertionError: naming the flavor and what is wrong with it.
+    :raises ConfigError: from the tables, naming the row or the parameter.
+    """
+    assert spec.flavors, f"{spec.name} has no flavors"
+    sizes = {}
+    for name, config in spec.flavors.items():
+        model, _ = _on_meta(spec, name, config)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+    for name in spec.defaults:
+        assert name in spec.flavors, f"{spec.name} has defaults for '{name}', which is no flavor of it"
+    run = flavor or min(sizes, key=lambda name: sizes[name])
+    assert run in spec.flavors, f"{spec.name} has no flavor '{run}'"
+    _check_run(spec, run)
+
+
+def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict[str, Initializer]]:
+    what = f"{spec.name} {flavor}"
+    frozen = is_dataclass(config) and type(config).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert frozen, f"{what}: the flavor must be a frozen dataclass, not {config!r}"
+    with torch.device("meta"):
+        model = spec.model(config)
+    devices = {parameter.device.type for parameter in model.parameters()}
+    assert devices == {"meta"}, f"{what}: does not build on the meta device but on {sorted(devices)}"
+    plan = spec.plan(config)
+    check_plan(model, plan, what=what)
+    assert list(blocks(model, plan)), f"{what}: the plan's block '{plan.block}' matches no module"
+    return model, resolve_init(model, spec.init(config), what=what)
+
+
+def _check_run(spec: TrainSpec, flavor: str) -> None:
+    what = f"{spec.name} {flavor}"
+    config = spec.flavors[flavor]
+    model, initializers = _on_meta(spec, flavor, config)
+    materialize(model, torch.device("cpu"))
+    initialize(model, initializers, seed=0)
+
+    objective = Plugins.discover().get(Objective, spec.objective).build.load()(None)
+    batch = _batch(vocab_size=getattr(config, "vocab_size", 256))
+    inputs, targets = objective.prepare(batch)
+    outputs = model(**inputs)
+    loss = objective.loss(outputs, targets) / objective.count(targets)
+    assert loss.dim() == 0, f"{what}: the loss is no scalar but of shape {tuple(loss.shape)}"
+    assert torch.isfinite(loss), f"{what}: the loss is {loss.item()}"
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{what}: the loss does not depend on '{name}'"
+            assert torch.isfinite(parameter.grad).all(), f"{what}: the gradient of '{name}' is not finite"
+    if spec.objective == "next_token":
+        _check_sight(model, objective, batch, outputs.detach(), what=what)
+
+
+def _batch(*, vocab_size: int) -> Batch:
+    """Two sequences of two documents each; tensors of (2, SEQ_LEN)."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (2, SEQ_LEN + 1), generator=generator)
+    positions = torch.cat([torch.arange(DOCUMENT_ENDS), torch.arange(SEQ_LEN - DOCUMENT_ENDS)])
+    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "positions": positions.expand(2, -1)}
+
+
+@torch.no_grad()
+def _check_sight(model: nn.Module, objective: Any, batch: Batch, outputs: torch.Tensor, *, what: str) -> None:
+    """Change one token, and see which outputs change."""
+    model.eval()
+    tokens = batch["tokens"]
+
+    def changed_by(position: int) -> torch.Tensor:
+        other = tokens.clone()
+        other[:, position] = (other[:, position] + 1) % (tokens.max() + 1)
+        inputs, _ = objective.prepare({**batch, "tokens": other})
+        return ((model(**inputs) - before).abs().amax(dim=(0, 2)) > 1e-5).nonzero().flatten()
+
+    inputs, _ = objective.prepare(batch)
+    before = model(**inputs)
+    assert outputs.shape[:2] == tokens.shape, (
+        f"{what}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
+    )
+    last_of_first, last = DOCUMENT_ENDS - 1, SEQ_LEN - 1
+    assert (changed_by(last) >= last).all(), f"{what}: a token's output depends on a later token"
+    assert (changed_by(last_of_first) >= last_of_first).all(), (
+        f"{what}: a token's output depends on a later token"
+    )
+    assert (changed_by(last_of_first) <= last_of_first).all(), (
+        f"{what}: a token's output depends on another document's tokens"
+    )
+    assert len(changed_by(last)) == 1, f"{what}: a token's output does not depend on the token"
