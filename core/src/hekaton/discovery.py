@@ -74,8 +74,14 @@ def _scan() -> Iterable[tuple[importlib.metadata.EntryPoint, PluginInfo]]:
 
 
 def module_name(target: str) -> str:
-    """The name under which a module, or the path of a ``.py`` file, is imported."""
-    return Path(target).stem if target.endswith(".py") else target
+    """The name under which a module, or the path of a ``.py`` file, is imported.
+
+    A package is given by the path of its ``__init__.py``.
+    """
+    if not target.endswith(".py"):
+        return target
+    path = Path(target).resolve()
+    return path.parent.name if path.stem == "__init__" else path.stem
 
 
 def import_unpackaged(target: str) -> types.ModuleType:

@@ -177,6 +177,20 @@ def test_an_unpackaged_module_is_loaded_by_path_and_its_refs_find_it(site, tmp_p
     assert [info.name for info in both.infos].count("by_path") == 1
 
 
+def test_an_unpackaged_package_is_loaded_by_the_path_of_its_init(tmp_path, site):
+    (tmp_path / "src" / "whole").mkdir(parents=True)
+    (tmp_path / "src" / "whole" / "heavy.py").write_text("spec = 'the spec'")
+    path = tmp_path / "src" / "whole" / "__init__.py"
+    path.write_text(
+        "from hekaton.contributions import Model, Ref, hookimpl\n"
+        "@hookimpl\ndef hekaton_models():\n    return [Model('mine', spec=Ref('whole.heavy:spec'))]\n"
+    )
+    plugins = Plugins.discover(load=[str(path)])
+    plugins.check()
+    assert plugins.get(Model, "mine").spec.load() == "the spec"
+    assert info_of(plugins, "whole").status == "ok"
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
