@@ -1,0 +1,176 @@
+"""Tensors to and from a step folder, through torch.distributed.checkpoint (DCP).
+
+Imported only when a checkpoint is written or read: DCP is part of no run without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from hekaton.checkpoint.integrity import FileRecord
+from hekaton.checkpoint.ranks import Ranks
+from hekaton.errors import CheckpointError
+
+Tensors = dict[str, torch.Tensor]
+_WORTH_A_THREAD = 1 << 20
+
+
+def write(state: Mapping[str, torch.Tensor], folder: Path, ranks: Ranks) -> dict[str, FileRecord]:
+    """Write the tensors of all ranks into ``folder``; each rank writes its own shards.
+
+    :returns: the files that this rank wrote.
+    :raises CheckpointError: on all ranks, when one of them cannot write.
+    """
+    writer = _Writer(folder)
+    with _alone_quietly(ranks), _told(f"cannot write the checkpoint {folder}"):
+        dcp.save(
+            dict(state),
+            storage_writer=writer,
+            planner=DefaultSavePlanner(),
+            process_group=ranks.group,
+            no_dist=ranks.size == 1,
+        )
+    return writer.files.records
+
+
+def read(state: Mapping[str, torch.Tensor], folder: Path, metadata: Metadata, ranks: Ranks) -> None:
+    """Fill the tensors in place; each rank reads what its shards need.
+
+    :param metadata: as read and checked by :func:`hekaton.checkpoint.integrity.read_metadata`.
+    :raises CheckpointError: on all ranks, when one of them cannot read.
+    """
+    with _alone_quietly(ranks), _told(f"cannot read the checkpoint {folder}"):
+        dcp.load(
+            dict(state),
+            storage_reader=_Reader(folder, metadata),
+            planner=_TensorsOnly(),
+            process_group=ranks.group,
+            no_dist=ranks.size == 1,
+        )
+
+
+class _Hashed(io.RawIOBase):
+    """A file that computes its SHA-256 as it is written, beside the writing where a piece is large."""
+
+    def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._thread = thread
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: Any) -> int:
+        piece = memoryview(data).cast("B")
+        hashing = self._thread.submit(self._sha256.update, piece) if len(piece) >= _WORTH_A_THREAD else None
+        try:
+            written = 0
+            while written < len(piece):
+                written += self._file.write(piece[written:])
+        finally:
+            if hashing is not None:
+                hashing.result()
+        if hashing is None:
+            self._sha256.update(piece)
+        self._size += len(piece)
+        return len(piece)
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def record(self) -> FileRecord:
+        return FileRecord(self._size, self._sha256.hexdigest())
+
+
+class _HashedFiles(FileSystem):
+    """The local file system, with a record of every file that was written through it."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, FileRecord] = {}
+
+    @contextlib.contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        assert mode == "wb"
+        with ThreadPoolExecutor(1) as thread, _Hashed(Path(path), thread) as stream:
+            yield stream
+        self.records[Path(path).name] = stream.record()
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.records[Path(new_path).name] = self.records.pop(Path(path).name)
+
+
+class _Writer(FileSystemWriter):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.files = self.fs = _HashedFiles()
+
+    def storage_meta(self) -> StorageMeta:
+        # The name only: a folder can be moved, and where it was first is nobody's business.
+        return StorageMeta(checkpoint_id=cast(Path, self.path).name, save_id=self.save_id)
+
+
+class _Reader(FileSystemReader):
+    """Reads with metadata that has been vetted, instead of unpickling the file itself."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise CheckpointError(f"'{read_item.dest_index.fqn}' is not a tensor: refused, it could hold code")
+
+
+@contextlib.contextmanager
+def _alone_quietly(ranks: Ranks) -> Iterator[None]:
+    """DCP warns when it works in one process; here that is meant."""
+    if ranks.size > 1:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+        yield
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn DCP's account of the failures of all ranks into one error that a user can read."""
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (cause, _) = min(failed.failures.items())
+        if not isinstance(cause, Exception):  # an interrupt
+            raise cause from failed
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        raise CheckpointError(
+            f"{what}: {reason.splitlines()[0] if reason else cause!r} (rank {rank})"
+        ) from cause

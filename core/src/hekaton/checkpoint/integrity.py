@@ -1,0 +1,190 @@
+"""What makes a step whole: its manifest, the checksums in it, and metadata that cannot run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+METADATA = ".metadata"
+
+
+class NotWhole(Exception):
+    """A step cannot be used; the message says why, in words that follow the name of the step."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a step: its size in bytes and the SHA-256 of its content, in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a step that is not a tensor. A step exists once its manifest does."""
+
+    step: int
+    good: bool
+    """Whether the loss was finite; a step that is not good is never resumed from unless asked for by number."""
+    saved_at: str
+    """UTC, ISO 8601."""
+    processes: int
+    versions: Mapping[str, str]
+    parts: tuple[str, ...]
+    """The kinds of tensors in it. Keys of all but ``model`` begin with the name of their part."""
+    describe: Mapping[str, Any]
+    """The resolved configuration, name and flavor of the model, layout."""
+    info: Mapping[str, Any]
+    """State of the run that is not a tensor."""
+    files: Mapping[str, FileRecord]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(record.size for record in self.files.values())
+
+    def to_json(self) -> str:
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """:raises NotWhole: when it was cut short or changed, or is of a later format."""
+        try:
+            content = json.loads(text)
+            written = content.pop("sha256")
+            version = content.pop("format")
+            if version > FORMAT:
+                raise NotWhole(f"{MANIFEST} is of format {version}, this version of hekaton reads {FORMAT}")
+            if written != _digest_of({"format": version, **content}):
+                raise NotWhole(f"{MANIFEST} was changed after it was written: its checksum differs")
+            files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
+            manifest = cls(**content | {"parts": tuple(content["parts"]), "files": files})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise NotWhole(f"{MANIFEST} cannot be read: {error}") from error
+        for name in files:
+            if Path(name).name != name:
+                raise NotWhole(f"{MANIFEST} names {name!r}, which is not a file of the step")
+        return manifest
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_sizes(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    """:raises NotWhole: naming the first file that is missing or of another size."""
+    for name, record in files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            raise NotWhole(f"{name} is missing") from None
+        except OSError as error:
+            raise NotWhole(f"{name} cannot be read: {error.strerror}") from error
+        if size != record.size:
+            raise NotWhole(f"{name} has {size:,} bytes instead of {record.size:,}")
+
+
+def check_contents(folder: Path, files: Mapping[str, FileRecord], names: Iterable[str]) -> str | None:
+    """Read the named files through; say what is wrong with the first that differs from its checksum."""
+    for name in names:
+        try:
+            with (folder / name).open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if digest != files[name].sha256:
+            return f"{name} was changed or damaged: its checksum differs"
+    return None
+
+
+def shared_out(files: Mapping[str, FileRecord], ranks: int) -> list[list[str]]:
+    """The names of the files, shared among the ranks so that each has about as many bytes to read."""
+    shares: list[list[str]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for name in sorted(files, key=lambda name: (-files[name].size, name)):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(name)
+        loads[lightest] += files[name].size
+    return shares
+
+
+_DCP = "torch.distributed.checkpoint"
+_ADMITTED = {
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},  # where Python 3.13 keeps it
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    f"{_DCP}.filesystem": {"_StorageInfo"},
+    f"{_DCP}.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the pickle of DCP's metadata: admits the classes that describe tensors, and no other global."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _ADMITTED.get(module, ()):
+            return super().find_class(module, name)
+        raise NotWhole(
+            f"{METADATA} asks for {module}.{name}, which no tensor needs: refused, it may be hostile"
+        )
+
+
+def read_metadata(folder: Path, files: Iterable[str]) -> Metadata:
+    """Read DCP's ``.metadata`` without running any code that it names.
+
+    :param files: the files that it may point to.
+    :raises NotWhole: when it asks for anything else, cannot be read, or holds what is not a tensor.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+    known = set(files)
+    try:
+        with (folder / METADATA).open("rb") as stream:
+            metadata = _Unpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise NotWhole(f"{METADATA} is not the metadata of a checkpoint")
+        for key, item in metadata.state_dict_metadata.items():
+            if not isinstance(item, TensorStorageMetadata):
+                raise NotWhole(
+                    f"{METADATA} lists {key!r}, which is not a tensor: refused, it could hold code"
+                )
+            tuple(item.size), item.properties.dtype
+        for stored in (metadata.storage_data or {}).values():
+            if stored.relative_path not in known:
+                raise NotWhole(
+                    f"{METADATA} points to {stored.relative_path!r}, which the manifest does not name"
+                )
+            if stored.transform_descriptors:
+                raise NotWhole(
+                    f"{METADATA} asks for the transforms {stored.transform_descriptors}: not supported"
+                )
+    except NotWhole:
+        raise
+    except Exception as error:  # a broken pickle can raise anything
+        raise NotWhole(f"{METADATA} cannot be read: {type(error).__name__}: {error}") from error
+    return metadata

@@ -1,0 +1,321 @@
+"""Saving and loading steps: one call each, made by all ranks together."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+import hekaton
+from hekaton.checkpoint.integrity import (
+    METADATA,
+    FileRecord,
+    Manifest,
+    NotWhole,
+    check_contents,
+    check_sizes,
+    read_metadata,
+    shared_out,
+)
+from hekaton.checkpoint.matching import MODEL, Parts, compare, flat, part_of, united
+from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.storage import StepFolders
+from hekaton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+log = logging.getLogger("hekaton")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A step that was loaded."""
+
+    step: int
+    folder: Path
+    info: Mapping[str, Any]
+    """What the run gave to :meth:`CheckpointManager.save` beside the tensors."""
+    describe: Mapping[str, Any]
+    """Configuration, model and layout of the run that saved it."""
+    parts: frozenset[str]
+    """The parts that were filled: all that were asked for, less the optional ones that do not fit this run."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    manifest: Manifest
+    metadata: Metadata
+
+
+class CheckpointManager:
+    """Steps ``step-N/`` in one folder: DCP's files, and a manifest that is written last.
+
+    Every method is collective: all ranks of the group call it, and an error on one is raised on all.
+
+    :param folder: the ``checkpoint`` folder of the run; made by the first save.
+    :param describe: kept in every manifest, JSON: ``config`` (the resolved configuration), ``model``,
+        ``flavor``, ``layout`` (degrees of the mesh).
+    :param keep_latest_k: how many good steps stay; older ones are removed once the new one is whole. 0 keeps
+        all.
+    :param group: the ranks that take part; it must be able to carry objects. The default group if not given;
+        without any process group, this process alone.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        describe: Mapping[str, Any],
+        keep_latest_k: int = 0,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._folders = StepFolders(folder)
+        self._describe = describe
+        self._keep = keep_latest_k
+        self._ranks = Ranks.of(group)
+        self._came_from = 0
+
+    def save(self, step: int, parts: Parts, info: Mapping[str, Any], *, good: bool = True) -> Path:
+        """Save a step; when this returns, it is whole and on the disk.
+
+        :param parts: tensors by part (``model``, ``optimizer``, ...) and name. The model's keep their plain
+            names on disk, others are stored as ``part.name``. A tensor that is not a DTensor is taken to be the
+            same on all ranks that have its name.
+        :param info: whatever else the run needs to go on, JSON. Dicts are united over the ranks; where ranks
+            differ, the lowest one's word counts.
+        :param good: whether the loss is finite. A step that is not good makes no good one go away, and is
+            resumed from only when asked for by number.
+        :returns: the folder of the step.
+        :raises CheckpointError: when it cannot be written; what was there before is untouched.
+        """
+        from hekaton.checkpoint import dcp
+
+        began = time.perf_counter()
+        folder = self._folders.path(step)
+        state = flat(parts)
+        _check_names(parts)
+        writing = f"cannot write the checkpoint {folder}"
+        try:
+            self._on_disk(writing, lambda: self._folders.make_room(step, came_from=self._came_from))
+            written = dcp.write(state, folder, self._ranks)
+            gathered = self._ranks.gather((written, info))
+            manifest = self._manifest(step, parts, gathered, good=good)
+            self._on_disk(writing, lambda: self._folders.commit(step, manifest))
+        except CheckpointError:
+            self._ranks.first(lambda: self._folders.abandon(step))
+            raise
+        self._came_from = step
+        seconds = time.perf_counter() - began
+        if self._ranks.is_first:
+            gb = manifest.size / 1e9
+            note = "" if good else ", marked as not good"
+            log.info("saved %s: %.3f GB in %.2f s, %.2f GB/s%s", folder, gb, seconds, gb / seconds, note)
+            self._folders.prune(self._keep)
+        return folder
+
+    def load(self, parts: Parts, *, step: int = -1, optional: Collection[str] = ()) -> Loaded | None:
+        """Fill the tensors in place from a step, whatever layout it was saved under.
+
+        :param parts: tensors by part and name, as for :meth:`save`. Parts that the checkpoint has and that are
+            not asked for stay unread.
+        :param step: -1 takes the newest whole, good step; those passed over are named with the reason in a
+            warning each. A number takes that step, good or not.
+        :param optional: parts to leave out, with a warning, where they do not fit this run: random-number
+            states are of so many ranks.
+        :returns: ``None`` when there is no step folder at all.
+        :raises CheckpointError: when there are step folders and none can be used, the wanted step is not there
+            or not whole, or the checkpoint is of another model.
+        """
+        began = time.perf_counter()
+        found = self._find(step)
+        if found is None:
+            return None
+        from hekaton.checkpoint import dcp
+
+        manifest = found.manifest
+        folder = self._folders.path(manifest.step)
+        chosen = self._fitting(parts, found, folder, optional)
+        dcp.read(flat(chosen), folder, found.metadata, self._ranks)
+        self._came_from = manifest.step
+        if self._ranks.is_first:
+            seconds = time.perf_counter() - began
+            unread = sorted(set(manifest.parts) - set(chosen))
+            note = f"; not loaded: {', '.join(unread)}" if unread else ""
+            log.info("loaded %s: %.3f GB in %.2f s%s", folder, manifest.size / 1e9, seconds, note)
+        return Loaded(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
+
+    def _find(self, wanted: int) -> _Step | None:
+        """The step to load, read through by all ranks together; the same on all of them."""
+        root = self._folders.root
+        steps = self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.recovered_steps)
+        if wanted >= 0:
+            if wanted not in steps:
+                raise CheckpointError(
+                    f"there is no checkpoint step-{wanted} in {root}", hint=_available(steps)
+                )
+            try:
+                return self._opened(wanted)
+            except NotWhole as reason:
+                others = [step for step in steps if step != wanted]
+                raise CheckpointError(
+                    f"checkpoint step-{wanted} in {root} cannot be loaded: {reason}", hint=_available(others)
+                ) from reason
+        passed_over = []
+        for number in reversed(steps):
+            try:
+                step = self._opened(number)
+                if step.manifest.good:
+                    return step
+                reason: object = "its loss was not finite"
+            except NotWhole as error:
+                reason = error
+            passed_over.append(f"step-{number}: {reason}")
+            if self._ranks.is_first:
+                log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
+        if passed_over:
+            raise CheckpointError(
+                f"none of the checkpoints in {root} can be loaded",
+                hint="\n".join([*passed_over, "to start afresh, move that folder away"]),
+            )
+        return None
+
+    def _opened(self, step: int) -> _Step:
+        """:raises NotWhole: on all ranks, when anything about the step is not as its manifest says."""
+        ranks = self._ranks
+        folder = self._folders.path(step)
+
+        def looked_at() -> Manifest | NotWhole:
+            try:
+                manifest = self._folders.manifest(step)
+                if manifest.step != step:
+                    raise NotWhole(f"it holds step {manifest.step}: the folder was renamed")
+                check_sizes(folder, manifest.files)
+                if METADATA not in manifest.files:
+                    raise NotWhole(f"its manifest does not name {METADATA}")
+            except NotWhole as reason:
+                return reason
+            return manifest
+
+        manifest = ranks.first(looked_at)
+        if isinstance(manifest, NotWhole):
+            raise manifest
+        files = manifest.files
+        mine = shared_out(files, ranks.size)[ranks.rank]
+        for problem in ranks.gather(check_contents(folder, files, mine)):
+            if problem is not None:
+                raise NotWhole(problem)
+        try:
+            metadata, problem = read_metadata(folder, files), None
+        except NotWhole as reason:
+            problem = str(reason)
+        for problem in ranks.gather(problem):
+            if problem is not None:
+                raise NotWhole(problem)
+        return _Step(manifest, metadata)
+
+    def _fitting(self, parts: Parts, found: _Step, folder: Path, optional: Collection[str]) -> Parts:
+        """The parts to load; all ranks come to the same answer."""
+        manifest = found.manifest
+        of_ranks = self._ranks.gather(compare(parts, found.metadata, manifest.parts))
+        differences = {part: united([one[part] for one in of_ranks]) for part in parts}
+        chosen = dict(parts)
+        for part in optional:
+            if part in chosen and differences[part].any:
+                del chosen[part]
+                if self._ranks.is_first:
+                    log.warning(
+                        "%s: '%s' was saved by %d process(es), this run has %d, and does not fit; not restored",
+                        folder, part, manifest.processes, self._ranks.size,
+                    )  # fmt: skip
+        wrong = [str(differences[part]) for part in chosen if differences[part].any]
+        if wrong:
+            raise CheckpointError(
+                f"the checkpoint {folder} ({_model(manifest.describe)}) does not fit this run "
+                f"({_model(self._describe)})",
+                hint="\n".join(wrong),
+            )
+        converted = [dtype for part in chosen for dtype in differences[part].dtypes]
+        if converted and self._ranks.is_first:
+            key, there, here = converted[0]
+            log.warning(
+                "%s: %d tensor(s) are of another dtype and are converted (%s: %s to %s, ...)",
+                folder, len(converted), key, there, here,
+            )  # fmt: skip
+        return chosen
+
+    def _manifest(
+        self,
+        step: int,
+        parts: Parts,
+        gathered: Sequence[tuple[Mapping[str, FileRecord], Mapping[str, Any]]],
+        *,
+        good: bool,
+    ) -> Manifest:
+        files = {name: record for written, _ in gathered for name, record in written.items()}
+        info: Mapping[str, Any] = {}
+        for _, of_rank in gathered:
+            info = _united_info(info, of_rank)
+        return Manifest(
+            step=step,
+            good=good,
+            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            processes=self._ranks.size,
+            versions={
+                "hekaton": hekaton.__version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+            parts=tuple(parts),
+            describe=self._describe,
+            info=info,
+            files=dict(sorted(files.items())),
+        )
+
+    def _on_disk(self, what: str, action: Callable[[], T]) -> T:
+        """Let rank 0 work on the folders; what the disk refuses is a CheckpointError on all ranks."""
+
+        def told() -> T:
+            try:
+                return action()
+            except OSError as error:
+                raise CheckpointError(f"{what}: {error.strerror or error}") from error
+
+        return self._ranks.first(told)
+
+
+def _check_names(parts: Parts) -> None:
+    others = [part for part in parts if part != MODEL]
+    for name in parts.get(MODEL, ()):
+        part = part_of(name, others)
+        if part != MODEL:
+            raise CheckpointError(
+                f"the model has a tensor '{name}', and checkpoints keep the {part} under '{part}.'",
+                hint=f"rename the model's attribute '{part}'",
+            )
+
+
+def _united_info(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    united = {**other, **mine}
+    for key in mine.keys() & other.keys():
+        if isinstance(mine[key], Mapping) and isinstance(other[key], Mapping):
+            united[key] = _united_info(mine[key], other[key])
+    return united
+
+
+def _available(steps: Sequence[int]) -> str:
+    return f"available: {', '.join(map(str, steps))}" if steps else "there is no other"
+
+
+def _model(describe: Mapping[str, Any]) -> str:
+    return f"{describe.get('model', 'unnamed model')} {describe.get('flavor', '')}".rstrip()

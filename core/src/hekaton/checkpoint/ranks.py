@@ -1,0 +1,86 @@
+"""Agreement between the ranks: what one of them meets, all of them hear of, and none is left waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from hekaton.errors import HekatonError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one process group, or this process alone where there is no group."""
+
+    group: dist.ProcessGroup | None
+    rank: int
+    size: int
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None = None) -> Ranks:
+        """The ranks of ``group``; without one, of the default group, if it is initialised."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(group, dist.get_rank(group), dist.get_world_size(group))
+        return cls(None, 0, 1)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, on all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def first(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on rank 0 alone, and return its value, or raise its error, on all ranks."""
+        outcome: Any = _call(function) if self.is_first else None
+        if self.size > 1:
+            sent = [_portable(outcome)]
+            dist.broadcast_object_list(sent, group=self.group, group_src=0)
+            outcome = outcome if self.is_first else sent[0]
+        if isinstance(outcome, _Failure):
+            raise self._heard(outcome.error)
+        return outcome  # type: ignore[no-any-return]
+
+    def everywhere(self, function: Callable[[], T]) -> list[T]:
+        """Call ``function`` on all ranks and return their values; one rank's error is raised on all."""
+        mine = _call(function)
+        outcomes = self.gather(_portable(mine))
+        for outcome in outcomes:
+            if isinstance(outcome, _Failure):
+                raise mine.error if isinstance(mine, _Failure) else self._heard(outcome.error)
+        return [mine if rank == self.rank else outcome for rank, outcome in enumerate(outcomes)]
+
+    def _heard(self, error: Exception) -> Exception:
+        """The error as this rank's own: each rank prints what it raised with its number in front."""
+        if isinstance(error, HekatonError) and error.rank is not None:
+            error.rank = dist.get_rank()
+        return error
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: Exception
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        return _Failure(error)
+
+
+def _portable(outcome: Any) -> Any:
+    """An error that is not ours may not survive pickling: its text does."""
+    if isinstance(outcome, _Failure) and not isinstance(outcome.error, HekatonError):
+        return _Failure(RuntimeError(f"on another rank: {type(outcome.error).__name__}: {outcome.error}"))
+    return outcome

@@ -1,0 +1,145 @@
+"""The state of a run as named tensors, and back: model, optimizers, random numbers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hekaton.errors import CheckpointError
+
+Tensors = dict[str, torch.Tensor]
+
+_VALUES = "values"
+_UNSTARTED = "unstarted"
+
+
+def model_tensors(parts: Sequence[nn.Module]) -> Tensors:
+    """Parameters and persistent buffers by their names; a tied tensor once, under the first of its names.
+
+    The tensors are the live ones: loading into them loads the model.
+    """
+    tensors: Tensors = {}
+    seen: set[int] = set()
+    for part in parts:
+        for name, tensor in part.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(
+                    f"the model keeps '{name}' as {type(tensor).__name__}: checkpoints hold tensors only",
+                    hint="make it a buffer, or leave it out of the state dict",
+                )
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                tensors[name] = tensor
+    return tensors
+
+
+def optimizer_state(
+    parts: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[Tensors, dict[str, Any]]:
+    """The state of the optimizers, by name of parameter; nothing about them is changed.
+
+    Where a parameter has none yet (before the first step, or because it has had no gradient), fresh state stands
+    in, so that what a checkpoint holds depends on the model and the kind of optimizer only. Learning rates and
+    other hyperparameters are not state: they come from the configuration and the schedule.
+
+    :returns: tensors as ``layers.0.attention.wq.weight.exp_avg``, the live ones where there are any, and a JSON
+        dict of the rest.
+    """
+    tensors: Tensors = {}
+    values: dict[str, Any] = {}
+    unstarted: dict[str, bool] = {}
+    for name, parameter, optimizer, group in _optimized(parts, optimizers):
+        state = optimizer.state.get(parameter)
+        if not state:
+            state = _fresh_state(optimizer, group, parameter)
+            if state:
+                unstarted[name] = True
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}.{key}"] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                values[f"{name}.{key}"] = value
+            else:
+                raise CheckpointError(
+                    f"{type(optimizer).__name__} keeps '{key}' of '{name}' as {type(value).__name__}: "
+                    "checkpoints hold tensors, numbers and strings",
+                )
+    return tensors, {_VALUES: values, _UNSTARTED: unstarted}
+
+
+def restore_optimizers(
+    parts: Sequence[nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, torch.Tensor],
+    rest: Mapping[str, Any],
+) -> None:
+    """Give the optimizers the state that was loaded.
+
+    :param tensors: what :func:`optimizer_state` returned in this run, filled by loading.
+    :param rest: the JSON dict that it returned in the run that saved.
+    """
+    states: dict[str, dict[str, Any]] = defaultdict(dict)
+    for source in (tensors, rest[_VALUES]):
+        for full_key, value in source.items():
+            name, key = full_key.rsplit(".", 1)
+            states[name][key] = value
+    for name, parameter, optimizer, _ in _optimized(parts, optimizers):
+        if name in rest[_UNSTARTED] or name not in states:
+            optimizer.state.pop(parameter, None)
+        else:
+            optimizer.state[parameter] = states[name]
+
+
+def rng_tensors(rank: int) -> Tensors:
+    """Copies of the states of this rank's random-number generators, CPU and current CUDA device."""
+    tensors = {f"rank_{rank}.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors[f"rank_{rank}.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore_rng(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Set this rank's generators to states that :func:`rng_tensors` named and loading filled."""
+    for name, state in tensors.items():
+        if name.endswith(".cuda"):
+            torch.cuda.set_rng_state(state)
+        else:
+            torch.set_rng_state(state)
+
+
+def _optimized(
+    parts: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer, dict[str, Any]]]:
+    """Each trained parameter: its name, itself, its optimizer, its group there."""
+    # By state_dict(), and not named_parameters(): FSDP brings parameters back to their shards for it.
+    names = {id(tensor): name for name, tensor in model_tensors(parts).items()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    yield names[id(parameter)], parameter, optimizer, group
+
+
+def _fresh_state(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter
+) -> dict[str, Any]:
+    """The state that the optimizer makes for a parameter at its first step.
+
+    A twin of the optimizer, without its hooks, takes that step on a stand-in of the parameter: neither the
+    optimizer nor its schedule nor any weight notices.
+    """
+    stand_in = torch.zeros_like(parameter, requires_grad=True)
+    stand_in.grad = torch.zeros_like(parameter)
+    twin = object.__new__(type(optimizer))
+    vars(twin).update(vars(optimizer))
+    vars(twin).pop("step", None)  # a scheduler's wrapper, bound to the original
+    twin.state = defaultdict(dict)
+    twin.param_groups = [{**group, "params": [stand_in]}]
+    twin._optimizer_step_pre_hooks = OrderedDict()
+    twin._optimizer_step_post_hooks = OrderedDict()
+    twin.step()
+    return dict(twin.state[stand_in])
