@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from hekaton.checkpoint.integrity import FileRecord
 from hekaton.checkpoint.ranks import Ranks
@@ -39,7 +40,7 @@ def write(state: Mapping[str, torch.Tensor], folder: Path, ranks: Ranks) -> dict
     """
     writer = _Writer(folder)
     with _alone_quietly(ranks), _told(f"cannot write the checkpoint {folder}"):
-        dcp.save(
+        save(
             dict(state),
             storage_writer=writer,
             planner=DefaultSavePlanner(),
@@ -56,7 +57,7 @@ def read(state: Mapping[str, torch.Tensor], folder: Path, metadata: Metadata, ra
     :raises CheckpointError: on all ranks, when one of them cannot read.
     """
     with _alone_quietly(ranks), _told(f"cannot read the checkpoint {folder}"):
-        dcp.load(
+        load(
             dict(state),
             storage_reader=_Reader(folder, metadata),
             planner=_TensorsOnly(),
@@ -170,7 +171,6 @@ def _told(what: str) -> Iterator[None]:
         rank, (cause, _) = min(failed.failures.items())
         if not isinstance(cause, Exception):  # an interrupt
             raise cause from failed
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-        raise CheckpointError(
-            f"{what}: {reason.splitlines()[0] if reason else cause!r} (rank {rank})"
-        ) from cause
+        reason = cause.strerror if isinstance(cause, OSError) else str(cause)
+        first_line = (reason or repr(cause)).splitlines()[0]
+        raise CheckpointError(f"{what}: {first_line} (rank {rank})") from cause

@@ -38,7 +38,7 @@ class Manifest:
 
     step: int
     good: bool
-    """Whether the loss was finite; a step that is not good is never resumed from unless asked for by number."""
+    """Whether the loss was finite; one that is not good is resumed from only when asked for by number."""
     saved_at: str
     """UTC, ISO 8601."""
     processes: int
@@ -149,9 +149,7 @@ class _Unpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _ADMITTED.get(module, ()):
             return super().find_class(module, name)
-        raise NotWhole(
-            f"{METADATA} asks for {module}.{name}, which no tensor needs: refused, it may be hostile"
-        )
+        raise NotWhole(f"{METADATA} asks for {module}.{name}, which no tensor needs: refused")
 
 
 def read_metadata(folder: Path, files: Iterable[str]) -> Metadata:
@@ -170,19 +168,14 @@ def read_metadata(folder: Path, files: Iterable[str]) -> Metadata:
             raise NotWhole(f"{METADATA} is not the metadata of a checkpoint")
         for key, item in metadata.state_dict_metadata.items():
             if not isinstance(item, TensorStorageMetadata):
-                raise NotWhole(
-                    f"{METADATA} lists {key!r}, which is not a tensor: refused, it could hold code"
-                )
-            tuple(item.size), item.properties.dtype
+                raise NotWhole(f"{METADATA} lists {key!r}, which is not a tensor: refused")
+            if not (isinstance(item.size, torch.Size) and isinstance(item.properties.dtype, torch.dtype)):
+                raise NotWhole(f"{METADATA} does not describe {key!r} as a tensor")
         for stored in (metadata.storage_data or {}).values():
             if stored.relative_path not in known:
-                raise NotWhole(
-                    f"{METADATA} points to {stored.relative_path!r}, which the manifest does not name"
-                )
+                raise NotWhole(f"{METADATA} points to {stored.relative_path!r}, not a file of the step")
             if stored.transform_descriptors:
-                raise NotWhole(
-                    f"{METADATA} asks for the transforms {stored.transform_descriptors}: not supported"
-                )
+                raise NotWhole(f"{METADATA} asks for transforms of its files: refused")
     except NotWhole:
         raise
     except Exception as error:  # a broken pickle can raise anything

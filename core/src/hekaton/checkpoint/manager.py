@@ -49,7 +49,7 @@ class Loaded:
     describe: Mapping[str, Any]
     """Configuration, model and layout of the run that saved it."""
     parts: frozenset[str]
-    """The parts that were filled: all that were asked for, less the optional ones that do not fit this run."""
+    """The parts that were filled: all that were asked for, less optional ones that do not fit this run."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class CheckpointManager:
         """Save a step; when this returns, it is whole and on the disk.
 
         :param parts: tensors by part (``model``, ``optimizer``, ...) and name. The model's keep their plain
-            names on disk, others are stored as ``part.name``. A tensor that is not a DTensor is taken to be the
-            same on all ranks that have its name.
+            names on disk, others are stored as ``part.name``. A tensor that is not a DTensor is taken to be
+            the same on all ranks that have its name.
         :param info: whatever else the run needs to go on, JSON. Dicts are united over the ranks; where ranks
             differ, the lowest one's word counts.
         :param good: whether the loss is finite. A step that is not good makes no good one go away, and is
@@ -127,15 +127,15 @@ class CheckpointManager:
     def load(self, parts: Parts, *, step: int = -1, optional: Collection[str] = ()) -> Loaded | None:
         """Fill the tensors in place from a step, whatever layout it was saved under.
 
-        :param parts: tensors by part and name, as for :meth:`save`. Parts that the checkpoint has and that are
-            not asked for stay unread.
+        :param parts: tensors by part and name, as for :meth:`save`. Parts that the checkpoint has and that
+            are not asked for stay unread.
         :param step: -1 takes the newest whole, good step; those passed over are named with the reason in a
             warning each. A number takes that step, good or not.
         :param optional: parts to leave out, with a warning, where they do not fit this run: random-number
             states are of so many ranks.
         :returns: ``None`` when there is no step folder at all.
-        :raises CheckpointError: when there are step folders and none can be used, the wanted step is not there
-            or not whole, or the checkpoint is of another model.
+        :raises CheckpointError: when there are step folders and none can be used, the wanted step is not
+            there or not whole, or the checkpoint is of another model.
         """
         began = time.perf_counter()
         found = self._find(step)
@@ -175,14 +175,13 @@ class CheckpointManager:
         for number in reversed(steps):
             try:
                 step = self._opened(number)
-                if step.manifest.good:
-                    return step
-                reason: object = "its loss was not finite"
-            except NotWhole as error:
-                reason = error
-            passed_over.append(f"step-{number}: {reason}")
-            if self._ranks.is_first:
-                log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
+                if not step.manifest.good:
+                    raise NotWhole("its loss was not finite")
+                return step
+            except NotWhole as reason:
+                passed_over.append(f"step-{number}: {reason}")
+                if self._ranks.is_first:
+                    log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
         if passed_over:
             raise CheckpointError(
                 f"none of the checkpoints in {root} can be loaded",
@@ -219,9 +218,9 @@ class CheckpointManager:
             metadata, problem = read_metadata(folder, files), None
         except NotWhole as reason:
             problem = str(reason)
-        for problem in ranks.gather(problem):
-            if problem is not None:
-                raise NotWhole(problem)
+        for problem_there in ranks.gather(problem):
+            if problem_there is not None:
+                raise NotWhole(problem_there)
         return _Step(manifest, metadata)
 
     def _fitting(self, parts: Parts, found: _Step, folder: Path, optional: Collection[str]) -> Parts:
@@ -235,7 +234,7 @@ class CheckpointManager:
                 del chosen[part]
                 if self._ranks.is_first:
                     log.warning(
-                        "%s: '%s' was saved by %d process(es), this run has %d, and does not fit; not restored",
+                        "%s: '%s', saved by %d process(es), does not fit the %d of this run; not restored",
                         folder, part, manifest.processes, self._ranks.size,
                     )  # fmt: skip
         wrong = [str(differences[part]) for part in chosen if differences[part].any]

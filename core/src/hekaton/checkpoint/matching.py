@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 MODEL = "model"
 _SHOWN = 4
@@ -65,7 +65,7 @@ class Differences:
 
 def compare(wanted: Parts, metadata: Metadata, stored_parts: Iterable[str]) -> dict[str, Differences]:
     """The differences of each wanted part, as this rank sees them."""
-    stored = metadata.state_dict_metadata
+    stored = cast("dict[str, TensorStorageMetadata]", metadata.state_dict_metadata)
     keys: dict[str, list[str]] = {}
     stored_parts = list(stored_parts)
     for key in stored:

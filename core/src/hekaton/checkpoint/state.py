@@ -42,12 +42,12 @@ def optimizer_state(
 ) -> tuple[Tensors, dict[str, Any]]:
     """The state of the optimizers, by name of parameter; nothing about them is changed.
 
-    Where a parameter has none yet (before the first step, or because it has had no gradient), fresh state stands
-    in, so that what a checkpoint holds depends on the model and the kind of optimizer only. Learning rates and
-    other hyperparameters are not state: they come from the configuration and the schedule.
+    Where a parameter has none yet (before the first step, or because it has had no gradient), fresh state
+    stands in, so that what a checkpoint holds depends on the model and the kind of optimizer only. Learning
+    rates and other hyperparameters are not state: they come from the configuration and the schedule.
 
-    :returns: tensors as ``layers.0.attention.wq.weight.exp_avg``, the live ones where there are any, and a JSON
-        dict of the rest.
+    :returns: tensors as ``layers.0.attention.wq.weight.exp_avg``, the live ones where there are any, and a
+        JSON dict of the rest.
     """
     tensors: Tensors = {}
     values: dict[str, Any] = {}

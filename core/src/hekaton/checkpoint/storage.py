@@ -56,7 +56,7 @@ class StepFolders:
 
         The steps after ``came_from`` belong to a future that this run does not continue (it resumed from an
         older step than the newest, or started anew). They would win over this run's steps when it is resumed,
-        so they move to ``superseded/``. A whole ``step`` of this run stays at hand until the new one is whole.
+        so they move to ``superseded/``. A whole ``step`` of this run is kept until the new one is whole.
         """
         self.finish_interrupted()
         self.root.mkdir(parents=True, exist_ok=True)
@@ -117,14 +117,12 @@ class StepFolders:
             else:
                 remove(current)
                 old.rename(current)
-                log.warning(
-                    "%s: the save that was to replace it was interrupted; the old one is back", current
-                )
+                log.warning("%s: the save that was to replace it was interrupted; it is back", current)
 
     def prune(self, keep: int) -> None:
         """Keep the newest ``keep`` good steps and as many that are not good; 0 keeps all.
 
-        Unfinished folders older than the newest whole step go too. What cannot be removed is reported and left.
+        Unfinished folders older than the newest whole step go too. What cannot be removed is reported.
         """
         if keep == 0:
             return
