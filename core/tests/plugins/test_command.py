@@ -150,14 +150,19 @@ def test_ctrl_c_is_130_and_a_bug_is_raised(install):
 
 def test_a_broken_pipe_that_is_not_stdout_is_raised(install, site):
     install("fail-dist", FAIL)
-    done = hekaton("fail", "pipe", env={**os.environ, "PYTHONPATH": str(site)})
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = hekaton("fail", "pipe", env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 1
     assert "BrokenPipeError: of a worker, not of stdout" in done.stderr
 
 
-def test_a_reader_that_goes_away_is_no_error():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered):
     with subprocess.Popen(
-        [sys.executable, "-m", "hekaton", "plugins"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "hekaton", "plugins"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
     ) as process:
         process.stdout.close()
         assert process.wait(timeout=60) == 128 + signal.SIGPIPE

@@ -205,7 +205,7 @@ def test_what_the_user_asked_to_load_is_never_skipped(site, monkeypatch, target,
     (site / "json.py").write_text("")
     (site / "raises.py").write_text("raise ValueError('no good')")
     with pytest.raises(PluginError) as caught:
-        Plugins.discover(load=[target]).check()
+        Plugins.discover(load=[target, target]).check()
     assert caught.value.message.startswith(message)
     assert caught.value.origin == "plugins.load"
     assert "raises" not in sys.modules

@@ -189,10 +189,14 @@ def test_a_hook_that_raises_makes_the_plugin_broken_and_leaves_nothing_of_it():
 
 def test_a_refused_plugin_hears_no_lifecycle_hook():
     heard = []
-    plugins = registered(
-        hekaton_models=hookimpl(lambda: None),
-        hekaton_step_ended=hookimpl(lambda step: heard.append(step)),
-    )
+    record = Model("tiny", spec=Ref("a:b"))
+    plugins = registered(hekaton_models=hookimpl(lambda: [record]))
+    for name, models in {"wrong": None, "clashing": [record]}.items():
+        module = types.ModuleType(name)
+        module.hekaton_models = hookimpl(lambda models=models: models)
+        module.hekaton_step_ended = hookimpl(lambda step: heard.append(step))
+        plugins.register(module, name=name)
+    assert len(plugins.problems) == 2
     plugins.call("hekaton_step_ended", step=1, metrics={})
     assert heard == []
 

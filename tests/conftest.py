@@ -1,0 +1,88 @@
+"""A clean virtual environment and the wheels of this repository, made once for all tests that need them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment, run without anything of the one that runs the tests."""
+
+    folder: Path
+
+    def run(self, command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment (``hekaton``, ``pip``, ``python``)."""
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "HEKATON", "VIRTUAL_ENV", "COV_"))
+        }
+        path = f"{self.folder / 'bin'}{os.pathsep}{environment['PATH']}"
+        return subprocess.run(
+            [str(self.folder / "bin" / command), *arguments],
+            cwd=cwd,
+            env=environment | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    def pip_install(self, *requirements: str) -> None:
+        done = self.run("pip", "install", "--quiet", *requirements, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+
+
+def distribution_folders() -> list[Path]:
+    """Every folder of the repository that is a distribution."""
+    found = [REPOSITORY / "core", *REPOSITORY.glob("plugins/*"), *REPOSITORY.glob("model_zoo/*")]
+    return sorted(folder for folder in found if (folder / "pyproject.toml").is_file())
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of a distribution, from the repository's root -> its wheel, built from a copy of the sources."""
+    base = tmp_path_factory.mktemp("wheels")
+    built = {}
+    for folder in distribution_folders():
+        name = folder.relative_to(REPOSITORY).as_posix()
+        source, out = base / "source" / name, base / "dist" / name
+        shutil.copytree(folder, source, ignore=shutil.ignore_patterns("__pycache__", "dist", "build"))
+        subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        (built[name],) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def clean_environment(
+    tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]
+) -> Iterator[Environment]:
+    """Nothing but torch and the wheel of the core."""
+    environment = Environment(tmp_path_factory.mktemp("environment"))
+    subprocess.run([sys.executable, "-m", "venv", str(environment.folder)], check=True, timeout=300)
+    torch = importlib.metadata.version("torch").partition("+")[0]
+    environment.pip_install(f"torch=={torch}", str(wheels["core"]))
+    yield environment
+    shutil.rmtree(environment.folder)  # a gigabyte
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
