@@ -124,7 +124,14 @@ class CheckpointManager:
             self._folders.prune(self._keep)
         return folder
 
-    def load(self, parts: Parts, *, step: int = -1, optional: Collection[str] = ()) -> Loaded | None:
+    def load(
+        self,
+        parts: Parts,
+        *,
+        step: int = -1,
+        optional: Collection[str] = (),
+        check: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Loaded | None:
         """Fill the tensors in place from a step, whatever layout it was saved under.
 
         :param parts: tensors by part and name, as for :meth:`save`. Parts that the checkpoint has and that
@@ -133,6 +140,8 @@ class CheckpointManager:
             warning each. A number takes that step, good or not.
         :param optional: parts to leave out, with a warning, where they do not fit this run: random-number
             states are of so many ranks.
+        :param check: called with the step's ``info`` before any tensor is compared or read; what it raises
+            ends the loading.
         :returns: ``None`` when there is no step folder at all.
         :raises CheckpointError: when there are step folders and none can be used, the wanted step is not
             there or not whole, or the checkpoint is of another model.
@@ -144,6 +153,8 @@ class CheckpointManager:
         from hekaton.checkpoint import dcp
 
         manifest = found.manifest
+        if check is not None:
+            check(manifest.info)
         folder = self._folders.path(manifest.step)
         chosen = self._fitting(parts, found, folder, optional)
         dcp.read(flat(chosen), folder, found.metadata, self._ranks)
