@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,17 @@ def distribution_folders() -> list[Path]:
     """Every folder of the repository that is a distribution."""
     found = [REPOSITORY / "core", *REPOSITORY.glob("plugins/*"), *REPOSITORY.glob("model_zoo/*")]
     return sorted(folder for folder in found if (folder / "pyproject.toml").is_file())
+
+
+@pytest.fixture(scope="session")
+def first_party_plugins() -> dict[str, str]:
+    """Entry-point name -> distribution of every plugin in the repository."""
+    plugins = {}
+    for folder in distribution_folders():
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        for name in project.get("entry-points", {}).get("hekaton", {}):
+            plugins[name] = project["name"]
+    return plugins
 
 
 @pytest.fixture(scope="session")

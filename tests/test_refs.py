@@ -18,9 +18,10 @@ RECORDS = [(info.name, record) for info in PLUGINS.infos for record in PLUGINS.c
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("hekaton_")}
 
 
-def test_every_first_party_plugin_loads():
-    loaded = {info.name: (info.status, info.reason) for info in PLUGINS.infos}
-    assert loaded == dict.fromkeys(["builtin", "llama3", "hf", "tensorboard"], ("ok", ""))
+def test_every_plugin_of_the_repository_is_installed_and_loads(first_party_plugins):
+    loaded = {info.name: (info.distribution, info.status, info.reason) for info in PLUGINS.infos}
+    expected = {name: (distribution, "ok", "") for name, distribution in first_party_plugins.items()}
+    assert {name: loaded.get(name) for name in expected} == expected
     assert PLUGINS.problems == []
 
 
