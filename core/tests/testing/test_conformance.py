@@ -40,6 +40,9 @@ class Mean(nn.Module):
             seen = seen.tril()
         if self.sees != "past of everything":
             seen = seen * (documents[:, :, None] == documents[:, None, :])
+        if self.sees == "all but itself":
+            seen = seen.tril(-1)
+            return self.linear(seen @ x / seen.sum(-1, keepdim=True).clamp(min=1))
         return x + self.linear(seen @ x / seen.sum(-1, keepdim=True))
 
 
@@ -56,7 +59,7 @@ class Small(nn.Module):
         x = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x, documents)
-        return self.output(x)
+        return self.output(x[:, -1] if self.layers[0].sees == "last" else x)
 
 
 def init(config):
@@ -107,6 +110,14 @@ class Thawed:
         (
             replace(SPEC, flavors={"tiny": Config(sees="past of everything")}),
             "small tiny: a token's output depends on another document's tokens",
+        ),
+        (
+            replace(SPEC, flavors={"tiny": Config(sees="all but itself")}),
+            "small tiny: a token's output does not depend on the token",
+        ),
+        (
+            replace(SPEC, flavors={"tiny": Config(sees="last")}),
+            r"small tiny: outputs must be of shape \(batch, seq, vocab\), not \(2, 11\)",
         ),
         (
             replace(SPEC, init=lambda config: init(config) | {"output.bias": Constant(float("inf"))}),
