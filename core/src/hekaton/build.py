@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from hekaton.contributions import Converter, Model
+from hekaton.contributions import Component, ContextParallel, Converter, Model, ParallelStyle
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
-from hekaton.parallel.apply import parallelize
-from hekaton.parallel.fsdp import DTYPES
+from hekaton.parallel.apply import Layout, parallelize
+from hekaton.parallel.context import ContextGroup
+from hekaton.parallel.fsdp import DTYPES, needs_fsdp
+from hekaton.parallel.pipeline import cut, stage_layout
 from hekaton.parallel.plan import ParallelPlan, check_plan
+from hekaton.parallel.tensor import TensorContext, Word, tensor_rows
 from hekaton.plugins import Plugins
 from hekaton.spec import ModelConverter, TrainSpec
 
@@ -104,20 +108,109 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
     )
 
 
-def build_model(
-    meta: MetaModel, meshes: Meshes, dims: ParallelDims, config: JobConfig, *, device: torch.device, seed: int
-) -> list[nn.Module]:
-    """Parallelise the model, give it memory on ``device`` and its initial weights.
+@dataclass(frozen=True, kw_only=True)
+class BuiltModel:
+    """What this rank runs.
 
-    :returns: the parts of the model that this rank runs, in training mode.
+    :param parts: stage -> its part of the model; without a pipeline stage 0 is all of it.
+    :param layout: how the model was cut.
+    :param context: the ranks that share a sequence, ``None`` without context parallel.
+    :param shapes: under a pipeline, for each stage what goes into it, and last what comes out, for one
+        microbatch on one rank, on the meta device; empty otherwise.
     """
-    model_parts = parallelize(meta.model, meta.plan, meshes, dims, config)
+
+    parts: Mapping[int, nn.Module]
+    layout: Layout
+    context: ContextGroup | None
+    shapes: Sequence[torch.Tensor]
+
+
+def build_model(
+    meta: MetaModel,
+    meshes: Meshes,
+    dims: ParallelDims,
+    config: JobConfig,
+    plugins: Plugins,
+    *,
+    device: torch.device,
+    seed: int,
+) -> BuiltModel:
+    """Parallelise the model, give it memory on ``device`` and its initial weights, in training mode."""
+    settings = config.parallelism
+    context_group = None
+    if dims.cp > 1:
+        context_group = ContextGroup(
+            process_group=meshes.batch["cp"].get_group(),
+            load_balance=settings.context_parallel_load_balancer is not None,
+        )
+    layout = make_layout(meta, dims, config, plugins, context_group)
+    shapes = _stage_shapes(meta, layout, dims, config) if layout.stages is not None else ()
+    parts = parallelize(meta.model, layout, meshes, dims, config)
     memory = torch.device("cpu") if config.training.enable_cpu_offload else device
-    for part in model_parts:
+    for part in parts.values():
         materialize(part, memory)
         initialize(part, meta.initializers, seed=seed)
         part.train()
-    return model_parts
+    return BuiltModel(parts=parts, layout=layout, context=context_group, shapes=shapes)
+
+
+def make_layout(
+    meta: MetaModel,
+    dims: ParallelDims,
+    config: JobConfig,
+    plugins: Plugins,
+    context_group: ContextGroup | None = None,
+) -> Layout:
+    """Make the model's plan concrete: look up its words and strategies, cut its stages. Moves nothing.
+
+    :raises ConfigError: for what the plan cannot do, :class:`UnknownName` for a word nobody contributes.
+    """
+    settings = config.parallelism
+    words: dict[str, Word] = {}
+    if dims.tp > 1:
+        rows = tensor_rows(meta.model, meta.plan, settings.plan, what=meta.spec.name)
+        styles = {word: _builder(plugins, config, ParallelStyle, word) for word in set(rows.values())}
+        words = {name: styles[word] for name, word in rows.items()}
+    context = None
+    if context_group is not None:
+        context = _builder(plugins, config, ContextParallel, settings.context_parallel_strategy)(
+            context_group
+        )
+    return Layout(
+        plan=meta.plan,
+        words=words,
+        tensor=TensorContext(
+            sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
+        ),
+        context=context,
+        stages=stage_layout(meta.model, meta.plan, settings) if dims.pp > 1 else None,
+    )
+
+
+def _builder(plugins: Plugins, config: JobConfig, kind: type[Component], name: str) -> Callable[[Any], Any]:
+    """A component's ``build`` with its own section already given."""
+    record: Any = plugins.get(kind, name)
+    section = plugins.section_of(record)
+    return partial(record.build.load(), config.section(section) if section else None)
+
+
+def _stage_shapes(
+    meta: MetaModel, layout: Layout, dims: ParallelDims, config: JobConfig
+) -> list[torch.Tensor]:
+    """What passes between stages: found by running the model's two ends, without its layers, on meta."""
+    plan, stages = meta.plan.stages, layout.stages
+    assert plan is not None
+    assert stages is not None
+    rows, seq = config.parallelism.pipeline_parallel_microbatch_size, config.training.seq_len // dims.cp
+    tokens = torch.empty(rows, seq, dtype=torch.long, device="meta")
+    hidden: torch.Tensor = cut(meta.model, plan.first)(tokens)
+    logits: torch.Tensor = cut(meta.model, plan.last)(hidden)
+    if dims.tp > 1 and layout.tensor.sequence_parallel:
+        hidden = hidden.narrow(1, 0, seq // dims.tp)
+    mixed = needs_fsdp(dims, config.training)
+    dtype = DTYPES[config.training.mixed_precision_param if mixed else config.training.dtype]
+    between = torch.empty(hidden.shape, dtype=dtype, device="meta", requires_grad=True)
+    return [tokens, *([between] * (len(stages.modules) - 1)), logits.detach().to(dtype).requires_grad_()]
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:

@@ -106,6 +106,28 @@ class Section(Contribution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelStyle(Component):
+    """A word for the ``tensor`` rows of parallel plans.
+
+    ``build(section, context)`` is given a :class:`hekaton.parallel.tensor.TensorContext` and returns a
+    :class:`torch.distributed.tensor.parallel.ParallelStyle`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextParallel(Component):
+    """A strategy for ``[parallelism] context_parallel_strategy``.
+
+    ``build(section, group)`` is given a :class:`hekaton.parallel.context.ContextGroup` and returns a
+    :class:`hekaton.parallel.context.ContextStrategy`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
 class Converter(Component):
     """A model converter for ``[model] converters``.
 

@@ -79,3 +79,10 @@ def all_sum(value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     if group.size() > 1:
         dist.all_reduce(value, group=group)
     return value
+
+
+def plain(value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor from a DTensor; under loss parallel the loss is one. Others are returned as they are."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value

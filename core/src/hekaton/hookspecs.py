@@ -13,6 +13,7 @@ import pluggy
 
 from hekaton.contributions import (
     Command,
+    ContextParallel,
     Converter,
     Dataset,
     Logger,
@@ -20,6 +21,7 @@ from hekaton.contributions import (
     Model,
     Objective,
     Optimizer,
+    ParallelStyle,
     Section,
     Tokenizer,
 )
@@ -39,6 +41,33 @@ def hekaton_models() -> list[Model]:  # type: ignore[empty-body]
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: ``hekaton_llama3`` contributes ``llama3``.
+    """
+
+
+@hookspec
+def hekaton_parallel_styles() -> list[ParallelStyle]:  # type: ignore[empty-body]
+    """Contribute words for parallel plans: what tensor and sequence parallel do to a module.
+
+    :returns: one record per word. ``build(section, context)`` is called once for each module that a plan
+        gives the word to, and returns a :class:`torch.distributed.tensor.parallel.ParallelStyle`. Between the
+        modules of a plan activations are plain tensors, (batch, seq, dim); under sequence parallel each
+        rank holds its part of the sequence.
+    :raises PluginError: (by the caller) when two plugins contribute the same word.
+
+    Example: ``hekaton_parallel`` contributes ``colwise``, ``rowwise``, ``sequence_norm``.
+    """
+
+
+@hookspec
+def hekaton_context_parallel() -> list[ContextParallel]:  # type: ignore[empty-body]
+    """Contribute context-parallel strategies, which a run selects with ``[parallelism]
+    context_parallel_strategy``.
+
+    :returns: one record per strategy. ``build(section, group)`` returns an object that says in which order
+        ranks hold the sequence, and replaces the forward of the inner attentions that a plan names.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_parallel`` contributes ``allgather``, ``ring`` and ``ulysses``.
     """
 
 

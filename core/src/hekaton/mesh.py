@@ -65,7 +65,12 @@ class ParallelDims:
             ("pp", "dp_replicate", "fsdp", "tp"),
         )
         batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))
-        return Meshes(dense=dense, batch=batch, loss=batch["dp", "cp"]._flatten("loss"))
+        return Meshes(
+            dense=dense,
+            batch=batch,
+            loss=batch["dp", "cp"]._flatten("loss"),
+            report=batch["pp", "dp", "cp"]._flatten("report"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +82,11 @@ class Meshes:
         parameters as data-parallel ones do, ``fsdp`` being both.
     :param batch: ``(pp, dp, cp, tp)``: how rows (``dp``) and sequences (``cp``) are dealt out.
     :param loss: ``(loss,)``: the ranks that a step's targets are summed over, ``dp`` and ``cp`` together.
+    :param report: ``(report,)``: those that a step's loss is summed over; of a pipeline's ranks only the last
+        has any.
     """
 
     dense: DeviceMesh
     batch: DeviceMesh
     loss: DeviceMesh
+    report: DeviceMesh

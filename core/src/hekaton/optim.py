@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 if TYPE_CHECKING:
@@ -87,10 +88,12 @@ class LearningRate:
 
 
 def clip_grad_norm(
-    parameters: Iterable[nn.Parameter], max_norm: float, *, foreach: bool | None = None
+    parameters: Iterable[nn.Parameter], max_norm: float, *, pipeline: dist.ProcessGroup | None = None
 ) -> torch.Tensor:
     """Scale gradients so that their global 2-norm is at most ``max_norm``; 0 only measures it.
 
+    :param parameters: those of this rank, plain or on any mix of meshes.
+    :param pipeline: the ranks that hold the other stages' parameters.
     :returns: the norm before clipping, a scalar, the same on every rank.
     """
     from torch.distributed.tensor import DTensor
@@ -102,9 +105,15 @@ def clip_grad_norm(
         groups.setdefault(grad.device_mesh if isinstance(grad, DTensor) else None, []).append(grad)
     norms = []
     for grads in groups.values():
-        norm = nn.utils.get_total_norm(grads, foreach=foreach)
+        norm = nn.utils.get_total_norm(grads)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not norms:
+        norms.append(torch.zeros(()))
     total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    if pipeline is not None and pipeline.size() > 1:
+        squared = total.square()
+        dist.all_reduce(squared, group=pipeline)
+        total = squared.sqrt()
     if max_norm > 0:
         for grads in groups.values():
             scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)

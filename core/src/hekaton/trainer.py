@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import logging
 import math
 import time
@@ -21,7 +20,8 @@ from hekaton.data import Documents
 from hekaton.data import Tokenizer as TokenizerProtocol
 from hekaton.data.loader import Loader, build_loader
 from hekaton.distributed import Process, all_sum, set_timeout
-from hekaton.errors import ConfigError, DataError
+from hekaton.errors import DataError
+from hekaton.forward_backward import ForwardBackward
 from hekaton.loss import Batch
 from hekaton.mesh import ParallelDims
 from hekaton.metrics import Console, Meter, MetricLogger, log_all
@@ -48,27 +48,34 @@ class Trainer:
 
         self.dims = ParallelDims.of(config, world_size=process.world_size)
         self.meshes = self.dims.build_mesh(process.device.type)
-        self.loss_group = self.meshes.loss.get_group()
 
         self.tokenizer: TokenizerProtocol = self._build(
             Tokenizer, config.model.tokenizer, config.model.hf_assets_path
         )
+        global_batch_size = config.global_batch_size(process.world_size)
+        self.rows = self._rows(global_batch_size)
         self.loader = self._loader(
             config.training.dataset,
             config.training.dataset_path,
             seq_len=config.training.seq_len,
-            global_batch_size=config.global_batch_size(process.world_size),
+            global_batch_size=global_batch_size,
         )
 
         meta = build_meta(config, self.plugins, self.dims)
         self._check_vocabulary(meta.config)
-        self.model_parts = build_model(
-            meta, self.meshes, self.dims, config, device=process.device, seed=self.seed
+        built = build_model(
+            meta, self.meshes, self.dims, config, self.plugins, device=process.device, seed=self.seed
         )
+        self.model_parts = list(built.parts.values())
         self.converters = meta.converters
-        self.objective = self._build(Objective, meta.spec.objective)
-        if config.compile.enable and "loss" in config.compile.components:
-            self.objective.loss = torch.compile(self.objective.loss, backend=config.compile.backend)
+        self.forward_backward = ForwardBackward(
+            built,
+            self._build(Objective, meta.spec.objective),
+            self.meshes,
+            self.dims,
+            config,
+            device=process.device,
+        )
 
         self.optimizers: list[torch.optim.Optimizer] = [
             self._build(Optimizer, config.optimizer.name, config.optimizer, list(part.parameters()))
@@ -96,10 +103,15 @@ class Trainer:
         """Train from where the newest checkpoint left off, or from the start, to the last step."""
         config = self.config
         self._write_config()
-        checkpoints = self._checkpoints()
-        if checkpoints is not None:
+        checkpoints = None
+        if config.checkpoint.enable:
+            from hekaton.checkpoint.run import RunCheckpoints
+
+            checkpoints = RunCheckpoints(self)
             checkpoints.resume()
         steps = config.training.steps
+        if self.step >= steps:
+            log.info("step %d of %d is done already: nothing to train", self.step, steps)
         console = Console(steps=steps, step=self.step, colour=not config.metrics.disable_color_printing)
         loggers = [console, *self._loggers()]
         profiler = Profiler(
@@ -154,7 +166,9 @@ class Trainer:
             loss = self.forward_backward(batch)
         with phases("optimizer"):
             parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
-            grad_norm = clip_grad_norm(parameters, self.config.training.max_norm)
+            grad_norm = clip_grad_norm(
+                parameters, self.config.training.max_norm, pipeline=self.meshes.dense["pp"].get_group()
+            )
             self.learning_rate.apply()
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -165,27 +179,6 @@ class Trainer:
                     converter.after_step(self.model_parts)
         self.meter.add(batch["tokens"].numel() * self.dims.dp)
         return loss, grad_norm
-
-    def forward_backward(self, batch: Batch) -> torch.Tensor:
-        """Accumulate the gradients of one step, microbatch by microbatch.
-
-        :param batch: tensors of (rows of this rank, seq_len).
-        :returns: the sum of the losses of this rank's targets over the global number of targets.
-        """
-        model = self.model_parts[0]
-        inputs, targets = self.objective.prepare(batch)
-        self._check_inputs(inputs)
-        count = all_sum(self.objective.count(targets), self.loss_group).clamp(min=1)
-        size = self.config.training.local_batch_size
-        total = torch.zeros((), device=self.process.device)
-        for start in range(0, targets.shape[0], size):
-            rows = slice(start, start + size)
-            outputs = model(**{name: value[rows] for name, value in inputs.items()})
-            loss = self.objective.loss(outputs, targets[rows]) / count
-            del outputs
-            loss.backward()
-            total += loss.detach()
-        return total
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -207,26 +200,25 @@ class Trainer:
                 batch = self._to_device(loader.next_step())
             except StopIteration:
                 break
-            inputs, targets = self.objective.prepare(batch)
-            sums[0] += self.objective.loss(self.model_parts[0](**inputs), targets)
-            sums[1] += self.objective.count(targets)
+            total, count = self.forward_backward.evaluate(batch)
+            sums += torch.stack((total, count))
             steps += 1
         loader.close()
         for part in self.model_parts:
             part.train()
-        total, count = all_sum(sums, self.loss_group).tolist()
-        return total / max(count, 1.0)
+        loss = all_sum(sums[:1], self.meshes.report.get_group()).item()
+        return loss / max(all_sum(sums[1:], self.meshes.loss.get_group()).item(), 1.0)
 
     def _metrics(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> dict[str, float]:
         return {
-            "loss": all_sum(loss.clone(), self.loss_group).item(),
+            "loss": all_sum(loss.clone(), self.meshes.report.get_group()).item(),
             "grad_norm": grad_norm.item(),
             "lr": float(self.optimizers[0].param_groups[0]["lr"]),
             **self.meter.report(),
         }
 
     def _is_good(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
-        return math.isfinite(all_sum(loss.clone(), self.loss_group).item()) and math.isfinite(
+        return math.isfinite(all_sum(loss.clone(), self.meshes.report.get_group()).item()) and math.isfinite(
             grad_norm.item()
         )
 
@@ -248,14 +240,12 @@ class Trainer:
         """The batches of a dataset, for the rows of the global batch that this rank owns."""
         documents: Documents = self._build(Dataset, dataset, path)
         settings = self.config.validation.dataloader if validation else self.config.training.dataloader
-        rows = global_batch_size // self.dims.dp
-        first = self.meshes.batch["dp"].get_local_rank() * rows
         return build_loader(
             documents,
             self.tokenizer,
             seq_len=seq_len,
             global_batch_size=global_batch_size,
-            rows=range(first, first + rows),
+            rows=self._rows(global_batch_size),
             seed=self.seed,
             packing=self.config.training.packing,
             repeat=not validation,
@@ -263,6 +253,12 @@ class Trainer:
             pin_memory=settings.pin_memory and self.process.device.type == "cuda",
             prefetch_factor=settings.prefetch_factor,
         )
+
+    def _rows(self, global_batch_size: int) -> range:
+        """The rows of the global batch that this rank reads."""
+        rows = global_batch_size // self.dims.dp
+        first = self.meshes.batch["dp"].get_local_rank() * rows
+        return range(first, first + rows)
 
     def _loggers(self) -> list[MetricLogger]:
         settings = self.config.metrics
@@ -285,17 +281,6 @@ class Trainer:
                 f"{self.config.model.name} {self.config.model.flavor} has vocab_size {rows:,}",
                 hint="choose another flavor or tokenizer, or set model.overrides.vocab_size",
             )
-
-    def _check_inputs(self, inputs: Batch) -> None:
-        """Say it well when the model's forward does not take what it is given."""
-        try:
-            inspect.signature(self.model_parts[0].forward).bind(**inputs)
-        except TypeError as e:
-            given = ", ".join(inputs)
-            raise ConfigError(
-                f"the forward of model '{self.config.model.name}' does not take ({given}): {e}",
-                hint='training.packing = "concat" gives a model tokens alone',
-            ) from e
 
     def _set_determinism(self) -> None:
         torch.manual_seed(self.seed + self.process.rank)

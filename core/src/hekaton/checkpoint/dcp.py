@@ -20,9 +20,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from hekaton.checkpoint.integrity import FileRecord
 from hekaton.checkpoint.ranks import Ranks
@@ -114,6 +116,19 @@ class _HashedFiles(FileSystem):
         self.records: dict[str, FileRecord] = {}
 
     @contextlib.contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """Raise what the disk said: torch's zip writer follows it with a complaint of its own."""
+        try:
+            yield
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
+
+    @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         assert mode == "wb"
         with ThreadPoolExecutor(1) as thread, _Hashed(Path(path), thread) as stream:
@@ -129,6 +144,10 @@ class _Writer(FileSystemWriter):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.files = self.fs = _HashedFiles()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with self.files.plain_errors():
+            return super().write_data(plan, planner)
 
     def storage_meta(self) -> StorageMeta:
         # The name only: a folder can be moved, and where it was first is nobody's business.

@@ -92,9 +92,7 @@ class RunCheckpoints:
             if "data_loader" in parts:
                 check_identity(info["data_loader"], trainer.loader.identity())
 
-        loaded = self._manager.load(
-            parts, step=self._settings.load_step, optional=["rng"], check=same_data
-        )
+        loaded = self._manager.load(parts, step=self._settings.load_step, optional=["rng"], check=same_data)
         if loaded is None:
             return
         if "optimizer" in parts:

@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.activation import apply_activation_checkpoint
+from hekaton.parallel.context import ContextStrategy, apply_context_parallel
 from hekaton.parallel.fsdp import apply_fsdp, needs_fsdp
+from hekaton.parallel.pipeline import StageLayout, cut
 from hekaton.parallel.plan import ParallelPlan, blocks
+from hekaton.parallel.tensor import TensorContext, Word, apply_tensor_parallel
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
     from hekaton.config.sections import CompileSection
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A plan made concrete for one run: every choice that the steps below carry out.
+
+    :param plan: the model's plan.
+    :param words: module name -> what makes its tensor-parallel style; empty without tensor parallel.
+    :param tensor: the switches of the words.
+    :param context: the context-parallel strategy, ``None`` without context parallel.
+    :param stages: the pipeline's stages, ``None`` without a pipeline.
+    """
+
+    plan: ParallelPlan
+    words: Mapping[str, Word]
+    tensor: TensorContext
+    context: ContextStrategy | None = None
+    stages: StageLayout | None = None
+
+
 def parallelize(
-    model: nn.Module, plan: ParallelPlan, meshes: Meshes, dims: ParallelDims, config: JobConfig
-) -> list[nn.Module]:
+    model: nn.Module, layout: Layout, meshes: Meshes, dims: ParallelDims, config: JobConfig
+) -> dict[int, nn.Module]:
     """Cut, wrap and shard a model on the meta device, in this order.
 
     :param model: the whole model, after the converters.
-    :returns: the parts of the model that this rank runs; without a pipeline there is one.
+    :returns: stage -> the part of the model that this rank runs; without a pipeline stage 0 is all of it.
     """
-    model_parts = [model]
-    for part in model_parts:
-        apply_activation_checkpoint(part, plan, config.activation_checkpoint)
+    parts = {0: model}
+    if layout.stages is not None:
+        rank = meshes.dense["pp"].get_local_rank()
+        parts = {stage: cut(model, layout.stages.modules[stage]) for stage in layout.stages.of_rank(rank)}
+    for part in parts.values():
+        if dims.tp > 1:
+            apply_tensor_parallel(part, layout.words, meshes.dense["tp"], layout.tensor)
+        if layout.context is not None:
+            apply_context_parallel(part, layout.plan.context, layout.context)
+        apply_activation_checkpoint(part, layout.plan, config.activation_checkpoint)
         if config.compile.enable and "model" in config.compile.components:
-            apply_compile(part, plan, config.compile)
+            apply_compile(part, layout.plan, config.compile)
         if needs_fsdp(dims, config.training):
-            apply_fsdp(part, plan, meshes, dims, training=config.training, parallelism=config.parallelism)
-    return model_parts
+            apply_fsdp(
+                part, layout.plan, meshes, dims, training=config.training, parallelism=config.parallelism
+            )
+    return parts
 
 
 def apply_compile(model: nn.Module, plan: ParallelPlan, settings: CompileSection) -> None:

@@ -26,9 +26,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def needs_fsdp(dims: ParallelDims, training: TrainingSection) -> bool:
-    """Whether anything is sharded, cast or offloaded: a single process in one precision is left plain."""
+    """Whether anything is sharded, cast or offloaded: a single process in one precision is left plain.
+
+    Under tensor parallel always, for FSDP also brings gradients to the placements of their parameters.
+    """
     mixed = training.mixed_precision_param != training.dtype
-    return dims.dp * dims.cp > 1 or mixed or training.enable_cpu_offload
+    return dims.dp * dims.cp * dims.tp > 1 or mixed or training.enable_cpu_offload
 
 
 def apply_fsdp(

@@ -17,7 +17,14 @@ class DocumentAttention(nn.Module):
     """
 
     def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        documents: torch.Tensor | None = None,
+        *,
+        queries_at: torch.Tensor | None = None,
+        keys_at: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -25,9 +32,16 @@ class DocumentAttention(nn.Module):
         :param k: (batch, n_kv_heads, seq, head_dim), and ``v`` likewise; ``n_kv_heads`` divides ``n_heads``.
         :param documents: (batch, seq), which document each token is of, the tokens of one being neighbours;
             ``None`` for one document per row.
+        :param queries_at: the positions in the sequence that ``q`` holds, and ``keys_at`` those of ``k`` and
+            ``v``, where they are not simply all of it in order.
         :returns: (batch, n_heads, seq, head_dim)
         """
         grouped = q.shape[1] != k.shape[1]
+        if queries_at is not None and keys_at is not None:
+            mask = queries_at[:, None] >= keys_at
+            if documents is not None:
+                mask = (mask & (documents[:, queries_at, None] == documents[:, None, keys_at]))[:, None]
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         if documents is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         if q.device.type == "cpu" and not torch.compiler.is_compiling():

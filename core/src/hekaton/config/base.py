@@ -1,0 +1,157 @@
+"""What every section is made of: the base model, and the marks that say what becomes of a field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from hekaton.contributions import Contribution
+
+Path: TypeAlias = tuple[str, ...]
+"""Where a field is: ``("training", "dataloader", "num_workers")``."""
+
+
+class SectionModel(BaseModel):
+    """A section of the TOML file, the core's or a plugin's.
+
+    It refuses unknown fields and values of another type (a string is no number, a float no integer), cannot
+    be changed once it is read, and takes the docstrings below its fields as their descriptions. Every field
+    needs a default.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    switch: ClassVar[str] = ""
+    """Name of the boolean field without which the others have no effect."""
+
+
+class CompatSection(SectionModel):
+    """A section that run files for torchtitan have and the core does not. A plugin may take its place."""
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """The field is refused when it is set away from its default: ``feature`` is not available yet.
+
+    :param feature: what the field belongs to, as the subject of a sentence.
+    """
+
+    feature: str
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """The field's value moves to another one.
+
+    :param to: dotted path of the field that takes its place.
+    """
+
+    to: str
+
+
+@dataclass(frozen=True)
+class Pointless:
+    """The field is accepted and has no effect.
+
+    :param reason: why, and what to use instead.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class OnlyWith:
+    """The field has an effect only when another one of its section has certain values; of several such marks
+    one must hold.
+
+    :param field: the other field.
+    :param values: the values that it must have one of.
+    :param above: or the number that it must exceed.
+    """
+
+    field: str
+    values: tuple[object, ...] = (True,)
+    above: int | None = None
+
+    def holds(self, value: Any) -> bool:
+        if self.above is not None:
+            return isinstance(value, int) and value > self.above
+        return value in self.values
+
+    def __str__(self) -> str:
+        if self.above is not None:
+            return f"{self.field} above {self.above}"
+        return f"{self.field} = {' or '.join(map(toml_value, self.values))}"
+
+
+@dataclass(frozen=True)
+class NameOf:
+    """The field names contributions of a kind, one or a list."""
+
+    kind: type[Contribution]
+
+
+Mark = TypeVar("Mark")
+
+
+def marks(field: FieldInfo, kind: type[Mark]) -> list[Mark]:
+    """The marks of one kind that a field has."""
+    return [mark for mark in field.metadata if isinstance(mark, kind)]
+
+
+def section_class(field: FieldInfo) -> type[SectionModel] | None:
+    """The class of the section that a field holds, ``None`` for a plain value."""
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, SectionModel) else None
+
+
+def walk(
+    section: type[SectionModel], at: Path = ()
+) -> Iterator[tuple[Path, FieldInfo, tuple[type[SectionModel], ...]]]:
+    """Every plain field below a section: its path, itself, and the sections that it is in, outermost first."""
+    yield from _walk(section, at, (section,))
+
+
+def _walk(
+    section: type[SectionModel], at: Path, inside: tuple[type[SectionModel], ...]
+) -> Iterator[tuple[Path, FieldInfo, tuple[type[SectionModel], ...]]]:
+    for name, field in section.model_fields.items():
+        inner = section_class(field)
+        if inner is None:
+            yield (*at, name), field, inside
+        else:
+            yield from _walk(inner, (*at, name), (*inside, inner))
+
+
+def default_of(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path)
+
+
+def toml_value(value: object) -> str:
+    """A value as it is written in TOML, shortened where it is long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        text = '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    elif isinstance(value, list):
+        text = f"[{', '.join(map(toml_value, value))}]"
+    elif isinstance(value, dict):
+        text = "{" + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + "}"
+    else:
+        text = "None" if value is None else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,79 @@
+"""The data and the steps over it."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from hekaton.config.base import NameOf, OnlyWith, Pointless, SectionModel
+from hekaton.contributions import Dataset
+
+
+class DataloaderSection(SectionModel):
+    """How batches are prepared beside the training."""
+
+    num_workers: NonNegativeInt = 0
+    """Processes per rank that read and tokenise; 0 does it in the training process."""
+    persistent_workers: Annotated[bool, Pointless("workers live as long as the run in any case")] = False
+    """Keep workers from one pass over the data to the next."""
+    pin_memory: bool = False
+    """Put batches into page-locked memory, for faster copies to CUDA."""
+    prefetch_factor: Annotated[PositiveInt | None, OnlyWith("num_workers", above=0)] = None
+    """Batches that each worker prepares in advance."""
+
+
+class TrainingSection(SectionModel):
+    """Data, batch, length, precision."""
+
+    dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib"
+    """The dataset, by name."""
+    dataset_path: str | None = None
+    """Where the dataset's files are, for datasets that take a path."""
+    packing: Literal["documents", "concat"] = "documents"
+    """How documents fill sequences: ``documents`` restarts positions at each of them and hides them from each
+    other, ``concat`` makes them one text."""
+    local_batch_size: PositiveInt = 8
+    """Rows that a rank computes at a time."""
+    global_batch_size: Annotated[int, Field(ge=-1)] = -1
+    """Rows of an optimizer step over all ranks, accumulated where they are more than ranks compute at a time;
+    -1 for as many as that."""
+    seq_len: PositiveInt = 2048
+    """Tokens in a row."""
+    max_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    steps: PositiveInt = 10000
+    """Optimizer steps of the run."""
+    enable_cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer state in the memory of the host."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Precision of parameters, gradients and optimizer state."""
+    mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the computation."""
+    mixed_precision_reduce: Literal["float32"] = "float32"
+    """Precision in which gradients are summed over ranks."""
+    gc_freq: PositiveInt = 50
+    """Steps from one garbage collection of Python to the next, on all ranks at once."""
+    gc_debug: bool = False
+    """Print what the garbage collector finds."""
+    dataloader: DataloaderSection = DataloaderSection()
+
+
+class ValidationSection(SectionModel):
+    """Loss on data that is not trained on."""
+
+    switch: ClassVar[str] = "enable"
+
+    enable: bool = False
+    """Validate every ``freq`` steps and after the last."""
+    dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib_validation"
+    """The dataset, by name."""
+    dataset_path: str | None = None
+    """Where the dataset's files are, for datasets that take a path."""
+    local_batch_size: PositiveInt = 8
+    """Rows that a rank computes at a time."""
+    seq_len: PositiveInt = 2048
+    """Tokens in a row."""
+    freq: PositiveInt = 10
+    """Training steps from one validation to the next."""
+    steps: Annotated[int, Field(ge=-1)] = -1
+    """Batches of each validation; -1 takes the whole dataset."""
+    dataloader: DataloaderSection = DataloaderSection()

@@ -1,0 +1,120 @@
+"""The model and how it learns: architecture, optimizer, schedule, compilation, recomputation."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hekaton.config.base import NameOf, NotYet, OnlyWith, Renamed, SectionModel
+from hekaton.contributions import Converter, LRSchedule, Model, Optimizer, Tokenizer
+
+
+def _without_null(overrides: dict[str, Any]) -> dict[str, Any]:
+    for name, value in overrides.items():
+        if value is None:
+            raise ValueError(f"'{name}' cannot be null, which TOML does not have")
+    return overrides
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelSection(SectionModel):
+    """Which model, in which size, with which tokenizer."""
+
+    name: Annotated[str, NameOf(Model)] = "llama3"
+    """The model, by name."""
+    flavor: str = "debugmodel"
+    """One of the model's sizes, by name."""
+    tokenizer: Annotated[str, NameOf(Tokenizer)] = "hf"
+    """The tokenizer, by name."""
+    hf_assets_path: str | None = None
+    """Folder or file of the tokenizer; when not set, the one that the tokenizer plugin ships."""
+    tokenizer_path: Annotated[str | None, Renamed("model.hf_assets_path")] = None
+    """Earlier name of ``hf_assets_path``."""
+    converters: Annotated[list[str], NameOf(Converter)] = []
+    """Changes to the freshly built model, by name, in the order in which they are made."""
+    overrides: Annotated[dict[str, Any], AfterValidator(_without_null)] = {}
+    """Fields of the flavor to replace, for example ``{n_layers = 2}``."""
+    print_after_conversion: bool = False
+    """Log the model after the converters ran."""
+
+
+class OptimizerSection(SectionModel):
+    """How weights follow gradients."""
+
+    name: Annotated[str, NameOf(Optimizer)] = "AdamW"
+    """The optimizer, by name."""
+    lr: PositiveFloat = 8e-4
+    """Learning rate before the schedule's factor."""
+    beta1: Beta = 0.9
+    """Decay of the running mean of gradients, per step."""
+    beta2: Beta = 0.95
+    """Decay of the running mean of squared gradients, per step."""
+    eps: NonNegativeFloat = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Strength of weight decay."""
+    implementation: Literal["for-loop", "foreach", "fused"] = "fused"
+    """How the update runs: one parameter after another, in batches, or in one kernel."""
+    early_step_in_backward: Annotated[bool, NotYet("stepping the optimizer within backward")] = False
+    """Update each parameter as soon as its gradient is there."""
+
+
+class LRSchedulerSection(SectionModel):
+    """How the learning rate changes over the run."""
+
+    name: Annotated[str, NameOf(LRSchedule)] = "warmup_stable_decay"
+    """The schedule, by name."""
+    warmup_steps: NonNegativeInt = 200
+    """Steps over which the rate rises linearly to ``optimizer.lr``."""
+    total_steps: PositiveInt | None = None
+    """Steps that the schedule is made for; those of the run when not set."""
+    decay_ratio: Ratio | None = None
+    """Share of the steps over which the rate falls; all after the warmup when not set."""
+    decay_type: Literal["linear", "sqrt", "cosine"] = "linear"
+    """Shape of the fall."""
+    min_lr_factor: Ratio = 0.0
+    """What the rate falls to, as a share of ``optimizer.lr``."""
+
+
+class CompileSection(SectionModel):
+    """Compilation with ``torch.compile``."""
+
+    switch: ClassVar[str] = "enable"
+
+    enable: bool = False
+    """Compile ``components``."""
+    components: list[Literal["model", "loss"]] = ["model", "loss"]
+    """What is compiled: each block of the model, and the loss."""
+    backend: str = "inductor"
+    """Backend of ``torch.compile``, by name."""
+
+
+class ActivationCheckpointSection(SectionModel):
+    """Recomputing activations in backward instead of keeping them."""
+
+    mode: Literal["none", "full", "selective", "memory_budget"] = "selective"
+    """Which blocks are recomputed: none, all, or those that ``selective_ac_option`` selects."""
+    selective_ac_option: Annotated[
+        str, Field(pattern=r"^([1-9][0-9]*|op)$"), OnlyWith("mode", ("selective",))
+    ] = "2"
+    """``"n"`` recomputes every n-th block."""
+    preserve_rng_state: Annotated[bool, OnlyWith("mode", ("full", "selective"))] = True
+    """Recompute with the random numbers of the forward pass."""
+    determinism_check: Annotated[
+        Literal["default", "none"], OnlyWith("mode", ("full", "selective"))
+    ] = "default"
+    """Whether shapes and types of what is recomputed are compared with the forward pass."""
+    early_stop: Annotated[bool, OnlyWith("mode", ("full", "selective"))] = False
+    """Stop recomputing as soon as everything that backward needs is there."""
+    debug: Annotated[bool, OnlyWith("mode", ("full", "selective"))] = False
+    """Record the operators of forward and recomputation, for errors that compare them; slow."""
+    per_op_sac_force_recompute_mm_shapes_by_fqns: Annotated[
+        list[str], OnlyWith("selective_ac_option", ("op",))
+    ] = ["moe.router.gate"]
+    """Linear layers whose products are always recomputed under ``selective_ac_option = "op"``."""
+    memory_budget: Annotated[Ratio, OnlyWith("mode", ("memory_budget",))] = 0.5
+    """Share of activations that is kept under ``mode = "memory_budget"``."""
+    visualize_memory_budget_pareto: Annotated[bool, OnlyWith("mode", ("memory_budget",))] = False
+    """Write the trade-off of memory and time under ``mode = "memory_budget"``."""

@@ -1,0 +1,80 @@
+"""How the work is divided among processes, and how they talk."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from hekaton.config.base import NotYet, OnlyWith, SectionModel
+
+Pipeline = OnlyWith("pipeline_parallel_degree", above=1)
+Tensor = OnlyWith("tensor_parallel_degree", above=1)
+Context = OnlyWith("context_parallel_degree", above=1)
+Expert = OnlyWith("expert_parallel_degree", above=1)
+
+
+class ParallelismSection(SectionModel):
+    """Degrees of each kind of parallelism; their product is the number of processes."""
+
+    data_parallel_replicate_degree: PositiveInt = 1
+    """Copies of the model, whose gradients are summed."""
+    data_parallel_shard_degree: Annotated[int, Field(ge=-1)] = -1
+    """Ranks over which parameters, gradients and optimizer state are sharded; -1 for those that the other
+    degrees leave."""
+    fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
+    """Whether gathered parameters are dropped between forward and backward; ``default`` is ``always`` except
+    under a pipeline."""
+    tensor_parallel_degree: Annotated[PositiveInt, NotYet("tensor parallel")] = 1
+    """Ranks over which layers are cut."""
+    disable_loss_parallel: Annotated[bool, Tensor] = False
+    """Gather the logits before the loss instead of leaving them cut by the vocabulary."""
+    enable_async_tensor_parallel: Annotated[bool, Tensor] = False
+    """Overlap the communication of tensor parallel with its computation."""
+    pipeline_parallel_degree: Annotated[PositiveInt, NotYet("pipeline parallel")] = 1
+    """Stages into which the model's layers are divided."""
+    module_fqns_per_model_part: Annotated[list[list[str]] | None, Pipeline] = None
+    """Names of the modules of each stage, when they are not to be dealt out evenly."""
+    pipeline_parallel_first_stage_less_layers: Annotated[NonNegativeInt, Pipeline] = 1
+    """Layers fewer on the first stage, in place of the embedding."""
+    pipeline_parallel_last_stage_less_layers: Annotated[NonNegativeInt, Pipeline] = 1
+    """Layers fewer on the last stage, in place of the output."""
+    pipeline_parallel_layers_per_stage: Annotated[PositiveInt | None, Pipeline] = None
+    """Layers in a stage; when not set, as the schedule asks for."""
+    pipeline_parallel_schedule: Annotated[str, Pipeline] = "1F1B"
+    """Order of the stages' microbatches, by the name that ``torch.distributed.pipelining`` has for it."""
+    pipeline_parallel_schedule_csv: Annotated[str | None, Pipeline] = ""
+    """File with a schedule of one's own."""
+    pipeline_parallel_microbatch_size: Annotated[PositiveInt, Pipeline] = 1
+    """Rows of a microbatch."""
+    pipeline_parallel_expert_parallel_overlap: Annotated[bool, Pipeline] = True
+    """Overlap the exchange of tokens among experts with other microbatches."""
+    context_parallel_degree: Annotated[PositiveInt, NotYet("context parallel")] = 1
+    """Ranks over which sequences are cut."""
+    context_parallel_load_balancer: Annotated[str | None, Context] = "headtail"
+    """How parts of the sequence are dealt out, so that causal attention costs each rank the same."""
+    context_parallel_rotate_method: Annotated[Literal["allgather", "alltoall"], Context] = "allgather"
+    """How keys and values reach the other ranks."""
+    expert_parallel_degree: Annotated[PositiveInt, NotYet("expert parallel")] = 1
+    """Ranks over which experts are dealt out."""
+    expert_tensor_parallel_degree: Annotated[PositiveInt, NotYet("expert tensor parallel")] = 1
+    """Ranks over which each expert is cut."""
+    expert_parallel_comm_backend: Annotated[Literal["standard", "deepep"], Expert] = "standard"
+    """How tokens reach their experts."""
+
+
+class CommSection(SectionModel):
+    """Communication among processes."""
+
+    init_timeout_seconds: PositiveInt = 300
+    """How long a process waits for others until the end of the first step."""
+    train_timeout_seconds: PositiveInt = 100
+    """How long it waits afterwards."""
+    trace_buf_size: NonNegativeInt = 20000
+    """Entries of NCCL's flight recorder, written when a rank waits too long; 0 turns it off."""
+    save_traces_folder: str = "comm_traces"
+    """Folder for what the flight recorder writes, relative to ``job.dump_folder``."""
+    save_traces_file_prefix: str = "rank_"
+    """What the names of its files start with; the rank follows."""
+    mode: Annotated[
+        Literal["default", "fake_backend", "local_tensor"], NotYet("running without real communication")
+    ] = "default"
+    """``default`` for real communication."""

@@ -1,0 +1,140 @@
+"""What surrounds the training: the job, plugins, profiles, metrics, checkpoints, debugging."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from hekaton.config.base import NameOf, NotYet, OnlyWith, Pointless, SectionModel
+from hekaton.contributions import Logger
+
+
+class JobSection(SectionModel):
+    """The run as a whole."""
+
+    config_file: str | None = None
+    """The TOML file of the run, for ``python -m hekaton.train``; only as a flag. ``hekaton train`` takes files
+    as plain words before the flags."""
+    dump_folder: str = "./outputs"
+    """Folder for everything that the run writes; other folders are relative to it."""
+    description: str = "default job"
+    """A line for people who read the configuration later."""
+    print_config: bool = False
+    """Log the resolved configuration at the start."""
+    save_config_file: str | None = None
+    """File for the resolved configuration, relative to ``dump_folder``; ``config.toml`` when not set."""
+    custom_config_module: Annotated[
+        str, Pointless('name modules with sections of their own in [plugins] load = ["my_module"]')
+    ] = ""
+    """Module that extends the configuration; plugins do this here."""
+
+
+class PluginsSection(SectionModel):
+    """Which plugins take part, besides those of installed distributions."""
+
+    load: list[str] = []
+    """Modules, or paths of ``.py`` files, to load as plugins without installing them."""
+    disable: list[str] = []
+    """Names of plugins to leave out, in addition to those in ``HEKATON_DISABLE``."""
+
+
+class ProfilingSection(SectionModel):
+    """Kernel traces and memory snapshots of a few steps."""
+
+    enable_profiling: bool = False
+    """Write a kernel trace every ``profile_freq`` steps."""
+    save_traces_folder: Annotated[str, OnlyWith("enable_profiling")] = "profile_traces"
+    """Folder for traces, relative to ``job.dump_folder``."""
+    profile_freq: Annotated[PositiveInt, OnlyWith("enable_profiling"), OnlyWith("enable_memory_snapshot")] = 10
+    """Steps from one trace or snapshot to the next."""
+    profiler_active: Annotated[PositiveInt, OnlyWith("enable_profiling")] = 1
+    """Steps in each trace."""
+    profiler_warmup: Annotated[NonNegativeInt, OnlyWith("enable_profiling")] = 3
+    """Steps that the profiler runs before each trace without recording."""
+    enable_memory_snapshot: bool = False
+    """Write a snapshot of the CUDA allocator every ``profile_freq`` steps; needs CUDA."""
+    save_memory_snapshot_folder: Annotated[str, OnlyWith("enable_memory_snapshot")] = "memory_snapshot"
+    """Folder for snapshots, relative to ``job.dump_folder``."""
+
+
+class MetricsSection(SectionModel):
+    """What is measured, and where it is shown."""
+
+    log_freq: PositiveInt = 10
+    """Steps from one report to the next; the first and the last step are always reported."""
+    enable_tensorboard: bool = False
+    """Write TensorBoard events: the same as ``"tensorboard"`` among ``loggers``."""
+    loggers: Annotated[list[str], NameOf(Logger)] = []
+    """Where metrics go besides the console, by name."""
+    disable_color_printing: bool = False
+    """Write console lines without colour, on a terminal too."""
+    save_tb_folder: str = "tb"
+    """Folder for the files of loggers, relative to ``job.dump_folder``."""
+    save_for_all_ranks: bool = False
+    """Log on every rank, each to a folder of its own, instead of on rank 0 alone."""
+    enable_wandb: Annotated[bool, NotYet("logging to Weights & Biases")] = False
+    """Send metrics to Weights & Biases."""
+
+
+class CheckpointSection(SectionModel):
+    """Saving the whole state of a run, and going on from it."""
+
+    switch: ClassVar[str] = "enable"
+
+    enable: bool = False
+    """Save checkpoints, and resume from the newest one in ``folder``."""
+    folder: str = "checkpoint"
+    """Folder for checkpoints, relative to ``job.dump_folder``."""
+    interval: PositiveInt = 500
+    """Steps from one checkpoint to the next; the last step is always saved."""
+    keep_latest_k: Annotated[int, Field(ge=0)] = 10
+    """Number of checkpoints to keep, the newest ones; 0 keeps all, 1 is not possible, since the last whole one
+    must stay while the next is written."""
+    load_step: Annotated[int, Field(ge=-1)] = -1
+    """Step of the checkpoint to resume from; -1 takes the newest whole one."""
+    exclude_from_loading: list[str] = []
+    """Parts of the state that are not loaded but start afresh."""
+    enable_first_step_checkpoint: bool = False
+    """Save after the first step too, to see early whether saving works."""
+    load_only: bool = False
+    """Load, and never save."""
+    enable_ft_dataloader_checkpoints: Annotated[
+        bool, Pointless("it belongs to fault tolerance, which is not available yet")
+    ] = True
+    """Save the data position of each replica under fault tolerance."""
+    initial_load_path: Annotated[str | None, NotYet("starting from another run's checkpoint")] = None
+    """Checkpoint to start from when ``folder`` has none."""
+    initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", above=0)] = True
+    """Take only the model from ``initial_load_path``, not optimizer and step."""
+    initial_load_in_hf: Annotated[bool, NotYet("starting from a Hugging Face checkpoint")] = False
+    """``initial_load_path`` holds safetensors in the layout of Hugging Face."""
+    initial_load_in_hf_quantized: Annotated[bool, NotYet("starting from a quantized checkpoint")] = False
+    """``initial_load_path`` holds quantized safetensors in the layout of Hugging Face."""
+    last_save_model_only: bool = True
+    """Save only the model at the last step."""
+    last_save_in_hf: Annotated[bool, NotYet("saving in the layout of Hugging Face")] = False
+    """Save the last step as safetensors in the layout of Hugging Face."""
+    export_dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], NotYet("exporting in another precision")
+    ] = "float32"
+    """Precision of a model that is saved alone."""
+    async_mode: Annotated[
+        Literal["disabled", "async", "async_with_pinned_mem"], NotYet("asynchronous checkpointing")
+    ] = "disabled"
+    """Whether training goes on while a checkpoint is written."""
+    create_seed_checkpoint: Annotated[
+        bool, Pointless("every layout starts from the same weights, without a seed checkpoint")
+    ] = False
+    """Save the initial weights and stop."""
+
+
+class DebugSection(SectionModel):
+    """Reproducing what happened."""
+
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the initial weights and of the order of the data; 0 when not set."""
+    deterministic: bool = False
+    """Use deterministic algorithms only; slower, and an error where there is none."""
+    deterministic_warn_only: Annotated[bool, OnlyWith("deterministic")] = False
+    """Warn where there is no deterministic algorithm, instead of stopping."""
+    moe_force_load_balance: Annotated[bool, NotYet("mixture of experts")] = False
+    """Send the same number of tokens to every expert, whatever the router says."""

@@ -1,0 +1,241 @@
+"""Pipeline parallel: which layers each stage has, and the schedule that drives them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hekaton.distributed import plain
+from hekaton.errors import ConfigError, choices_hint
+from hekaton.parallel.plan import ParallelPlan
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from hekaton.config.sections import ParallelismSection
+
+V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
+"""Schedules whose stages run down the ranks and up again, so that each rank has one from either half."""
+
+SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B", "InterleavedZeroBubble", "LoopedBFS", *V_SCHEDULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLayout:
+    """The stages of a pipeline.
+
+    :param modules: for each stage, in order, the names of its modules.
+    :param ranks: for each stage, the pipeline rank that runs it.
+    """
+
+    modules: Sequence[Sequence[str]]
+    ranks: Sequence[int]
+
+    def of_rank(self, rank: int) -> list[int]:
+        """The stages that a rank runs, in order."""
+        return [stage for stage, owner in enumerate(self.ranks) if owner == rank]
+
+
+def is_multi_stage(settings: ParallelismSection) -> bool:
+    """Whether the schedule runs several stages per rank."""
+    return settings.pipeline_parallel_schedule_csv or settings.pipeline_parallel_schedule not in (
+        "1F1B",
+        "GPipe",
+    )
+
+
+def stage_layout(model: nn.Module, plan: ParallelPlan, settings: ParallelismSection) -> StageLayout:
+    """Cut the model: as ``module_fqns_per_model_part`` says, or balanced by layers.
+
+    The first and the last stage count as having ``..._less_layers`` more layers than they do, for the
+    embedding and the output projection.
+
+    :raises ConfigError: when the stages do not fit the ranks, the schedule or the layers.
+    """
+    assert plan.stages is not None
+    degree = settings.pipeline_parallel_degree
+    given = settings.module_fqns_per_model_part
+    layers = [
+        f"{plan.stages.layers}.{name}" for name, _ in model.get_submodule(plan.stages.layers).named_children()
+    ]
+    first, last = (
+        settings.pipeline_parallel_first_stage_less_layers,
+        settings.pipeline_parallel_last_stage_less_layers,
+    )
+    per_rank = 2 if is_multi_stage(settings) else 1
+    if given is not None:
+        modules: Sequence[Sequence[str]] = given
+    else:
+        stages = degree * per_rank
+        if settings.pipeline_parallel_layers_per_stage is not None:
+            stages = math.ceil((len(layers) + first + last) / settings.pipeline_parallel_layers_per_stage)
+        modules = _balanced(layers, plan, stages, first, last)
+    if len(modules) % degree or (not is_multi_stage(settings) and len(modules) != degree):
+        raise ConfigError(
+            f"{len(modules)} pipeline stages do not fit {degree} ranks under schedule "
+            f"'{settings.pipeline_parallel_schedule}'",
+            hint="1F1B and GPipe take one stage per rank, the others two or more, the same number on each",
+        )
+    if settings.pipeline_parallel_schedule in V_SCHEDULES:
+        if len(modules) != 2 * degree:
+            raise ConfigError(
+                f"schedule '{settings.pipeline_parallel_schedule}' takes two stages per rank, "
+                f"{2 * degree} in all, not {len(modules)}"
+            )
+        ranks = [*range(degree), *reversed(range(degree))]
+    else:
+        ranks = [stage % degree for stage in range(len(modules))]
+    _check_owners(model, modules)
+    return StageLayout(modules=modules, ranks=ranks)
+
+
+def _balanced(
+    layers: Sequence[str], plan: ParallelPlan, stages: int, first: int, last: int
+) -> list[list[str]]:
+    assert plan.stages is not None
+    if stages > len(layers):
+        raise ConfigError(f"{stages} pipeline stages are more than the model's {len(layers)} layers")
+    weight, extra = divmod(len(layers) + first + last, stages)
+    sizes = [weight + (stage < extra) for stage in range(stages)]
+    sizes[0] -= first
+    sizes[-1] -= last
+    if min(sizes) < 1:
+        raise ConfigError(
+            f"{stages} pipeline stages leave {min(sizes)} layers for one of them",
+            hint="lower pipeline_parallel_first_stage_less_layers or ..._last_stage_less_layers",
+        )
+    left = iter(layers)
+    modules = [[next(left) for _ in range(size)] for size in sizes]
+    modules[0][:0] = plan.stages.first
+    modules[-1] += plan.stages.last
+    return modules
+
+
+def _check_owners(model: nn.Module, modules: Sequence[Sequence[str]]) -> None:
+    """Every parameter belongs to exactly one stage."""
+    known = [name for name, _ in model.named_modules() if name]
+    for name in (name for stage in modules for name in stage):
+        if name not in known:
+            raise ConfigError(
+                f"module_fqns_per_model_part: the model has no module '{name}'",
+                hint=choices_hint(name, known),
+            )
+    owners: dict[int, set[int]] = {}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        for stage, owned in enumerate(modules):
+            if any(f"{name}.".startswith(f"{module}.") for module in owned):
+                owners.setdefault(id(parameter), set()).add(stage)
+    for key, tied in names.items():
+        stages = owners.get(key, set())
+        if not stages:
+            raise ConfigError(f"no pipeline stage has '{tied[0]}'")
+        if len(stages) > 1:
+            what = f"{' and '.join(tied)} are one tied parameter" if len(tied) > 1 else f"'{tied[0]}' is"
+            raise ConfigError(
+                f"{what}, on several pipeline stages: {', '.join(str(stage) for stage in sorted(stages))}",
+                hint="train it without a pipeline, or keep tied modules on one stage",
+            )
+
+
+def cut(model: nn.Module, keep: Sequence[str]) -> nn.Module:
+    """A copy of a model on the meta device that has only the modules ``keep``; those missing are ``None``,
+    and missing children of a ``ModuleDict`` or ``ModuleList`` are gone."""
+    part = copy.deepcopy(model)
+    _prune(part, "", keep)
+    return part
+
+
+def _prune(module: nn.Module, prefix: str, keep: Sequence[str]) -> None:
+    for name, child in list(module.named_children()):
+        path = f"{prefix}{name}"
+        if any(f"{path}.".startswith(f"{kept}.") for kept in keep):
+            continue
+        if any(kept.startswith(f"{path}.") for kept in keep) or isinstance(child, nn.ModuleDict):
+            _prune(child, f"{path}.", keep)
+        elif isinstance(module, nn.ModuleDict):
+            del module[name]
+        else:
+            setattr(module, name, None)
+
+
+class Pipeline:
+    """The stages of this rank under a schedule of :mod:`torch.distributed.pipelining`.
+
+    :param shapes: for each stage of the pipeline, the tensor that goes into it, on the meta device, for one
+        microbatch on one rank; the first stage's are the tokens.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[int, nn.Module],
+        shapes: Sequence[torch.Tensor],
+        *,
+        settings: ParallelismSection,
+        loss: Any,
+        microbatches: int,
+        group: ProcessGroup,
+        device: torch.device,
+    ) -> None:
+        from torch.distributed.pipelining import PipelineStage
+        from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime, get_schedule_class
+
+        last = len(shapes) - 2
+        stages = [
+            PipelineStage(
+                part,
+                stage,
+                last + 1,
+                device,
+                input_args=(shapes[stage],),
+                output_args=(shapes[stage + 1],),
+                group=group,
+            )
+            for stage, part in parts.items()
+        ]
+        csv = settings.pipeline_parallel_schedule_csv
+        make: Any = (
+            _PipelineScheduleRuntime if csv else get_schedule_class(settings.pipeline_parallel_schedule)
+        )
+        self._schedule = make(
+            stages if is_multi_stage(settings) else stages[0],
+            n_microbatches=microbatches,
+            loss_fn=loss,
+            scale_grads=False,
+        )
+        if csv:
+            self._schedule._load_csv(csv)
+        self._has_first = 0 in parts
+        self._has_last = last in parts
+
+    def forward_backward(self, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """Run the schedule over one batch, accumulating gradients.
+
+        :param inputs: what the whole model would be given; the first entry goes into the first stage only.
+        :returns: the sum of the microbatches' losses on the last stage's rank, 0 on the others.
+        """
+        return self._run(self._schedule.step, inputs, targets)
+
+    def evaluate(self, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """Like :meth:`forward_backward`, without the backward."""
+        return self._run(self._schedule.eval, inputs, targets)
+
+    def _run(self, schedule: Any, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        tokens, *_ = inputs.values()
+        others = dict(list(inputs.items())[1:])
+        losses: list[torch.Tensor] = []
+        first = (tokens,) if self._has_first else ()
+        if self._has_last:
+            schedule(*first, target=targets, losses=losses, return_outputs=False, **others)
+        else:
+            schedule(*first, return_outputs=False, **others)
+        if not losses:
+            return torch.zeros((), device=targets.device)
+        return torch.stack([plain(loss) for loss in losses]).sum().detach()

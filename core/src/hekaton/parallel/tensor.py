@@ -1,0 +1,64 @@
+"""Tensor and sequence parallel: the plan's words, looked up among the contributed styles and applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from hekaton.errors import ConfigError
+from hekaton.patterns import resolve
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor.parallel import ParallelStyle
+
+    from hekaton.parallel.plan import ParallelPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorContext:
+    """The switches that change what a word means.
+
+    :param sequence_parallel: between the cut layers each rank holds its part of the sequence.
+    :param loss_parallel: the logits stay cut by the vocabulary, and the loss is computed on them.
+    """
+
+    sequence_parallel: bool
+    loss_parallel: bool
+
+
+Word = Callable[[TensorContext], "ParallelStyle"]
+
+
+def tensor_rows(
+    model: nn.Module, plan: ParallelPlan, overrides: Mapping[str, str], *, what: str
+) -> dict[str, str]:
+    """Module name -> word: the plan's rows, and over them the user's.
+
+    :param model: the whole model.
+    :param overrides: pattern -> word, from ``[parallelism.plan]``.
+    :raises ConfigError: when the model has no tensor rows, or a row of the user's matches nothing.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    rows = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
+    if not rows:
+        raise ConfigError(f"model '{what}' has no tensor-parallel plan: tensor_parallel_degree must be 1")
+    return rows | resolve(overrides, names, what="[parallelism.plan]")
+
+
+def apply_tensor_parallel(
+    model: nn.Module, words: Mapping[str, Word], mesh: DeviceMesh, context: TensorContext
+) -> None:
+    """Apply each module's word.
+
+    :param words: module name -> what makes its style; modules that this stage lacks are left out.
+    :param mesh: the ``tp`` axis.
+    """
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    present = {name for name, _ in model.named_modules()}
+    styles = {name: word(context) for name, word in words.items() if name in present}
+    parallelize_module(model, mesh, styles)

@@ -1,0 +1,35 @@
+"""Tensor, sequence and context parallel for hekaton."""
+
+from hekaton.contributions import ContextParallel, ParallelStyle, Ref, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+_WORDS = {
+    "colwise": "linear layer cut by its outputs",
+    "rowwise": "linear layer cut by its inputs",
+    "sequence_norm": "norm of this rank's part of the sequence, gathered afterwards",
+    "vocab_embedding": "embedding cut by its rows",
+    "vocab_output": "output projection cut by the vocabulary",
+    "replicate": "module that every rank has whole",
+}
+_STRATEGIES = {
+    "allgather": "every rank gathers all keys and values",
+    "ring": "keys and values travel round the ranks",
+    "ulysses": "all-to-all from parts of the sequence to parts of the heads",
+}
+
+
+@hookimpl
+def hekaton_parallel_styles() -> list[ParallelStyle]:
+    return [
+        ParallelStyle(word, build=Ref(f"hekaton_parallel.words:{word}"), summary=summary)
+        for word, summary in _WORDS.items()
+    ]
+
+
+@hookimpl
+def hekaton_context_parallel() -> list[ContextParallel]:
+    return [
+        ContextParallel(name, build=Ref(f"hekaton_parallel.context:{name}"), summary=summary)
+        for name, summary in _STRATEGIES.items()
+    ]

@@ -1,0 +1,113 @@
+"""Context parallel: attention over a sequence whose parts lie on different ranks.
+
+A strategy takes the place of an inner attention's forward, ``(q, k, v, documents)``, where ``q``, ``k`` and
+``v`` are this rank's part of the sequence, (batch, heads, seq / cp, head_dim), and ``documents`` that of the
+whole row, (batch, seq).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hekaton.parallel.context import ContextGroup, contiguous, head_tail
+from torch import nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd, all_to_all_single_autograd
+
+from hekaton_parallel.ring import RingAttention
+
+Attend = Callable[..., torch.Tensor]
+
+
+class AllGather:
+    """Every rank gathers all keys and values, and attends with its own queries (Llama 3, section 3.3.2)."""
+
+    def __init__(self, group: ContextGroup) -> None:
+        self._group = group
+        self.order = head_tail if group.load_balance else contiguous
+
+    def replace(self, inner: nn.Module) -> Attend:
+        attend = inner.forward
+        group = self._group
+
+        def forward(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            gathered = all_gather_tensor_autograd(torch.stack((k, v)), gather_dim=3, group=group.process_group)
+            keys, values = _wait(gathered)
+            keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
+            queries_at = keys_at.chunk(group.degree)[group.rank]
+            return attend(q, keys, values, documents, queries_at=queries_at, keys_at=keys_at)
+
+        return forward
+
+
+class Ulysses:
+    """All-to-all from parts of the sequence to parts of the heads and back (Jacobs et al., 2023)."""
+
+    def __init__(self, group: ContextGroup) -> None:
+        self._group = group
+        self.order = contiguous
+
+    def replace(self, inner: nn.Module) -> Attend:
+        attend = inner.forward
+
+        def forward(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            whole = attend(*(self._to_heads(x) for x in (q, k, v)), documents)
+            return self._to_sequence(whole)
+
+        return forward
+
+    def _to_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, heads, seq / cp, head_dim) -> (batch, heads / cp, seq, head_dim)"""
+        by_rank = x.unflatten(1, (self._group.degree, -1)).movedim(1, 0)
+        return self._exchange(by_rank).movedim(0, 2).flatten(2, 3)
+
+    def _to_sequence(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, heads / cp, seq, head_dim) -> (batch, heads, seq / cp, head_dim)"""
+        by_rank = x.unflatten(2, (self._group.degree, -1)).movedim(2, 0)
+        return self._exchange(by_rank).movedim(0, 1).flatten(1, 2)
+
+    def _exchange(self, by_rank: torch.Tensor) -> torch.Tensor:
+        return _wait(all_to_all_single_autograd(by_rank.contiguous(), None, None, self._group.process_group))
+
+
+class Ring:
+    """Keys and values travel round the ranks; partial results are merged by their log-sum-exp
+    (Liu et al., 2023, "Ring Attention with Blockwise Transformers")."""
+
+    def __init__(self, group: ContextGroup) -> None:
+        self._group = group
+        self.order = head_tail if group.load_balance else contiguous
+
+    def replace(self, inner: nn.Module) -> Attend:
+        group = self._group
+
+        def forward(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            parts = self.order(k.shape[2] * group.degree, group.degree, device=q.device).chunk(group.degree)
+            result: torch.Tensor = RingAttention.apply(q, k, v, documents, parts, group.process_group)
+            return result
+
+        return forward
+
+
+def _wait(x: torch.Tensor) -> torch.Tensor:
+    wait = getattr(x, "wait", None)  # an AsyncCollectiveTensor in eager mode, a plain tensor when traced
+    return x if wait is None else wait()
+
+
+def allgather(section: Any, group: ContextGroup) -> AllGather:
+    return AllGather(group)
+
+
+def ulysses(section: Any, group: ContextGroup) -> Ulysses:
+    return Ulysses(group)
+
+
+def ring(section: Any, group: ContextGroup) -> Ring:
+    return Ring(group)

@@ -1,0 +1,111 @@
+"""Ring attention: exact attention, a part of the keys and values at a time, with its backward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class RingAttention(torch.autograd.Function):
+    """Causal attention inside documents, over keys and values that travel round a process group.
+
+    ``apply(q, k, v, documents, parts, group)``: ``q`` (batch, heads, n, head_dim), ``k`` and ``v`` (batch,
+    kv_heads, n, head_dim), ``documents`` (batch, seq) or ``None``, ``parts`` the positions in the sequence
+    that each rank of ``group`` holds. Block by block, with the scores of one block in memory at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        documents: torch.Tensor | None,
+        parts: tuple[torch.Tensor, ...],
+        group: dist.ProcessGroup,
+    ) -> torch.Tensor:
+        rank, degree = group.rank(), group.size()
+        out = torch.zeros_like(q)
+        lse = q.new_full((*q.shape[:3], 1), -math.inf)
+        block = torch.stack((k, v))
+        for step in range(degree):
+            owner = (rank - step) % degree
+            if step:
+                block = _rotate(block, group)
+            scores = _scores(q, block[0], documents, parts[rank], parts[owner])
+            block_lse = scores.logsumexp(dim=-1, keepdim=True)
+            merged = torch.logaddexp(lse, block_lse)
+            out = out * _weight(lse, merged) + _weight(scores, merged) @ _per_query_head(block[1], q)
+            lse = merged
+        ctx.save_for_backward(q, k, v, documents, out, lse, *parts)
+        ctx.group = group
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
+        q, k, v, documents, out, lse, *parts = ctx.saved_tensors
+        group = ctx.group
+        rank, degree = group.rank(), group.size()
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        delta = (grad * out).sum(dim=-1, keepdim=True)
+        grad_q = torch.zeros_like(q)
+        block = torch.stack((k, v, torch.zeros_like(k), torch.zeros_like(v)))  # the last two: their gradients
+        for step in range(degree):
+            owner = (rank - step) % degree
+            if step:
+                block = _rotate(block, group)
+            keys, values = _per_query_head(block[0], q), _per_query_head(block[1], q)
+            weights = _weight(_scores(q, block[0], documents, parts[rank], parts[owner]), lse)
+            grad_scores = weights * (grad @ values.mT - delta) * scale
+            grad_q += grad_scores @ keys
+            block[2] += _per_kv_head(grad_scores.mT @ q, k)
+            block[3] += _per_kv_head(weights.mT @ grad, v)
+        if degree > 1:
+            block = _rotate(block, group)
+        return grad_q, block[2], block[3], None, None, None
+
+
+def _scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    documents: torch.Tensor | None,
+    queries_at: torch.Tensor,
+    keys_at: torch.Tensor,
+) -> torch.Tensor:
+    """Scaled scores, minus infinity where a query may not look: (batch, heads, n, n)."""
+    allowed = queries_at[:, None] >= keys_at
+    if documents is not None:
+        same = documents[:, queries_at, None] == documents[:, None, keys_at]
+        allowed = (allowed & same)[:, None]
+    scores = q @ _per_query_head(k, q).mT / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~allowed, -math.inf)
+
+
+def _weight(scores: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """exp(scores - lse), 0 where there is nothing to look at yet."""
+    return torch.where(scores == -math.inf, 0.0, torch.exp(scores - lse))
+
+
+def _per_query_head(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _per_kv_head(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(1, (k.shape[1], -1)).sum(dim=2)
+
+
+def _rotate(block: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Pass a block to the next rank, and take the previous one's."""
+    rank, degree = group.rank(), group.size()
+    received = torch.empty_like(block)
+    operations = [
+        dist.P2POp(dist.isend, block, group=group, group_peer=(rank + 1) % degree),
+        dist.P2POp(dist.irecv, received, group=group, group_peer=(rank - 1) % degree),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    return received

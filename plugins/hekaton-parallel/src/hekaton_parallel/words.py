@@ -1,0 +1,85 @@
+"""The words of tensor and sequence parallel: what each does to a module's parameters and activations.
+
+Between the modules that a plan names, activations are plain tensors: each rank's part of the sequence under
+sequence parallel, the whole sequence otherwise. Inside a norm's consumers they are replicated DTensors, so
+that one all-gather in forward, and one reduce-scatter in backward, serves all the projections that read it
+(Korthikanti et al., 2022, "Reducing Activation Recomputation in Large Transformer Models").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hekaton.parallel.tensor import TensorContext
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
+from torch.distributed.tensor.placement_types import Placement
+
+
+def _between_modules(context: TensorContext) -> Placement:
+    return Shard(1) if context.sequence_parallel else Replicate()
+
+
+def colwise(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer cut by its outputs; its input is whole, its output stays cut."""
+    return ColwiseParallel()
+
+
+def rowwise(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer cut by its inputs; the partial outputs are summed, over the sequence's parts or whole."""
+    return RowwiseParallel(output_layouts=_between_modules(context))
+
+
+def vocab_embedding(section: Any, context: TensorContext) -> ParallelStyle:
+    """An embedding cut by its rows: each rank looks up what it has, and the results are summed."""
+    return RowwiseParallel(input_layouts=Replicate(), output_layouts=_between_modules(context))
+
+
+def vocab_output(section: Any, context: TensorContext) -> ParallelStyle:
+    """The output projection cut by the vocabulary; under loss parallel the logits are never gathered."""
+    if context.loss_parallel:
+        return ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+    return ColwiseParallel(output_layouts=Replicate())
+
+
+def sequence_norm(section: Any, context: TensorContext) -> ParallelStyle:
+    """A norm whose weight every rank has: each norms its part of the sequence, then the parts are gathered."""
+    return _Norm(_between_modules(context))
+
+
+def replicate(section: Any, context: TensorContext) -> ParallelStyle:
+    """A module that every rank has whole, on the same input, giving the same output."""
+    return _Whole()
+
+
+class _Norm(ParallelStyle):
+    def __init__(self, layout: Placement) -> None:
+        self._layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(_: nn.Module, inputs: tuple[torch.Tensor, ...], mesh: DeviceMesh) -> tuple[torch.Tensor, ...]:
+            return (DTensor.from_local(inputs[0], mesh, [self._layout], run_check=False), *inputs[1:])
+
+        def leave(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> DTensor:
+            return output.redistribute(placements=[Replicate()])
+
+        return distribute_module(module, device_mesh, None, enter, leave)
+
+
+class _Whole(ParallelStyle):
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(_: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
+            return tuple(
+                DTensor.from_local(value, mesh, [Replicate()], run_check=False)
+                if isinstance(value, torch.Tensor) and not isinstance(value, DTensor)
+                else value
+                for value in inputs
+            )
+
+        def leave(_: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
+            return output.to_local() if isinstance(output, DTensor) else output
+
+        return distribute_module(module, device_mesh, None, enter, leave)
