@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -47,7 +46,8 @@ def check_model(spec: TrainSpec, flavor: str | None = None) -> None:
 
 def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict[str, Initializer]]:
     what = f"{spec.name} {flavor}"
-    frozen = is_dataclass(config) and type(config).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    settings = getattr(type(config), "__dataclass_params__", None)
+    frozen = settings is not None and settings.frozen
     assert frozen, f"{what}: the flavor must be a frozen dataclass, not {config!r}"
     with torch.device("meta"):
         model = spec.model(config)
@@ -104,7 +104,8 @@ def _check_sight(model: nn.Module, objective: Any, batch: Batch, *, what: str) -
         other = tokens.clone()
         other[:, position] = (other[:, position] + 1) % (tokens.max() + 1)
         inputs, _ = objective.prepare({**batch, "tokens": other})
-        return ((model(**inputs) - before).abs().amax(dim=(0, 2)) > 1e-5).nonzero().flatten()
+        difference: torch.Tensor = model(**inputs) - before
+        return (difference.abs().amax(dim=(0, 2)) > 1e-5).nonzero().flatten()
 
     inputs, _ = objective.prepare(batch)
     before = model(**inputs)
