@@ -189,6 +189,27 @@ def test_before_the_process_group_one_process_of_a_node_prints_an_error(
     assert capsys.readouterr().err == printed
 
 
+def test_torchrun_shows_an_error_once(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=3",
+            "-m",
+            "hekaton",
+            "trian",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: unknown command 'trian'") == 1
+
+
 IN_A_GROUP = """
 import datetime, torch.distributed as dist
 from hekaton.cli import report
