@@ -1,8 +1,8 @@
 """Layout-invariant initialisation: every layout starts from the same global weights, bit for bit.
 
 A parameter is drawn in blocks of rows, each from its own CPU generator keyed by (seed, parameter name,
-block). A rank draws the blocks that its shard touches and keeps its part, so no value depends on the rank, the mesh
-or the device, and nothing is communicated.
+block). A rank draws the blocks that its shard touches and keeps its part, so no value depends on the rank,
+the mesh or the device, and nothing is communicated.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from hekaton.patterns import compile_pattern
 class ContextGroup:
     """The ranks that share a sequence.
 
-    :param load_balance: give every rank an early and a late part, so that causal attention costs each the same.
+    :param load_balance: give every rank an early and a late part, so that causal attention costs each the
+        same.
     """
 
     process_group: dist.ProcessGroup
