@@ -165,20 +165,25 @@ class Trainer:
         with phases("forward_backward"):
             loss = self.forward_backward(batch)
         with phases("optimizer"):
-            parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
-            grad_norm = clip_grad_norm(
-                parameters, self.config.training.max_norm, pipeline=self.meshes.dense["pp"].get_group()
-            )
-            self.learning_rate.apply()
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            self.learning_rate.steps_done += 1
-            for converter in self.converters:
-                if isinstance(converter, SteppingConverter):
-                    converter.after_step(self.model_parts)
+            grad_norm = self.optimizer_step()
         self.meter.add(batch["tokens"].numel() * self.dims.dp)
         return loss, grad_norm
+
+    def optimizer_step(self) -> torch.Tensor:
+        """Clip, step, forget the gradients; :returns: the gradient norm before clipping."""
+        parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
+        grad_norm = clip_grad_norm(
+            parameters, self.config.training.max_norm, pipeline=self.meshes.dense["pp"].get_group()
+        )
+        self.learning_rate.apply()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.learning_rate.steps_done += 1
+        for converter in self.converters:
+            if isinstance(converter, SteppingConverter):
+                converter.after_step(self.model_parts)
+        return grad_norm
 
     @torch.no_grad()
     def validate(self) -> float:
