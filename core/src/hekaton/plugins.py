@@ -172,24 +172,22 @@ class Plugins:
             self._manager.register(plugin, name=info.name)
             self._check_hooks(info, plugin)
             collected = self._collect(info)
+            problems = self._clashes(info, collected)
+        except PluginError as e:
+            problems = [e]
         except pluggy.PluginValidationError as e:
+            problems = [PluginError(f"{info}: {' '.join(str(e).split())}")]
+        except _HookFailed as e:
             self._manager.unregister(name=info.name)
-            self._refuse(info, [PluginError(f"{info}: {' '.join(str(e).split())}")])
-        except (PluginError, _HookFailed) as e:
+            self.infos.append(replace(info, status="broken", reason=str(e)))
+            return
+        if problems:
             self._manager.unregister(name=info.name)
-            if isinstance(e, PluginError):
-                self._refuse(info, [e])
-            else:
-                self.infos.append(replace(info, status="broken", reason=str(e)))
-        else:
-            clashes = self._clashes(info, collected)
-            if clashes:
-                self._manager.unregister(name=info.name)
-                self._refuse(info, clashes)
-                return
-            for kind, record in collected:
-                self._records[kind][record.name] = Contributed(record, info)
-            self.infos.append(info)
+            self._refuse(info, problems)
+            return
+        for kind, record in collected:
+            self._records[kind][record.name] = Contributed(record, info)
+        self.infos.append(info)
 
     def _load(self, target: str) -> None:
         """Add an unpackaged plugin. The user named it, so that it fails to load is never passed over."""
@@ -226,9 +224,8 @@ class Plugins:
         """List a plugin as broken because it breaks a rule, which no run may pass over."""
         self.infos.append(replace(info, status="broken", reason="\n".join(p.message for p in problems)))
         for problem in problems:
-            cure = f"or {_cure(info)}" if problem.hint else _cure(info)
             if DISABLE_VARIABLE not in problem.hint:
-                problem.hint = "\n".join(filter(None, [problem.hint, cure]))
+                problem.hint += f"\nor {_cure(info)}" if problem.hint else _cure(info)
         self.problems += problems
 
     def _check_hooks(self, info: PluginInfo, plugin: object) -> None:
