@@ -45,9 +45,11 @@ class NotYet:
     """The field is refused when it is set away from its default: ``feature`` is not available yet.
 
     :param feature: what the field belongs to, as the subject of a sentence.
+    :param values: the values that are refused; when not given, all but the default.
     """
 
     feature: str
+    values: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,24 @@ class OnlyWith:
     :param field: the other field.
     :param values: the values that it must have one of.
     :param above: or the number that it must exceed.
+    :param given: or whether it must be set at all.
     """
 
     field: str
     values: tuple[object, ...] = (True,)
     above: int | None = None
+    given: bool = False
 
     def holds(self, value: Any) -> bool:
+        if self.given:
+            return value is not None
         if self.above is not None:
             return isinstance(value, int) and value > self.above
         return value in self.values
 
     def __str__(self) -> str:
+        if self.given:
+            return self.field
         if self.above is not None:
             return f"{self.field} above {self.above}"
         return f"{self.field} = {' or '.join(map(toml_value, self.values))}"

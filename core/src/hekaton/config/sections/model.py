@@ -94,17 +94,23 @@ class CompileSection(SectionModel):
 class ActivationCheckpointSection(SectionModel):
     """Recomputing activations in backward instead of keeping them."""
 
-    mode: Literal["none", "full", "selective", "memory_budget"] = "selective"
+    mode: Annotated[
+        Literal["none", "full", "selective", "memory_budget"],
+        NotYet("recomputing within a memory budget", ("memory_budget",)),
+    ] = "selective"
     """Which blocks are recomputed: none, all, or those that ``selective_ac_option`` selects."""
     selective_ac_option: Annotated[
-        str, Field(pattern=r"^([1-9][0-9]*|op)$"), OnlyWith("mode", ("selective",))
+        str,
+        Field(pattern=r"^([1-9][0-9]*|op)$"),
+        OnlyWith("mode", ("selective",)),
+        NotYet("recomputing chosen operators", ("op",)),
     ] = "2"
-    """``"n"`` recomputes every n-th block."""
+    """``"n"`` recomputes every n-th block; ``"op"`` chosen operators of each."""
     preserve_rng_state: Annotated[bool, OnlyWith("mode", ("full", "selective"))] = True
     """Recompute with the random numbers of the forward pass."""
-    determinism_check: Annotated[
-        Literal["default", "none"], OnlyWith("mode", ("full", "selective"))
-    ] = "default"
+    determinism_check: Annotated[Literal["default", "none"], OnlyWith("mode", ("full", "selective"))] = (
+        "default"
+    )
     """Whether shapes and types of what is recomputed are compared with the forward pass."""
     early_stop: Annotated[bool, OnlyWith("mode", ("full", "selective"))] = False
     """Stop recomputing as soon as everything that backward needs is there."""

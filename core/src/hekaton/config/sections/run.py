@@ -44,7 +44,9 @@ class ProfilingSection(SectionModel):
     """Write a kernel trace every ``profile_freq`` steps."""
     save_traces_folder: Annotated[str, OnlyWith("enable_profiling")] = "profile_traces"
     """Folder for traces, relative to ``job.dump_folder``."""
-    profile_freq: Annotated[PositiveInt, OnlyWith("enable_profiling"), OnlyWith("enable_memory_snapshot")] = 10
+    profile_freq: Annotated[PositiveInt, OnlyWith("enable_profiling"), OnlyWith("enable_memory_snapshot")] = (
+        10
+    )
     """Steps from one trace or snapshot to the next."""
     profiler_active: Annotated[PositiveInt, OnlyWith("enable_profiling")] = 1
     """Steps in each trace."""
@@ -87,8 +89,7 @@ class CheckpointSection(SectionModel):
     interval: PositiveInt = 500
     """Steps from one checkpoint to the next; the last step is always saved."""
     keep_latest_k: Annotated[int, Field(ge=0)] = 10
-    """Number of checkpoints to keep, the newest ones; 0 keeps all, 1 is not possible, since the last whole one
-    must stay while the next is written."""
+    """Number of checkpoints to keep, the newest ones; 0 keeps all."""
     load_step: Annotated[int, Field(ge=-1)] = -1
     """Step of the checkpoint to resume from; -1 takes the newest whole one."""
     exclude_from_loading: list[str] = []
@@ -103,13 +104,19 @@ class CheckpointSection(SectionModel):
     """Save the data position of each replica under fault tolerance."""
     initial_load_path: Annotated[str | None, NotYet("starting from another run's checkpoint")] = None
     """Checkpoint to start from when ``folder`` has none."""
-    initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", above=0)] = True
+    initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", given=True)] = True
     """Take only the model from ``initial_load_path``, not optimizer and step."""
     initial_load_in_hf: Annotated[bool, NotYet("starting from a Hugging Face checkpoint")] = False
     """``initial_load_path`` holds safetensors in the layout of Hugging Face."""
     initial_load_in_hf_quantized: Annotated[bool, NotYet("starting from a quantized checkpoint")] = False
     """``initial_load_path`` holds quantized safetensors in the layout of Hugging Face."""
-    last_save_model_only: bool = True
+    last_save_model_only: Annotated[
+        bool,
+        Pointless(
+            "the last checkpoint is whole too, so that the run can go on; saving the model alone is "
+            "not available yet"
+        ),
+    ] = False
     """Save only the model at the last step."""
     last_save_in_hf: Annotated[bool, NotYet("saving in the layout of Hugging Face")] = False
     """Save the last step as safetensors in the layout of Hugging Face."""
@@ -122,7 +129,7 @@ class CheckpointSection(SectionModel):
     ] = "disabled"
     """Whether training goes on while a checkpoint is written."""
     create_seed_checkpoint: Annotated[
-        bool, Pointless("every layout starts from the same weights, without a seed checkpoint")
+        bool, NotYet("writing a seed checkpoint (every layout starts from the same weights without one)")
     ] = False
     """Save the initial weights and stop."""
 

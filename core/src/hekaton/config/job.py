@@ -1,0 +1,163 @@
+"""The whole configuration: the core's sections, and those that plugins add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import create_model
+
+from hekaton.config.base import CompatSection, Path, SectionModel, dotted, section_class
+from hekaton.config.compat import CompatSections
+from hekaton.config.sections import (
+    ActivationCheckpointSection,
+    CheckpointSection,
+    CommSection,
+    CompileSection,
+    DebugSection,
+    JobSection,
+    LRSchedulerSection,
+    MetricsSection,
+    ModelSection,
+    OptimizerSection,
+    ParallelismSection,
+    PluginsSection,
+    ProfilingSection,
+    TrainingSection,
+    ValidationSection,
+)
+from hekaton.contributions import Section
+from hekaton.errors import HekatonError, PluginError, choices_hint
+from hekaton.plugins import Contributed, Plugins
+
+
+class JobConfig(CompatSections):
+    """A run, as its TOML files and flags describe it."""
+
+    job: JobSection = JobSection()
+    plugins: PluginsSection = PluginsSection()
+    profiling: ProfilingSection = ProfilingSection()
+    metrics: MetricsSection = MetricsSection()
+    model: ModelSection = ModelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    lr_scheduler: LRSchedulerSection = LRSchedulerSection()
+    training: TrainingSection = TrainingSection()
+    parallelism: ParallelismSection = ParallelismSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    activation_checkpoint: ActivationCheckpointSection = ActivationCheckpointSection()
+    compile: CompileSection = CompileSection()
+    comm: CommSection = CommSection()
+    validation: ValidationSection = ValidationSection()
+    debug: DebugSection = DebugSection()
+
+    def section(self, path: str) -> SectionModel:
+        """A section by its TOML path, a plugin's too (``"quantize.linear.float8"``).
+
+        :raises KeyError: when there is none.
+        """
+        found: Any = self
+        for name in path.split("."):
+            if name not in type(found).model_fields or not isinstance(getattr(found, name), SectionModel):
+                raise KeyError(path)
+            found = getattr(found, name)
+        return found  # type: ignore[no-any-return]
+
+    def data_parallel_degree(self, world_size: int) -> int:
+        """Number of ranks that read different rows of the batch."""
+        degrees = self.parallelism
+        return world_size // (
+            degrees.pipeline_parallel_degree
+            * degrees.context_parallel_degree
+            * degrees.tensor_parallel_degree
+        )
+
+    def global_batch_size(self, world_size: int) -> int:
+        """Rows of an optimizer step over all ranks."""
+        training = self.training
+        if training.global_batch_size == -1:
+            return training.local_batch_size * self.data_parallel_degree(world_size)
+        return training.global_batch_size
+
+
+def config_class(plugins: Plugins) -> tuple[type[JobConfig], list[HekatonError]]:
+    """:class:`JobConfig` with the sections of plugins added, and what is wrong with those that cannot be."""
+    config: type[SectionModel] = JobConfig
+    problems: list[HekatonError] = []
+    # A section comes before those inside it, whoever contributes them.
+    for path, contributed in sorted(plugins.all(Section).items()):
+        try:
+            config = _extended(config, tuple(path.split(".")), _schema(contributed), contributed)
+        except HekatonError as e:
+            problems.append(e)
+    return config, problems  # type: ignore[return-value]
+
+
+def _schema(contributed: Contributed[Section]) -> type[SectionModel]:
+    what = f"section '{contributed.record.name}' of {contributed.plugin}"
+    schema = contributed.record.schema.load()
+    if not (isinstance(schema, type) and issubclass(schema, SectionModel)):
+        raise PluginError(f"{what}: its schema is no subclass of SectionModel but {schema!r}")
+    required = [name for name, field in schema.model_fields.items() if field.is_required()]
+    if required:
+        raise PluginError(
+            f"{what}: '{required[0]}' has no default", hint="every field of a section needs a default"
+        )
+    return schema
+
+
+def _extended(
+    owner: type[SectionModel], path: Path, schema: type[SectionModel], contributed: Contributed[Section]
+) -> type[SectionModel]:
+    """``owner`` with the section ``schema`` at ``path`` below it."""
+    name, *rest = path
+    field = owner.model_fields.get(name)
+    there = section_class(field) if field is not None else None
+    if field is not None and (there is None or (not rest and not _gives_way(there))):
+        clash = f"section '{contributed.record.name}' of {contributed.plugin}"
+        what = "section" if there else "field"
+        raise PluginError(
+            f"{clash} has the name of a {what} of hekaton itself",
+            hint="a plugin's section needs a path of its own",
+        )
+    if rest:
+        inner = _extended(there or _namespace(name), tuple(rest), schema, contributed)
+    else:
+        inner = schema
+    fields: Mapping[str, Any] = {name: (inner, inner())}
+    return create_model(owner.__name__, __base__=owner, __doc__=owner.__doc__, **fields)
+
+
+def _gives_way(section: type[SectionModel]) -> bool:
+    return issubclass(section, CompatSection)
+
+
+def _namespace(name: str) -> type[SectionModel]:
+    return create_model(f"{name.title()}Section", __base__=SectionModel)
+
+
+def class_at(config: type[SectionModel], path: Path) -> type[SectionModel] | None:
+    """The class of the section at a path, ``None`` when there is none."""
+    found: type[SectionModel] | None = config
+    for name in path:
+        field = found.model_fields.get(name) if found is not None else None
+        found = section_class(field) if field is not None else None
+    return found
+
+
+def unknown_field_hint(config: type[SectionModel], path: Path, plugins: Plugins) -> str:
+    """What may be meant by a section or field that does not exist."""
+    *inside, name = path
+    owner = class_at(config, tuple(inside)) or config
+    elsewhere = [
+        dotted((section, name))
+        for section, field in config.model_fields.items()
+        if (there := section_class(field)) is not None and name in there.model_fields
+    ]
+    hint = choices_hint(name, owner.model_fields)
+    if elsewhere and not hint.startswith("did you mean"):
+        hint = f"did you mean {' or '.join(elsewhere)}?\n{hint}"
+    absent = [info for info in plugins.infos if info.status != "ok"]
+    if absent and not inside:
+        hint += "\nnot loaded, and may contribute it:"
+        hint += "".join(f"\n  {info}: {info.status}: {info.reason}" for info in absent)
+    return hint

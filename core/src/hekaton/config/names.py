@@ -1,0 +1,117 @@
+"""Names that a run selects by: models, flavors, datasets, optimizers, ... and fields of a flavor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
+from hekaton.config.job import JobConfig
+from hekaton.config.sources import Values
+from hekaton.config.validation import is_off
+from hekaton.contributions import Contribution, Logger, Model
+from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
+from hekaton.plugins import Plugins, kind_name
+
+if TYPE_CHECKING:
+    from hekaton.spec import TrainSpec
+
+MODEL, FLAVOR, OVERRIDES = ("model", "name"), ("model", "flavor"), ("model", "overrides")
+
+
+def flavor_of(values: Values) -> Any:
+    return values.values.get(FLAVOR, JobConfig().model.flavor)
+
+
+def find_spec(values: Values, plugins: Plugins) -> tuple[TrainSpec | None, list[HekatonError]]:
+    """The specification of the named model; this imports torch. An unknown name is :func:`check_names`'s."""
+    name = values.values.get(MODEL, JobConfig().model.name)
+    known = plugins.all(Model)
+    if not isinstance(name, str) or name not in known:
+        return None, []
+    try:
+        return known[name].record.spec.load(), []
+    except HekatonError as e:
+        e.origin = e.origin or f"model '{name}' of {known[name].plugin}"
+        return None, [e]
+
+
+def check_names(
+    config: type[JobConfig], values: Values, plugins: Plugins, spec: TrainSpec | None
+) -> list[HekatonError]:
+    """Every name that nobody contributes, and every override of a field that the flavor does not have."""
+    problems: list[HekatonError] = []
+    for path, field, inside in walk(config):
+        for mark in marks(field, NameOf):
+            if is_off(path, inside, values):
+                continue
+            value = values.values.get(path, default_of(field))
+            for name in value if isinstance(value, list) else [value]:
+                problems += _unknown(mark.kind, name, path, values, plugins)
+    tensorboard = ("metrics", "enable_tensorboard")
+    if values.values.get(tensorboard) is True:
+        problems += _unknown(Logger, "tensorboard", tensorboard, values, plugins)
+    if spec is not None:
+        problems += _check_flavor(spec, values)
+    return problems
+
+
+def _unknown(
+    kind: type[Contribution], name: object, path: Path, values: Values, plugins: Plugins
+) -> Iterator[HekatonError]:
+    if not isinstance(name, str):
+        return  # the section says so
+    try:
+        plugins.get(kind, name)
+    except UnknownName as e:
+        origin = values.origin(path) or f"default of {dotted(path)}"
+        message = f"unknown {kind_name(kind)} '{name}' ({dotted(path)})"
+        yield UnknownName(message, origin=origin, hint=e.hint)
+
+
+def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:
+    flavor = flavor_of(values)
+    if not isinstance(flavor, str):
+        return
+    if flavor not in spec.flavors:
+        yield ConfigError(
+            f"unknown flavor '{flavor}' of model '{spec.name}' (model.flavor)",
+            origin=values.origin(FLAVOR) or "default of model.flavor",
+            hint=choices_hint(flavor, spec.flavors),
+        )
+        return
+    settings = spec.flavors[flavor]
+    if not dataclasses.is_dataclass(settings):
+        return
+    known = [field.name for field in dataclasses.fields(settings)]
+    overrides = {path[2] for path in values.below(OVERRIDES) if len(path) > 2}
+    for name in sorted(overrides):
+        path = (*OVERRIDES, name)
+        if name not in known:
+            yield ConfigError(
+                f"{dotted(path)}: {spec.name} {flavor} has no field '{name}'",
+                origin=values.origin(path),
+                hint=choices_hint(name, known),
+            )
+        elif path in values.values:
+            wrong = _wrong_type(type(settings), name, values.values[path])
+            if wrong:
+                yield ConfigError(f"{dotted(path)} {wrong}", origin=values.origin(path))
+
+
+def _wrong_type(settings: Any, name: str, value: object) -> str:
+    """What is wrong with a value for a field of a flavor, by the field's annotation."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from hekaton.config.validation import words
+
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(get_type_hints(settings)[name])
+    except Exception:  # a type that only the model's author knows how to check
+        return ""
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as e:
+        return words(e.errors()[0])
+    return ""

@@ -1,0 +1,171 @@
+"""What is wrong with values, in words; and which of them have no effect or are refused."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from hekaton.config.base import (
+    NotYet,
+    OnlyWith,
+    Path,
+    Pointless,
+    SectionModel,
+    default_of,
+    dotted,
+    marks,
+    toml_value,
+    walk,
+)
+from hekaton.config.job import JobConfig, class_at, unknown_field_hint
+from hekaton.config.sources import Values
+from hekaton.errors import ConfigError, HekatonError
+from hekaton.plugins import Plugins
+
+
+def describe(
+    error: ValidationError, config: type[JobConfig], values: Values, plugins: Plugins
+) -> list[HekatonError]:
+    """An error per wrong value, with the place where it was set."""
+    problems: dict[Path, HekatonError] = {}
+    for detail in error.errors():
+        path = _field_path(config, detail["loc"])
+        if path in problems:  # another member of the same union
+            continue
+        if detail["type"] == "extra_forbidden":
+            problems[path] = _unknown(config, path, values, plugins)
+        else:
+            expected = str(detail.get("ctx", {}).get("expected", ""))
+            problems[path] = ConfigError(
+                f"{dotted(path)} {words(detail)}",
+                origin=values.origin(path),
+                hint=_did_you_mean(detail["input"], re.findall("'([^']*)'", expected)),
+            )
+    return list(problems.values())
+
+
+def words(detail: Any) -> str:
+    """What pydantic finds wrong with a value, as the end of a sentence that starts with the field's name."""
+    message: str = detail["msg"]
+    value = toml_value(detail["input"])
+    if message.startswith("Value error, "):
+        return f"= {value}: {message.removeprefix('Value error, ')}"
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"must be a table, not {value}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"must match {detail['ctx']['pattern']}, not {value}"
+    message = re.sub("^Input should be ", "must be ", message).replace("a valid ", "a ")
+    message = message.replace("a integer", "an integer").replace("an array", "a list")
+    return f"{message}, not {value}" if message.startswith("must be") else f"= {value}: {message}"
+
+
+def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> Path:
+    """The part of pydantic's location that people know: sections and field, an index in brackets."""
+    path: list[str] = []
+    owner: type[SectionModel] | None = config
+    for part in loc:
+        if owner is None:
+            if isinstance(part, int):
+                path[-1] += f"[{part}]"
+            break
+        path.append(str(part))
+        owner = class_at(owner, (str(part),))
+    return tuple(path)
+
+
+def _unknown(config: type[JobConfig], path: Path, values: Values, plugins: Plugins) -> HekatonError:
+    *inside, name = path
+    is_table = bool(values.below(path)) and path not in values.values
+    if not inside:
+        message = f"unknown section [{name}]" if is_table else f"'{name}' is outside of any section"
+    else:
+        what = "section" if is_table else "field"
+        message = f"unknown {what} '{name}' in [{dotted(tuple(inside))}]"
+    return ConfigError(message, origin=values.origin(path), hint=unknown_field_hint(config, path, plugins))
+
+
+def _did_you_mean(value: object, choices: list[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def is_off(path: Path, inside: tuple[type[SectionModel], ...], values: Values) -> Path | None:
+    """The switch, of a section around a field, that is off; ``None`` where all are on or it is one itself."""
+    for depth, section in enumerate(inside):
+        switch = (*path[:depth], section.switch)
+        if section.switch and switch != path:
+            value = values.values.get(switch, default_of(section.model_fields[section.switch]))
+            if value is False:
+                return switch
+    return None
+
+
+def notices_and_refusals(config: type[JobConfig], values: Values) -> tuple[list[str], list[HekatonError]]:
+    """What becomes of values that were set away from their defaults and do not simply take effect."""
+    idle: dict[str, list[Path]] = {}
+    refusals: list[HekatonError] = []
+    for path, field, inside in walk(config):
+        value = _set_value(path, field, values)
+        if value is _UNSET:
+            continue
+        reason = _idle_because(path, field, inside, values)
+        if reason:
+            idle.setdefault(reason, []).append(path)
+            continue
+        for mark in marks(field, NotYet):
+            if not mark.values or value in mark.values:
+                refusals.append(
+                    ConfigError(
+                        f"{dotted(path)} = {toml_value(value)}: {mark.feature} is not available yet",
+                        origin=values.origin(path),
+                        hint=f"leave it at {toml_value(default_of(field))}",
+                    )
+                )
+    notices = [
+        f"{', '.join(map(dotted, paths))} ({_places(paths, values)}): no effect: {reason}"
+        for reason, paths in idle.items()
+    ]
+    return notices, refusals
+
+
+_UNSET = object()
+
+
+def _set_value(path: Path, field: FieldInfo, values: Values) -> Any:
+    """The value of a field where it is set to something else than its default."""
+    below = values.below(path)
+    if not below:
+        return _UNSET
+    value: Any = (
+        values.values[path] if path in values.values else {p[len(path)]: values.values[p] for p in below}
+    )
+    return _UNSET if value == default_of(field) else value
+
+
+def _idle_because(
+    path: Path, field: FieldInfo, inside: tuple[type[SectionModel], ...], values: Values
+) -> str:
+    for pointless in marks(field, Pointless):
+        return pointless.reason
+    switch = is_off(path, inside, values)
+    if switch is not None:
+        return f"{dotted(switch)} is false"
+    conditions = marks(field, OnlyWith)
+    owner: Mapping[str, FieldInfo] = inside[-1].model_fields
+    for condition in conditions:
+        other = (*path[:-1], condition.field)
+        if condition.holds(values.values.get(other, default_of(owner[condition.field]))):
+            return ""
+    section = dotted(path[:-1])
+    return (
+        f"it needs {' or '.join(f'{section}.{condition}' for condition in conditions)}" if conditions else ""
+    )
+
+
+def _places(paths: list[Path], values: Values) -> str:
+    return "; ".join(dict.fromkeys(values.origin(path) for path in paths))
