@@ -1,0 +1,267 @@
+"""Batches of this rank's rows, read here or in worker processes, with the cursor of what was handed out.
+
+The cursor travels with the sequences: however far workers have read ahead, :meth:`Loader.cursor` is where the
+rows are after the last step that :meth:`Loader.next_step` returned.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hekaton.data import Documents, Tokenizer
+from hekaton.data.rows import Integers, Packing, RowReader, Sequences, Stream
+from hekaton.errors import DataError, HekatonError
+
+Identity = dict[str, str | int]
+
+
+def build_loader(
+    documents: Documents,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    global_batch_size: int,
+    rows: range,
+    seed: int,
+    packing: Packing = "documents",
+    repeat: bool = True,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    prefetch_factor: int | None = None,
+    anything_left: Callable[[bool], bool] | None = None,
+) -> Loader:
+    """The batches of some rows of the global batch, from the start of the documents.
+
+    A document is its ids between the tokenizer's begin and end marks, where it has them; a row is its
+    documents one after the other, cut into sequences of ``seq_len``. With ``packing="documents"`` a batch has
+    ``positions``, which restart at every document and every sequence, and the last token of a document
+    predicts nothing (label ``IGNORE_INDEX``); with ``"concat"`` it predicts the first token of the next.
+
+    Workers are forked, so that documents and tokenizers need not be picklable; they must not use CUDA.
+
+    :param rows: the rows that this rank reads, in ``range(global_batch_size)``.
+    :param seed: fixes the order of documents, a different one in every epoch.
+    :param repeat: go on with the next epoch at the end of one. Otherwise the last sequence of a row is padded
+        (labels ``IGNORE_INDEX``), a row that is done gives padding alone, and ``next_step`` raises
+        ``StopIteration`` when every row is done.
+    :param prefetch_factor: steps that each worker reads ahead, 2 by default.
+    :param anything_left: only without ``repeat``, where other ranks read the other rows. It is called once in
+        every step with whether this rank's rows had anything left, and returns whether any rank's had, so
+        that all ranks do the same number of steps.
+    :raises DataError: when there are no documents.
+    """
+    assert 0 <= rows.start < rows.stop <= global_batch_size, rows
+    assert rows.step == 1, rows
+    assert seq_len > 0, seq_len
+    has_all_rows = len(rows) == global_batch_size
+    assert repeat or has_all_rows or anything_left is not None, "ranks must agree on the last step"
+    if len(documents) == 0:
+        raise DataError("the dataset is empty: it has no documents")
+    stream = Stream(documents, tokenizer, seq_len, global_batch_size, seed, packing, repeat)
+    return Loader(
+        stream,
+        rows,
+        num_workers=min(num_workers, len(rows)),
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor,
+        anything_left=anything_left or bool,
+    )
+
+
+class Loader:
+    """See :func:`build_loader`."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        rows: range,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        prefetch_factor: int | None,
+        anything_left: Callable[[bool], bool],
+    ) -> None:
+        self._stream = stream
+        self._rows = rows
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._prefetch_factor = prefetch_factor
+        self._anything_left = anything_left
+        self._cursor: Integers = np.zeros((len(rows), 2), np.int64)
+        self._steps: Iterator[Sequences] | None = None
+
+    def next_step(self) -> dict[str, torch.Tensor]:
+        """One sequence of each row of this rank.
+
+        :returns: ``tokens`` and ``labels``, and ``positions`` where documents are packed apart; int64 of
+            (rows of this rank, seq_len).
+        :raises StopIteration: without ``repeat``, when no row of any rank has anything left.
+        :raises DataError: when documents cannot be read or have no tokens.
+        """
+        if self._steps is None:
+            self._steps = self._from_workers() if self._num_workers else self._inline()
+        step = next(self._steps)
+        if not self._stream.repeat and not self._anything_left(step.left):
+            raise StopIteration
+        self._cursor = step.cursor
+        batch = {name: torch.from_numpy(values) for name, values in step.tensors.items()}
+        return {name: value.pin_memory() for name, value in batch.items()} if self._pin_memory else batch
+
+    def cursor(self) -> torch.Tensor:
+        """Where the rows are after the last step handed out: documents read to the end, and tokens of the
+        next; int64 of (rows of this rank, 2)."""
+        return torch.from_numpy(self._cursor.copy())
+
+    def seek(self, cursor: torch.Tensor) -> None:
+        """Go on where the rows were when ``cursor``, (rows of this rank, 2), was taken, on whatever rank."""
+        assert cursor.shape == (len(self._rows), 2), cursor.shape
+        self.close()
+        self._cursor = cursor.to("cpu", torch.int64, copy=True).numpy()
+
+    def identity(self) -> Identity:
+        """What must be equal for a cursor to mean the same; see :func:`check_identity`."""
+        stream = self._stream
+        return {
+            "documents": stream.documents.fingerprint,
+            "tokenizer": stream.tokenizer.fingerprint,
+            "global_batch_size": stream.rows,
+            "seed": stream.seed,
+            "packing": stream.packing,
+        }
+
+    def close(self) -> None:
+        """End the workers. A loader that is used again goes on after the last step handed out."""
+        self._steps = None
+
+    def _inline(self) -> Iterator[Sequences]:
+        reader = RowReader(self._stream, self._rows, self._cursor)
+        while True:
+            yield reader.next()
+
+    def _from_workers(self) -> Iterator[Sequences]:
+        workers = self._num_workers
+        fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        parts: DataLoader[Sequences | _Failure] = DataLoader(
+            _Parts(self._stream, self._rows, self._cursor),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=self._prefetch_factor,
+            multiprocessing_context=fork,
+            worker_init_fn=_quiet_worker,
+        )
+        with warnings.catch_warnings():
+            # Python warns of forks beside threads. A worker neither touches the parent's threads nor holds
+            # its locks: it reads, encodes on one thread, and sends.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+            arriving = iter(parts)
+        while True:
+            step = [_received(arriving) for _ in range(workers)]
+            yield Sequences(
+                {name: np.concatenate([part.tensors[name] for part in step]) for name in step[0].tensors},
+                np.concatenate([part.cursor for part in step]),
+                any(part.left for part in step),
+            )
+
+
+def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int]) -> None:
+    """Check that a cursor saved under one identity can be sought under another. ``seq_len`` is no part of it.
+
+    :raises DataError: naming everything that differs, and the cures.
+    """
+    differing = [name for name in now if saved.get(name) != now[name]]
+    if not differing:
+        return
+    said = []
+    for name in differing:
+        if name in ("documents", "tokenizer"):
+            said.append(f"the {name} differ" if name == "documents" else "the tokenizer differs")
+        else:
+            said.append(f"{name} was {saved.get(name)} and is now {now[name]}")
+    cures = {
+        "documents": "set training.dataset and training.dataset_path back, to the same files",
+        "tokenizer": "set model.tokenizer and model.hf_assets_path back",
+        "global_batch_size": f"set training.global_batch_size = {saved.get('global_batch_size')}",
+        "seed": f"set debug.seed = {saved.get('seed')}",
+        "packing": f'set training.packing = "{saved.get("packing")}"',
+    }
+    raise DataError(
+        f"the data of the checkpoint cannot be continued: {', '.join(said)}",
+        hint="\n".join(
+            [
+                *(cures[name] for name in differing),
+                'or start the data over: checkpoint.exclude_from_loading = ["data_loader"]',
+            ]
+        ),
+    )
+
+
+class _Parts(IterableDataset["Sequences | _Failure"]):
+    """What each worker sends, step after step: the sequences of its share of the rows."""
+
+    def __init__(self, stream: Stream, rows: range, cursor: Integers) -> None:
+        self._stream = stream
+        self._rows = rows
+        self._cursor = cursor
+
+    def __iter__(self) -> Iterator[Sequences | _Failure]:
+        worker = get_worker_info()
+        assert worker is not None
+        mine = np.array_split(np.arange(len(self._rows)), worker.num_workers)[worker.id]
+        try:
+            reader = RowReader(self._stream, [self._rows[index] for index in mine], self._cursor[mine])
+            while True:
+                yield reader.next()
+        except Exception as e:
+            yield _Failure.of(e)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong in a worker; exceptions themselves need not survive the way to another process."""
+
+    message: str
+    origin: str
+    hint: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, HekatonError):
+            return cls(error.message, error.origin, error.hint, trace)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        origin = f"{last.filename}, line {last.lineno}, in {last.name}"
+        return cls(f"reading the data failed: {type(error).__name__}: {error}", origin, "", trace)
+
+
+class _InWorker(Exception):
+    """The cause of a DataError, with the traceback of the worker as its text."""
+
+
+def _received(arriving: Iterator[Sequences | _Failure]) -> Sequences:
+    try:
+        part = next(arriving)
+    except RuntimeError as e:
+        if "exited unexpectedly" not in str(e):
+            raise
+        raise DataError(
+            f"a data worker died: {e}",
+            hint="it may have run out of memory: set training.dataloader.num_workers lower",
+        ) from e
+    if isinstance(part, _Failure):
+        raise DataError(part.message, origin=part.origin, hint=part.hint) from _InWorker(f"\n{part.trace}")
+    return part
+
+
+def _quiet_worker(worker: int) -> None:
+    # Threads of the parent's tokenizer do not exist after a fork; one worker is one core.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

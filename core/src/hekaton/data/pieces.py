@@ -1,0 +1,48 @@
+"""Long documents are encoded piece by piece, so that memory is bounded by a piece and not by a document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PIECE = 2**18
+"""Longest text that is encoded at once, in characters. Tokenizers need hundreds of bytes per token while they
+work: a piece costs tens of megabytes, a document of a gigabyte would cost a hundred gigabytes."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a row's document. A document of no more than ``PIECE`` characters is one piece."""
+
+    document: int
+    text: str
+    is_first: bool
+    is_last: bool
+
+
+class UnreadText:
+    """What is left of a document's text.
+
+    Where a text is cut depends on the text alone, so its tokens are the same on every run and layout. A cut
+    can split what the tokenizer would have joined: it is put behind the end of a line where there is one in
+    the second half of the piece, else behind a space, else where the piece is full.
+    """
+
+    def __init__(self, document: int, text: str) -> None:
+        """:param document: number of the document in its row."""
+        self._document = document
+        self._text = text
+        self._start = 0
+
+    def cut(self) -> Piece:
+        """Take the next piece."""
+        text, start = self._text, self._start
+        end = min(start + PIECE, len(text))
+        if end < len(text):
+            middle = start + PIECE // 2
+            found = text.rfind("\n", middle, end)
+            if found == -1:
+                found = text.rfind(" ", middle, end)
+            if found != -1:
+                end = found + 1
+        self._start = end
+        return Piece(self._document, text[start:end], is_first=start == 0, is_last=end == len(text))
