@@ -13,7 +13,7 @@ TokenIds: TypeAlias = npt.NDArray[np.int32]
 
 @runtime_checkable
 class Documents(Protocol):
-    """A dataset: a sized collection of texts with random access. Order, packing and position are the core's."""
+    """A dataset: a sized collection of texts with random access. Order, packing, position: the core's."""
 
     fingerprint: str
     """Changes when the documents or their order change; compared when a run resumes."""
