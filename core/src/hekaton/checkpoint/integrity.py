@@ -57,7 +57,7 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
     def to_json(self) -> str:
-        content = {"format": FORMAT, **asdict(self)}
+        content = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
         return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
 
     @classmethod

@@ -248,7 +248,13 @@ class CheckpointManager:
                         "%s: '%s', saved by %d process(es), does not fit the %d of this run; not restored",
                         folder, part, manifest.processes, self._ranks.size,
                     )  # fmt: skip
-        wrong = [str(differences[part]) for part in chosen if differences[part].any]
+        wrong = [
+            str(differences[part])
+            if part in manifest.parts
+            else f"it holds no '{part}', only: {', '.join(manifest.parts)}"
+            for part in chosen
+            if differences[part].any
+        ]
         if wrong:
             raise CheckpointError(
                 f"the checkpoint {folder} ({_model(manifest.describe)}) does not fit this run "

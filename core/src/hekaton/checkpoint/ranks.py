@@ -51,15 +51,6 @@ class Ranks:
             raise self._heard(outcome.error)
         return outcome  # type: ignore[no-any-return]
 
-    def everywhere(self, function: Callable[[], T]) -> list[T]:
-        """Call ``function`` on all ranks and return their values; one rank's error is raised on all."""
-        mine = _call(function)
-        outcomes = self.gather(_portable(mine))
-        for outcome in outcomes:
-            if isinstance(outcome, _Failure):
-                raise mine.error if isinstance(mine, _Failure) else self._heard(outcome.error)
-        return [mine if rank == self.rank else outcome for rank, outcome in enumerate(outcomes)]
-
     def _heard(self, error: Exception) -> Exception:
         """The error as this rank's own: each rank prints what it raised with its number in front."""
         if isinstance(error, HekatonError) and error.rank is not None:

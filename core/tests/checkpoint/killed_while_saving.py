@@ -1,0 +1,148 @@
+"""Run by test_crash.py: saves are killed at one moment after another, in forked processes.
+
+A moment is a piece of a file written (every fourth), or an operation on files or folders about to begin.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hekaton.checkpoint import CheckpointManager, dcp
+
+KEEP = 2
+
+
+def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {"model": {"a": torch.full((300,), value), "b": torch.full((5,), value)}}
+
+
+def on_moments(call: Callable[[], None]) -> None:
+    """Have ``call`` called at every moment from now on."""
+    operations = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in operations or (event == "open" and str(arguments[1]).startswith("w")):
+            call()
+
+    sys.addaudithook(hook)
+    write = dcp._Hashed.write
+    pieces = count()
+
+    def noticed(self: Any, data: Any) -> int:
+        written = write(self, data)
+        if next(pieces) % 4 == 0:
+            call()
+        return written
+
+    dcp._Hashed.write = noticed  # type: ignore[method-assign]
+
+
+def saves(folder: Path) -> None:
+    """A new step, which makes the oldest go; it again; one in place of an abandoned future; one more."""
+    manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
+    manager.load(state(0.0))
+    manager.save(3, state(3.0), {})
+    manager.save(3, state(3.5), {})
+    manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
+    manager.load(state(0.0), step=2)
+    manager.save(3, state(-3.0), {})
+    manager.save(4, state(4.0), {})
+
+
+def in_a_fork(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Do the work in a forked process; its wait status, and its result."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, json.dumps(work()).encode())
+            os._exit(0)
+        except BaseException as error:
+            os.write(writing, json.dumps(repr(error)).encode())
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    return os.waitpid(child, 0)[1], json.loads(text) if text else None
+
+
+def counted(folder: Path) -> int:
+    moments = 0
+
+    def one_more() -> None:
+        nonlocal moments
+        moments += 1
+
+    on_moments(one_more)
+    saves(folder)
+    return moments
+
+
+def killed_at(moment: int, folder: Path) -> None:
+    passed = 0
+
+    def kill() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    on_moments(kill)
+    saves(folder)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """What the next start finds, and whether it can save and be resumed in turn."""
+    into = state(0.0)
+    manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
+    loaded = manager.load(into)
+    assert loaded is not None
+    found = {"step": loaded.step, "values": sorted({v for t in into["model"].values() for v in t.tolist()})}
+    manager.save(loaded.step + 1, state(99.0), {})
+    again = CheckpointManager(folder, describe={}).load(into)
+    assert again is not None
+    assert again.step == loaded.step + 1
+    assert into["model"]["b"].tolist() == [99.0] * 5
+    whole = [path.parent.name for path in folder.glob("step-*/manifest.json")]
+    return found | {"left": sorted(path.name for path in folder.iterdir()), "whole": sorted(whole)}
+
+
+def main(root: Path) -> None:
+    logging.disable()
+    before = root / "before"
+
+    def two_steps() -> None:
+        manager = CheckpointManager(before, describe={})
+        manager.save(1, state(1.0), {})
+        manager.save(2, state(2.0), {})
+
+    assert in_a_fork(two_steps)[0] == 0
+    folder = root / "run"
+    shutil.copytree(before, folder)
+    status, moments = in_a_fork(lambda: counted(folder))
+    assert status == 0, moments
+    outcomes = []
+    for moment in range(1, moments + 1):
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        status, _ = in_a_fork(lambda moment=moment: killed_at(moment, folder))  # type: ignore[misc]
+        assert os.WIFSIGNALED(status), f"not killed at moment {moment} of {moments}"
+        status, outcome = in_a_fork(lambda: resumed(folder))
+        assert status == 0, f"killed at moment {moment} of {moments}: {outcome}"
+        outcomes.append(outcome)
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
