@@ -141,7 +141,7 @@ def build_model(
     if dims.cp > 1:
         context_group = ContextGroup(
             process_group=meshes.batch["cp"].get_group(),
-            load_balance=settings.context_parallel_load_balancer is not None,
+            load_balance=settings.context_parallel_load_balancer == "headtail",
         )
     layout = make_layout(meta, dims, config, plugins, context_group)
     shapes = _stage_shapes(meta, layout, dims, config) if layout.stages is not None else ()
@@ -173,9 +173,9 @@ def make_layout(
         words = {name: styles[word] for name, word in rows.items()}
     context = None
     if context_group is not None:
-        context = _builder(plugins, config, ContextParallel, settings.context_parallel_strategy)(
-            context_group
-        )
+        rotated = {"allgather": "allgather", "alltoall": "ring"}[settings.context_parallel_rotate_method]
+        strategy = settings.context_parallel_strategy or rotated
+        context = _builder(plugins, config, ContextParallel, strategy)(context_group)
     return Layout(
         plan=meta.plan,
         words=words,

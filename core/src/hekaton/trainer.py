@@ -63,6 +63,11 @@ class Trainer:
 
         meta = build_meta(config, self.plugins, self.dims)
         self._check_vocabulary(meta.config)
+        log.info(
+            "%s %s: %s parameters, %s on %d process(es)",
+            config.model.name, config.model.flavor, f"{sum(p.numel() for p in meta.model.parameters()):,}",
+            process.device.type, process.world_size,
+        )  # fmt: skip
         built = build_model(
             meta, self.meshes, self.dims, config, self.plugins, device=process.device, seed=self.seed
         )
@@ -92,12 +97,6 @@ class Trainer:
             flops_per_token=flops(meta.config, config.training.seq_len) if flops else None,
             processes=process.world_size,
         )
-        parameters = sum(parameter.numel() for parameter in self.model_parts[0].parameters())
-        log.info(
-            "%s %s: %s parameters, %s on %d process(es)",
-            config.model.name, config.model.flavor, f"{parameters:,}", process.device.type,
-            process.world_size,
-        )  # fmt: skip
 
     def run(self) -> None:
         """Train from where the newest checkpoint left off, or from the start, to the last step."""
@@ -257,7 +256,13 @@ class Trainer:
             num_workers=settings.num_workers,
             pin_memory=settings.pin_memory and self.process.device.type == "cuda",
             prefetch_factor=settings.prefetch_factor,
+            anything_left=self._anything_left,
         )
+
+    def _anything_left(self, mine: bool) -> bool:
+        """Whether any rank's rows have something left of a validation set."""
+        left = torch.tensor(float(mine), device=self.process.device)
+        return bool(all_sum(left, self.meshes.loss.get_group()).item())
 
     def _rows(self, global_batch_size: int) -> range:
         """The rows of the global batch that this rank reads."""

@@ -22,7 +22,7 @@ from hekaton.parallel.plan import ParallelPlan, blocks
 if TYPE_CHECKING:
     from hekaton.config.sections import ParallelismSection, TrainingSection
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def needs_fsdp(dims: ParallelDims, training: TrainingSection) -> bool:

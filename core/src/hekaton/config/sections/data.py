@@ -44,11 +44,11 @@ class TrainingSection(SectionModel):
     """Optimizer steps of the run."""
     enable_cpu_offload: bool = False
     """Keep parameters, gradients and optimizer state in the memory of the host."""
-    dtype: Literal["bfloat16", "float32"] = "float32"
-    """Precision of parameters, gradients and optimizer state."""
-    mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float32", "float64"] = "float32"
+    """Precision of parameters, gradients and optimizer state; ``float64`` is for comparing layouts."""
+    mixed_precision_param: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     """Precision of the computation."""
-    mixed_precision_reduce: Literal["float32"] = "float32"
+    mixed_precision_reduce: Literal["float32", "float64"] = "float32"
     """Precision in which gradients are summed over ranks."""
     gc_freq: PositiveInt = 50
     """Steps from one garbage collection of Python to the next, on all ranks at once."""

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NotYet, OnlyWith, SectionModel
+from hekaton.config.base import NameOf, NotYet, OnlyWith, SectionModel
+from hekaton.contributions import ContextParallel
 
 Pipeline = OnlyWith("pipeline_parallel_degree", above=1)
 Tensor = OnlyWith("tensor_parallel_degree", above=1)
@@ -23,13 +24,17 @@ class ParallelismSection(SectionModel):
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
     """Whether gathered parameters are dropped between forward and backward; ``default`` is ``always`` except
     under a pipeline."""
-    tensor_parallel_degree: Annotated[PositiveInt, NotYet("tensor parallel")] = 1
+    tensor_parallel_degree: PositiveInt = 1
     """Ranks over which layers are cut."""
+    sequence_parallel: Annotated[bool, Tensor] = True
+    """Between the cut layers, each rank of tensor parallel holds its part of the sequence."""
+    plan: dict[str, str] = {}
+    """Rows over those of the model's own tensor-parallel plan: pattern of module names -> word."""
     disable_loss_parallel: Annotated[bool, Tensor] = False
     """Gather the logits before the loss instead of leaving them cut by the vocabulary."""
-    enable_async_tensor_parallel: Annotated[bool, Tensor] = False
+    enable_async_tensor_parallel: Annotated[bool, NotYet("asynchronous tensor parallel")] = False
     """Overlap the communication of tensor parallel with its computation."""
-    pipeline_parallel_degree: Annotated[PositiveInt, NotYet("pipeline parallel")] = 1
+    pipeline_parallel_degree: PositiveInt = 1
     """Stages into which the model's layers are divided."""
     module_fqns_per_model_part: Annotated[list[list[str]] | None, Pipeline] = None
     """Names of the modules of each stage, when they are not to be dealt out evenly."""
@@ -47,12 +52,16 @@ class ParallelismSection(SectionModel):
     """Rows of a microbatch."""
     pipeline_parallel_expert_parallel_overlap: Annotated[bool, Pipeline] = True
     """Overlap the exchange of tokens among experts with other microbatches."""
-    context_parallel_degree: Annotated[PositiveInt, NotYet("context parallel")] = 1
+    context_parallel_degree: PositiveInt = 1
     """Ranks over which sequences are cut."""
-    context_parallel_load_balancer: Annotated[str | None, Context] = "headtail"
-    """How parts of the sequence are dealt out, so that causal attention costs each rank the same."""
+    context_parallel_strategy: Annotated[str | None, NameOf(ContextParallel), Context] = None
+    """How attention sees the whole sequence, by name; when not set, ``allgather``, or ``ring`` where
+    ``context_parallel_rotate_method`` is ``alltoall``."""
+    context_parallel_load_balancer: Annotated[Literal["headtail", "none"], Context] = "headtail"
+    """How parts of the sequence are dealt out: ``headtail`` gives every rank an early and a late one, so that
+    causal attention costs each the same; ``none`` one stretch."""
     context_parallel_rotate_method: Annotated[Literal["allgather", "alltoall"], Context] = "allgather"
-    """How keys and values reach the other ranks."""
+    """How keys and values reach the other ranks, where ``context_parallel_strategy`` does not say."""
     expert_parallel_degree: Annotated[PositiveInt, NotYet("expert parallel")] = 1
     """Ranks over which experts are dealt out."""
     expert_tensor_parallel_degree: Annotated[PositiveInt, NotYet("expert tensor parallel")] = 1
