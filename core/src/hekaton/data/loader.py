@@ -6,6 +6,7 @@ rows are after the last step that :meth:`Loader.next_step` returned.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import traceback
@@ -156,12 +157,8 @@ class Loader:
             num_workers=workers,
             prefetch_factor=self._prefetch_factor,
             multiprocessing_context=fork,
-            worker_init_fn=_quiet_worker,
         )
-        with warnings.catch_warnings():
-            # Python warns of forks beside threads. A worker neither touches the parent's threads nor holds
-            # its locks: it reads, encodes on one thread, and sends.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+        with _forking():
             arriving = iter(parts)
         while True:
             step = [_received(arriving) for _ in range(workers)]
@@ -262,6 +259,22 @@ def _received(arriving: Iterator[Sequences | _Failure]) -> Sequences:
     return part
 
 
-def _quiet_worker(worker: int) -> None:
-    # Threads of the parent's tokenizer do not exist after a fork; one worker is one core.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """What workers must find set when they are forked.
+
+    The threads of the parent's tokenizer do not exist in a worker, which would wait for them for ever; one
+    worker is one core. Python warns of forks beside threads for the same reason: a worker uses none of them.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
