@@ -6,6 +6,7 @@ Imported only when a checkpoint is written or read: DCP is part of no run withou
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -31,7 +32,7 @@ from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
-_WORTH_A_THREAD = 1 << 20
+_PIECE = 1 << 20
 
 
 def write(state: Mapping[str, torch.Tensor], folder: Path, ranks: Ranks) -> dict[str, FileRecord]:
@@ -69,27 +70,29 @@ def read(state: Mapping[str, torch.Tensor], folder: Path, metadata: Metadata, ra
 
 
 class _Hashed(io.RawIOBase):
-    """A file that computes its SHA-256 as it is written, beside the writing where a piece is large."""
+    """A file whose SHA-256 is computed while it is written and synced.
+
+    ``thread`` reads behind the writer, from the page cache: what is passed to :meth:`write` is torch's memory
+    and valid only during the call.
+    """
 
     def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
-        self._file = path.open("wb", buffering=0)
+        self._file = path.open("w+b", buffering=0)
         self._thread = thread
         self._sha256 = hashlib.sha256()
         self._size = 0
+        self._handed_over = 0
+        self._hashed = 0
 
     def write(self, data: Any) -> int:
         piece = memoryview(data).cast("B")
-        hashing = self._thread.submit(self._sha256.update, piece) if len(piece) >= _WORTH_A_THREAD else None
-        try:
-            written = 0
-            while written < len(piece):
-                written += self._file.write(piece[written:])
-        finally:
-            if hashing is not None:
-                hashing.result()
-        if hashing is None:
-            self._sha256.update(piece)
+        written = 0
+        while written < len(piece):
+            written += self._file.write(piece[written:])
         self._size += len(piece)
+        if self._size - self._handed_over >= _PIECE:
+            self._thread.submit(self._hash_to, self._size)
+            self._handed_over = self._size
         return len(piece)
 
     def writable(self) -> bool:
@@ -102,11 +105,26 @@ class _Hashed(io.RawIOBase):
         return self._file.fileno()
 
     def close(self) -> None:
-        self._file.close()
-        super().close()
+        if self.closed:
+            return
+        try:
+            self._thread.submit(self._hash_to, self._size).result()
+        finally:
+            self._file.close()
+            super().close()
 
     def record(self) -> FileRecord:
+        """The size and checksum of what was written, once it is closed."""
+        assert self.closed
         return FileRecord(self._size, self._sha256.hexdigest())
+
+    def _hash_to(self, end: int) -> None:
+        while self._hashed < end:
+            piece = os.pread(self.fileno(), min(_PIECE, end - self._hashed), self._hashed)
+            if not piece:
+                raise OSError(errno.EIO, "the file was cut short while it was written")
+            self._sha256.update(piece)
+            self._hashed += len(piece)
 
 
 class _HashedFiles(FileSystem):
