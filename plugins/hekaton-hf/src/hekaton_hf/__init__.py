@@ -1,1 +1,48 @@
-"""..."""
+"""Hugging Face tokenizers and text datasets for hekaton."""
+
+from hekaton.contributions import Dataset, Ref, Section, Tokenizer, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+
+@hookimpl
+def hekaton_tokenizers() -> list[Tokenizer]:
+    return [
+        Tokenizer(
+            "hf", build=Ref("hekaton_hf.tokenizer:build"), summary="a tokenizer.json, or the one shipped"
+        )
+    ]
+
+
+@hookimpl
+def hekaton_datasets() -> list[Dataset]:
+    return [
+        Dataset(
+            "text",
+            build=Ref("hekaton_hf.text:build"),
+            section="text_dataset",
+            summary="local .jsonl, .json, .txt and .parquet files",
+        ),
+        Dataset("c4", build=Ref("hekaton_hf.c4:build_train"), summary="C4, English; downloads 305 GB"),
+        Dataset(
+            "c4_validation",
+            build=Ref("hekaton_hf.c4:build_validation"),
+            summary="the validation split of C4, English; downloads",
+        ),
+        Dataset(
+            "c4_test",
+            build=Ref("hekaton_hf.c4:build_test"),
+            summary="a few documents of C4 in a local folder",
+        ),
+    ]
+
+
+@hookimpl
+def hekaton_sections() -> list[Section]:
+    return [
+        Section(
+            "text_dataset",
+            schema=Ref("hekaton_hf.sections:TextDatasetSection"),
+            summary="what the documents of dataset 'text' are",
+        )
+    ]

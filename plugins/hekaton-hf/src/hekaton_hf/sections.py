@@ -1,0 +1,17 @@
+"""The configuration sections of this plugin."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hekaton.config import SectionModel
+
+
+class TextDatasetSection(SectionModel):
+    """What the documents of dataset ``text`` are."""
+
+    text_column: str = "text"
+    """Column (of parquet files) or key (of JSON objects) that holds a document's text."""
+
+    txt_documents: Literal["file", "line", "paragraph"] = "file"
+    """What one document is in a .txt file: all of it, a line, or a paragraph, which an empty line ends."""

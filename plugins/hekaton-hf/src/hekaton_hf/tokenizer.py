@@ -1,0 +1,110 @@
+"""Tokenizers of the Hugging Face kind: a folder with a ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from hekaton.data import TokenIds
+from hekaton.errors import DataError
+
+SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
+"""The tokenizer of ``python_stdlib``: 2,048 ids, see ``scripts/train_tokenizer.py`` of the repository."""
+
+
+class HFTokenizer:
+    """A ``tokenizer.json`` with its begin and end marks."""
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, *, bos_id: int | None, eos_id: int | None, fingerprint: str
+    ) -> None:
+        # The file may ask for padding or truncation, which would add tokens to documents or lose some.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.fingerprint = fingerprint
+        # Ids of added tokens can lie beyond the number of tokens.
+        highest = max([tokenizer.get_vocab_size() - 1, *tokenizer.get_added_tokens_decoder()])
+        self.vocab_size = highest + 1
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Ids of each text, as the tokenizer's own ``encode_batch`` without special tokens around it. Lone
+        surrogates, which no UTF-8 can hold, count as question marks."""
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):  # which of them is up to the version
+            texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.frombuffer(array("i", encoding.ids), np.int32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def build(section: Any, path: str | None) -> HFTokenizer:
+    """Read the tokenizer at ``path``, a folder or a ``tokenizer.json``; ``None`` is the one we ship.
+
+    :raises DataError: when there is none, it cannot be read, or its begin or end mark is not in it.
+    """
+    file = Path(path) if path is not None else SHIPPED
+    if file.is_dir():
+        file /= "tokenizer.json"
+    if not file.is_file():
+        raise DataError(
+            f"no tokenizer at '{path}': there is no file '{file}'",
+            origin="model.hf_assets_path",
+            hint="give a folder with a tokenizer.json; left out, it is the tokenizer that hekaton-hf ships",
+        )
+    try:
+        content = file.read_bytes()
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as e:  # tokenizers raises nothing narrower
+        raise DataError(f"cannot read the tokenizer '{file}': {e}", origin="model.hf_assets_path") from e
+    marks = _marks(file.parent)
+    ids = {kind: _id_of(tokenizer, kind, token, file) for kind, token in marks.items()}
+    return HFTokenizer(
+        tokenizer,
+        bos_id=ids.get("bos_token"),
+        eos_id=ids.get("eos_token"),
+        fingerprint=hashlib.sha256(content + json.dumps(marks).encode()).hexdigest()[:32],
+    )
+
+
+def _marks(folder: Path) -> dict[str, str]:
+    """``bos_token`` and ``eos_token``, as far as the files beside the tokenizer name them."""
+    marks: dict[str, str] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_bytes())
+            if not isinstance(content, dict):
+                raise ValueError(f"a JSON object was expected, not {type(content).__name__}")
+        except (OSError, ValueError) as e:
+            raise DataError(f"cannot read '{file}': {e}", origin="model.hf_assets_path") from e
+        for kind in ("bos_token", "eos_token"):
+            token = content.get(kind)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                marks.setdefault(kind, token)
+    return marks
+
+
+def _id_of(tokenizer: tokenizers.Tokenizer, kind: str, token: str, file: Path) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise DataError(
+            f"the tokenizer '{file}' does not know its own {kind} '{token}'", origin="model.hf_assets_path"
+        )
+    return int(found)
