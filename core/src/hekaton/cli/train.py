@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 
 def run(arguments: list[str]) -> int:
     """Train: load and check the configuration, join the other processes, run."""
     from hekaton.config import check, load
-    from hekaton.config.flags import split_files
+    from hekaton.config.flags import split_files, wants_help
 
+    if wants_help(arguments):
+        print(_help(arguments))
+        return 0
     files, flags = split_files(arguments)
     loaded = load(files, flags)
 
@@ -16,10 +21,22 @@ def run(arguments: list[str]) -> int:
 
     process = this_process()
     set_up_logging(process.rank, process.world_size)
-    check(loaded, world_size=process.world_size, device_type=process.device.type)
+    idle = check(loaded, world_size=process.world_size, device_type=process.device.type)
+    for notice in (*loaded.notices, *idle):
+        logging.getLogger("hekaton").info("notice: %s", notice)
 
     from hekaton.trainer import Trainer
 
     with process_group(process, loaded.config.comm, dump_folder=loaded.config.job.dump_folder):
         Trainer(loaded, process).run()
     return 0
+
+
+def _help(arguments: list[str]) -> str:
+    from hekaton.cli import plugin_flags
+    from hekaton.config.flags import help_text
+    from hekaton.config.job import config_class
+
+    flags, _ = plugin_flags(arguments)
+    config, _ = config_class(flags.discover())
+    return help_text(config, usage="hekaton train FILE [FILE...] [flags]")

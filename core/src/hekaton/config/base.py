@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from hekaton.contributions import Contribution
 
 Path: TypeAlias = tuple[str, ...]
 """Where a field is: ``("training", "dataloader", "num_workers")``."""
+
+
+def _not_zero(number: int) -> int:
+    if number == 0:
+        raise ValueError("must be positive, or -1")
+    return number
+
+
+PositiveOrAll: TypeAlias = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+"""A positive number, or -1, which stands for as many as there are."""
 
 
 class SectionModel(BaseModel):
@@ -27,6 +37,7 @@ class SectionModel(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        defer_build=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
@@ -118,6 +129,11 @@ def marks(field: FieldInfo, kind: type[Mark]) -> list[Mark]:
     return [mark for mark in field.metadata if isinstance(mark, kind)]
 
 
+def is_idle(field: FieldInfo) -> bool:
+    """Whether a field never has an effect of its own."""
+    return any(isinstance(mark, Renamed | Pointless) for mark in field.metadata)
+
+
 def section_class(field: FieldInfo) -> type[SectionModel] | None:
     """The class of the section that a field holds, ``None`` for a plain value."""
     annotation = field.annotation
@@ -127,7 +143,7 @@ def section_class(field: FieldInfo) -> type[SectionModel] | None:
 def walk(
     section: type[SectionModel], at: Path = ()
 ) -> Iterator[tuple[Path, FieldInfo, tuple[type[SectionModel], ...]]]:
-    """Every plain field below a section: its path, itself, and the sections that it is in, outermost first."""
+    """Every plain field below a section: its path, itself, the sections that it is in, outermost first."""
     yield from _walk(section, at, (section,))
 
 
@@ -150,16 +166,18 @@ def dotted(path: Path) -> str:
     return ".".join(path)
 
 
-def toml_value(value: object) -> str:
-    """A value as it is written in TOML, shortened where it is long."""
+def toml_value(value: object, *, width: int = 80) -> str:
+    """A value as it is written in TOML, shortened to ``width`` characters."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         text = '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
     elif isinstance(value, list):
-        text = f"[{', '.join(map(toml_value, value))}]"
+        text = f"[{', '.join(toml_value(item, width=width) for item in value)}]"
     elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + "}"
+        text = (
+            "{" + ", ".join(f"{key} = {toml_value(item, width=width)}" for key, item in value.items()) + "}"
+        )
     else:
         text = "None" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= width else f"{text[: width - 3]}..."

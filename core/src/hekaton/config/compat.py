@@ -1,13 +1,13 @@
-"""Sections that run files for torchtitan have and the core does not: accepted, and each says what it does here.
+"""Sections that run files for torchtitan have and the core does not: accepted, and none without a word.
 
 A plugin that contributes a section of the same path takes its place.
 """
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import CompatSection, NotYet, OnlyWith, Pointless, SectionModel
+from hekaton.config.base import CompatSection, NotYet, Pointless
 
 _LOAD = 'name the module in [plugins] load = ["my_module"]'
 Float8 = Pointless("it belongs to the converter 'quantize.linear.float8', which no plugin contributes")
@@ -64,21 +64,21 @@ class LinearSection(CompatSection):
     """Linear layers in low precision."""
 
     float8: LinearFloat8Section = LinearFloat8Section()
-    mx: LinearMXSection = LinearMXSection()
+    mx: LinearMXSection = Field(default_factory=LinearMXSection)
 
 
 class GroupedMMSection(CompatSection):
     """Experts in low precision."""
 
     float8: GroupedMMFloat8Section = GroupedMMFloat8Section()
-    mx: GroupedMMMXSection = GroupedMMMXSection()
+    mx: GroupedMMMXSection = Field(default_factory=GroupedMMMXSection)
 
 
 class QuantizeSection(CompatSection):
     """Training in low precision."""
 
-    linear: LinearSection = LinearSection()
-    grouped_mm: GroupedMMSection = GroupedMMSection()
+    linear: LinearSection = Field(default_factory=LinearSection)
+    grouped_mm: GroupedMMSection = Field(default_factory=GroupedMMSection)
 
 
 class MemoryEstimationSection(CompatSection):
@@ -120,12 +120,3 @@ class ExperimentalSection(CompatSection):
     """Module to import before the run."""
     custom_args_module: Annotated[str, Pointless(_LOAD)] = ""
     """Module that extends the configuration."""
-
-
-class CompatSections(SectionModel):
-    """The sections of this module, as a part of the whole configuration."""
-
-    quantize: QuantizeSection = QuantizeSection()
-    memory_estimation: MemoryEstimationSection = MemoryEstimationSection()
-    fault_tolerance: FaultToleranceSection = FaultToleranceSection()
-    experimental: ExperimentalSection = ExperimentalSection()

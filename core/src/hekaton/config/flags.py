@@ -18,11 +18,10 @@ from pydantic.fields import FieldInfo
 from hekaton.config.base import (
     OnlyWith,
     Path,
-    Pointless,
-    Renamed,
     SectionModel,
     default_of,
     dotted,
+    is_idle,
     marks,
     section_class,
     toml_value,
@@ -201,7 +200,7 @@ def help_text(config: type[SectionModel], *, usage: str) -> str:
     lines = [f"usage: {usage}", "", INTRODUCTION]
     at: Path = ()
     for path, field, inside in walk(config):
-        if marks(field, Renamed) or marks(field, Pointless):
+        if is_idle(field):
             continue
         if path[:-1] != at:
             at = path[:-1]

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from hekaton.config.base import CompatSection, Path, SectionModel, dotted, section_class
-from hekaton.config.compat import CompatSections
+from hekaton.config.compat import (
+    ExperimentalSection,
+    FaultToleranceSection,
+    MemoryEstimationSection,
+    QuantizeSection,
+)
 from hekaton.config.sections import (
     ActivationCheckpointSection,
     CheckpointSection,
@@ -31,24 +36,28 @@ from hekaton.errors import HekatonError, PluginError, choices_hint
 from hekaton.plugins import Contributed, Plugins
 
 
-class JobConfig(CompatSections):
+class JobConfig(SectionModel):
     """A run, as its TOML files and flags describe it."""
 
-    job: JobSection = JobSection()
-    plugins: PluginsSection = PluginsSection()
-    profiling: ProfilingSection = ProfilingSection()
-    metrics: MetricsSection = MetricsSection()
-    model: ModelSection = ModelSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    lr_scheduler: LRSchedulerSection = LRSchedulerSection()
-    training: TrainingSection = TrainingSection()
-    parallelism: ParallelismSection = ParallelismSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    activation_checkpoint: ActivationCheckpointSection = ActivationCheckpointSection()
-    compile: CompileSection = CompileSection()
-    comm: CommSection = CommSection()
-    validation: ValidationSection = ValidationSection()
-    debug: DebugSection = DebugSection()
+    job: JobSection = Field(default_factory=JobSection)
+    plugins: PluginsSection = Field(default_factory=PluginsSection)
+    profiling: ProfilingSection = Field(default_factory=ProfilingSection)
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    lr_scheduler: LRSchedulerSection = Field(default_factory=LRSchedulerSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    parallelism: ParallelismSection = Field(default_factory=ParallelismSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    activation_checkpoint: ActivationCheckpointSection = Field(default_factory=ActivationCheckpointSection)
+    compile: CompileSection = Field(default_factory=CompileSection)
+    comm: CommSection = Field(default_factory=CommSection)
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    debug: DebugSection = Field(default_factory=DebugSection)
+    quantize: QuantizeSection = Field(default_factory=QuantizeSection)
+    memory_estimation: MemoryEstimationSection = Field(default_factory=MemoryEstimationSection)
+    fault_tolerance: FaultToleranceSection = Field(default_factory=FaultToleranceSection)
+    experimental: ExperimentalSection = Field(default_factory=ExperimentalSection)
 
     def section(self, path: str) -> SectionModel:
         """A section by its TOML path, a plugin's too (``"quantize.linear.float8"``).
@@ -119,11 +128,8 @@ def _extended(
             f"{clash} has the name of a {what} of hekaton itself",
             hint="a plugin's section needs a path of its own",
         )
-    if rest:
-        inner = _extended(there or _namespace(name), tuple(rest), schema, contributed)
-    else:
-        inner = schema
-    fields: Mapping[str, Any] = {name: (inner, inner())}
+    inner = _extended(there or _namespace(name), tuple(rest), schema, contributed) if rest else schema
+    fields: Mapping[str, Any] = {name: (inner, Field(default_factory=inner))}
     return create_model(owner.__name__, __base__=owner, __doc__=owner.__doc__, **fields)
 
 

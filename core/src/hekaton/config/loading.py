@@ -59,7 +59,7 @@ def load(files: Sequence[FilePath | str], flags: Sequence[str] = ()) -> Loaded:
     problems += wrong_sections
 
     given, wrong_flags, notices = parse_flags(config_type, flags)
-    # A flag is wrong, or a value is missing, because of a file or plugin that could not be read: say that alone.
+    # A flag may be wrong only because the plugin that knows it is named in a file that could not be read.
     if not unreadable:
         problems += wrong_flags
     in_file = ("job", "config_file")
@@ -103,11 +103,11 @@ def _discover(values: Values, flags: Mapping[Path, Flag], problems: list[Hekaton
         lists[name] = [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
     plugins = Plugins.discover(disable=lists["disable"], load=lists["load"])
     for problem in plugins.problems:
-        path = tuple(problem.origin.split("."))
-        if path in flags:
-            problem.origin = flags[path].text
-        elif path in values.values:
-            problem.origin = values.origin(path)
+        cause: Path = tuple(problem.origin.split("."))
+        if cause in flags:
+            problem.origin = flags[cause].text
+        elif cause in values.values:
+            problem.origin = values.origin(cause)
     try:
         plugins.check()
     except (PluginError, ConfigErrors) as e:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hekaton.config.base import CompatSection, NameOf, Path, Pointless, Renamed, marks, walk
+from hekaton.config.base import CompatSection, NameOf, Path, is_idle, marks, walk
 from hekaton.config.job import JobConfig, config_class
 from hekaton.plugins import Plugins
 
@@ -23,7 +23,7 @@ def as_dict(config: JobConfig) -> dict[str, Any]:
         value: Any = data
         for name in path:
             value = value[name]
-        idle = marks(field, Renamed) or marks(field, Pointless) or issubclass(inside[-1], CompatSection)
+        idle = is_idle(field) or issubclass(inside[-1], CompatSection)
         default = field.get_default(call_default_factory=True)
         if value is None or path in LEFT_OUT or (idle and value == default):
             continue
@@ -56,7 +56,7 @@ def json_schema(plugins: Plugins) -> dict[str, Any]:
         for name_of in marks(field, NameOf):
             target = entry.get("items", entry)
             target["examples"] = sorted(plugins.all(name_of.kind))
-        if marks(field, Renamed) or marks(field, Pointless):
+        if is_idle(field):
             entry["deprecated"] = True
     return schema
 

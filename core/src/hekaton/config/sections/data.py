@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, OnlyWith, Pointless, SectionModel
+from hekaton.config.base import NameOf, OnlyWith, Pointless, PositiveOrAll, SectionModel
 from hekaton.contributions import Dataset
 
 
@@ -33,7 +33,7 @@ class TrainingSection(SectionModel):
     other, ``concat`` makes them one text."""
     local_batch_size: PositiveInt = 8
     """Rows that a rank computes at a time."""
-    global_batch_size: Annotated[int, Field(ge=-1)] = -1
+    global_batch_size: PositiveOrAll = -1
     """Rows of an optimizer step over all ranks, accumulated where they are more than ranks compute at a time;
     -1 for as many as that."""
     seq_len: PositiveInt = 2048
@@ -54,7 +54,7 @@ class TrainingSection(SectionModel):
     """Steps from one garbage collection of Python to the next, on all ranks at once."""
     gc_debug: bool = False
     """Print what the garbage collector finds."""
-    dataloader: DataloaderSection = DataloaderSection()
+    dataloader: DataloaderSection = Field(default_factory=DataloaderSection)
 
 
 class ValidationSection(SectionModel):
@@ -74,6 +74,6 @@ class ValidationSection(SectionModel):
     """Tokens in a row."""
     freq: PositiveInt = 10
     """Training steps from one validation to the next."""
-    steps: Annotated[int, Field(ge=-1)] = -1
+    steps: PositiveOrAll = -1
     """Batches of each validation; -1 takes the whole dataset."""
-    dataloader: DataloaderSection = DataloaderSection()
+    dataloader: DataloaderSection = Field(default_factory=DataloaderSection)

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, NotYet, OnlyWith, SectionModel
+from hekaton.config.base import NameOf, NotYet, OnlyWith, PositiveOrAll, SectionModel
 from hekaton.contributions import ContextParallel
 
 Pipeline = OnlyWith("pipeline_parallel_degree", above=1)
@@ -18,7 +18,7 @@ class ParallelismSection(SectionModel):
 
     data_parallel_replicate_degree: PositiveInt = 1
     """Copies of the model, whose gradients are summed."""
-    data_parallel_shard_degree: Annotated[int, Field(ge=-1)] = -1
+    data_parallel_shard_degree: PositiveOrAll = -1
     """Ranks over which parameters, gradients and optimizer state are sharded; -1 for those that the other
     degrees leave."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"

@@ -1,19 +1,28 @@
 """What surrounds the training: the job, plugins, profiles, metrics, checkpoints, debugging."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from hekaton.config.base import NameOf, NotYet, OnlyWith, Pointless, SectionModel
 from hekaton.contributions import Logger
+
+
+def _known_elsewhere_as(name: Any) -> Any:
+    return "data_loader" if name == "dataloader" else name
+
+
+StatePart: TypeAlias = Annotated[
+    Literal["model", "optimizer", "lr_scheduler", "data_loader", "rng"], BeforeValidator(_known_elsewhere_as)
+]
 
 
 class JobSection(SectionModel):
     """The run as a whole."""
 
     config_file: str | None = None
-    """The TOML file of the run, for ``python -m hekaton.train``; only as a flag. ``hekaton train`` takes files
-    as plain words before the flags."""
+    """The TOML file of the run, for ``python -m hekaton.train``; only as a flag. ``hekaton train`` takes
+    plain words before the flags."""
     dump_folder: str = "./outputs"
     """Folder for everything that the run writes; other folders are relative to it."""
     description: str = "default job"
@@ -92,7 +101,7 @@ class CheckpointSection(SectionModel):
     """Number of checkpoints to keep, the newest ones; 0 keeps all."""
     load_step: Annotated[int, Field(ge=-1)] = -1
     """Step of the checkpoint to resume from; -1 takes the newest whole one."""
-    exclude_from_loading: list[str] = []
+    exclude_from_loading: list[StatePart] = []
     """Parts of the state that are not loaded but start afresh."""
     enable_first_step_checkpoint: bool = False
     """Save after the first step too, to see early whether saving works."""
