@@ -7,11 +7,7 @@ HEKATON_API = ">=1,<2"
 
 @hookimpl
 def hekaton_tokenizers() -> list[Tokenizer]:
-    return [
-        Tokenizer(
-            "hf", build=Ref("hekaton_hf.tokenizer:build"), summary="a tokenizer.json, or the one shipped"
-        )
-    ]
+    return [Tokenizer("hf", build=Ref("hekaton_hf.tokenizer:build"), summary="a tokenizer.json, or ours")]
 
 
 @hookimpl
@@ -32,7 +28,7 @@ def hekaton_datasets() -> list[Dataset]:
         Dataset(
             "c4_test",
             build=Ref("hekaton_hf.c4:build_test"),
-            summary="a few documents of C4 in a local folder",
+            summary="documents of C4 in a local folder",
         ),
     ]
 

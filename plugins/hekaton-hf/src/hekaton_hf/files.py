@@ -1,0 +1,76 @@
+"""Which files a ``dataset_path`` means."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from hekaton.errors import DataError
+
+READERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
+"""Suffix -> the builder of ``datasets`` that reads it."""
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_LISTING = ", ".join(READERS)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def reader_of(file: Path) -> str | None:
+    """The builder that reads a file, by its suffix; ``None`` where none does."""
+    name = file.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    reader = READERS.get(Path(name).suffix)
+    return None if reader == "parquet" and name != file.name.lower() else reader
+
+
+def find_files(path: str) -> list[Path]:
+    """The files that ``path`` means, each once, in a fixed order: as listed, those of a pattern by name.
+
+    :param path: one or several of file, folder (everything below it that we can read) and glob pattern, split
+        by commas; ``{a,b}`` stands for both.
+    :raises DataError: when a part of it matches nothing, or nothing that we can read.
+    """
+    found: dict[Path, None] = {}
+    for part in [path] if Path(path).exists() else _parts(path):
+        for file in _matches(part):
+            found.setdefault(file)
+    return list(found)
+
+
+def _matches(pattern: str) -> list[Path]:
+    exact = Path(pattern).expanduser()
+    if exact.is_dir():
+        files = sorted(file for file in exact.rglob("*") if file.is_file())
+    elif exact.exists():
+        files = [exact]
+    else:
+        names = sorted(glob.glob(str(exact), recursive=True))
+        files = [Path(name) for name in names if Path(name).is_file()]
+    if not files:
+        raise DataError(f"no files match '{pattern}'", hint=f"looked in '{Path.cwd()}'; see dataset_path")
+    readable = [file.absolute() for file in files if reader_of(file)]
+    if not readable:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise DataError(
+            f"cannot read '{files[0]}'{more}: not a format that dataset 'text' knows",
+            hint=f"it reads {_LISTING}; all but parquet also compressed ({', '.join(COMPRESSED)})",
+        )
+    return readable
+
+
+def _parts(path: str) -> list[str]:
+    """Split at the commas outside braces, and write braces out."""
+    parts: list[str] = []
+    for part in re.split(r",(?![^{]*\})", path):
+        parts += _without_braces(part.strip()) if part.strip() else []
+    return parts or [path]
+
+
+def _without_braces(pattern: str) -> list[str]:
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    written_out = [before + choice.strip() + after for choice in braces[1].split(",")]
+    return [full for part in written_out for full in _without_braces(part)]
