@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hekaton.checkpoint import CheckpointManager, dcp
+from hekaton.checkpoint.integrity import Manifest, check_sizes
 
 KEEP = 2
 
@@ -103,7 +104,9 @@ def killed_at(moment: int, folder: Path) -> None:
 
 
 def resumed(folder: Path) -> dict[str, Any]:
-    """What the next start finds, and whether it can save and be resumed in turn."""
+    """What the next start finds (nothing half there with a manifest), and whether it can save and go on."""
+    for manifest in folder.rglob("manifest.json"):
+        check_sizes(manifest.parent, Manifest.from_json(manifest.read_text()).files)
     into = state(0.0)
     manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
     loaded = manager.load(into)

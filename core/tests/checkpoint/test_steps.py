@@ -70,7 +70,7 @@ def test_a_step_holds_dcp_files_and_a_manifest_that_names_them(
 def test_checksums_of_large_and_odd_tensors_are_those_of_the_files(folder: Path, manager: Make) -> None:
     torch.manual_seed(0)
     tensors = {
-        "large": torch.randn(1 << 20),
+        "large": torch.randn(5 << 20),
         "empty": torch.empty(0, 3),
         "scalar": torch.tensor(3, dtype=torch.int64),
         "view": torch.randn(64, 64).t()[3:],

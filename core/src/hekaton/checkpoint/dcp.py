@@ -32,7 +32,7 @@ from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
-_PIECE = 1 << 20
+_PIECE = 1 << 23
 
 
 def write(state: Mapping[str, torch.Tensor], folder: Path, ranks: Ranks) -> dict[str, FileRecord]:
