@@ -247,7 +247,7 @@ class Plugins:
             if inspect.isroutine(value) and value not in marked:
                 cure = "decorate it with @hookimpl"
                 raise PluginError(f"{info}: '{name}' is not marked as a hook", hint=cure)
-        if not callers and not info.distribution:
+        if not callers:
             raise PluginError(f"{info} implements no hook", hint="mark its hooks with @hookimpl")
 
     def _collect(self, info: PluginInfo) -> list[tuple[type[Contribution], Contribution]]:

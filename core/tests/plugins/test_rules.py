@@ -130,6 +130,12 @@ def test_a_module_without_a_hook_is_no_plugin():
     assert problem.message == "plugin 'mine' (unpackaged) implements no hook"
 
 
+def test_a_distribution_without_a_hook_is_refused_too(install):
+    install("empty-dist", "")
+    message = "plugin 'empty_dist' (distribution empty-dist 1.2) implements no hook"
+    assert problem_of(Plugins.discover()).message == message
+
+
 def test_a_hook_that_asks_for_arguments_that_it_does_not_get():
     problem = problem_of(registered(hekaton_models=hookimpl(lambda config: [])))
     assert problem.message.startswith("plugin 'mine' (unpackaged): ")
