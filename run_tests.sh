@@ -24,7 +24,7 @@ step "$python" -m ruff format --check .
 step "$python" -m mypy
 step lint-imports
 step "$python" docs/generate.py --check
-step "$python" -m mkdocs build --strict --quiet --site-dir "$(mktemp -d)"
+step "$python" -m mkdocs build --strict --site-dir "$(mktemp -d)"
 step "$python" -m pytest -m "not slow"
 if [ "${1:-}" != "--quick" ]; then
     step "$python" -m pytest -m slow

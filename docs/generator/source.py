@@ -1,0 +1,189 @@
+"""Classes and functions as they stand in the source: read, not imported, so that types are as written."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from generator.markdown import Docstring, code, parse, table
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function or method: its signature on one or several lines, and its docstring."""
+
+    name: str
+    signature: str
+    doc: Docstring
+
+
+@dataclass(frozen=True)
+class Field:
+    """A class attribute with its type and, where it has one, default and docstring."""
+
+    name: str
+    type: str
+    default: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Class:
+    """What a reader needs to know of a class."""
+
+    name: str
+    module: str
+    bases: tuple[str, ...]
+    doc: Docstring
+    fields: tuple[Field, ...]
+    methods: tuple[Function, ...]
+
+
+def functions(module: str) -> list[Function]:
+    """The public functions of a module, in order."""
+    return [_function(node) for node in _tree(module).body if isinstance(node, ast.FunctionDef)]
+
+
+def get_class(module: str, name: str) -> Class:
+    """A class of a module. :raises LookupError: when the module has none of that name."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _class(node, module)
+    raise LookupError(f"{module} has no class {name}")
+
+
+def references(module: str, name: str = "") -> list[str]:
+    """Full names of hekaton's classes that the docstrings of a module, or of one class in it, refer to."""
+    nodes = [node for node in ast.walk(_tree(module)) if not name or getattr(node, "name", "") == name]
+    text = "\n".join(
+        ast.get_docstring(node) or ""
+        for node in nodes
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    )
+    return re.findall(r":class:`(hekaton\.[a-z_.]+\.[A-Z]\w*)`", text)
+
+
+def describe(described: Class) -> str:
+    """A class as Markdown, below a heading of the caller's: text, fields, methods."""
+    parts = [described.doc.text]
+    meanings = described.doc.params | {field.name: field.doc for field in described.fields if field.doc}
+    if described.fields:
+        rows = [
+            [code(field.name), code(field.type), code(field.default), meanings.get(field.name, "")]
+            for field in described.fields
+        ]
+        # Columns that nothing stands in are left out.
+        used = [number for number in range(4) if any(row[number] for row in rows)]
+        head = ["field", "type", "default", "meaning"]
+        parts.append(
+            table([head[number] for number in used], [[row[number] for number in used] for row in rows])
+        )
+    for method in described.methods:
+        parts.append(f"```python\n{method.signature}\n```")
+        parts += filter(None, [method.doc.text, details(method.doc)])
+    return "\n\n".join(filter(None, parts))
+
+
+def details(doc: Docstring) -> str:
+    """Parameters, what is returned, what is raised: a list."""
+    lines = [f"- `{name}`: {text}" for name, text in doc.params.items()]
+    lines += [f"- **{kind}** {text}" for kind, text in doc.others]
+    return "\n".join(lines)
+
+
+def _tree(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _class(node: ast.ClassDef, module: str) -> Class:
+    fields = []
+    methods = []
+    # What an implementation is called with is the protocol's to say.
+    hidden = () if any(ast.unparse(base) == "Protocol" for base in node.bases) else ("__call__",)
+    for statement, follower in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            fields.append(
+                Field(
+                    name=statement.target.id,
+                    type=_words(statement.annotation),
+                    default=_default(statement.value),
+                    doc=_attribute_doc(follower),
+                )
+            )
+        if (
+            isinstance(statement, ast.FunctionDef)
+            and statement.name not in hidden
+            and (not statement.name.startswith("_") or statement.name in ("__call__", "__len__"))
+        ):
+            methods.append(_function(statement))
+    return Class(
+        name=node.name,
+        module=module,
+        bases=tuple(ast.unparse(base) for base in node.bases),
+        doc=parse(ast.get_docstring(node)),
+        fields=tuple(fields),
+        methods=tuple(methods),
+    )
+
+
+def _function(node: ast.FunctionDef) -> Function:
+    returns = f" -> {_words(node.returns)}" if node.returns is not None else ""
+    arguments = _words(node.args)
+    above = "".join(f"@{ast.unparse(decorator)}\n" for decorator in node.decorator_list)
+    if above == "@hookspec\n":
+        above = ""
+    signature = f"def {node.name}({arguments}){returns}"
+    if len(signature) > 100:
+        broken = ",\n    ".join(_split_arguments(node.args))
+        signature = f"def {node.name}(\n    {broken},\n){returns}"
+    return Function(node.name, above + signature, parse(ast.get_docstring(node)))
+
+
+def _split_arguments(arguments: ast.arguments) -> list[str]:
+    assert not arguments.posonlyargs
+    pieces = [_argument(argument) for argument in arguments.args]
+    for number, default in enumerate(reversed(arguments.defaults), start=1):
+        pieces[-number] += f" = {ast.unparse(default)}"
+    if arguments.kwonlyargs:
+        pieces.append("*")
+    for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        pieces.append(_argument(argument) + (f" = {ast.unparse(value)}" if value is not None else ""))
+    return pieces
+
+
+def _argument(argument: ast.arg) -> str:
+    kind = f": {_words(argument.annotation)}" if argument.annotation is not None else ""
+    return f"{argument.arg}{kind}"
+
+
+def _words(node: ast.AST) -> str:
+    """Source of a type or of arguments, forward references without their quotes."""
+    if isinstance(node, ast.arguments):
+        return ", ".join(_split_arguments(node))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return ast.unparse(node)
+
+
+def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        words = {word.arg: ast.unparse(word.value) for word in value.keywords}
+        return words.get("default", "").replace("'", '"') or (
+            f"{words['default_factory']}()" if "default_factory" in words else ""
+        )
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        return json.dumps(value.value)
+    return ast.unparse(value) if value is not None else ""
+
+
+def _attribute_doc(follower: ast.stmt | None) -> str:
+    if isinstance(follower, ast.Expr) and isinstance(follower.value, ast.Constant):
+        return parse(str(follower.value.value)).text
+    return ""
