@@ -69,13 +69,13 @@ class ForwardBackward:
         """
         inputs, targets = self._prepare(batch)
         self._count = all_sum(self._objective.count(targets), self._loss_group).clamp(min=1)
-        total = torch.zeros((), device=self._device)
+        losses = []
         for start in range(0, targets.shape[0], self._rows):
             rows = slice(start, start + self._rows)
             chunk = {name: value[rows] for name, value in inputs.items()}
             with self._loss_context():
-                total += self._run(chunk, targets[rows])
-        return total
+                losses.append(self._run(chunk, targets[rows]))
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -212,6 +212,7 @@ class Pipeline:
         )
         if csv:
             self._schedule._load_csv(csv)
+        self._loss_dtype = torch.promote_types(shapes[-1].dtype, torch.float32)
         self._has_first = 0 in parts
         self._has_last = last in parts
 
@@ -237,5 +238,5 @@ class Pipeline:
         else:
             schedule(*first, return_outputs=False, **others)
         if not losses:
-            return torch.zeros((), device=targets.device)
+            return torch.zeros((), dtype=self._loss_dtype, device=targets.device)
         return torch.stack([plain(loss) for loss in losses]).sum().detach()

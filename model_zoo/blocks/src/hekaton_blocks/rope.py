@@ -52,13 +52,13 @@ def rotary_table(
 
 
 def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotate each neighbouring pair of channels by its position's angle, in float32.
+    """Rotate each neighbouring pair of channels by its position's angle, in float32 or better.
 
     :param x: (batch, seq, heads, head_dim)
     :param table: from :func:`rotary_table`.
     :returns: like ``x``.
     """
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     cos, sin = table.unbind(-1)
     first, second = pairs.unbind(-1)
     rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from hekaton.parallel.context import ContextGroup, contiguous, head_tail
 from torch import nn
-from torch.distributed._functional_collectives import all_gather_tensor_autograd, all_to_all_single_autograd
+from torch.distributed import _functional_collectives as collectives
 
 from hekaton_parallel.ring import RingAttention
 
 Attend = Callable[..., torch.Tensor]
+
+# Renamed in torch 2.13.
+_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
 
 
 class AllGather:
@@ -34,7 +37,7 @@ class AllGather:
         def forward(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
         ) -> torch.Tensor:
-            gathered = all_gather_tensor_autograd(torch.stack((k, v)), gather_dim=3, group=group.process_group)
+            gathered = _all_gather(torch.stack((k, v)), gather_dim=3, group=group.process_group)
             keys, values = _wait(gathered)
             keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
             queries_at = keys_at.chunk(group.degree)[group.rank]
@@ -72,7 +75,7 @@ class Ulysses:
         return self._exchange(by_rank).movedim(0, 1).flatten(1, 2)
 
     def _exchange(self, by_rank: torch.Tensor) -> torch.Tensor:
-        return _wait(all_to_all_single_autograd(by_rank.contiguous(), None, None, self._group.process_group))
+        return _wait(collectives.all_to_all_single_autograd(by_rank.contiguous(), None, None, self._group.process_group))
 
 
 class Ring:

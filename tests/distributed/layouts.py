@@ -1,0 +1,140 @@
+"""Run by test_layouts.py on one or several processes: train a few steps under each layout, and compare.
+
+A run's result is everything that the layout must not change: the initial weights, the first step's loss,
+gradients and gradient norm, and the loss after the last step.
+"""
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hekaton.config import check, load
+from hekaton.distributed import all_sum, this_process
+from hekaton.trainer import Trainer
+
+HERE = Path(__file__).parent
+STEPS = 5
+TINY = {
+    "dim": 64, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 96, "vocab_size": 264,
+}  # fmt: skip
+FLAGS = [
+    "--plugins.load", str(HERE / "short_documents.py"),
+    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--training.dataset", "short_documents", "--training.seq_len", "32", "--training.steps", str(STEPS),
+    "--training.global_batch_size", "8", "--training.max_norm", "0.5",
+    "--lr_scheduler.warmup_steps", "2", "--activation_checkpoint.mode", "none", "--metrics.log_freq", "1",
+]  # fmt: skip
+
+
+def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
+    """Run every case; as the reference write what it gave, otherwise how far it is from its reference.
+
+    :param cases: name -> ``flags``, ``reference`` (the name of the reference's case), ``mutation``.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    differences = {}
+    for name, case in cases.items():
+        try:
+            result = train(case["flags"], folder, mutation=case.get("mutation"))
+        except Exception as e:
+            raise AssertionError(f"layout {name}") from e
+        if dist.get_rank() == 0:
+            if reference:
+                torch.save(result, Path(folder, f"{name}.pt"))
+            else:
+                expected = torch.load(Path(folder, f"{case['reference']}.pt"), weights_only=True)
+                differences[name] = difference(result, expected)
+    if dist.get_rank() == 0 and not reference:
+        Path(folder, f"differences-{dist.get_world_size()}.json").write_text(json.dumps(differences))
+    dist.destroy_process_group()
+
+
+def train(flags: list[str], folder: str, *, mutation: str | None = None) -> dict:
+    """:returns: on rank 0 the result; parameters and gradients whole, by name."""
+    process = this_process()
+    loaded = load([], [*FLAGS, "--job.dump_folder", folder, *flags])
+    check(loaded, world_size=process.world_size, device_type="cpu")
+    trainer = Trainer(loaded, process)
+    result = {"weights": whole(trainer, lambda parameter: parameter)}
+    with mutated(trainer, mutation):
+        for step in range(STEPS):
+            part = trainer.forward_backward(trainer.loader.next_step())
+            loss = all_sum(part.clone(), trainer.meshes.report.get_group()).item()
+            if step == 0:
+                result["gradients"] = whole(trainer, lambda parameter: parameter.grad)
+            grad_norm = trainer.optimizer_step().item()
+            if step == 0:
+                result |= {"first_loss": loss, "grad_norm": grad_norm}
+    result["last_loss"] = loss
+    trainer.loader.close()
+    return result
+
+
+def whole(trainer: Trainer, what) -> dict[str, torch.Tensor]:
+    """A tensor of every parameter, put together from all ranks; every pipeline rank has some of them."""
+    mine = {}
+    for part in trainer.model_parts:
+        for name, parameter in part.named_parameters():
+            tensor = what(parameter).detach()
+            mine[name] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
+    return {name: tensor for part in everywhere for name, tensor in part.items()}
+
+
+def difference(result: dict, expected: dict) -> dict[str, float]:
+    """Relative differences; of gradients the largest over parameters, norm-wise; of weights whether any bit."""
+    assert result["weights"].keys() == expected["weights"].keys()
+    gradients = {
+        name: ((grad - expected["gradients"][name]).norm() / expected["gradients"][name].norm()).item()
+        for name, grad in result["gradients"].items()
+    }
+    worst = max(gradients, key=gradients.get)
+    return {
+        "weights": float(
+            not all(torch.equal(w, expected["weights"][name]) for name, w in result["weights"].items())
+        ),
+        "gradients": gradients[worst],
+        "worst_gradient": worst,
+        **{
+            key: abs(result[key] - expected[key]) / abs(expected[key])
+            for key in ("first_loss", "grad_norm", "last_loss")
+        },
+    }
+
+
+@contextlib.contextmanager
+def mutated(trainer: Trainer, mutation: str | None):
+    """Break the run in a way that the comparison must notice."""
+    patch = pytest.MonkeyPatch()
+    step = trainer.forward_backward
+    if mutation == "no gradient reduction":
+
+        def own_part(output, input, group=None, **_):
+            output.copy_(input.chunk(dist.get_world_size(group))[dist.get_rank(group)])
+
+        patch.setattr(dist, "reduce_scatter_tensor", own_part)
+    elif mutation == "halved loss":
+        loss = step._loss
+        patch.setattr(step, "_loss", lambda outputs, targets: loss(outputs, targets) / 2)
+    elif mutation == "positions shifted by one":
+        prepare = step._prepare
+
+        def shifted(batch):
+            inputs, targets = prepare(batch)
+            if dist.get_rank() == 0:
+                inputs["positions"] = inputs["positions"] + 1
+            return inputs, targets
+
+        patch.setattr(step, "_prepare", shifted)
+    else:
+        assert mutation is None
+    with patch.context():
+        yield
+    patch.undo()

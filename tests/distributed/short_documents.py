@@ -1,0 +1,33 @@
+"""A plugin for the layout tests: documents shorter than a sequence, so that every row packs several."""
+
+import random
+
+from hekaton.contributions import Dataset, Ref, hookimpl
+
+
+class ShortDocuments:
+    """200 documents of 1 to 40 letters, always the same."""
+
+    fingerprint = "short documents"
+
+    def __init__(self):
+        generator = random.Random(0)
+        self._texts = [
+            "".join(generator.choices("abcdefghijklmnopqrstuvwxyz ", k=generator.randint(1, 40)))
+            for _ in range(200)
+        ]
+
+    def __len__(self):
+        return len(self._texts)
+
+    def fetch(self, indices):
+        return [self._texts[index] for index in indices]
+
+
+def build(section, path):
+    return ShortDocuments()
+
+
+@hookimpl
+def hekaton_datasets():
+    return [Dataset("short_documents", build=Ref("short_documents:build"))]

@@ -1,0 +1,88 @@
+"""A run is exact: the same twice, the same when resumed, the same on another number of processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hekaton.testing.distributed import run_processes
+
+SCRIPT = Path(__file__).with_name("training_on_processes.py")
+FLAGS = [
+    "--model.name", "llama3", "--model.flavor", "debugmodel",
+    "--model.overrides", '{"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 48}',
+    "--training.dataset", "python_stdlib", "--training.seq_len", "48", "--training.local_batch_size", "2",
+    "--training.global_batch_size", "8", "--training.steps", "8", "--training.mixed_precision_param", "float32",
+    "--lr_scheduler.warmup_steps", "2", "--metrics.log_freq", "3", "--checkpoint.enable",
+    "--checkpoint.interval", "3",
+]  # fmt: skip
+
+
+class Run:
+    """What a run wrote down."""
+
+    def __init__(self, folder: Path, name: str, *flags: str, processes: int = 1) -> None:
+        result = folder / f"{name}.pt"
+        run_processes(
+            SCRIPT, "train", processes=processes, timeout=100,
+            flags=[*FLAGS, "--job.dump_folder", str(folder / "run"), *flags], result=str(result),
+        )  # fmt: skip
+        written = torch.load(result, weights_only=True)
+        self.losses, self.tokens = written["losses"], written["tokens"]
+        self.initial, self.final = written["initial"], written["final"]
+        self.messages = json.loads(result.with_suffix(".json").read_text())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Eight steps without interruption, on one process."""
+    return Run(tmp_path_factory.mktemp("whole"), "whole")
+
+
+def test_losses_are_of_every_step_and_fall(whole):
+    assert list(whole.losses) == list(range(1, 9))
+    assert whole.losses[8] < whole.losses[1]
+
+
+def test_a_second_run_is_bit_identical(whole, tmp_path):
+    again = Run(tmp_path, "again")
+    assert again.losses == whole.losses
+    assert same(again.final, whole.final)
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    other = Run(tmp_path, "other", "--debug.seed", "1", "--training.steps", "1")
+    assert other.losses[1] != whole.losses[1]
+    assert not torch.equal(other.tokens[1], whole.tokens[1])
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_resuming_is_bit_identical(whole, tmp_path, workers):
+    flags = ["--training.dataloader.num_workers", workers, "--lr_scheduler.total_steps", "8"]
+    first = Run(tmp_path, "first", "--training.steps", "5", *flags)
+    assert list(first.losses) == [1, 2, 3, 4, 5]
+    second = Run(tmp_path, "second", *flags)
+    assert "resumed at step 5" in second.messages
+    assert list(second.losses) == [6, 7, 8]
+    assert first.losses | second.losses == whole.losses
+    assert same(second.final, whole.final)
+
+
+def test_two_then_one_then_four_processes_are_the_same_run(whole, tmp_path):
+    total = ["--lr_scheduler.total_steps", "8"]
+    runs = [
+        Run(tmp_path, "two", "--training.steps", "3", *total, processes=2),
+        Run(tmp_path, "one", "--training.steps", "6", *total, processes=1),
+        Run(tmp_path, "four", *total, processes=4),
+    ]
+    assert [list(run.losses) for run in runs] == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    assert same(runs[0].initial, whole.initial)
+    assert same(runs[2].initial, whole.initial)
+    for run in runs:
+        for step, loss in run.losses.items():
+            assert torch.equal(run.tokens[step], whole.tokens[step])
+            assert loss == pytest.approx(whole.losses[step], rel=1e-6)

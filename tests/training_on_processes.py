@@ -1,0 +1,55 @@
+"""Run by test_training.py on one or several processes: train, and write down what happened."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from hekaton.config import check, load
+from hekaton.distributed import process_group, this_process
+from hekaton.metrics import set_up_logging
+from hekaton.trainer import Trainer
+
+
+def train(flags: list[str], result: str, config: str | None = None) -> None:
+    """Train as ``hekaton train`` does; rank 0 writes losses by step, weights and messages to ``result``."""
+    torch.set_num_threads(1)
+    loaded = load([config] if config else [], flags)
+    process = this_process()
+    set_up_logging(process.rank, process.world_size)
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("hekaton").addHandler(handler)
+    check(loaded, world_size=process.world_size, device_type=process.device.type)
+    with process_group(process, loaded.config.comm, dump_folder=loaded.config.job.dump_folder):
+        trainer = Trainer(loaded, process)
+        losses, tokens = {}, {}
+        train_step, next_step = trainer.train_step, trainer.loader.next_step
+
+        def recorded_step():
+            loss, grad_norm = train_step()
+            losses[trainer.step] = trainer._metrics(loss, grad_norm)["loss"]
+            return loss, grad_norm
+
+        def recorded_batch():
+            batch = next_step()
+            pieces = [torch.empty_like(batch["tokens"]) for _ in range(trainer.dims.dp)]
+            torch.distributed.all_gather(pieces, batch["tokens"])
+            tokens[trainer.step] = torch.cat(pieces)
+            return batch
+
+        trainer.train_step, trainer.loader.next_step = recorded_step, recorded_batch
+        initial = weights(trainer)
+        trainer.run()
+        final = weights(trainer)
+    if process.rank == 0:
+        torch.save({"losses": losses, "tokens": tokens, "initial": initial, "final": final}, result)
+        Path(result).with_suffix(".json").write_text(json.dumps(messages))
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in trainer.model_parts[0].named_parameters()
+    }
