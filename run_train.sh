@@ -21,7 +21,7 @@ if ! python3 -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("hek
 fi
 
 if [ -z "${NGPU:-}" ]; then
-    NGPU=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    NGPU=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
     [ "$NGPU" -gt 0 ] || NGPU=1
 fi
 export LOG_RANK=${LOG_RANK:-0}
