@@ -87,6 +87,7 @@ def choices_hint(name: str, choices: Iterable[str]) -> str:
     choose one of: llama3, qwen3
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [choice for choice in known if choice.lower() == name.lower()]
+    near = near or difflib.get_close_matches(name, known, n=1)
     listing = f"choose one of: {', '.join(known)}" if known else "there are none"
     return f"did you mean '{near[0]}'?\n{listing}" if near else listing

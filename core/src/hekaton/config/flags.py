@@ -115,9 +115,8 @@ def _find(config: type[SectionModel], text: str) -> tuple[Path, FieldInfo | None
             break
         owner = inner
     known = [f"--{dotted(path)}" for path, _, _ in walk(config)]
-    near = difflib.get_close_matches(text, known, n=1)
-    if not near:  # the right field in the wrong section
-        near = [flag for flag in known if flag.rpartition(".")[2] == names[-1]]
+    elsewhere = [flag for flag in known if flag.rpartition(".")[2] == names[-1]]
+    near = elsewhere[:3] or difflib.get_close_matches(text, known, n=1)
     hint = f"did you mean {' or '.join(near)}?" if near else "hekaton train --help lists all flags"
     raise ConfigError(f"unknown flag {text}", hint=hint)
 

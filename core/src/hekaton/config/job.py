@@ -160,8 +160,8 @@ def unknown_field_hint(config: type[SectionModel], path: Path, plugins: Plugins)
         if (there := section_class(field)) is not None and name in there.model_fields
     ]
     hint = choices_hint(name, owner.model_fields)
-    if elsewhere and not hint.startswith("did you mean"):
-        hint = f"did you mean {' or '.join(elsewhere)}?\n{hint}"
+    if inside and elsewhere:
+        hint = f"did you mean {' or '.join(elsewhere[:3])}?\n{hint.splitlines()[-1]}"
     absent = [info for info in plugins.infos if info.status != "ok"]
     if absent and not inside:
         hint += "\nnot loaded, and may contribute it:"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hekaton.config.base import Path, Renamed, dotted, marks, walk
 from hekaton.config.flags import Flag, parse_flags
 from hekaton.config.job import JobConfig, config_class
-from hekaton.config.names import check_names, find_spec
+from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections
 from hekaton.config.sources import Origin, Origins, Values, read_files
 from hekaton.config.validation import describe, notices_and_refusals
 from hekaton.errors import ConfigErrors, HekatonError, PluginError
@@ -78,14 +78,15 @@ def load(files: Sequence[FilePath | str], flags: Sequence[str] = ()) -> Loaded:
     if spec is not None:
         values = _with_flavor_defaults(spec, values)
 
-    config, invalid = None, []
+    config = None
+    invalid: Mapping[Path, HekatonError] = {}
     try:
         config = config_type.model_validate_json(json.dumps(values.tables(), default=str), strict=True)
     except ValidationError as e:
         invalid = describe(e, config_type, values, plugins)
-        problems += invalid
-    more_notices, refusals = notices_and_refusals(config_type, values)
-    notices += more_notices
+        problems += invalid.values()
+    more_notices, refusals = notices_and_refusals(config_type, values, wrong=invalid)
+    notices += [*more_notices, *idle_sections(config_type, values, plugins)]
     problems += refusals
     problems += check_names(config_type, values, plugins, spec)
     if problems:
@@ -135,8 +136,6 @@ def _move_renamed(config: type[JobConfig], values: Values) -> list[str]:
 
 def _with_flavor_defaults(spec: Any, values: Values) -> Values:
     """What the user set, laid over the defaults of the flavor."""
-    from hekaton.config.names import flavor_of
-
     flavor = flavor_of(values)
     merged = Values()
     merged.merge(spec.defaults.get(flavor, {}), _always(f"flavor {flavor} of {spec.name}"))

@@ -10,13 +10,14 @@ from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
 from hekaton.config.validation import is_off
-from hekaton.contributions import Contribution, Logger, Model
+from hekaton.contributions import Component, Contribution, Logger, Model, Section
 from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
-from hekaton.plugins import Plugins, kind_name
+from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
 
 if TYPE_CHECKING:
     from hekaton.spec import TrainSpec
 
+TENSORBOARD = ("metrics", "enable_tensorboard")
 MODEL, FLAVOR, OVERRIDES = ("model", "name"), ("model", "flavor"), ("model", "overrides")
 
 
@@ -49,9 +50,8 @@ def check_names(
             value = values.values.get(path, default_of(field))
             for name in value if isinstance(value, list) else [value]:
                 problems += _unknown(mark.kind, name, path, values, plugins)
-    tensorboard = ("metrics", "enable_tensorboard")
-    if values.values.get(tensorboard) is True:
-        problems += _unknown(Logger, "tensorboard", tensorboard, values, plugins)
+    if values.values.get(TENSORBOARD) is True:
+        problems += _unknown(Logger, "tensorboard", TENSORBOARD, values, plugins)
     if spec is not None:
         problems += _check_flavor(spec, values)
     return problems
@@ -68,6 +68,35 @@ def _unknown(
         origin = values.origin(path) or f"default of {dotted(path)}"
         message = f"unknown {kind_name(kind)} '{name}' ({dotted(path)})"
         yield UnknownName(message, origin=origin, hint=e.hint)
+
+
+def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> Iterator[str]:
+    """A notice per section of a plugin that is set while the run selects no component that reads it."""
+    selected: dict[type[Contribution], set[str]] = {}
+    for path, field, inside in walk(config):
+        for mark in marks(field, NameOf):
+            value = values.values.get(path, default_of(field))
+            names = {
+                name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)
+            }
+            selected.setdefault(mark.kind, set()).update(set() if is_off(path, inside, values) else names)
+    if values.values.get(TENSORBOARD) is True:
+        selected[Logger].add("tensorboard")
+    for section in plugins.all(Section):
+        path = tuple(section.split("."))
+        readers = [record for record in _components(plugins) if plugins.section_of(record) == section]
+        idle = [r for r in readers if type(r) in selected and r.name not in selected[type(r)]]
+        if values.below(path) and readers and len(idle) == len(readers):
+            who = " or ".join(f"the {kind_name(type(record))} '{record.name}'" for record in idle)
+            yield f"[{section}] ({values.origin(path)}): no effect: the run does not use {who}"
+
+
+def _components(plugins: Plugins) -> Iterator[Component]:
+    for kind in CONTRIBUTION_HOOKS.values():
+        if issubclass(kind, Component):
+            for contributed in plugins.all(kind).values():
+                if not contributed.record.section or contributed.record.section in plugins.all(Section):
+                    yield contributed.record
 
 
 def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,11 +30,11 @@ from hekaton.plugins import Plugins
 
 def describe(
     error: ValidationError, config: type[JobConfig], values: Values, plugins: Plugins
-) -> list[HekatonError]:
+) -> dict[Path, HekatonError]:
     """An error per wrong value, with the place where it was set."""
     problems: dict[Path, HekatonError] = {}
     for detail in error.errors():
-        path = _field_path(config, detail["loc"])
+        path, index = _field_path(config, detail["loc"])
         if path in problems:  # another member of the same union
             continue
         if detail["type"] == "extra_forbidden":
@@ -42,11 +42,11 @@ def describe(
         else:
             expected = str(detail.get("ctx", {}).get("expected", ""))
             problems[path] = ConfigError(
-                f"{dotted(path)} {words(detail)}",
+                f"{dotted(path)}{index} {words(detail)}",
                 origin=values.origin(path),
                 hint=_did_you_mean(detail["input"], re.findall("'([^']*)'", expected)),
             )
-    return list(problems.values())
+    return problems
 
 
 def words(detail: Any) -> str:
@@ -60,27 +60,29 @@ def words(detail: Any) -> str:
     if detail["type"] == "string_pattern_mismatch":
         return f"must match {detail['ctx']['pattern']}, not {value}"
     message = re.sub("^Input should be ", "must be ", message).replace("a valid ", "a ")
-    message = message.replace("a integer", "an integer").replace("an array", "a list")
+    message = (
+        message.replace("a integer", "an integer")
+        .replace("a array", "a list")
+        .replace("an object", "a table")
+    )
     return f"{message}, not {value}" if message.startswith("must be") else f"= {value}: {message}"
 
 
-def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> Path:
-    """The part of pydantic's location that people know: sections and field, an index in brackets."""
+def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> tuple[Path, str]:
+    """The part of pydantic's location that people know: sections and field, and ``[index]`` within a list."""
     path: list[str] = []
     owner: type[SectionModel] | None = config
     for part in loc:
         if owner is None:
-            if isinstance(part, int):
-                path[-1] += f"[{part}]"
-            break
+            return tuple(path), f"[{part}]" if isinstance(part, int) else ""
         path.append(str(part))
         owner = class_at(owner, (str(part),))
-    return tuple(path)
+    return tuple(path), ""
 
 
 def _unknown(config: type[JobConfig], path: Path, values: Values, plugins: Plugins) -> HekatonError:
     *inside, name = path
-    is_table = bool(values.below(path)) and path not in values.values
+    is_table = bool(values.below(path)) and values.values.get(path, {}) == {}
     if not inside:
         message = f"unknown section [{name}]" if is_table else f"'{name}' is outside of any section"
     else:
@@ -105,13 +107,18 @@ def is_off(path: Path, inside: tuple[type[SectionModel], ...], values: Values) -
     return None
 
 
-def notices_and_refusals(config: type[JobConfig], values: Values) -> tuple[list[str], list[HekatonError]]:
-    """What becomes of values that were set away from their defaults and do not simply take effect."""
+def notices_and_refusals(
+    config: type[JobConfig], values: Values, *, wrong: Collection[Path]
+) -> tuple[list[str], list[HekatonError]]:
+    """What becomes of values that were set away from their defaults and do not simply take effect.
+
+    :param wrong: paths of values that are wrong anyway, of which no more is said.
+    """
     idle: dict[str, list[Path]] = {}
     refusals: list[HekatonError] = []
     for path, field, inside in walk(config):
         value = _set_value(path, field, values)
-        if value is _UNSET:
+        if value is _UNSET or path in wrong:
             continue
         reason = _idle_because(path, field, inside, values)
         if reason:
