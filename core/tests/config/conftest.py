@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from hekaton.config import Loaded, load
 from hekaton.discovery import installed
 from hekaton.errors import ConfigErrors

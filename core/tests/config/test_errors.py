@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from hekaton.config import load
 from hekaton.errors import ConfigErrors
 
@@ -16,75 +17,162 @@ def only(problems: list[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("toml", "message"),
+    ("toml", "message", "line", "hint"),
     [
-        ("[training]\nstep = 3\n",
-         "unknown field 'step' in [training]\n  from: run.toml, line 2\n  did you mean 'steps'?\n  choose one of: "),
-        ("[trainning]\nsteps = 3\n",
-         "unknown section [trainning]\n  from: run.toml, line 2\n  did you mean 'training'?\n  choose one of: "),
-        ("\n[trainning]\n", "unknown section [trainning]\n  from: run.toml, line 2\n  did you mean 'training'?"),
-        ("steps = 3\n", "'steps' is outside of any section\n  from: run.toml, line 1\n"),
-        ("[model.layers]\nn = 3\n", "unknown section 'layers' in [model]\n  from: run.toml, line 2\n"),
-        ("[training]\nseed = 3\n",
-         "unknown field 'seed' in [training]\n  from: run.toml, line 2\n  did you mean debug.seed?\n  choose one"),
-        ("[training.dataloader]\nworkers = 3\n", "unknown field 'workers' in [training.dataloader]\n  from: "
-         "run.toml, line 2\n  did you mean 'num_workers'?\n  choose one of: num_workers, persistent_workers"),
-        ('[training]\n\nsteps = "8"\n', 'training.steps must be an integer, not "8"\n  from: run.toml, line 3'),
-        ("[training]\nsteps = 8.0\n", "training.steps must be an integer, not 8.0\n  from: run.toml, line 2"),
-        ("[training]\nsteps = true\n", "training.steps must be an integer, not true\n  from: run.toml, line 2"),
-        ("[training]\nenable_cpu_offload = 1\n",
-         "training.enable_cpu_offload must be a boolean, not 1\n  from: run.toml, line 2"),
-        ("[job]\ndescription = 1\n", "job.description must be a string, not 1\n  from: run.toml, line 2"),
-        ('[model]\nconverters = "halves"\n',
-         'model.converters must be a list, not "halves"\n  from: run.toml, line 2'),
-        ("[metrics]\nloggers = [\n  1,\n]\n",
-         "metrics.loggers[0] must be a string, not 1\n  from: run.toml, line 2"),
-        ("[optimizer]\nlr = nan\n", "optimizer.lr must be a finite number, not nan\n  from: run.toml, line 2"),
-        ("[optimizer]\nlr = inf\n", "optimizer.lr must be a finite number, not inf\n  from: run.toml, line 2"),
-        ("[optimizer]\nlr = 0\n", "optimizer.lr must be greater than 0, not 0\n  from: run.toml, line 2"),
-        ("[optimizer]\nbeta1 = 1\n", "optimizer.beta1 must be less than 1, not 1\n  from: run.toml, line 2"),
-        ("[lr_scheduler]\ndecay_ratio = 1.5\n",
-         "lr_scheduler.decay_ratio must be less than or equal to 1, not 1.5\n  from: run.toml, line 2"),
-        ("[training]\nglobal_batch_size = 0\n",
-         "training.global_batch_size = 0: must be positive, or -1\n  from: run.toml, line 2"),
-        ('[lr_scheduler]\ndecay_type = "cosin"\n',
-         "lr_scheduler.decay_type must be 'linear', 'sqrt' or 'cosine', not \"cosin\"\n  from: run.toml, line 2\n"
-         "  did you mean 'cosine'?"),
-        ('[checkpoint]\nexclude_from_loading = ["optimiser"]\n', "checkpoint.exclude_from_loading[0] must be "
-         "'model', 'optimizer', 'lr_scheduler', 'data_loader' or 'rng', not \"optimiser\"\n  from: run.toml, "
-         "line 2\n  did you mean 'optimizer'?"),
-        ('[activation_checkpoint]\nselective_ac_option = "0"\n',
-         'activation_checkpoint.selective_ac_option must match ^([1-9][0-9]*|op)$, not "0"\n'
-         "  from: run.toml, line 2"),
-        ("[halves]\ntimes = 0\n", "halves.times must be greater than 0, not 0\n  from: run.toml, line 2"),
-        ('[model]\nname = "lama3"\n', "unknown model 'lama3' (model.name)\n  from: run.toml, line 2\n"
-         "  did you mean 'llama3'?\n  choose one of: llama3"),
-        ('[model]\nflavor = "8C"\n', "unknown flavor '8C' of model 'llama3' (model.flavor)\n  from: run.toml, "
-         "line 2\n  choose one of: 405B, 8B, debugmodel"),
-        ('[model]\nflavor = "debugmodl"\n', "unknown flavor 'debugmodl' of model 'llama3' (model.flavor)\n  from: "
-         "run.toml, line 2\n  did you mean 'debugmodel'?"),
-        ('[model]\ntokenizer = "bite"\n', "unknown tokenizer 'bite' (model.tokenizer)\n  from: run.toml, line 2\n"
-         "  did you mean 'byte'?\n  choose one of: byte, hf"),
-        ('[model]\nconverters = ["halves", "halfs"]\n', "unknown converter 'halfs' (model.converters)\n  from: "
-         "run.toml, line 2\n  did you mean 'halves'?"),
-        ("[model.overrides]\nn_layer = 2\n", "model.overrides.n_layer: llama3 debugmodel has no field 'n_layer'\n"
-         "  from: run.toml, line 2\n  did you mean 'n_layers'?\n  choose one of: dim, n_layers, rope_theta"),
-        ('[model]\noverrides = {n_layers = "two"}\n',
-         'model.overrides.n_layers must be an integer, not "two"\n  from: run.toml, line 2'),
-        ('[optimizer]\nname = "adamw"\n', "unknown optimizer 'adamw' (optimizer.name)\n  from: run.toml, line 2\n"
-         "  did you mean 'AdamW'?\n  choose one of: Adam, AdamW"),
-        ('[lr_scheduler]\nname = "wsd"\n', "unknown lr schedule 'wsd' (lr_scheduler.name)\n  from: run.toml, "
-         "line 2\n  choose one of: warmup_stable_decay"),
-        ('[training]\ndataset = "c4tests"\n', "unknown dataset 'c4tests' (training.dataset)\n  from: run.toml, "
-         "line 2\n  did you mean 'c4_test'?"),
-        ('[metrics]\nloggers = ["tensorbord"]\n', "unknown logger 'tensorbord' (metrics.loggers)\n  from: "
-         "run.toml, line 2\n  did you mean 'tensorboard'?"),
-        ('[validation]\nenable = true\ndataset = "c4_val"\n', "unknown dataset 'c4_val' (validation.dataset)\n"
-         "  from: run.toml, line 3\n  did you mean "),
+        (
+            "[training]\nstep = 3\n",
+            "unknown field 'step' in [training]",
+            2,
+            "  did you mean 'steps'?\n  choose one of: ",
+        ),
+        (
+            "[trainning]\nsteps = 3\n",
+            "unknown section [trainning]",
+            2,
+            "  did you mean 'training'?\n  choose one of: ",
+        ),
+        ("\n[trainning]\n", "unknown section [trainning]", 2, "  did you mean 'training'?"),
+        ("steps = 3\n", "'steps' is outside of any section", 1, ""),
+        ("[model.layers]\nn = 3\n", "unknown section 'layers' in [model]", 2, ""),
+        (
+            "[training]\nseed = 3\n",
+            "unknown field 'seed' in [training]",
+            2,
+            "  did you mean debug.seed?\n  choose one",
+        ),
+        (
+            "[training.dataloader]\nworkers = 3\n",
+            "unknown field 'workers' in [training.dataloader]",
+            2,
+            "  did you mean 'num_workers'?\n  choose one of: num_workers, persistent_workers",
+        ),
+        ('[training]\n\nsteps = "8"\n', 'training.steps must be an integer, not "8"', 3, ""),
+        ("[training]\nsteps = 8.0\n", "training.steps must be an integer, not 8.0", 2, ""),
+        ("[training]\nsteps = true\n", "training.steps must be an integer, not true", 2, ""),
+        (
+            "[training]\nenable_cpu_offload = 1\n",
+            "training.enable_cpu_offload must be a boolean, not 1",
+            2,
+            "",
+        ),
+        ("[job]\ndescription = 1\n", "job.description must be a string, not 1", 2, ""),
+        ('[model]\nconverters = "halves"\n', 'model.converters must be a list, not "halves"', 2, ""),
+        ("[metrics]\nloggers = [\n  1,\n]\n", "metrics.loggers[0] must be a string, not 1", 2, ""),
+        ("[optimizer]\nlr = nan\n", "optimizer.lr must be a finite number, not nan", 2, ""),
+        ("[optimizer]\nlr = inf\n", "optimizer.lr must be a finite number, not inf", 2, ""),
+        ("[optimizer]\nlr = 0\n", "optimizer.lr must be greater than 0, not 0", 2, ""),
+        ("[optimizer]\nbeta1 = 1\n", "optimizer.beta1 must be less than 1, not 1", 2, ""),
+        (
+            "[lr_scheduler]\ndecay_ratio = 1.5\n",
+            "lr_scheduler.decay_ratio must be less than or equal to 1, not 1.5",
+            2,
+            "",
+        ),
+        (
+            "[training]\nglobal_batch_size = 0\n",
+            "training.global_batch_size = 0: must be positive, or -1",
+            2,
+            "",
+        ),
+        (
+            '[lr_scheduler]\ndecay_type = "cosin"\n',
+            "lr_scheduler.decay_type must be 'linear', 'sqrt' or 'cosine', not \"cosin\"",
+            2,
+            "  did you mean 'cosine'?",
+        ),
+        (
+            '[checkpoint]\nexclude_from_loading = ["optimiser"]\n',
+            (
+                "checkpoint.exclude_from_loading[0] must be 'model', 'optimizer', 'lr_scheduler', "
+                "'data_loader' or 'rng', not \"optimiser\""
+            ),
+            2,
+            "  did you mean 'optimizer'?",
+        ),
+        (
+            '[activation_checkpoint]\nselective_ac_option = "0"\n',
+            'activation_checkpoint.selective_ac_option must match ^([1-9][0-9]*|op)$, not "0"',
+            2,
+            "",
+        ),
+        ("[halves]\ntimes = 0\n", "halves.times must be greater than 0, not 0", 2, ""),
+        (
+            '[model]\nname = "lama3"\n',
+            "unknown model 'lama3' (model.name)",
+            2,
+            "  did you mean 'llama3'?\n  choose one of: llama3",
+        ),
+        (
+            '[model]\nflavor = "8C"\n',
+            "unknown flavor '8C' of model 'llama3' (model.flavor)",
+            2,
+            "  choose one of: 405B, 8B, debugmodel",
+        ),
+        (
+            '[model]\nflavor = "debugmodl"\n',
+            "unknown flavor 'debugmodl' of model 'llama3' (model.flavor)",
+            2,
+            "  did you mean 'debugmodel'?",
+        ),
+        (
+            '[model]\ntokenizer = "bite"\n',
+            "unknown tokenizer 'bite' (model.tokenizer)",
+            2,
+            "  did you mean 'byte'?\n  choose one of: byte, hf",
+        ),
+        (
+            '[model]\nconverters = ["halves", "halfs"]\n',
+            "unknown converter 'halfs' (model.converters)",
+            2,
+            "  did you mean 'halves'?",
+        ),
+        (
+            "[model.overrides]\nn_layer = 2\n",
+            "model.overrides.n_layer: llama3 debugmodel has no field 'n_layer'",
+            2,
+            "  did you mean 'n_layers'?\n  choose one of: dim, n_layers, rope_theta",
+        ),
+        (
+            '[model]\noverrides = {n_layers = "two"}\n',
+            'model.overrides.n_layers must be an integer, not "two"',
+            2,
+            "",
+        ),
+        (
+            '[optimizer]\nname = "adamw"\n',
+            "unknown optimizer 'adamw' (optimizer.name)",
+            2,
+            "  did you mean 'AdamW'?\n  choose one of: Adam, AdamW",
+        ),
+        (
+            '[lr_scheduler]\nname = "wsd"\n',
+            "unknown lr schedule 'wsd' (lr_scheduler.name)",
+            2,
+            "  choose one of: warmup_stable_decay",
+        ),
+        (
+            '[training]\ndataset = "c4tests"\n',
+            "unknown dataset 'c4tests' (training.dataset)",
+            2,
+            "  did you mean 'c4_test'?",
+        ),
+        (
+            '[metrics]\nloggers = ["tensorbord"]\n',
+            "unknown logger 'tensorbord' (metrics.loggers)",
+            2,
+            "  did you mean 'tensorboard'?",
+        ),
+        (
+            '[validation]\nenable = true\ndataset = "c4_val"\n',
+            "unknown dataset 'c4_val' (validation.dataset)",
+            3,
+            "  did you mean ",
+        ),
     ],
-)  # fmt: skip
-def test_one_mistake_one_message(problems, toml, message):
-    assert only(problems(toml)).startswith(message)
+)
+def test_one_mistake_one_message(problems, toml, message, line, hint):
+    found = only(problems(toml))
+    assert f"{found}\n".startswith(f"{message}\n  from: run.toml, line {line}\n{hint}")
 
 
 def test_an_integer_will_do_for_a_float(load_run):

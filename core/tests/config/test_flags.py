@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from hekaton.config.flags import help_text, read_value, split_files, type_words
 from hekaton.config.job import JobConfig, config_class
 
@@ -13,7 +14,7 @@ from hekaton.config.job import JobConfig, config_class
         (["--training.steps", "7"], "training", "steps", 7),
         (["--training.steps=7"], "training", "steps", 7),
         (["--checkpoint.load_step", "-1"], "checkpoint", "load_step", -1),
-        (["--optimizer.lr", "1e-4"], "optimizer", "lr", 1e-4),
+        (["--optimizer.lr", "1e-4"], "optimizer", "lr", 0.0001),
         (["--optimizer.lr", "1"], "optimizer", "lr", 1.0),
         (["--job.description", "8"], "job", "description", "8"),
         (["--job.description=a=b"], "job", "description", "a=b"),
@@ -22,7 +23,12 @@ from hekaton.config.job import JobConfig, config_class
         (["--training.enable_cpu_offload", "true"], "training", "enable_cpu_offload", True),
         (["--training.enable_cpu_offload=False"], "training", "enable_cpu_offload", False),
         (["--training.no-enable_cpu_offload"], "training", "enable_cpu_offload", False),
-        (["--activation_checkpoint.no-preserve_rng_state"], "activation_checkpoint", "preserve_rng_state", False),
+        (
+            ["--activation_checkpoint.no-preserve_rng_state"],
+            "activation_checkpoint",
+            "preserve_rng_state",
+            False,
+        ),
         (["--training.dataloader.num_workers", "2"], "training.dataloader", "num_workers", 2),
         (["--training.dataloader.no-pin_memory"], "training.dataloader", "pin_memory", False),
         (["--debug.seed", "None"], "debug", "seed", None),
@@ -30,18 +36,30 @@ from hekaton.config.job import JobConfig, config_class
         (["--compile.components", "model,loss"], "compile", "components", ["model", "loss"]),
         (["--compile.components", '["loss"]'], "compile", "components", ["loss"]),
         (["--compile.components", ""], "compile", "components", []),
-        (["--compile.components", "model", "--compile.components", "loss"], "compile", "components",
-         ["model", "loss"]),
-        (["--parallelism.module_fqns_per_model_part", '[["a", "b"], ["c"]]'], "parallelism",
-         "module_fqns_per_model_part", [["a", "b"], ["c"]]),
+        (
+            ["--compile.components", "model", "--compile.components", "loss"],
+            "compile",
+            "components",
+            ["model", "loss"],
+        ),
+        (
+            ["--parallelism.module_fqns_per_model_part", '[["a", "b"], ["c"]]'],
+            "parallelism",
+            "module_fqns_per_model_part",
+            [["a", "b"], ["c"]],
+        ),
         (["--model.overrides", '{"n_layers": 2}'], "model", "overrides", {"n_layers": 2}),
-        (["--model.overrides.n_layers", "2", "--model.overrides.rope_theta=5e5"], "model", "overrides",
-         {"n_layers": 2, "rope_theta": 5e5}),
+        (
+            ["--model.overrides.n_layers", "2", "--model.overrides.rope_theta=5e5"],
+            "model",
+            "overrides",
+            {"n_layers": 2, "rope_theta": 500000.0},
+        ),
         (["--halves.times", "4"], "halves", "times", 4),
         (["--halves.no-gently"], "halves", "gently", False),
         (["--halves.names", "a.b,c"], "halves", "names", ["a.b", "c"]),
     ],
-)  # fmt: skip
+)
 def test_a_flag_sets_its_field(load_run, flags, section, field, value):
     loaded = load_run("", *flags)
     assert getattr(loaded.config.section(section), field) == value
@@ -65,25 +83,42 @@ def test_a_negated_flag_is_shown_as_it_was_given(load_run):
     ("flags", "message"),
     [
         (["--training.stepps", "3"], "unknown flag --training.stepps\n  did you mean --training.steps?"),
-        (["--model.steps", "3"], "unknown flag --model.steps\n  did you mean --training.steps or "
-                                 "--validation.steps?"),
+        (
+            ["--model.steps", "3"],
+            "unknown flag --model.steps\n  did you mean --training.steps or --validation.steps?",
+        ),
         (["--training.no-steps"], "unknown flag --training.no-steps\n  did you mean --training.steps?"),
         (["--xyz"], "unknown flag --xyz\n  hekaton train --help lists all flags"),
         (["--training.steps"], "--training.steps needs a value"),
         (["--training.steps", "--compile.no-enable"], "--training.steps needs a value"),
         (["--compile.no-enable=true"], "--compile.no-enable takes no value"),
-        (["--model.converters", "halves", "halves"],
-         "unexpected word 'halves'\n  files come before flags; lists are a,b,c"),
-        (["--training.steps", "many"], 'training.steps must be an integer, not "many"\n  from: --training.steps'),
+        (
+            ["--model.converters", "halves", "halves"],
+            "unexpected word 'halves'\n  files come before flags; lists are a,b,c",
+        ),
+        (
+            ["--training.steps", "many"],
+            'training.steps must be an integer, not "many"\n  from: --training.steps',
+        ),
         (["--training.steps", "1.5"], "training.steps must be an integer, not 1.5\n  from: --training.steps"),
-        (["--compile.enable=maybe"], 'compile.enable must be a boolean, not "maybe"\n  from: --compile.enable'),
-        (["--model.overrides", "n_layers=2"],
-         'model.overrides must be a table, not "n_layers=2"\n  from: --model.overrides'),
-        (["--model.overrides.n_layers", "null"], "model.overrides = {n_layers = None}: 'n_layers' cannot be null, "
-         "which TOML does not have\n  from: --model.overrides.n_layers"),
+        (
+            ["--compile.enable=maybe"],
+            'compile.enable must be a boolean, not "maybe"\n  from: --compile.enable',
+        ),
+        (
+            ["--model.overrides", "n_layers=2"],
+            'model.overrides must be a table, not "n_layers=2"\n  from: --model.overrides',
+        ),
+        (
+            ["--model.overrides.n_layers", "null"],
+            (
+                "model.overrides = {n_layers = None}: 'n_layers' cannot be null, which TOML does not "
+                "have\n  from: --model.overrides.n_layers"
+            ),
+        ),
         (["--halves.tmes", "2"], "unknown flag --halves.tmes\n  did you mean --halves.times?"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_flag(problems, flags, message):
     assert message in problems("", *flags)
 

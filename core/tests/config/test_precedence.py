@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from hekaton.config import load
 from hekaton.config.sources import TomlFile
 from hekaton.errors import ConfigErrors

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
-from hekaton.config.validation import is_off
+from hekaton.config.validation import UNSET, is_off, set_value
 from hekaton.contributions import Component, Contribution, Logger, Model, Section
 from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
@@ -86,7 +86,12 @@ def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> 
         path = tuple(section.split("."))
         readers = [record for record in _components(plugins) if plugins.section_of(record) == section]
         idle = [r for r in readers if type(r) in selected and r.name not in selected[type(r)]]
-        if values.below(path) and readers and len(idle) == len(readers):
+        changed = values.below(path) and any(
+            set_value(at, field, values) is not UNSET
+            for at, field, _ in walk(config)
+            if at[: len(path)] == path
+        )
+        if changed and readers and len(idle) == len(readers):
             who = " or ".join(f"the {kind_name(type(record))} '{record.name}'" for record in idle)
             yield f"[{section}] ({values.origin(path)}): no effect: the run does not use {who}"
 

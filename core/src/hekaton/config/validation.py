@@ -117,8 +117,8 @@ def notices_and_refusals(
     idle: dict[str, list[Path]] = {}
     refusals: list[HekatonError] = []
     for path, field, inside in walk(config):
-        value = _set_value(path, field, values)
-        if value is _UNSET or path in wrong:
+        value = set_value(path, field, values)
+        if value is UNSET or path in wrong:
             continue
         reason = _idle_because(path, field, inside, values)
         if reason:
@@ -140,18 +140,18 @@ def notices_and_refusals(
     return notices, refusals
 
 
-_UNSET = object()
+UNSET = object()
 
 
-def _set_value(path: Path, field: FieldInfo, values: Values) -> Any:
-    """The value of a field where it is set to something else than its default."""
+def set_value(path: Path, field: FieldInfo, values: Values) -> Any:
+    """The value of a field where it is set to something else than its default, else ``UNSET``."""
     below = values.below(path)
     if not below:
-        return _UNSET
+        return UNSET
     value: Any = (
         values.values[path] if path in values.values else {p[len(path)]: values.values[p] for p in below}
     )
-    return _UNSET if value == default_of(field) else value
+    return UNSET if value == default_of(field) else value
 
 
 def _idle_because(

@@ -1,0 +1,122 @@
+"""Sections that plugins contribute."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from hekaton.config import JobConfig, SectionModel
+from hekaton.config.job import config_class
+from hekaton.contributions import Ref, Section, hookimpl
+from hekaton.errors import HekatonError
+from hekaton.plugins import Plugins
+
+
+class Float8(SectionModel):
+    recipe: str = "rowwise"
+
+
+class Inner(SectionModel):
+    depth: int = 2
+
+
+class Outer(SectionModel):
+    width: int = 1
+
+
+class Demanding(SectionModel):
+    needed: int
+
+
+class NoSection:
+    pass
+
+
+def plugins(**sections: str) -> Plugins:
+    """A plugin that contributes these sections: path (with ``__`` for dots) -> class of this module."""
+
+    @hookimpl
+    def hekaton_sections():
+        records = sections.items()
+        return [Section(path.replace("__", "."), schema=Ref(f"{__name__}:{name}")) for path, name in records]
+
+    found = Plugins()
+    found.register(SimpleNamespace(hekaton_sections=hekaton_sections, __name__="mine"), name="mine")
+    found.check()
+    return found
+
+
+def extended(**sections: str) -> type[JobConfig]:
+    config, problems = config_class(plugins(**sections))
+    assert problems == []
+    return config
+
+
+def problem(**sections: str) -> HekatonError:
+    config, problems = config_class(plugins(**sections))
+    assert config is JobConfig
+    (only,) = problems
+    return only
+
+
+def test_a_section_of_its_own():
+    config = extended(pocket="Outer")()
+    assert config.section("pocket") == Outer()
+    assert config.pocket.width == 1
+    assert config.training == JobConfig().training
+
+
+def test_a_section_replaces_one_that_was_there_for_compatibility():
+    config = extended(quantize__linear__float8="Float8")
+    assert config().section("quantize.linear.float8") == Float8()
+    assert config().section("quantize.linear.mx") == JobConfig().section("quantize.linear.mx")
+    loaded = config.model_validate({"quantize": {"linear": {"float8": {"recipe": "tensorwise"}}}})
+    assert loaded.quantize.linear.float8.recipe == "tensorwise"
+
+
+def test_sections_within_sections():
+    config = extended(
+        new__deep__inner="Inner", pocket="Outer", pocket__inner="Inner", optimizer__mine="Inner"
+    )()
+    assert config.section("new.deep.inner").depth == 2
+    assert config.section("pocket").width == 1
+    assert config.section("pocket.inner").depth == 2
+    assert config.section("optimizer.mine").depth == 2
+    assert config.optimizer.lr == JobConfig().optimizer.lr
+
+
+def test_the_core_itself_stays_as_it_is():
+    extended(pocket="Outer")
+    assert "pocket" not in JobConfig.model_fields
+    with pytest.raises(KeyError, match="pocket"):
+        JobConfig().section("pocket")
+
+
+@pytest.mark.parametrize("path", ["training", "training__dataloader"])
+def test_a_section_of_the_core_cannot_be_taken(path):
+    error = problem(**{path: "Outer"})
+    assert str(error) == (
+        f"section '{path.replace('__', '.')}' of plugin 'mine' (unpackaged) has the name of a section of "
+        "hekaton itself\n  a plugin's section needs a path of its own"
+    )
+
+
+@pytest.mark.parametrize("path", ["training__steps", "training__steps__deep"])
+def test_a_field_of_the_core_cannot_be_taken(path):
+    assert "has the name of a field of hekaton itself" in str(problem(**{path: "Outer"}))
+
+
+def test_every_field_of_a_section_needs_a_default():
+    assert str(problem(pocket="Demanding")) == (
+        "section 'pocket' of plugin 'mine' (unpackaged): 'needed' has no default\n"
+        "  every field of a section needs a default"
+    )
+
+
+def test_a_schema_that_is_no_section():
+    assert "its schema is no subclass of SectionModel but <class" in str(problem(pocket="NoSection"))
+
+
+def test_a_schema_that_does_not_exist():
+    assert "cannot load" in str(problem(pocket="Nowhere"))
