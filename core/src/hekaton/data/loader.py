@@ -151,15 +151,16 @@ class Loader:
     def _from_workers(self) -> Iterator[Sequences]:
         workers = self._num_workers
         fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        parts: DataLoader[Sequences | _Failure] = DataLoader(
-            _Parts(self._stream, self._rows, self._cursor),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self._prefetch_factor,
-            multiprocessing_context=fork,
-        )
         with _forking():
-            arriving = iter(parts)
+            arriving = iter(
+                DataLoader(
+                    _Parts(self._stream, self._rows, self._cursor),
+                    batch_size=None,
+                    num_workers=workers,
+                    prefetch_factor=self._prefetch_factor,
+                    multiprocessing_context=fork,
+                )
+            )
         while True:
             step = [_received(arriving) for _ in range(workers)]
             yield Sequences(
@@ -265,6 +266,7 @@ def _forking() -> Iterator[None]:
 
     The threads of the parent's tokenizer do not exist in a worker, which would wait for them for ever; one
     worker is one core. Python warns of forks beside threads for the same reason: a worker uses none of them.
+    And torch warns of more workers than cores, not knowing that other ranks have theirs.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
@@ -272,6 +274,7 @@ def _forking() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+            warnings.filterwarnings("ignore", category=UserWarning, message="This DataLoader will create")
             yield
     finally:
         if before is None:

@@ -86,7 +86,7 @@ class RowReader:
         for index, row in enumerate(self._rows):
             spans: list[_Span] = []
             if row.available > 1:  # a last token alone predicts nothing
-                left = True
+                left = self._any_tokens = True
                 spans = list(row.take(stream.seq_len))
             _lay_out(spans, row.ahead, {name: values[index] for name, values in tensors.items()})
         if not (left or self._any_tokens):

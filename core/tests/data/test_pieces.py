@@ -1,0 +1,38 @@
+"""Where long texts are cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from hekaton.data.pieces import UnreadText
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hekaton.data.pieces.PIECE", 10)
+
+
+def cuts(text: str) -> list[tuple[str, bool, bool]]:
+    unread = UnreadText(4, text)
+    pieces = [unread.cut()]
+    while not pieces[-1].is_last:
+        pieces.append(unread.cut())
+    assert {piece.document for piece in pieces} == {4}
+    return [(piece.text, piece.is_first, piece.is_last) for piece in pieces]
+
+
+def test_a_text_that_fits_is_whole() -> None:
+    assert cuts("a b\nc d\nef") == [("a b\nc d\nef", True, True)]
+    assert cuts("") == [("", True, True)]
+
+
+def test_behind_the_last_line_that_ends_in_the_second_half() -> None:
+    assert cuts("ab\ncde\nf hijkl\nm") == [("ab\ncde\n", True, False), ("f hijkl\nm", False, True)]
+
+
+def test_else_behind_a_space() -> None:
+    assert cuts("a\nbc ef hi kl") == [("a\nbc ef ", True, False), ("hi kl", False, True)]
+
+
+def test_else_where_it_is_full() -> None:
+    assert cuts("a\nb cdefghijklm") == [("a\nb cdefgh", True, False), ("ijklm", False, True)]
