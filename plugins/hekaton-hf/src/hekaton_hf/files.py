@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import re
 from pathlib import Path
 
 from hekaton.errors import DataError
@@ -12,7 +11,6 @@ READERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parqu
 """Suffix -> the builder of ``datasets`` that reads it."""
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _LISTING = ", ".join(READERS)
-_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def reader_of(file: Path) -> str | None:
@@ -60,17 +58,27 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _parts(path: str) -> list[str]:
-    """Split at the commas outside braces, and write braces out."""
-    parts: list[str] = []
-    for part in re.split(r",(?![^{]*\})", path):
-        parts += _without_braces(part.strip()) if part.strip() else []
-    return parts or [path]
+    """Split at the commas outside braces, and write braces out, the first first."""
+    return [full for part in _split(path) for full in _without_braces(part)] or [path]
+
+
+def _split(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _without_braces(pattern: str) -> list[str]:
-    braces = _BRACES.search(pattern)
-    if braces is None:
-        return [pattern]
-    before, after = pattern[: braces.start()], pattern[braces.end() :]
-    written_out = [before + choice.strip() + after for choice in braces[1].split(",")]
-    return [full for part in written_out for full in _without_braces(part)]
+    start, depth = pattern.find("{"), 0
+    for end in range(max(start, 0), len(pattern)):
+        depth += (pattern[end] == "{") - (pattern[end] == "}")
+        if start >= 0 and depth == 0:
+            choices = [full for part in _split(pattern[start + 1 : end]) for full in _without_braces(part)]
+            rests = _without_braces(pattern[end + 1 :])
+            return [pattern[:start] + choice + rest for choice in choices for rest in rests]
+    return [pattern]

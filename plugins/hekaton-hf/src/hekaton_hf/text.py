@@ -18,6 +18,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hekaton.errors import DataError
 from hekaton_hf.files import find_files, reader_of
@@ -104,8 +105,8 @@ def _columns(reader: str, files: Sequence[Path], *, column: str, txt_documents: 
                 for file in files
                 for part in _columns(reader, [file], column=column, txt_documents=txt_documents)
             ]
-        if isinstance(e, StopIteration):  # nothing but blank lines, or an empty file compressed
-            return []
+        if isinstance(e, StopIteration) or (reader == "parquet" and _has_no_rows(files[0])):
+            return []  # which the readers take for an error
         raise _unreadable(files[0], e) from e
     if name not in loaded.column_names:
         choices = ", ".join(map(repr, loaded.column_names))
@@ -127,6 +128,14 @@ def _load(reader: str, files: Sequence[Path], **options: str) -> datasets.Datase
             verification_mode="no_checks",
             **options,
         )
+
+
+def _has_no_rows(file: Path) -> bool:
+    try:
+        rows: int = pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowException):
+        return False
+    return rows == 0
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

@@ -1,0 +1,234 @@
+"""Local files as documents, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hekaton.data import Documents
+from hekaton.data.loader import build_loader
+from hekaton.errors import DataError
+from hekaton_hf.sections import TextDatasetSection
+from hekaton_hf.text import build
+from hekaton_hf.tokenizer import build as build_tokenizer
+
+TEXTS = ["one", "two\n\nlines ", "", "größe 日本 🎉", "five"]
+
+
+def jsonl(path: Path, texts: list[str | None], key: str = "text", **more: object) -> Path:
+    lines = [json.dumps({key: text, **more}) + "\n" for text in texts]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def read(path: str | Path | None, **section: str) -> list[str]:
+    documents = build(TextDatasetSection.model_validate(section), None if path is None else str(path))
+    assert isinstance(documents, Documents)
+    return documents.fetch(range(len(documents)))
+
+
+def test_json_lines(here: Path) -> None:
+    assert read(jsonl(here / "a.jsonl", TEXTS, n=1)) == TEXTS
+
+
+def test_a_json_list(here: Path) -> None:
+    (here / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
+    assert read("a.json") == TEXTS
+
+
+def test_compressed_json_lines(here: Path) -> None:
+    (here / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(here / "x", TEXTS).read_bytes()))
+    assert read("*.gz") == TEXTS
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_parquet(here: Path, kind: pa.DataType) -> None:
+    table = pa.table({"id": range(5), "text": pa.array(TEXTS, kind)})
+    pq.write_table(table, here / "a.parquet", row_group_size=2)
+    assert read("a.parquet") == TEXTS
+
+
+def test_what_a_document_is_in_a_txt_file(here: Path) -> None:
+    (here / "a.txt").write_text("one\ntwo\n\nthree\n")
+    (here / "b.txt").write_bytes(b"four \xff")
+    assert read("*.txt") == ["one\ntwo\n\nthree\n", "four \ufffd"]
+    assert read("*.txt", txt_documents="line") == ["one", "two", "", "three", "four \ufffd"]
+    assert read("a.txt", txt_documents="paragraph") == ["one\ntwo", "three\n"]
+
+
+def test_another_column(here: Path) -> None:
+    assert read(jsonl(here / "a.jsonl", TEXTS, key="content"), text_column="content") == TEXTS
+
+
+def test_nulls_are_empty(here: Path) -> None:
+    assert read(jsonl(here / "a.jsonl", ["one", None])) == ["one", ""]
+
+
+def test_any_order_of_indices(here: Path) -> None:
+    jsonl(here / "a.jsonl", TEXTS[:2])
+    (here / "b.txt").write_text("text")
+    jsonl(here / "c.jsonl", TEXTS[2:])
+    documents = build(TextDatasetSection(), "*")
+    assert len(documents) == 6
+    assert documents.fetch([5, 0, 2, 5, 3, 1]) == [TEXTS[4], TEXTS[0], "text", TEXTS[4], TEXTS[2], TEXTS[1]]
+
+
+def test_files_with_different_keys(here: Path) -> None:
+    jsonl(here / "a.jsonl", ["one"], meta={"source": 1})
+    jsonl(here / "b.jsonl", ["two"], url="x")
+    assert read("*.jsonl") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("data", "a b c d"),  # a folder, all below it, by name
+        ("data/**/*.jsonl", "a b c d"),
+        ("data/?.jsonl", "a b"),
+        ("data/b.jsonl, data/a.jsonl", "b a"),
+        ("data/{b,a}.jsonl", "b a"),
+        ("data/{more/{c,d},a}.jsonl", "c d a"),
+        ("data/a.jsonl,data/*.jsonl", "a b"),  # each file once
+        ("odd [1], {x}.jsonl", "odd"),
+    ],
+)
+def test_paths(here: Path, path: str, expected: str) -> None:
+    for name in ("b", "a", "more/d", "more/c"):
+        jsonl(here / "data" / f"{name}.jsonl", [name[-1]])
+    (here / "data" / "README.md").write_text("no document")
+    jsonl(here / "odd [1], {x}.jsonl", ["odd"])
+    assert " ".join(read(path)) == expected
+
+
+def test_ids_in_batches_are_those_of_the_tokenizer(here: Path) -> None:
+    """From files to batches: one row's tokens, decoded, are the documents between their marks."""
+    documents = build(TextDatasetSection(), str(jsonl(here / "a.jsonl", TEXTS)))
+    tokenizer = build_tokenizer(None, None)
+    loader = build_loader(
+        documents, tokenizer, seq_len=16, global_batch_size=1, rows=range(1), seed=0, repeat=False,
+        packing="concat", num_workers=1,
+    )  # fmt: skip
+    tokens = []
+    while True:
+        try:
+            step = loader.next_step()
+        except StopIteration:
+            break
+        real = int((step["labels"] >= 0).sum())
+        tokens += (tokens == [] and step["tokens"][0, :1].tolist()) or []
+        tokens += step["labels"][0, :real].tolist()
+    loader.close()
+    assert tokens[0] == tokenizer.bos_id
+    assert tokens[-1] == tokenizer.eos_id
+    read = tokenizer.decode(tokens[1:-1]).split("<|end_of_text|><|begin_of_text|>")
+    assert sorted(read) == sorted(text for text in TEXTS if text)
+
+
+def test_processes_that_open_the_same_files_at_once(here: Path) -> None:
+    jsonl(here / "a.jsonl", TEXTS * 1000)
+    code = (
+        "from hekaton_hf.text import build; from hekaton_hf.sections import TextDatasetSection\n"
+        "documents = build(TextDatasetSection(), 'a.jsonl')\n"
+        "print(len(documents), documents.fetch([4999])[0], documents.fingerprint)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=100) for process in running]
+    assert {errors for _, errors in outputs} == {""}  # and no progress bars
+    (said,) = {output for output, _ in outputs}
+    assert said.startswith("5000 five ")
+
+
+def test_the_fingerprint_moves_with_the_files(here: Path) -> None:
+    def fingerprint(path: str, **section: str) -> str:
+        return build(TextDatasetSection.model_validate(section), path).fingerprint
+
+    for folder in ("1", "2"):
+        jsonl(here / folder / "a.jsonl", ["one"], key="text")
+        jsonl(here / folder / "b" / "c.jsonl", ["two"], key="text")
+    first = fingerprint("1")
+    assert fingerprint("2") == first
+    assert fingerprint("1/b/c.jsonl,1/a.jsonl") != first
+    jsonl(here / "2" / "a.jsonl", ["longer"])
+    assert fingerprint("2") != first
+    (here / "x.txt").write_text("x\ny")
+    assert fingerprint("x.txt") != fingerprint("x.txt", txt_documents="line")
+
+
+def refused(path: str | None, **section: str) -> str:
+    with pytest.raises(DataError) as e:
+        read(path, **section)
+    return str(e.value)
+
+
+def test_no_path() -> None:
+    assert "dataset 'text' needs files to read" in refused(None)
+
+
+@pytest.mark.parametrize("path", ["nothing/*.jsonl", "nothing.jsonl", "nothing", "a.jsonl,nothing.txt"])
+def test_nothing_matches(here: Path, path: str) -> None:
+    jsonl(here / "a.jsonl", TEXTS)
+    said = refused(path)
+    assert f"no files match '{path.split(',')[-1]}'" in said
+    assert str(here) in said
+
+
+def test_a_format_that_is_not_known(here: Path) -> None:
+    (here / "a.csv").write_text("text\nx\n")
+    (here / "a.parquet.gz").write_text("")
+    said = refused("*")
+    assert "cannot read 'a.csv' and 1 more: not a format that dataset 'text' knows" in said
+    assert ".jsonl, .json, .txt, .parquet" in said
+
+
+def test_a_column_that_is_missing(here: Path) -> None:
+    path = jsonl(here / "a.jsonl", TEXTS, key="content", id=3)
+    said = refused(str(path))
+    assert f"no column 'text' in '{path}'" in said
+    assert "set text_dataset.text_column to one of: 'content', 'id'" in said
+
+
+def test_a_column_that_is_no_text(here: Path) -> None:
+    path = jsonl(here / "a.jsonl", TEXTS, id=3)
+    assert f"column 'id' of '{path}' is not text but int64" in refused(str(path), text_column="id")
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.json", "b.parquet", "b.jsonl.gz"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_broken_file_is_named(here: Path, name: str, beside: bool) -> None:
+    (here / name).write_text('{"text": "one"}\n{"text": ')
+    if beside:
+        jsonl(here / "a.jsonl", TEXTS)
+        jsonl(here / "c.jsonl", TEXTS)
+    assert f"cannot read '{here / name}': " in refused("*")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])
+def test_nothing_in_the_files(here: Path, name: str) -> None:
+    (here / name).touch()
+    assert refused(name) == f"the dataset is empty: there are no documents in '{here / name}'"
+
+
+def test_nothing_in_a_parquet_file(here: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), here / "a.parquet")
+    (here / "b.txt").touch()
+    assert (
+        refused("*") == f"the dataset is empty: there are no documents in '{here / 'a.parquet'}' and 1 more"
+    )
+
+
+def test_an_empty_file_among_others(here: Path) -> None:
+    (here / "a.jsonl").touch()
+    (here / "b.jsonl.gz").write_bytes(gzip.compress(b""))
+    jsonl(here / "c.jsonl", TEXTS)
+    assert read("*") == TEXTS
