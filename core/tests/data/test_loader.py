@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -188,6 +189,33 @@ def test_one_pass_with_workers_that_end_at_different_steps(documents, number_tok
                 return found
 
     assert batches(2) == batches(0)
+
+
+def test_memory_does_not_grow_with_the_dataset():
+    class Large:
+        """A hundred million documents of 33,000 characters, and one in a thousand of 22 million."""
+
+        fingerprint = "large"
+
+        def __len__(self):
+            return 100_000_000
+
+        def fetch(self, indices):
+            return ["some words\n" * (2_000_000 if index % 1000 == 0 else 3000) for index in indices]
+
+    part = loader(Large(), ByteTokenizer(), range(ROWS))
+    long = next(
+        number
+        for number in range(100_000)
+        if document_at(np.array([number * ROWS]), documents=100_000_000, seed=SEED)[0] % 1000 == 0
+    )
+    part.seek(torch.tensor([[long, 0], [5, 0], [6, 0], [7, 0]]))
+    tracemalloc.start()
+    for _ in range(10):
+        part.next_step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 20e6 < peak < 35e6  # the one long text, but not its tokens, which are 88 MB
 
 
 class Broken:
