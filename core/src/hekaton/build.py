@@ -166,25 +166,29 @@ def make_layout(
     :raises ConfigError: for what the plan cannot do, :class:`UnknownName` for a word nobody contributes.
     """
     settings = config.parallelism
-    words: dict[str, Word] = {}
-    if dims.tp > 1:
-        rows = tensor_rows(meta.model, meta.plan, settings.plan, what=meta.spec.name)
-        styles = {word: _builder(plugins, config, ParallelStyle, word) for word in set(rows.values())}
-        words = {name: styles[word] for name, word in rows.items()}
     context = None
     if context_group is not None:
-        rotated = {"allgather": "allgather", "alltoall": "ring"}[settings.context_parallel_rotate_method]
-        strategy = settings.context_parallel_strategy or rotated
+        strategy = config.context_parallel_strategy()
         context = _builder(plugins, config, ContextParallel, strategy)(context_group)
     return Layout(
         plan=meta.plan,
-        words=words,
+        words=tensor_words(meta, config, plugins) if dims.tp > 1 else {},
         tensor=TensorContext(
             sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
         ),
         context=context,
         stages=stage_layout(meta.model, meta.plan, settings) if dims.pp > 1 else None,
     )
+
+
+def tensor_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[str, Word]:
+    """Module name -> what makes its tensor-parallel style.
+
+    :raises UnknownName: for a word that nobody contributes, :class:`ConfigError` for a row that does not fit.
+    """
+    rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
+    styles = {word: _builder(plugins, config, ParallelStyle, word) for word in sorted(set(rows.values()))}
+    return {name: styles[word] for name, word in rows.items()}
 
 
 def _builder(plugins: Plugins, config: JobConfig, kind: type[Component], name: str) -> Callable[[Any], Any]:

@@ -104,7 +104,7 @@ class ForwardBackward:
         if self._pipeline is not None:
             return self._pipeline.forward_backward(inputs, targets)
         outputs = self._built.parts[0](**inputs)
-        loss = self._mean_loss(outputs, targets)
+        loss: Any = self._mean_loss(outputs, targets)
         del outputs
         loss.backward()
         return plain(loss).detach()

@@ -40,7 +40,8 @@ def resolve(table: Mapping[str, T], names: Iterable[str], *, what: str) -> dict[
     for pattern, value in table.items():
         matched = [name for name in known if compile_pattern(pattern).fullmatch(name)]
         if not matched:
-            raise ConfigError(f"{what}: row '{pattern}' matches nothing", hint=choices_hint(pattern, known))
+            shapes = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in known}
+            raise ConfigError(f"{what}: row '{pattern}' matches nothing", hint=choices_hint(pattern, shapes))
         for name in matched:
             if name in row_of:
                 raise ConfigError(f"{what}: both '{row_of[name]}' and '{pattern}' match '{name}'")

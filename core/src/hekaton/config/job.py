@@ -80,6 +80,12 @@ class JobConfig(SectionModel):
             * degrees.tensor_parallel_degree
         )
 
+    def context_parallel_strategy(self) -> str:
+        """The strategy by name: the one set, or else the one that the 0.2-era ``rotate_method`` means."""
+        settings = self.parallelism
+        by_method = {"allgather": "allgather", "alltoall": "ring"}[settings.context_parallel_rotate_method]
+        return settings.context_parallel_strategy or by_method
+
     def global_batch_size(self, world_size: int) -> int:
         """Rows of an optimizer step over all ranks."""
         training = self.training

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from hekaton.config import layout_rules
 from hekaton.config.base import toml_value
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded
 from hekaton.config.sections import DataloaderSection
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
+from hekaton.plugins import Plugins
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Run:
     """
 
     config: JobConfig
+    plugins: Plugins
     origins: Mapping[str, str]
     world_size: int | None
     device_type: str
@@ -53,7 +56,7 @@ def check(loaded: Loaded, *, world_size: int | None, device_type: str) -> tuple[
     :returns: notices, one line each.
     :raises ConfigErrors: with every violation.
     """
-    run = Run(loaded.config, loaded.origins, world_size, device_type)
+    run = Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type)
     problems: list[HekatonError] = []
     notices = []
     for rule in RULES:
@@ -276,8 +279,9 @@ def device_matters(run: Run) -> Iterator[str]:
                 yield f"{field}: no effect on {run.device_type}: {why}"
     ranks = run.data_parallel_degree
     reshard = config.parallelism.fsdp_reshard_after_forward
-    replicas = config.parallelism.data_parallel_replicate_degree
-    if ranks == replicas and reshard != "default":
+    copies = config.parallelism.data_parallel_replicate_degree
+    alone = ranks == copies and config.parallelism.context_parallel_degree == 1
+    if alone and reshard != "default":
         yield "parallelism.fsdp_reshard_after_forward: no effect: nothing is sharded"
 
 
@@ -292,6 +296,10 @@ ONLY_CUDA = {
 
 RULES: tuple[Rule, ...] = (
     degrees_fit,
+    layout_rules.model_divides,
+    layout_rules.sequence_divides,
+    layout_rules.microbatches_fit,
+    layout_rules.plan_can_be_carried_out,
     batch_is_divisible,
     workers_have_rows,
     schedule_fits,

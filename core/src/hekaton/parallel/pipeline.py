@@ -14,16 +14,12 @@ from torch import nn
 from hekaton.distributed import plain
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.parallel.plan import ParallelPlan
+from hekaton.parallel.schedules import V_SHAPED
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from hekaton.config.sections import ParallelismSection
-
-V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
-"""Schedules whose stages run down the ranks and up again, so that each rank has one from either half."""
-
-SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B", "InterleavedZeroBubble", "LoopedBFS", *V_SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +40,8 @@ class StageLayout:
 
 def is_multi_stage(settings: ParallelismSection) -> bool:
     """Whether the schedule runs several stages per rank."""
-    return settings.pipeline_parallel_schedule_csv or settings.pipeline_parallel_schedule not in (
-        "1F1B",
-        "GPipe",
-    )
+    csv, schedule = settings.pipeline_parallel_schedule_csv, settings.pipeline_parallel_schedule
+    return bool(csv) or schedule not in SINGLE_STAGE
 
 
 def stage_layout(model: nn.Module, plan: ParallelPlan, settings: ParallelismSection) -> StageLayout:
@@ -82,7 +76,7 @@ def stage_layout(model: nn.Module, plan: ParallelPlan, settings: ParallelismSect
             f"'{settings.pipeline_parallel_schedule}'",
             hint="1F1B and GPipe take one stage per rank, the others two or more, the same number on each",
         )
-    if settings.pipeline_parallel_schedule in V_SCHEDULES:
+    if settings.pipeline_parallel_schedule in V_SHAPED:
         if len(modules) != 2 * degree:
             raise ConfigError(
                 f"schedule '{settings.pipeline_parallel_schedule}' takes two stages per rank, "

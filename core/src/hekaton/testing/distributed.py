@@ -23,7 +23,8 @@ def run_processes(
     ``MASTER_PORT``), so that ``torch.distributed.init_process_group("gloo")`` works in the function.
 
     :param arguments: JSON values.
-    :raises AssertionError: with the output of the processes that failed, or did not end in ``timeout`` seconds.
+    :raises AssertionError: with the output of the processes that failed, or were not done in ``timeout``
+        seconds.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,7 +59,7 @@ def run_processes(
 
 
 def _wait(running: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
-    """The ranks that failed or, when time is up, are still running; one failure ends the wait for the rest."""
+    """The ranks that failed, or are still running when time is up; one failure ends the wait."""
     end = time.monotonic() + timeout
     while any(process.poll() is None for process in running):
         failed = [rank for rank, process in enumerate(running) if process.poll() not in (None, 0)]

@@ -1,0 +1,147 @@
+"""Rules of a layout: what model and batch must be divisible by, and whether the plan can be carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hekaton.errors import HekatonError, choices_hint
+
+if TYPE_CHECKING:
+    from hekaton.config.rules import Run
+
+
+def model_divides(run: Run) -> Iterator[HekatonError]:
+    """Heads and vocabulary can be cut by tensor parallel, and heads by Ulysses as well."""
+    settings = run.config.parallelism
+    tensor = settings.tensor_parallel_degree
+    ulysses = settings.context_parallel_degree if run.config.context_parallel_strategy() == "ulysses" else 1
+    if tensor * ulysses == 1:
+        return
+    model = _model_config(run)
+    who = f"{run.config.model.name} {run.config.model.flavor}"
+    for field in ("n_heads", "n_kv_heads", "vocab_size"):
+        size = getattr(model, field, None)
+        by, degrees = tensor, "parallelism.tensor_parallel_degree"
+        if field != "vocab_size" and ulysses > 1:
+            by, degrees = tensor * ulysses, f"{degrees} × context_parallel_degree (ulysses)"
+        if isinstance(size, int) and by > 1 and size % by:
+            choices = [str(degree) for degree in range(1, size + 1) if size % degree == 0 and degree <= 64]
+            yield run.violation(
+                f"{degrees} = {by} does not divide {field} = {size} of {who}",
+                "parallelism.tensor_parallel_degree",
+                "parallelism.context_parallel_degree",
+                hint=f"choose one of {', '.join(choices)}",
+            )
+
+
+def sequence_divides(run: Run) -> Iterator[HekatonError]:
+    """Sequences can be cut by context parallel, twice over with head-tail balancing, and by tensor parallel."""
+    settings = run.config.parallelism
+    context, tensor = settings.context_parallel_degree, settings.tensor_parallel_degree
+    balanced = (
+        settings.context_parallel_load_balancer == "headtail"
+        and run.config.context_parallel_strategy() != "ulysses"
+    )
+    stretches = context * (2 if balanced and context > 1 else 1)
+    lengths = {"training.seq_len": run.config.training.seq_len}
+    if run.config.validation.enable:
+        lengths["validation.seq_len"] = run.config.validation.seq_len
+    for field, length in lengths.items():
+        if length % stretches:
+            twice = " (twice, for head-tail load balancing)" if stretches > context else ""
+            yield run.violation(
+                f"{field} = {length} is not divisible by context_parallel_degree = {context}{twice}",
+                field,
+                "parallelism.context_parallel_degree",
+                hint=f"choose a multiple of {stretches}",
+            )
+        elif settings.sequence_parallel and tensor > 1 and (length // context) % tensor:
+            part = f"its part of {length // context} tokens" if context > 1 else "it"
+            yield run.violation(
+                f"{field} = {length}: {part} is not divisible by tensor_parallel_degree = {tensor}, as "
+                "sequence parallel needs",
+                field,
+                "parallelism.tensor_parallel_degree",
+                hint=f"choose a multiple of {context * tensor}, or parallelism.sequence_parallel = false",
+            )
+
+
+def microbatches_fit(run: Run) -> Iterator[HekatonError]:
+    """The batch gives the pipeline whole microbatches, and as many as its schedule needs."""
+    from hekaton.parallel.schedules import SCHEDULES, microbatches_needed
+
+    settings, training = run.config.parallelism, run.config.training
+    degree = settings.pipeline_parallel_degree
+    if degree == 1:
+        return
+    size, rows = settings.pipeline_parallel_microbatch_size, training.local_batch_size
+    fields = ("parallelism.pipeline_parallel_microbatch_size", "training.local_batch_size")
+    if rows % size:
+        yield run.violation(
+            f"training.local_batch_size = {rows} is not divisible by "
+            f"parallelism.pipeline_parallel_microbatch_size = {size}",
+            *fields,
+        )
+    if run.config.validation.enable and run.config.validation.local_batch_size != rows:
+        yield run.violation(
+            f"validation.local_batch_size = {run.config.validation.local_batch_size} must be "
+            f"training.local_batch_size = {rows} under a pipeline, whose microbatches are of fixed number",
+            "validation.local_batch_size",
+        )
+    if settings.pipeline_parallel_schedule_csv:
+        return
+    schedule = settings.pipeline_parallel_schedule
+    if schedule not in SCHEDULES:
+        yield run.violation(
+            f"unknown pipeline schedule '{schedule}'",
+            "parallelism.pipeline_parallel_schedule",
+            hint=choices_hint(schedule, SCHEDULES),
+        )
+        return
+    needed = microbatches_needed(schedule, degree)
+    if rows // size < needed:
+        yield run.violation(
+            f"schedule '{schedule}' on {degree} pipeline ranks needs {needed} microbatches, "
+            f"local_batch_size {rows} / microbatch_size {size} gives {rows // size}",
+            *fields,
+            "parallelism.pipeline_parallel_schedule",
+            hint=f"choose training.local_batch_size = {needed * size} or more",
+        )
+
+
+def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
+    """Every row of the plan, every word and every stage fits the model, which is built on the meta device."""
+    settings = run.config.parallelism
+    if settings.tensor_parallel_degree * settings.pipeline_parallel_degree == 1:
+        return
+    from hekaton.build import build_meta, tensor_words
+    from hekaton.mesh import ParallelDims
+    from hekaton.parallel.pipeline import stage_layout
+
+    dims = ParallelDims(
+        tp=settings.tensor_parallel_degree,
+        pp=settings.pipeline_parallel_degree,
+        cp=settings.context_parallel_degree,
+    )
+    try:
+        meta = build_meta(run.config, run.plugins, dims)
+    except HekatonError as e:
+        yield e
+        return
+    if dims.tp > 1:
+        try:
+            tensor_words(meta, run.config, run.plugins)
+        except HekatonError as e:
+            yield e
+    if dims.pp > 1:
+        try:
+            stage_layout(meta.model, meta.plan, settings)
+        except HekatonError as e:
+            yield e
+
+
+def _model_config(run: Run) -> Any:
+    from hekaton.build import model_config
+
+    return model_config(run.config, run.plugins)[1]

@@ -1,0 +1,40 @@
+"""Every TOML file that we ship is right, and its model can be built."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hekaton.build import build_meta, make_layout
+from hekaton.config import check, load
+from hekaton.mesh import ParallelDims
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    path
+    for path in ROOT.glob("*/*/train_configs/**/*.toml")
+    if not {".venv", "build", "dist"} & set(path.relative_to(ROOT).parts)
+)
+
+
+def test_there_are_some():
+    assert ROOT / "model_zoo/llama3/train_configs/debug_model.toml" in CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
+def test_config_is_right_and_its_model_builds_on_meta(path):
+    world_size = smallest_world(path)
+    loaded = load([path])
+    assert check(loaded, world_size=world_size, device_type="cuda") == ()
+    dims = ParallelDims.of(loaded.config, world_size=world_size)
+    meta = build_meta(loaded.config, loaded.plugins, dims)
+    make_layout(meta, dims, loaded.config, loaded.plugins)
+    assert next(meta.model.parameters()).device.type == "meta"
+
+
+def smallest_world(path: Path) -> int:
+    """The product of the degrees that the file sets, those that take what is left counting as 8."""
+    world_size = 1
+    for name, degree in tomllib.loads(path.read_text()).get("parallelism", {}).items():
+        if name.endswith("_degree"):
+            world_size *= degree if degree > 0 else 8
+    return world_size
