@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hekaton.config import check
+from hekaton.config import check, rules
 from hekaton.errors import ConfigErrors
 
 
@@ -59,13 +59,12 @@ SHORT_WARMUP = "[lr_scheduler]\nwarmup_steps = 0\n"
             ),
         ),
         (
-            "[parallelism]\npipeline_parallel_degree = 2\ntensor_parallel_degree = 3\n",
+            "[parallelism]\ndata_parallel_replicate_degree = 2\ncontext_parallel_degree = 3\n"
+            "[training]\nseq_len = 60\n",
             4,
-            (
-                "4 processes cannot be divided by 6 (pipeline_parallel_degree 2 × "
-                "tensor_parallel_degree 3)\n  from: run.toml, line 2; run.toml, line 3\n  choose "
-                "degrees that multiply to one of 1, 2, 4"
-            ),
+            "4 processes cannot be divided by 6 (data_parallel_replicate_degree 2 × "
+            "context_parallel_degree 3)\n  from: run.toml, line 2; run.toml, line 3\n"
+            "  choose degrees that multiply to one of 1, 2, 4",
         ),
         (
             "[training]\nlocal_batch_size = 4\nglobal_batch_size = 20\n",
@@ -160,6 +159,20 @@ def test_a_violation(violations, toml, world_size, message):
 def test_nothing_to_say(load_run, toml, world_size, device_type):
     steps = "" if "steps" in toml else "[lr_scheduler]\nwarmup_steps = 1\n"
     assert check(load_run(steps + toml), world_size=world_size, device_type=device_type) == ()
+
+
+@pytest.mark.parametrize(
+    ("degrees", "idle"),
+    [
+        ("data_parallel_replicate_degree = 2", True),
+        ("data_parallel_shard_degree = 2", False),
+        ("context_parallel_degree = 2", False),
+    ],
+)
+def test_parameters_are_sharded_over_the_ranks_of_context_parallel_too(load_run, degrees, idle):
+    loaded = load_run(f'{SHORT_WARMUP}[parallelism]\nfsdp_reshard_after_forward = "never"\n{degrees}\n')
+    run = rules.Run(loaded.config, loaded.plugins, loaded.origins, 2, "cpu")
+    assert any("nothing is sharded" in notice for notice in rules.device_matters(run)) is idle
 
 
 def test_all_violations_at_once(violations):
