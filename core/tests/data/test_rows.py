@@ -167,6 +167,25 @@ def test_pieces_of_a_long_document_are_one_document(numbers, number_tokenizer, m
     assert loader.next_step()["tokens"].tolist() == [[*range(12, 30), 200, 100, 77, 200, 100, *range(1, 9)]]
 
 
+def test_a_row_resumes_in_any_piece(numbers, number_tokenizer, monkeypatch):
+    monkeypatch.setattr("hekaton.data.pieces.PIECE", 8)
+    monkeypatch.setattr("hekaton.data.rows.PIECE", 8)
+
+    def loader():
+        return build_loader(
+            numbers(" ".join(str(number) for number in range(1, 30))), number_tokenizer(),
+            seq_len=3, global_batch_size=1, rows=range(1), seed=0,
+        )  # fmt: skip
+
+    through = loader()
+    for done in range(3, 27, 3):
+        through.next_step()
+        assert through.cursor().tolist() == [[0, done]]
+        resumed = loader()
+        resumed.seek(through.cursor())
+        assert resumed.next_step()["tokens"].tolist() == [[done + 1, done + 2, done + 3]]
+
+
 def test_a_long_document_is_encoded_as_it_is_needed(numbers, number_tokenizer, monkeypatch):
     monkeypatch.setattr("hekaton.data.pieces.PIECE", 100)
     monkeypatch.setattr("hekaton.data.rows.PIECE", 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_ids_in_batches_are_those_of_the_tokenizer(here: Path) -> None:
     assert tokens[-1] == tokenizer.eos_id
     read = tokenizer.decode(tokens[1:-1]).split("<|end_of_text|><|begin_of_text|>")
     assert sorted(read) == sorted(text for text in TEXTS if text)
+
+
+def test_workers_after_the_tokenizer_had_threads(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The threads are not there after a fork: a worker must neither wait for them nor warn."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    tokenizer = build_tokenizer(None, None)
+    tokenizer.encode_batch(TEXTS * 100)
+    documents = build(TextDatasetSection(), str(jsonl(here / "a.jsonl", TEXTS)))
+    for value in (None, "true"):
+        if value is not None:
+            monkeypatch.setenv("TOKENIZERS_PARALLELISM", value)
+        loader = build_loader(
+            documents, tokenizer, seq_len=64, global_batch_size=4, rows=range(4), seed=0, num_workers=2
+        )
+        assert loader.next_step()["tokens"].shape == (4, 64)
+        loader.close()
+        assert os.environ.get("TOKENIZERS_PARALLELISM") == value
+    assert capfd.readouterr().err == ""
 
 
 def test_processes_that_open_the_same_files_at_once(here: Path) -> None:
