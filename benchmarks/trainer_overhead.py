@@ -35,7 +35,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(
-            [CONFIG], ["--job.dump_folder", folder, "--checkpoint.no-enable", "--metrics.no-enable_tensorboard"]
+            [CONFIG],
+            ["--job.dump_folder", folder, "--checkpoint.no-enable", "--metrics.no-enable_tensorboard"],
         )
         process = this_process()
         check(loaded, world_size=1, device_type=process.device.type)

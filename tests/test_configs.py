@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from hekaton.build import build_meta, make_layout
 from hekaton.config import check, load
 from hekaton.mesh import ParallelDims

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hekaton.testing.distributed import run_processes
 
 SCRIPT = Path(__file__).with_name("training_on_processes.py")
@@ -12,7 +13,8 @@ FLAGS = [
     "--model.name", "llama3", "--model.flavor", "debugmodel",
     "--model.overrides", '{"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 48}',
     "--training.dataset", "python_stdlib", "--training.seq_len", "48", "--training.local_batch_size", "2",
-    "--training.global_batch_size", "8", "--training.steps", "8", "--training.mixed_precision_param", "float32",
+    "--training.global_batch_size", "8", "--training.steps", "8",
+    "--training.mixed_precision_param", "float32",
     "--lr_scheduler.warmup_steps", "2", "--metrics.log_freq", "3", "--checkpoint.enable",
     "--checkpoint.interval", "3",
 ]  # fmt: skip

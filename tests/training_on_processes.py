@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
+
 from hekaton.config import check, load
 from hekaton.distributed import process_group, this_process
 from hekaton.metrics import set_up_logging

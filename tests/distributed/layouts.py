@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+
 from hekaton.config import check, load
 from hekaton.distributed import all_sum, this_process
 from hekaton.trainer import Trainer
@@ -89,7 +90,7 @@ def whole(trainer: Trainer, what) -> dict[str, torch.Tensor]:
 
 
 def difference(result: dict, expected: dict) -> dict[str, float]:
-    """Relative differences; of gradients the largest over parameters, norm-wise; of weights whether any bit."""
+    """Relative differences; of gradients the largest norm-wise, of weights whether any bit."""
     assert result["weights"].keys() == expected["weights"].keys()
     gradients = {
         name: ((grad - expected["gradients"][name]).norm() / expected["gradients"][name].norm()).item()

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from hekaton.testing.distributed import run_processes
 
 SCRIPT = Path(__file__).with_name("layouts.py")
@@ -46,7 +47,9 @@ def case(layout: str, *flags: str, reference: str = "float64", mutation: str | N
         degrees[word.rstrip("0123456789")] = int(word.lstrip("abcdefghijklmnopqrstuvwxyz"))
     rows = 8 // (degrees["replicate"] * degrees["shard"])
     local = [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(rows)]
-    set_degrees = [word for axis, degree in degrees.items() for word in (f"--parallelism.{DEGREES[axis]}", str(degree))]
+    set_degrees = [
+        word for axis, degree in degrees.items() for word in (f"--parallelism.{DEGREES[axis]}", str(degree))
+    ]
     processes = 1
     for degree in degrees.values():
         processes *= degree
@@ -87,7 +90,9 @@ def folder(tmp_path_factory):
     references = {
         name: {"flags": [*flags, "--training.local_batch_size", "8"]} for name, flags in REFERENCES.items()
     }
-    run_processes(SCRIPT, "run", processes=1, timeout=110, cases=references, folder=str(folder), reference=True)
+    run_processes(
+        SCRIPT, "run", processes=1, timeout=110, cases=references, folder=str(folder), reference=True
+    )
     return folder
 
 
@@ -101,7 +106,13 @@ def differences(folder):
         if processes not in known:
             cases = {name: described for name, (number, described) in CASES.items() if number == processes}
             run_processes(
-                SCRIPT, "run", processes=processes, timeout=560, cases=cases, folder=str(folder), reference=False
+                SCRIPT,
+                "run",
+                processes=processes,
+                timeout=560,
+                cases=cases,
+                folder=str(folder),
+                reference=False,
             )
             known[processes] = json.loads(Path(folder, f"differences-{processes}.json").read_text())
         return known[processes][name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import random
 import tracemalloc
@@ -128,7 +129,9 @@ def test_workers_that_read_ahead_do_not_move_the_cursor(documents, number_tokeni
     assert global_batch([ahead]) == steps[9]
     ahead.close()
     assert global_batch([ahead]) == steps[10]  # a closed loader goes on where it was
+    assert len(multiprocessing.active_children()) == 2
     ahead.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_another_sequence_length_goes_on_with_the_next_token(documents, number_tokenizer):

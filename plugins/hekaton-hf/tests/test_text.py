@@ -196,12 +196,21 @@ def test_no_path() -> None:
     assert "dataset 'text' needs files to read" in refused(None)
 
 
-@pytest.mark.parametrize("path", ["nothing/*.jsonl", "nothing.jsonl", "nothing", "a.jsonl,nothing.txt"])
-def test_nothing_matches(here: Path, path: str) -> None:
-    jsonl(here / "a.jsonl", TEXTS)
-    said = refused(path)
-    assert f"no files match '{path.split(',')[-1]}'" in said
-    assert str(here) in said
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("nothing/*.jsonl", "there is no 'nothing' in '{here}'"),
+        ("data/nothing.jsonl", "there is no 'nothing.jsonl' in '{here}/data'"),
+        ("data/b*.jsonl", "nothing in '{here}/data' is of the form 'b*.jsonl'"),
+        ("d*/b/*.jsonl", "nothing in '{here}' is of the form 'd*/b/*.jsonl'"),
+        ("data/a.jsonl,nothing.txt", "there is no 'nothing.txt' in '{here}'"),
+        ("empty", "'{here}/empty' is an empty folder"),
+    ],
+)
+def test_nothing_matches(here: Path, path: str, hint: str) -> None:
+    jsonl(here / "data" / "a.jsonl", TEXTS)
+    (here / "empty").mkdir()
+    assert refused(path) == f"no files match '{path.split(',')[-1]}'\n  {hint.format(here=here)}"
 
 
 def test_a_format_that_is_not_known(here: Path) -> None:

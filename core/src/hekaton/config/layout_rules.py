@@ -36,7 +36,7 @@ def model_divides(run: Run) -> Iterator[HekatonError]:
 
 
 def sequence_divides(run: Run) -> Iterator[HekatonError]:
-    """Sequences can be cut by context parallel, twice over with head-tail balancing, and by tensor parallel."""
+    """Sequences can be cut by context parallel, twice with head-tail balancing, and by tensor parallel."""
     settings = run.config.parallelism
     context, tensor = settings.context_parallel_degree, settings.tensor_parallel_degree
     balanced = (

@@ -14,7 +14,7 @@ from torch import nn
 from hekaton.distributed import plain
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.parallel.plan import ParallelPlan
-from hekaton.parallel.schedules import V_SHAPED
+from hekaton.parallel.schedules import SINGLE_STAGE, V_SHAPED
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -46,7 +46,7 @@ def _matches(pattern: str) -> list[Path]:
         names = sorted(glob.glob(str(exact), recursive=True))
         files = [Path(name) for name in names if Path(name).is_file()]
     if not files:
-        raise DataError(f"no files match '{pattern}'", hint=f"looked in '{Path.cwd()}'; see dataset_path")
+        raise DataError(f"no files match '{pattern}'", hint=_where_it_ends(exact))
     readable = [file.absolute() for file in files if reader_of(file)]
     if not readable:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
@@ -55,6 +55,19 @@ def _matches(pattern: str) -> list[Path]:
             hint=f"it reads {_LISTING}; all but parquet also compressed ({', '.join(COMPRESSED)})",
         )
     return readable
+
+
+def _where_it_ends(pattern: Path) -> str:
+    """The first part of a path that is not there."""
+    first, *parts = pattern.absolute().parts
+    folder = Path(first)
+    for part in parts:
+        if glob.has_magic(part) and not (folder / part).exists():
+            return f"nothing in '{folder}' is of the form '{pattern.absolute().relative_to(folder)}'"
+        if not (folder / part).exists():
+            return f"there is no '{part}' in '{folder}'"
+        folder /= part
+    return f"'{folder}' is an empty folder"
 
 
 def _parts(path: str) -> list[str]:

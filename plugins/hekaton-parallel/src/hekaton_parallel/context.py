@@ -11,16 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hekaton.parallel.context import ContextGroup, contiguous, head_tail
 from torch import nn
 from torch.distributed import _functional_collectives as collectives
 
+from hekaton.parallel.context import ContextGroup, contiguous, head_tail
 from hekaton_parallel.ring import RingAttention
 
 Attend = Callable[..., torch.Tensor]
 
 # Renamed in torch 2.13.
-_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+_all_gather = (
+    getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+)
 
 
 class AllGather:
@@ -75,7 +77,11 @@ class Ulysses:
         return self._exchange(by_rank).movedim(0, 1).flatten(1, 2)
 
     def _exchange(self, by_rank: torch.Tensor) -> torch.Tensor:
-        return _wait(collectives.all_to_all_single_autograd(by_rank.contiguous(), None, None, self._group.process_group))
+        return _wait(
+            collectives.all_to_all_single_autograd(
+                by_rank.contiguous(), None, None, self._group.process_group
+            )
+        )
 
 
 class Ring:

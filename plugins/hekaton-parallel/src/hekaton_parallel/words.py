@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hekaton.parallel.tensor import TensorContext
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 from torch.distributed.tensor.placement_types import Placement
+
+from hekaton.parallel.tensor import TensorContext
 
 
 def _between_modules(context: TensorContext) -> Placement:
@@ -29,7 +30,7 @@ def colwise(section: Any, context: TensorContext) -> ParallelStyle:
 
 
 def rowwise(section: Any, context: TensorContext) -> ParallelStyle:
-    """A linear layer cut by its inputs; the partial outputs are summed, over the sequence's parts or whole."""
+    """A linear layer cut by its inputs; the partial outputs are summed, whole or in parts."""
     return RowwiseParallel(output_layouts=_between_modules(context))
 
 
@@ -46,7 +47,7 @@ def vocab_output(section: Any, context: TensorContext) -> ParallelStyle:
 
 
 def sequence_norm(section: Any, context: TensorContext) -> ParallelStyle:
-    """A norm whose weight every rank has: each norms its part of the sequence, then the parts are gathered."""
+    """A norm whose weight every rank has: each norms its part of the sequence, then all gather."""
     return _Norm(_between_modules(context))
 
 
@@ -60,7 +61,9 @@ class _Norm(ParallelStyle):
         self._layout = layout
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def enter(_: nn.Module, inputs: tuple[torch.Tensor, ...], mesh: DeviceMesh) -> tuple[torch.Tensor, ...]:
+        def enter(
+            _: nn.Module, inputs: tuple[torch.Tensor, ...], mesh: DeviceMesh
+        ) -> tuple[torch.Tensor, ...]:
             return (DTensor.from_local(inputs[0], mesh, [self._layout], run_check=False), *inputs[1:])
 
         def leave(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> DTensor:

@@ -1,0 +1,158 @@
+"""What a user gets wrong, through the command itself: one clear message, status 2, no traceback."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hekaton.cli import main
+
+TINY = [
+    "--model.tokenizer", "byte",
+    "--model.overrides", '{"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}',
+    "--training.steps", "2", "--training.seq_len", "16", "--training.local_batch_size", "2",
+    "--training.mixed_precision_param", "float32", "--activation_checkpoint.mode", "none",
+    "--lr_scheduler.warmup_steps", "0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Train with these words in an empty folder, and return the message of the refusal."""
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+
+    def run(*words: str) -> str:
+        assert main(["train", *words]) == 2
+        message = capsys.readouterr().err
+        assert "error: " in message
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["nowhere.toml"], ["there is no file 'nowhere.toml'"]),
+        (["--trainig.steps", "1"], ["unknown flag --trainig.steps", "did you mean --training.steps"]),
+        (["--training.stepz", "1"], ["unknown flag --training.stepz", "did you mean --training.steps?"]),
+        (["--training.steps", "many"], ["training.steps must be an integer", "from: --training.steps"]),
+        (["--training.steps", "0"], ["training.steps must be greater than 0, not 0"]),
+        (["--model.name", "lama3"], ["unknown model 'lama3'", "did you mean 'llama3'?"]),
+        (
+            ["--model.flavor", "8b"],
+            ["unknown flavor '8b' of model 'llama3'", "did you mean '8B'?", "debugmodel"],
+        ),
+        (["--training.dataset", "python"], ["unknown dataset 'python'", "python_stdlib"]),
+        (["--optimizer.name", "AdamV"], ["unknown optimizer 'AdamV'", "Adam, AdamW"]),
+        (["--model.converters", "float9"], ["unknown converter 'float9'"]),
+        (
+            ["--parallelism.data_parallel_shard_degree", "3"],
+            ["multiply to 3", "this run has 1 process", "from: --parallelism.data_parallel_shard_degree"],
+        ),
+        (
+            ["--training.dataset", "text", "--training.dataset_path", "none/*.jsonl"],
+            ["no files match 'none/*.jsonl'"],
+        ),
+        (["--model.tokenizer", "hf", "--model.hf_assets_path", "none"], ["no tokenizer at 'none'"]),
+    ],
+    ids=lambda value: "-".join(value)[:40] if isinstance(value, list) and len(value) < 5 else None,
+)
+def test_words(refused, words, parts):
+    files = words[:1] if words[0].endswith(".toml") else []
+    message = refused(*files, *TINY, *words[len(files) :])
+    for part in parts:
+        assert part in message
+
+
+def test_a_file_is_quoted_with_its_line(refused, tmp_path):
+    Path("broken.toml").write_text("[training]\nsteps = 1\nseq_len = = 3\n")
+    message = refused("broken.toml")
+    assert "broken.toml, line 3" in message
+    assert "seq_len = = 3" in message
+
+
+def test_every_mistake_of_a_file_is_said_with_its_line(refused):
+    Path("wrong.toml").write_text('[trainer]\nsteps = 1\n\n[training]\nsteps = "1"\nseq_length = 8\n')
+    message = refused("wrong.toml")
+    for part in ("[trainer]", "wrong.toml, line 2", "line 5", "seq_length", "line 6", "seq_len"):
+        assert part in message
+    assert message.count("error: ") == 3
+
+
+def test_an_empty_dataset(refused):
+    Path("empty.jsonl").write_text("")
+    assert "empty.jsonl" in refused(
+        *TINY, "--training.dataset", "text", "--training.dataset_path", "empty.jsonl"
+    )
+
+
+def test_a_tokenizer_that_cannot_be_read(refused):
+    Path("tokenizer.json").write_text("{")
+    message = refused(*TINY, "--model.tokenizer", "hf", "--model.hf_assets_path", "tokenizer.json")
+    assert "cannot read the tokenizer 'tokenizer.json'" in message
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(refused):
+    message = refused(*TINY, "--model.overrides", '{"vocab_size": 100}')
+    assert "258 ids" in message
+    assert "vocab_size 100" in message
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run with a checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["train", *TINY, "--checkpoint.enable", "--job.dump_folder", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def resumed(trained, tmp_path, refused):
+    folder = tmp_path / "again"
+    shutil.copytree(trained, folder)
+    flags = [*TINY, "--checkpoint.enable", "--job.dump_folder", str(folder)]
+    return folder / "checkpoint" / "step-2", lambda *words: refused(*flags, *words)
+
+
+def test_a_checkpoint_of_another_model(resumed):
+    _, refused = resumed
+    message = refused("--model.overrides", '{"dim": 16, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1}')
+    assert "layers.2.attention" in message
+    message = refused("--model.overrides", '{"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}')
+    assert "layers.0.attention.wk.weight" in message
+
+
+def test_a_checkpoint_cut_short(resumed):
+    step, refused = resumed
+    shard = next(step.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    message = refused()
+    assert "none of the checkpoints" in message
+    assert shard.name in message
+
+
+def test_a_checkpoint_of_another_batch_size(resumed):
+    _, refused = resumed
+    assert "set training.global_batch_size = 2" in refused("--training.local_batch_size", "4")
+
+
+def test_the_process_itself_ends_with_status_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "hekaton", "train", "--model.name", "lama3"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown model 'lama3'")
+    assert "Traceback" not in done.stderr
+
+
+def test_overrides_are_checked_too(refused):
+    message = refused(*TINY, "--model.overrides", json.dumps({"dims": 8}))
+    assert "'dims'" in message
+    assert "dim" in message
