@@ -19,10 +19,18 @@ from pathlib import Path
 CONFIG = Path(__file__).parents[1] / "model_zoo/llama3/train_configs/debug_model.toml"
 
 
-def seconds(command: list[str]) -> float:
+def seconds(command: list[str], *, until: str = "") -> float:
+    """From the start of a process until it has written a line with ``until``, or else until its end."""
     began = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - began
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            if until and until in line:
+                taken = time.perf_counter() - began
+                break
+        else:
+            taken = time.perf_counter() - began
+    assert process.returncode == 0, command
+    return taken
 
 
 def main() -> None:
@@ -34,12 +42,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             one_step = ["--training.steps", "1", "--checkpoint.no-enable", "--job.dump_folder", folder]
             import_torch = seconds([sys.executable, "-c", "import torch"])
-            train = seconds([sys.executable, "-m", "hekaton", "train", str(CONFIG), *one_step])
+            train = seconds(
+                [sys.executable, "-m", "hekaton", "train", str(CONFIG), *one_step], until="step      1"
+            )
         if run:
             imports.append(import_torch)
             trains.append(train)
     print(f"import torch:             {statistics.median(imports):6.2f} s")
-    print(f"hekaton train, one step:  {statistics.median(trains):6.2f} s, the end of the process included")
+    print(f"hekaton train, one step:  {statistics.median(trains):6.2f} s")
     beyond = [train - import_torch for train, import_torch in zip(trains, imports, strict=True)]
     print(f"median difference:        {statistics.median(beyond):6.2f} s")
 

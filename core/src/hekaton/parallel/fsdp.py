@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
 
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -47,6 +39,15 @@ def apply_fsdp(
 
     Gradients are summed, never averaged: the loss is already divided by the global number of targets.
     """
+    # Half a second of imports, which a plain run does without.
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
+
     mesh = meshes.dense["dp_replicate", "fsdp"] if dims.dp_replicate > 1 else meshes.dense["fsdp"]
     cuda = mesh.device_type == "cuda"
     precision = MixedPrecisionPolicy(
@@ -63,18 +64,13 @@ def apply_fsdp(
     # What is left (embeddings, last norm, output) is used at both ends of the step: gathering it anew for
     # backward, which starts where forward ended, would only cost time.
     fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
-    for module in fsdp_modules(model):
+    for module in (module for module in model.modules() if isinstance(module, FSDPModule)):
         module.set_gradient_divide_factor(1.0)
         if not cuda:  # gloo has no pre-multiplied sum
             module.set_force_sum_reduction_for_comms(True)
     for before, after in pairwise(module for module in shared if isinstance(module, FSDPModule)):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
-
-
-def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
-    """The model and its blocks, where they are sharded."""
-    return (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
 def _reshard_after_forward(parallelism: ParallelismSection, dims: ParallelDims) -> bool:
