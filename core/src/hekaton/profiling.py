@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,19 @@ class Profiler:
         """Note the end of a step."""
         self._step += 1
         if self._profiler is not None:
-            self._profiler.step()
+            with warnings.catch_warnings():  # each cycle is written before its events are cleared
+                warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
+                self._profiler.step()
         if self._settings.enable_memory_snapshot and self._step % self._settings.profile_freq == 0:
             path = self._path(self._settings.save_memory_snapshot_folder, "pickle")
             path.write_bytes(pickle.dumps(torch.cuda.memory._snapshot()))
 
     def close(self) -> None:
-        if self._profiler is not None:
+        # Stopped while it warms up, torch's profiler crashes the process (seen with 2.13 on CPU).
+        if (
+            self._profiler is not None
+            and self._profiler.current_action != torch.profiler.ProfilerAction.WARMUP
+        ):
             self._profiler.stop()
 
     def _write_trace(self, profiler: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,8 @@ class Trainer:
 
         meta = build_meta(config, self.plugins, self.dims)
         self._check_vocabulary(meta.config)
+        if config.model.print_after_conversion:
+            log.info("the model after %d converter(s):\n%s", len(meta.converters), meta.model)
         log.info(
             "%s %s: %s parameters, %s on %d process(es)",
             config.model.name, config.model.flavor, f"{sum(p.numel() for p in meta.model.parameters()):,}",
@@ -296,6 +299,7 @@ class Trainer:
         torch.manual_seed(self.seed + self.process.rank)
         debug = self.config.debug
         if debug.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
             torch.use_deterministic_algorithms(True, warn_only=debug.deterministic_warn_only)
             torch.backends.cudnn.benchmark = False
 

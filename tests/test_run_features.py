@@ -1,0 +1,164 @@
+"""What a run does beside training: logs, traces, validation, hooks, converters; each through the command."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from hekaton.cli import main
+
+TINY = [
+    "--model.tokenizer", "byte",
+    "--model.overrides", '{"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 258}',
+    "--training.steps", "4", "--training.seq_len", "16", "--training.local_batch_size", "2",
+    "--training.mixed_precision_param", "float32", "--activation_checkpoint.mode", "none",
+    "--lr_scheduler.warmup_steps", "0", "--metrics.log_freq", "2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path):
+    def run(*flags: str) -> None:
+        assert main(["train", *TINY, "--job.dump_folder", str(tmp_path), *flags]) == 0
+
+    return run
+
+
+def test_tensorboard_shows_one_curve_over_a_restart(train, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = ["--metrics.enable_tensorboard", "--checkpoint.enable", "--lr_scheduler.total_steps", "6"]
+    train(*flags)
+    train(*flags, "--training.steps", "6")
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    losses = events.Scalars("loss")
+    assert sorted({event.step for event in losses}) == [1, 2, 4, 5, 6]
+    assert all(math.isfinite(event.value) for event in losses)
+    assert {"grad_norm", "lr", "tokens_per_second", "tflops", "seconds/data"} <= set(events.Tags()["scalars"])
+
+
+def test_profiler_writes_a_trace(train, tmp_path):
+    train(
+        "--profiling.enable_profiling", "--profiling.profile_freq", "2", "--profiling.profiler_warmup", "1",
+        "--profiling.profiler_active", "1",
+    )  # fmt: skip
+    traces = sorted((tmp_path / "profile_traces").glob("step-*/rank-0.json"))
+    assert [trace.parent.name for trace in traces] == ["step-2", "step-4"]
+    names = {event.get("name") for event in json.loads(traces[0].read_text())["traceEvents"]}
+    assert "aten::mm" in names
+
+
+PLUGIN = '''
+import json
+from pathlib import Path
+
+from hekaton.contributions import Converter, Ref, hookimpl
+from torch import nn
+
+seen = {"steps": [], "after_step": 0}
+
+
+class Freeze:
+    """Freezes every norm."""
+
+    def convert(self, model):
+        for module in model.modules():
+            if isinstance(module, nn.RMSNorm):
+                module.weight.requires_grad_(False)
+
+    def after_step(self, model_parts):
+        seen["after_step"] += 1
+        seen["frozen"] = sum(not p.requires_grad for part in model_parts for p in part.parameters())
+
+
+def build(section, dims):
+    seen["world_size"] = dims.world_size
+    return Freeze()
+
+
+@hookimpl
+def hekaton_converters():
+    return [Converter("freeze_norms", build=Ref("observer:build"))]
+
+
+@hookimpl
+def hekaton_run_started(config, step):
+    seen["started"] = [config.model.name, step]
+
+
+@hookimpl
+def hekaton_step_ended(step, metrics):
+    seen["steps"].append([step, sorted(metrics)[:1]])
+
+
+@hookimpl
+def hekaton_checkpoint_saved(step, folder):
+    seen["saved"] = [step, folder.name]
+
+
+@hookimpl
+def hekaton_run_ended(step, error):
+    seen["ended"] = [step, error is None]
+    Path(__file__).with_suffix(".json").write_text(json.dumps(seen))
+'''
+
+
+def test_lifecycle_hooks_and_converters_are_called(train, tmp_path):
+    plugin = tmp_path / "observer.py"
+    plugin.write_text(PLUGIN)
+    train(
+        "--plugins.load", str(plugin), "--model.converters", "freeze_norms", "--checkpoint.enable",
+        "--model.print_after_conversion",
+    )  # fmt: skip
+    seen = json.loads(plugin.with_suffix(".json").read_text())
+    assert seen == {
+        "world_size": 1,
+        "started": ["llama3", 0],
+        "steps": [[1, ["data_wait_share"]], [2, ["data_wait_share"]], [3, []], [4, ["data_wait_share"]]],
+        "after_step": 4,
+        "frozen": 5,  # two in each of two layers, and the last
+        "saved": [4, "step-4"],
+        "ended": [4, True],
+    }
+
+
+def test_validation_is_the_mean_loss_over_the_other_data(train, tmp_path, capsys):
+    """With a learning rate of next to nothing, validating on the training data gives the training loss."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"document {i} " * 3}) + "\n" for i in range(6)))
+    train(
+        "--training.dataset", "text", "--training.dataset_path", str(data), "--training.steps", "1",
+        "--optimizer.lr", "1e-12", "--training.local_batch_size", "6", "--training.seq_len", "48",
+        "--validation.enable", "--validation.dataset", "text", "--validation.dataset_path", str(data),
+        "--validation.local_batch_size", "6", "--validation.seq_len", "48", "--validation.freq", "1",
+    )  # fmt: skip
+    shown = capsys.readouterr().err
+    trained = float(shown.split("step      1  loss ")[1].split()[0])
+    validated = float(shown.split("validation loss ")[1].split()[0])
+    # Each row is one document of 37 or so tokens; training packs the start of a second behind it.
+    assert validated == pytest.approx(trained, abs=0.2)
+    assert validated == pytest.approx(math.log(258) + 0.5, abs=0.5)
+
+
+def test_deterministic_mode_is_set(train):
+    try:
+        train("--debug.deterministic")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_cpu_offload_and_mixed_precision_train_on_one_process(train, tmp_path):
+    train(
+        "--training.enable_cpu_offload", "--training.mixed_precision_param", "bfloat16", "--checkpoint.enable"
+    )
+    assert (tmp_path / "checkpoint" / "step-4" / "manifest.json").exists()
+
+
+def test_resolved_configuration_is_written_beside_the_run(train, tmp_path):
+    train("--job.save_config_file", "resolved.toml", "--job.print_config")
+    text = (tmp_path / "resolved.toml").read_text()
+    assert "seq_len = 16" in text
+    assert main(["config", "check", str(tmp_path / "resolved.toml")]) == 0
