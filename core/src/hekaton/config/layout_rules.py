@@ -113,7 +113,8 @@ def microbatches_fit(run: Run) -> Iterator[HekatonError]:
 def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
     """Every row of the plan, every word and every stage fits the model, which is built on the meta device."""
     settings = run.config.parallelism
-    if settings.tensor_parallel_degree * settings.pipeline_parallel_degree == 1:
+    degrees = ("tensor_parallel_degree", "pipeline_parallel_degree", "context_parallel_degree")
+    if all(getattr(settings, degree) == 1 for degree in degrees):
         return
     from hekaton.build import build_meta, tensor_words
     from hekaton.mesh import ParallelDims
@@ -134,7 +135,18 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             tensor_words(meta, run.config, run.plugins)
         except HekatonError as e:
             yield e
-    if dims.pp > 1:
+    if dims.cp > 1 and not meta.plan.context:
+        yield run.violation(
+            f"model '{run.config.model.name}' has no context-parallel plan: context_parallel_degree must be 1",
+            "parallelism.context_parallel_degree",
+        )
+    if dims.pp > 1 and meta.plan.stages is None:
+        yield run.violation(
+            f"model '{run.config.model.name}' cannot be cut into pipeline stages, its plan names none: "
+            "pipeline_parallel_degree must be 1",
+            "parallelism.pipeline_parallel_degree",
+        )
+    elif dims.pp > 1:
         try:
             stage_layout(meta.model, meta.plan, settings)
         except HekatonError as e:

@@ -1,0 +1,123 @@
+"""What a layout cannot do is said before anything is built, each mistake in one message, all at once."""
+
+import pytest
+from hekaton.config import check, load
+from hekaton.errors import HekatonError
+
+P = "--parallelism."
+TP, CP, PP = f"{P}tensor_parallel_degree", f"{P}context_parallel_degree", f"{P}pipeline_parallel_degree"
+SCHEDULE = f"{P}pipeline_parallel_schedule"
+
+
+def said(*flags: str, world_size: int | None = None, model: str = "llama3") -> str:
+    """The refusal, as the user reads it."""
+    loaded = load([], ["--model.name", model, "--training.seq_len", "64", *flags])
+    with pytest.raises(HekatonError) as caught:
+        check(loaded, world_size=world_size, device_type="cpu")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([TP, "3"], ["does not divide n_heads = 8", "choose one of 1, 2, 4, 8", f"from: {TP}"]),
+        ([TP, "8"], ["does not divide n_kv_heads = 4", "choose one of 1, 2, 4"]),
+        ([TP, "2", "--model.overrides.vocab_size", "2049"], ["does not divide vocab_size = 2049"]),
+        (
+            [TP, "2", CP, "4", f"{P}context_parallel_strategy", "ulysses"],
+            ["(ulysses) = 8 does not divide n_kv_heads = 4"],
+        ),
+        ([CP, "3"], ["training.seq_len = 64 is not divisible by context_parallel_degree = 3 (twice", "multiple of 6"]),
+        (
+            [CP, "64"],
+            ["is not divisible by context_parallel_degree = 64 (twice, for head-tail load balancing)"],
+        ),
+        (
+            [CP, "4", TP, "4", "--training.seq_len", "72"],
+            ["its part of 18 tokens is not divisible by tensor_parallel_degree = 4", "sequence_parallel = false"],
+        ),
+        ([PP, "8"], ["8 pipeline stages are more than the model's 6 layers"]),
+        ([PP, "4", SCHEDULE, "Interleaved1F1B"], ["8 pipeline stages are more than the model's 6 layers"]),
+        ([PP, "2", SCHEDULE, "1F1C"], ["unknown pipeline schedule '1F1C'", "did you mean '1F1B'?"]),
+        (
+            [PP, "4", "--training.local_batch_size", "2"],
+            ["on 4 pipeline ranks needs 4 microbatches", "gives 2", "local_batch_size = 4 or more"],
+        ),
+        (
+            [PP, "2", SCHEDULE, "DualPipeV", "--training.local_batch_size", "2"],
+            ["'DualPipeV' on 2 pipeline ranks needs 4 microbatches"],
+        ),
+        (
+            [PP, "2", f"{P}pipeline_parallel_microbatch_size", "3"],
+            ["training.local_batch_size = 8 is not divisible by"],
+        ),
+        (
+            [PP, "2", f"{P}module_fqns_per_model_part", '[["tok_embeddings"], ["norm", "output"]]'],
+            ["no pipeline stage has 'layers.0."],
+        ),
+        (
+            [PP, "2", f"{P}module_fqns_per_model_part",
+             '[["tok_embeddings", "layers"], ["layers.5", "norm", "output"]]'],
+            ["'layers.5.", "on several pipeline stages: 0, 1"],
+        ),
+        (
+            [PP, "2", f"{P}module_fqns_per_model_part", '[["tok_embedding", "layers"], ["norm", "output"]]'],
+            ["the model has no module 'tok_embedding'", "did you mean 'tok_embeddings'?"],
+        ),
+        (
+            [PP, "2", f"{P}module_fqns_per_model_part", '[["tok_embeddings"], ["layers"], ["norm", "output"]]'],
+            ["3 pipeline stages do not fit 2 ranks under schedule '1F1B'"],
+        ),
+        (
+            [PP, "2", "--model.overrides.tie_embeddings", "true"],
+            ["tok_embeddings.weight and output.weight are one tied parameter", "on several pipeline stages"],
+        ),
+        (
+            [TP, "2", f"{P}plan", '{"layers.*.feed_forward.w9": "colwise"}'],
+            ["row 'layers.*.feed_forward.w9' matches nothing", "layers.*.feed_forward.w1"],
+        ),
+        (
+            [TP, "2", f"{P}plan", '{"output": "colwize"}'],
+            ["unknown parallel style 'colwize'", "did you mean 'colwise'?"],
+        ),
+    ],
+)  # fmt: skip
+def test_refusal(flags, parts):
+    message = said(*flags)
+    for part in parts:
+        assert part in message
+
+
+def test_a_model_without_a_plan_is_told(tmp_path):
+    plugin = tmp_path / "bare_plan.py"
+    plugin.write_text(
+        "from dataclasses import replace\n"
+        "from hekaton.contributions import Model, Ref, hookimpl\n"
+        "def spec():\n"
+        "    from hekaton_llama3.spec import train_spec\n"
+        "    from hekaton.parallel.plan import ParallelPlan\n"
+        "    return replace(train_spec, plan=lambda config: ParallelPlan(block='layers.*'))\n"
+        "def __getattr__(name):\n"
+        "    if name == 'train_spec':\n"
+        "        return spec()\n"
+        "    raise AttributeError(name)\n"
+        "@hookimpl\n"
+        "def hekaton_models():\n"
+        "    return [Model('bare', spec=Ref('bare_plan:train_spec'))]\n"
+    )
+    message = said("--plugins.load", str(plugin), TP, "2", PP, "2", model="bare")
+    assert "has no tensor-parallel plan" in message
+    assert "cannot be cut into pipeline stages" in message
+    assert "has no context-parallel plan" in said("--plugins.load", str(plugin), CP, "2", model="bare")
+
+
+def test_everything_at_once():
+    message = said(TP, "3", CP, "5", PP, "7", SCHEDULE, "none", world_size=8)
+    for part in (
+        "8 processes cannot be divided by 105",
+        "does not divide n_heads",
+        "not divisible by context_parallel_degree = 5",
+        "unknown pipeline schedule 'none'",
+        "more than the model's 6 layers",
+    ):
+        assert part in message
