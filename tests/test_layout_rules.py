@@ -1,6 +1,7 @@
 """What a layout cannot do is said before anything is built, each mistake in one message, all at once."""
 
 import pytest
+
 from hekaton.config import check, load
 from hekaton.errors import HekatonError
 

@@ -137,7 +137,8 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             yield e
     if dims.cp > 1 and not meta.plan.context:
         yield run.violation(
-            f"model '{run.config.model.name}' has no context-parallel plan: context_parallel_degree must be 1",
+            f"model '{run.config.model.name}' has no context-parallel plan: "
+            "context_parallel_degree must be 1",
             "parallelism.context_parallel_degree",
         )
     if dims.pp > 1 and meta.plan.stages is None:
