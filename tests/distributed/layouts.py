@@ -120,7 +120,8 @@ def mutated(trainer: Trainer, mutation: str | None):
         def own_part(output, input, group=None, **_):
             output.copy_(input.chunk(dist.get_world_size(group))[dist.get_rank(group)])
 
-        patch.setattr(dist, "reduce_scatter_tensor", own_part)
+        name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+        patch.setattr(dist, name, own_part)
     elif mutation == "halved loss":
         loss = step._loss
         patch.setattr(step, "_loss", lambda outputs, targets: loss(outputs, targets) / 2)
@@ -136,6 +137,5 @@ def mutated(trainer: Trainer, mutation: str | None):
         patch.setattr(step, "_prepare", shifted)
     else:
         assert mutation is None
-    with patch.context():
-        yield
+    yield
     patch.undo()
