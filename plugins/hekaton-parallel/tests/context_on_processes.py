@@ -1,0 +1,42 @@
+"""Run by test_context.py: every strategy, on every rank's part, against attention over the whole sequence."""
+
+import torch
+import torch.distributed as dist
+
+from hekaton.parallel.context import ContextGroup
+from hekaton_blocks import DocumentAttention
+from hekaton_parallel.context import allgather, ring, ulysses
+
+SEQ, HEADS, KV_HEADS = 24, 8, 4
+DOCUMENTS = torch.tensor([[0] * 3 + [1] * 13 + [2] * 8, [0] * 23 + [1]])
+
+
+def attend() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for build in (allgather, ulysses, ring):
+        for load_balance in (True, False):
+            for documents in (None, DOCUMENTS):
+                group = ContextGroup(process_group=dist.group.WORLD, load_balance=load_balance)
+                compare(build(None, group), group, documents)
+    dist.destroy_process_group()
+
+
+def compare(strategy, group, documents) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = [
+        torch.randn(2, heads, SEQ, 8, generator=generator, dtype=torch.float64)
+        for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)
+    ]
+    *inputs, grad = whole
+    reference = [x.clone().requires_grad_() for x in inputs]
+    expected = DocumentAttention()(*reference, documents)
+    expected.backward(grad)
+
+    at = strategy.order(SEQ, group.degree).chunk(group.degree)[group.rank]
+    mine = [x[:, :, at].clone().requires_grad_() for x in inputs]
+    got = strategy.replace(DocumentAttention())(*mine, documents)
+    got.backward(grad[:, :, at])
+    torch.testing.assert_close(got, expected[:, :, at], rtol=1e-12, atol=1e-12)
+    for x, its in zip(mine, reference, strict=True):
+        torch.testing.assert_close(x.grad, its.grad[:, :, at], rtol=1e-12, atol=1e-12)
