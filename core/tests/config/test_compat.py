@@ -78,8 +78,6 @@ def test_the_fields_without_default_are_all_there():
         ("checkpoint", "last_save_in_hf = true", "saving in the layout of Hugging Face"),
         ("checkpoint", 'export_dtype = "bfloat16"', "exporting in another precision"),
         ("checkpoint", 'async_mode = "async"', "asynchronous checkpointing"),
-        ("activation_checkpoint", 'mode = "memory_budget"', "recomputing within a memory budget"),
-        ("activation_checkpoint", 'selective_ac_option = "op"', "recomputing chosen operators"),
         ("comm", 'mode = "fake_backend"', "running without real communication"),
         ("memory_estimation", "enable = true", "estimating memory"),
         ("fault_tolerance", "enable = true", "fault tolerance"),
@@ -268,6 +266,5 @@ def test_an_8b_run_loads(load_run):
 def test_a_405b_run_is_refused_for_what_is_missing(problems):
     assert [problem.splitlines()[0] for problem in problems(LLAMA_405B)] == [
         'checkpoint.async_mode = "async": asynchronous checkpointing is not available yet',
-        'activation_checkpoint.selective_ac_option = "op": recomputing chosen operators is not available yet',
         "unknown converter 'quantize.linear.float8' (model.converters)",
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hekaton.config import layout_rules
+from hekaton.config import compile_rules, layout_rules
 from hekaton.config.base import toml_value
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded
@@ -305,6 +305,9 @@ RULES: tuple[Rule, ...] = (
     schedule_fits,
     profile_fits,
     backend_exists,
+    compile_rules.operators_can_be_kept,
+    compile_rules.memory_budget_is_compiled,
+    compile_rules.async_tensor_parallel_can_run,
     checkpoint_can_be_loaded,
     precision_is_used,
     validation_is_other_data,

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from hekaton.mesh import Meshes, ParallelDims
-from hekaton.parallel.activation import apply_activation_checkpoint
-from hekaton.parallel.context import ContextStrategy, apply_context_parallel
+from hekaton.parallel.activation import (
+    apply_activation_checkpoint,
+    recomputes_by_operator,
+    set_memory_budget,
+)
+from hekaton.parallel.context import ContextStrategy, apply_context_parallel, inner_attentions
 from hekaton.parallel.fsdp import apply_fsdp, needs_fsdp
 from hekaton.parallel.pipeline import StageLayout, cut
 from hekaton.parallel.plan import ParallelPlan, blocks
-from hekaton.parallel.tensor import TensorContext, Word, apply_tensor_parallel
+from hekaton.parallel.tensor import (
+    TensorContext,
+    Word,
+    apply_tensor_parallel,
+    enable_async_tensor_parallel,
+)
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -48,17 +59,24 @@ def parallelize(
     :returns: stage -> the part of the model that this rank runs; without a pipeline stage 0 is all of it.
     """
     parts = {0: model}
+    every_block = [name for name, _ in blocks(model, layout.plan)]
     if layout.stages is not None:
         rank = meshes.dense["pp"].get_local_rank()
         parts = {stage: cut(model, layout.stages.modules[stage]) for stage in layout.stages.of_rank(rank)}
+    set_memory_budget(config.activation_checkpoint, Path(config.job.dump_folder, "memory_budget_pareto"))
+    compiled = config.compile.enable and "model" in config.compile.components
     for part in parts.values():
         if dims.tp > 1:
             apply_tensor_parallel(part, layout.words, meshes.dense["tp"], layout.tensor)
+            if config.parallelism.enable_async_tensor_parallel:
+                enable_async_tensor_parallel(meshes.dense["tp"])
         if layout.context is not None:
             apply_context_parallel(part, layout.plan.context, layout.context)
-        apply_activation_checkpoint(part, layout.plan, config.activation_checkpoint)
-        if config.compile.enable and "model" in config.compile.components:
-            apply_compile(part, layout.plan, config.compile)
+        apply_activation_checkpoint(part, layout.plan, config.activation_checkpoint, every_block=every_block)
+        if compiled:
+            # torch 2.13's compiler fails on a block of DTensors that holds all of its recomputation.
+            inside = dims.tp > 1 and not recomputes_by_operator(config.activation_checkpoint)
+            apply_compile(part, layout, config.compile, inside_checkpoint=inside)
         if needs_fsdp(dims, config.training):
             apply_fsdp(
                 part, layout.plan, meshes, dims, training=config.training, parallelism=config.parallelism
@@ -66,7 +84,24 @@ def parallelize(
     return parts
 
 
-def apply_compile(model: nn.Module, plan: ParallelPlan, settings: CompileSection) -> None:
-    """Compile each block in place: one graph serves all of them, and names stay as they are."""
-    for _, block in blocks(model, plan):
-        block.compile(backend=settings.backend, fullgraph=True)
+def apply_compile(
+    model: nn.Module, layout: Layout, settings: CompileSection, *, inside_checkpoint: bool = False
+) -> None:
+    """Compile each block in place: one graph serves all of them, and names stay as they are.
+
+    An inner attention whose context-parallel strategy cannot be traced stays as it is, and the block is
+    compiled around it.
+
+    :param inside_checkpoint: of a recomputed block, compile what is recomputed, which then runs twice,
+        instead of forward and recomputation as one.
+    """
+    whole = layout.context is None or layout.context.traceable
+    if not whole:
+        for inner in inner_attentions(model, layout.plan.context):
+            inner.forward = torch.compiler.disable(inner.forward)  # type: ignore[no-untyped-call]
+    block: Any
+    for _, block in blocks(model, layout.plan):
+        if inside_checkpoint and "_recomputed" in vars(block):
+            block._recomputed = torch.compile(block._recomputed, backend=settings.backend, fullgraph=whole)
+        else:
+            block.compile(backend=settings.backend, fullgraph=whole)

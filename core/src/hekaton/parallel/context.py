@@ -39,6 +39,9 @@ class ContextStrategy(Protocol):
     order: Callable[..., torch.Tensor]
     """``order(seq_len, degree, device=...)``: the positions in the order in which ranks hold them."""
 
+    traceable: bool
+    """Whether ``torch.compile`` can trace what :meth:`replace` returns; it stays uncompiled otherwise."""
+
     def replace(self, inner: nn.Module) -> Callable[..., torch.Tensor]:
         """The forward that takes the place of an inner attention's."""
 
@@ -55,12 +58,20 @@ def head_tail(seq_len: int, degree: int, *, device: torch.device | None = None) 
     return torch.cat([piece for rank in range(degree) for piece in (stretches[rank], stretches[-1 - rank])])
 
 
+def inner_attentions(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The modules where attention must see the whole sequence, as a plan names them."""
+    compiled = [compile_pattern(pattern) for pattern in patterns]
+    return [
+        module
+        for name, module in model.named_modules()
+        if any(pattern.fullmatch(name) for pattern in compiled)
+    ]
+
+
 def apply_context_parallel(model: nn.Module, patterns: Sequence[str], strategy: ContextStrategy) -> None:
     """Replace the forward of every inner attention that the plan names."""
-    compiled = [compile_pattern(pattern) for pattern in patterns]
-    for name, module in model.named_modules():
-        if any(pattern.fullmatch(name) for pattern in compiled):
-            module.forward = strategy.replace(module)
+    for module in inner_attentions(model, patterns):
+        module.forward = strategy.replace(module)
 
 
 def split_sequence(

@@ -6,6 +6,9 @@ SINGLE_STAGE = ("1F1B", "GPipe")
 V_SHAPED = ("ZBVZeroBubble", "DualPipeV")
 """Schedules whose stages run down the ranks and up again, so that each rank has one from either half."""
 
+SPLIT_BACKWARD = ("InterleavedZeroBubble", *V_SHAPED)
+"""Schedules that compute the gradients of inputs and of weights apart, going backward twice."""
+
 SCHEDULES = (*SINGLE_STAGE, "Interleaved1F1B", "InterleavedZeroBubble", "LoopedBFS", *V_SHAPED)
 
 

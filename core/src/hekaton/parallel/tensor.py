@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,3 +63,18 @@ def apply_tensor_parallel(
     present = {name for name, _ in model.named_modules()}
     styles = {name: word(context) for name, word in words.items() if name in present}
     parallelize_module(model, mesh, styles)
+
+
+def enable_async_tensor_parallel(mesh: DeviceMesh) -> None:
+    """Let inductor split products of matrices into pieces that overlap with their collectives.
+
+    :param mesh: the ``tp`` axis, on CUDA.
+    """
+    import torch._inductor.config
+    from torch.distributed import _symmetric_memory
+
+    torch._inductor.config._micro_pipeline_tp = True
+    with warnings.catch_warnings():
+        # torch 2.13 calls this needless, yet its inductor still passes over groups that were not named here.
+        warnings.simplefilter("ignore", FutureWarning)
+        _symmetric_memory.enable_symm_mem_for_group(mesh.get_group().group_name)

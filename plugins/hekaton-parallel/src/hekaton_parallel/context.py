@@ -28,6 +28,8 @@ _all_gather = (
 class AllGather:
     """Every rank gathers all keys and values, and attends with its own queries (Llama 3, section 3.3.2)."""
 
+    traceable = True
+
     def __init__(self, group: ContextGroup) -> None:
         self._group = group
         self.order = head_tail if group.load_balance else contiguous
@@ -50,6 +52,8 @@ class AllGather:
 
 class Ulysses:
     """All-to-all from parts of the sequence to parts of the heads and back (Jacobs et al., 2023)."""
+
+    traceable = True
 
     def __init__(self, group: ContextGroup) -> None:
         self._group = group
@@ -87,6 +91,8 @@ class Ulysses:
 class Ring:
     """Keys and values travel round the ranks; partial results are merged by their log-sum-exp
     (Liu et al., 2023, "Ring Attention with Blockwise Transformers")."""
+
+    traceable = False
 
     def __init__(self, group: ContextGroup) -> None:
         self._group = group

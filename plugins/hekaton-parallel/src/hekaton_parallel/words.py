@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
@@ -36,7 +37,7 @@ def rowwise(section: Any, context: TensorContext) -> ParallelStyle:
 
 def vocab_embedding(section: Any, context: TensorContext) -> ParallelStyle:
     """An embedding cut by its rows: each rank looks up what it has, and the results are summed."""
-    return RowwiseParallel(input_layouts=Replicate(), output_layouts=_between_modules(context))
+    return _Embedding(_between_modules(context))
 
 
 def vocab_output(section: Any, context: TensorContext) -> ParallelStyle:
@@ -54,6 +55,32 @@ def sequence_norm(section: Any, context: TensorContext) -> ParallelStyle:
 def replicate(section: Any, context: TensorContext) -> ParallelStyle:
     """A module that every rank has whole, on the same input, giving the same output."""
     return _Whole()
+
+
+class _Embedding(ParallelStyle):
+    def __init__(self, layout: Placement) -> None:
+        self._layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def leave(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return _Wait.apply(output) if isinstance(output, AsyncCollectiveTensor) else output
+
+        RowwiseParallel(input_layouts=Replicate(), output_layouts=self._layout)._apply(module, device_mesh)
+        module.register_forward_hook(leave)
+        return module
+
+
+class _Wait(torch.autograd.Function):
+    """Wait for a collective. A compiled block that is given one not waited for returns no gradient to it
+    (torch 2.13), and the embedding would not learn."""
+
+    @staticmethod
+    def forward(ctx: Any, x: AsyncCollectiveTensor) -> torch.Tensor:
+        return x.wait()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
 
 
 class _Norm(ParallelStyle):

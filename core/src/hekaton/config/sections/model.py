@@ -94,18 +94,17 @@ class CompileSection(SectionModel):
 class ActivationCheckpointSection(SectionModel):
     """Recomputing activations in backward instead of keeping them."""
 
-    mode: Annotated[
-        Literal["none", "full", "selective", "memory_budget"],
-        NotYet("recomputing within a memory budget", ("memory_budget",)),
-    ] = "selective"
-    """Which blocks are recomputed: none, all, or those that ``selective_ac_option`` selects."""
+    mode: Literal["none", "full", "selective", "memory_budget"] = "selective"
+    """What is recomputed: nothing, every block, what ``selective_ac_option`` selects, or what the compiler
+    finds cheapest within ``memory_budget``."""
     selective_ac_option: Annotated[
-        str,
-        Field(pattern=r"^([1-9][0-9]*|op)$"),
-        OnlyWith("mode", ("selective",)),
-        NotYet("recomputing chosen operators", ("op",)),
+        str, Field(pattern=r"^([1-9][0-9]*|op)$"), OnlyWith("mode", ("selective",))
     ] = "2"
-    """``"n"`` recomputes every n-th block; ``"op"`` chosen operators of each."""
+    """``"n"`` recomputes every n-th block; ``"op"`` all of each block but attention, every second matrix
+    product, what a reduce-scatter gave, and ``save_ops``."""
+    save_ops: Annotated[list[str], OnlyWith("selective_ac_option", ("op",))] = []
+    """Further operators of torch, such as ``aten.silu.default``, whose results are kept under
+    ``selective_ac_option = "op"``; a matrix product named here is kept every time."""
     preserve_rng_state: Annotated[bool, OnlyWith("mode", ("full", "selective"))] = True
     """Recompute with the random numbers of the forward pass."""
     determinism_check: Annotated[Literal["default", "none"], OnlyWith("mode", ("full", "selective"))] = (
@@ -119,8 +118,10 @@ class ActivationCheckpointSection(SectionModel):
     per_op_sac_force_recompute_mm_shapes_by_fqns: Annotated[
         list[str], OnlyWith("selective_ac_option", ("op",))
     ] = ["moe.router.gate"]
-    """Linear layers whose products are always recomputed under ``selective_ac_option = "op"``."""
+    """Linear layers, by the ends of their names, whose products are always recomputed under
+    ``selective_ac_option = "op"``, and with them those of all layers of the same shape."""
     memory_budget: Annotated[Ratio, OnlyWith("mode", ("memory_budget",))] = 0.5
     """Share of activations that is kept under ``mode = "memory_budget"``."""
     visualize_memory_budget_pareto: Annotated[bool, OnlyWith("mode", ("memory_budget",))] = False
-    """Write the trade-off of memory and time under ``mode = "memory_budget"``."""
+    """Write charts of the trade-off of memory and time to ``memory_budget_pareto`` in ``job.dump_folder``
+    under ``mode = "memory_budget"``; needs matplotlib."""

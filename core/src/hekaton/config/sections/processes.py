@@ -32,8 +32,9 @@ class ParallelismSection(SectionModel):
     """Rows over those of the model's own tensor-parallel plan: pattern of module names -> word."""
     disable_loss_parallel: Annotated[bool, Tensor] = False
     """Gather the logits before the loss instead of leaving them cut by the vocabulary."""
-    enable_async_tensor_parallel: Annotated[bool, NotYet("asynchronous tensor parallel")] = False
-    """Overlap the communication of tensor parallel with its computation."""
+    enable_async_tensor_parallel: bool = False
+    """Overlap the communication of tensor parallel with its computation; needs CUDA, ``compile`` of the model
+    and ``sequence_parallel``."""
     pipeline_parallel_degree: PositiveInt = 1
     """Stages into which the model's layers are divided."""
     module_fqns_per_model_part: Annotated[list[list[str]] | None, Pipeline] = None
