@@ -88,3 +88,25 @@ def test_two_then_one_then_four_processes_are_the_same_run(whole, tmp_path):
         for step, loss in run.losses.items():
             assert torch.equal(run.tokens[step], whole.tokens[step])
             assert loss == pytest.approx(whole.losses[step], rel=1e-6)
+
+
+def test_the_layout_may_change_at_every_restart(whole, tmp_path):
+    """FSDP, then tensor, context and pipeline parallel, each from the other's checkpoint; then one process."""
+    total = ["--lr_scheduler.total_steps", "8"]
+    layouts = [
+        ("2", ["--parallelism.data_parallel_shard_degree", "2"]),
+        ("3", ["--parallelism.tensor_parallel_degree", "2"]),
+        ("4", ["--parallelism.context_parallel_degree", "2"]),
+        ("6", ["--parallelism.pipeline_parallel_degree", "2", "--training.local_batch_size", "4"]),
+    ]
+    losses = {}
+    for steps, flags in layouts:
+        run = Run(tmp_path, f"to-{steps}", "--training.steps", steps, *total, *flags, processes=2)
+        assert same(run.initial, whole.initial)
+        for step, tokens in run.tokens.items():
+            assert torch.equal(tokens, whole.tokens[step])
+        losses |= run.losses
+    losses |= Run(tmp_path, "alone", *total).losses
+    assert list(losses) == list(range(1, 9))
+    for step, loss in losses.items():
+        assert loss == pytest.approx(whole.losses[step], rel=2e-6)

@@ -36,7 +36,9 @@ def train(flags: list[str], result: str, config: str | None = None) -> None:
         def recorded_batch():
             batch = next_step()
             pieces = [torch.empty_like(batch["tokens"]) for _ in range(trainer.dims.dp)]
-            torch.distributed.all_gather(pieces, batch["tokens"])
+            torch.distributed.all_gather(
+                pieces, batch["tokens"], group=trainer.meshes.batch["dp"].get_group()
+            )
             tokens[trainer.step] = torch.cat(pieces)
             return batch
 
@@ -50,7 +52,12 @@ def train(flags: list[str], result: str, config: str | None = None) -> None:
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {
+    """Every parameter, whole, put together from all stages of a pipeline."""
+    mine = {
         name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
-        for name, p in trainer.model_parts[0].named_parameters()
+        for part in trainer.model_parts
+        for name, p in part.named_parameters()
     }
+    everywhere: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, mine)
+    return {name: tensor for part in everywhere for name, tensor in part.items()}

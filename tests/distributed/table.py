@@ -1,0 +1,43 @@
+"""Print the measured table of docs/parallelism.md: ``python tests/distributed/table.py``."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from test_layouts import CASES, MUTATIONS, REFERENCES, SCRIPT
+
+from hekaton.testing.distributed import run_processes
+
+
+def main() -> None:
+    mutations = {name for _, name, _ in MUTATIONS}
+    with tempfile.TemporaryDirectory() as folder:
+        references = {
+            name: {"flags": [*flags, "--training.local_batch_size", "8"]}
+            for name, flags in REFERENCES.items()
+        }
+        run_processes(
+            SCRIPT, "run", processes=1, timeout=200, cases=references, folder=folder, reference=True
+        )
+        measured = {}
+        for processes in sorted({processes for processes, _ in CASES.values()}):
+            cases = {
+                name: case for name, (n, case) in CASES.items() if n == processes and name not in mutations
+            }
+            run_processes(
+                SCRIPT, "run", processes=processes, timeout=1200, cases=cases, folder=folder, reference=False
+            )
+            measured |= json.loads(Path(folder, f"differences-{processes}.json").read_text())
+    print("| layout | precision | first loss | gradients | gradient norm | loss after 5 steps |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, got in measured.items():
+        reference = CASES[name][1]["reference"]
+        layout = name.removesuffix(reference).strip()
+        numbers = " | ".join(
+            f"{got[key]:.0e}" for key in ("first_loss", "gradients", "grad_norm", "last_loss")
+        )
+        print(f"| {layout} | {reference} | {numbers} |")
+
+
+if __name__ == "__main__":
+    main()
