@@ -219,3 +219,23 @@ def test_what_cannot_be(flags, message):
         check(loaded, world_size=1, device_type="cpu")
     (problem,) = caught.value.problems
     assert str(problem).startswith(message)
+
+
+SPLIT = [
+    "--model.flavor", "debugmodel", "--parallelism.pipeline_parallel_degree", "2",
+    "--parallelism.pipeline_parallel_schedule", "InterleavedZeroBubble",
+    "--activation_checkpoint.selective_ac_option", "op", "--training.local_batch_size", "8",
+]  # fmt: skip
+
+
+def test_a_backward_in_two_parts_finds_what_was_kept_once():
+    with pytest.raises(ConfigErrors) as caught:
+        check(load([], SPLIT), world_size=2, device_type="cpu")
+    (problem,) = caught.value.problems
+    assert str(problem) == (
+        "schedule 'InterleavedZeroBubble' goes backward twice over each block, for inputs and for weights, and "
+        "what recomputation by operator keeps is there once\n"
+        "  from: --parallelism.pipeline_parallel_schedule; --activation_checkpoint.selective_ac_option\n"
+        '  choose activation_checkpoint.mode = "full", or another schedule'
+    )
+    check(load([], [*SPLIT, "--compile.enable"]), world_size=2, device_type="cpu")
