@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import math
 import re
 import shlex
 import shutil
@@ -227,7 +228,10 @@ def test_every_toml_block_is_a_configuration_that_loads(
     plugins = [title for title, _ in blocks(page, "python") if title]
     flags = ["--plugins.load", ",".join(plugins)] if plugins else []
     try:
-        check(load([block], flags), world_size=1, device_type="cpu")
+        loaded = load([block], flags)
+        degrees = dict(loaded.config.parallelism)
+        world_size = math.prod(max(1, n) for name, n in degrees.items() if name.endswith("_degree"))
+        check(loaded, world_size=world_size, device_type="cpu")
     finally:
         for plugin in plugins:
             sys.modules.pop(Path(plugin).stem, None)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 
@@ -194,11 +194,22 @@ def log_ranks() -> frozenset[int]:
     return frozenset(int(rank) for rank in ranks.split(",") if rank.isdigit()) or frozenset({0})
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the time: a progress bar takes its place, to stay below the lines."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def set_up_logging(rank: int, world_size: int) -> None:
     """Send the run's messages to stderr: all of them on the ranks in ``LOG_RANK``, warnings on the others."""
     log = logging.getLogger("hekaton")
     prefix = f"[rank{rank}] " if world_size > 1 else ""
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
