@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import math
+import os
 import re
 import shlex
 import shutil

@@ -195,7 +195,7 @@ def log_ranks() -> frozenset[int]:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at the time: a progress bar takes its place, to stay below the lines."""
+    """Writes to what ``sys.stderr`` is at the time: a progress bar replaces it, to stay below the lines."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
