@@ -27,5 +27,11 @@ fi
 export LOG_RANK=${LOG_RANK:-0}
 CONFIG_FILE=${CONFIG_FILE:-$here/model_zoo/llama3/train_configs/debug_model.toml}
 
+# One process plays one rank of NGPU.
+if [[ " $* " == *[=\ ]fake_backend\ * ]]; then
+    export NGPU
+    exec "$python" -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"
+fi
+
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NGPU" \
     -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"

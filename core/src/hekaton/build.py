@@ -136,6 +136,17 @@ def build_model(
     seed: int,
 ) -> BuiltModel:
     """Parallelise the model, give it memory on ``device`` and its initial weights, in training mode."""
+    built = parallelize_model(meta, meshes, dims, config, plugins)
+    give_memory(built, config, device=device)
+    for part in built.parts.values():
+        initialize(part, meta.initializers, seed=seed)
+    return built
+
+
+def parallelize_model(
+    meta: MetaModel, meshes: Meshes, dims: ParallelDims, config: JobConfig, plugins: Plugins
+) -> BuiltModel:
+    """Parallelise the model, which stays on the meta device."""
     settings = config.parallelism
     context_group = None
     if dims.cp > 1:
@@ -146,12 +157,16 @@ def build_model(
     layout = make_layout(meta, dims, config, plugins, context_group)
     shapes = _stage_shapes(meta, layout, dims, config) if layout.stages is not None else ()
     parts = parallelize(meta.model, layout, meshes, dims, config)
-    memory = torch.device("cpu") if config.training.enable_cpu_offload else device
-    for part in parts.values():
-        materialize(part, memory)
-        initialize(part, meta.initializers, seed=seed)
-        part.train()
     return BuiltModel(parts=parts, layout=layout, context=context_group, shapes=shapes)
+
+
+def give_memory(built: BuiltModel, config: JobConfig, *, device: torch.device) -> None:
+    """Give what this rank runs memory on ``device``, uninitialised, in training mode; parameters that are
+    offloaded stay on the CPU."""
+    memory = torch.device("cpu") if config.training.enable_cpu_offload else device
+    for part in built.parts.values():
+        materialize(part, memory)
+        part.train()
 
 
 def make_layout(

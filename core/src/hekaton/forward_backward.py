@@ -47,9 +47,9 @@ class ForwardBackward:
         self._device = device
         self._loss_parallel = dims.tp > 1 and not config.parallelism.disable_loss_parallel
         self._count = torch.ones((), device=device)
-        self._pipeline: Pipeline | None = None
+        self.pipeline: Pipeline | None = None
         if dims.pp > 1:
-            self._pipeline = Pipeline(
+            self.pipeline = Pipeline(
                 built.parts,
                 built.shapes,
                 settings=config.parallelism,
@@ -83,8 +83,8 @@ class ForwardBackward:
         inputs, targets = self._prepare(batch)
         self._count = torch.ones((), device=self._device)
         with self._loss_context():
-            if self._pipeline is not None:
-                total = self._pipeline.evaluate(inputs, targets)
+            if self.pipeline is not None:
+                total = self.pipeline.evaluate(inputs, targets)
             else:
                 total = plain(self._loss(self._built.parts[0](**inputs), targets))
         return total, self._objective.count(targets)
@@ -101,8 +101,8 @@ class ForwardBackward:
         return inputs, targets
 
     def _run(self, inputs: Batch, targets: torch.Tensor) -> torch.Tensor:
-        if self._pipeline is not None:
-            return self._pipeline.forward_backward(inputs, targets)
+        if self.pipeline is not None:
+            return self.pipeline.forward_backward(inputs, targets)
         outputs = self._built.parts[0](**inputs)
         loss: Any = self._mean_loss(outputs, targets)
         del outputs

@@ -78,7 +78,7 @@ def test_the_fields_without_default_are_all_there():
         ("checkpoint", "last_save_in_hf = true", "saving in the layout of Hugging Face"),
         ("checkpoint", 'export_dtype = "bfloat16"', "exporting in another precision"),
         ("checkpoint", 'async_mode = "async"', "asynchronous checkpointing"),
-        ("comm", 'mode = "fake_backend"', "running without real communication"),
+        ("comm", 'mode = "local_tensor"', "running all ranks in one process"),
         ("memory_estimation", "enable = true", "estimating memory"),
         ("fault_tolerance", "enable = true", "fault tolerance"),
         ("debug", "moe_force_load_balance = true", "mixture of experts"),

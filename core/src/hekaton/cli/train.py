@@ -19,11 +19,23 @@ def run(arguments: list[str]) -> int:
     from hekaton.distributed import process_group, this_process
     from hekaton.metrics import set_up_logging
 
-    process = this_process()
-    set_up_logging(process.rank, process.world_size)
+    fake = loaded.config.comm.mode == "fake_backend"
+    if fake:
+        from hekaton.fake import played_process
+
+        process = played_process(loaded.config)
+    else:
+        process = this_process()
+    set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
     idle = check(loaded, world_size=process.world_size, device_type=process.device.type)
     for notice in (*loaded.notices, *idle):
         logging.getLogger("hekaton").info("notice: %s", notice)
+
+    if fake:
+        from hekaton.fake import run_fake
+
+        run_fake(loaded, process)
+        return 0
 
     from hekaton.trainer import Trainer
 

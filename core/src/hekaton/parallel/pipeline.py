@@ -198,14 +198,14 @@ class Pipeline:
         make: Any = (
             _PipelineScheduleRuntime if csv else get_schedule_class(settings.pipeline_parallel_schedule)
         )
-        self._schedule = make(
+        self.schedule = make(
             stages if is_multi_stage(settings) else stages[0],
             n_microbatches=microbatches,
             loss_fn=loss,
             scale_grads=False,
         )
         if csv:
-            self._schedule._load_csv(csv)
+            self.schedule._load_csv(csv)
         self._loss_dtype = torch.promote_types(shapes[-1].dtype, torch.float32)
         self._has_first = 0 in parts
         self._has_last = last in parts
@@ -216,11 +216,11 @@ class Pipeline:
         :param inputs: what the whole model would be given; the first entry goes into the first stage only.
         :returns: the sum of the microbatches' losses on the last stage's rank, 0 on the others.
         """
-        return self._run(self._schedule.step, inputs, targets)
+        return self._run(self.schedule.step, inputs, targets)
 
     def evaluate(self, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         """Like :meth:`forward_backward`, without the backward."""
-        return self._run(self._schedule.eval, inputs, targets)
+        return self._run(self.schedule.eval, inputs, targets)
 
     def _run(self, schedule: Any, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         tokens, *_ = inputs.values()

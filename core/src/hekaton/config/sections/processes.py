@@ -85,6 +85,8 @@ class CommSection(SectionModel):
     save_traces_file_prefix: str = "rank_"
     """What the names of its files start with; the rank follows."""
     mode: Annotated[
-        Literal["default", "fake_backend", "local_tensor"], NotYet("running without real communication")
+        Literal["default", "fake_backend", "local_tensor"],
+        NotYet("running all ranks in one process", values=("local_tensor",)),
     ] = "default"
-    """``default`` for real communication."""
+    """``default`` for real communication; ``fake_backend`` takes one step as one of ``NGPU`` ranks, alone and
+    on fake tensors, to find errors before a cluster does."""

@@ -1,0 +1,196 @@
+"""One optimizer step of any run in one process, on fake tensors: errors show here, before on a cluster.
+
+This process plays one rank of a process group whose communication does nothing; tensors have shapes, types
+and placements, and no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from hekaton.build import BuiltModel, build_meta, give_memory, parallelize_model
+from hekaton.contributions import Objective, Optimizer
+from hekaton.distributed import Process
+from hekaton.errors import ConfigError
+from hekaton.forward_backward import ForwardBackward
+from hekaton.loss import Batch
+from hekaton.mesh import Meshes, ParallelDims
+from hekaton.optim import clip_grad_norm
+from hekaton.parallel.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig, Loaded
+
+log = logging.getLogger("hekaton")
+
+
+def played_process(config: JobConfig) -> Process:
+    """The rank to play: ``FAKE_RANK`` (else ``RANK``, else 0) of ``NGPU`` × ``NNODES`` processes; without
+    ``NGPU``, of as many as the degrees multiply to.
+
+    :raises ConfigError: for a variable that is no number, or a rank beyond the world.
+    """
+    degrees = config.parallelism
+    product = (
+        degrees.pipeline_parallel_degree
+        * degrees.data_parallel_replicate_degree
+        * max(1, degrees.data_parallel_shard_degree)
+        * degrees.context_parallel_degree
+        * degrees.tensor_parallel_degree
+    )
+    world_size = _number("NGPU") * _number("NNODES") if "NGPU" in os.environ else product
+    name = "FAKE_RANK" if "FAKE_RANK" in os.environ else "RANK"
+    rank = _number(name, default=0)
+    if rank >= world_size:
+        raise ConfigError(f"{name} = {rank}: there are ranks 0 to {world_size - 1}")
+    return Process(rank, world_size, torch.device("cpu"))
+
+
+def _number(name: str, *, default: int = 1) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < min(default, 1):
+        raise ConfigError(f"the environment's {name} must be a number, at least {default}, not '{text}'")
+    return int(text)
+
+
+@contextlib.contextmanager
+def fake_process_group(process: Process) -> Iterator[None]:
+    """A process group of ``process.world_size`` in which this process is alone, and nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=process.rank, world_size=process.world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def run_fake(loaded: Loaded, process: Process) -> None:
+    """Build the run's model as rank ``process.rank`` does, take one step, and say what a rank holds."""
+    began = time.perf_counter()
+    config = loaded.config
+    _notice_left_out(config)
+    dims = ParallelDims.of(config, world_size=process.world_size)
+    with fake_process_group(process):
+        meshes = dims.build_mesh(process.device.type)
+        meta = build_meta(config, loaded.plugins, dims)
+        # DTensors are made on the meta device: inside the mode, torch would have to compute with its indices.
+        built = parallelize_model(meta, meshes, dims, config, loaded.plugins)
+        objective = _component(loaded, Objective, meta.spec.objective)
+        vocabulary = getattr(meta.config, "vocab_size", None)
+        with _fake_tensors():
+            give_memory(built, config, device=process.device)
+            optimizers = _step(loaded, built, objective, meshes, dims, process)
+        _report(built, optimizers, dims, process, seconds=time.perf_counter() - began)
+    if vocabulary is None:
+        log.info("the model's configuration has no vocab_size: the tokenizer was not compared with it")
+
+
+def _step(
+    loaded: Loaded, built: BuiltModel, objective: Any, meshes: Meshes, dims: ParallelDims, process: Process
+) -> list[torch.optim.Optimizer]:
+    config = loaded.config
+    optimizers: list[torch.optim.Optimizer] = [
+        _component(loaded, Optimizer, config.optimizer.name, config.optimizer, list(part.parameters()))
+        for part in built.parts.values()
+    ]
+    forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
+    if forward_backward.pipeline is not None:
+        _skip_vote(forward_backward.pipeline)
+    forward_backward(_batch(config, dims, process))
+    parameters = [parameter for part in built.parts.values() for parameter in part.parameters()]
+    clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
+    for optimizer in optimizers:
+        optimizer.step()
+    return optimizers
+
+
+def _skip_vote(pipeline: Pipeline) -> None:
+    """Since torch 2.13, stages first vote on whether all know their shapes: by values, which nobody sends."""
+    if not hasattr(pipeline.schedule, "_warmup_p2p"):
+        return
+    from torch.distributed.pipelining._utils import InferenceMode
+
+    def warm_up(stages: Iterable[Any], has_backward: bool, p2p_done: bool) -> None:
+        for stage in stages:
+            stage._inference_mode = InferenceMode.STATIC
+
+    pipeline.schedule._warmup_p2p = warm_up
+
+
+def _batch(config: JobConfig, dims: ParallelDims, process: Process) -> Batch:
+    """Rows of one document each: how documents are cut depends on values, which fake tensors do not have."""
+    rows = config.global_batch_size(process.world_size) // dims.dp
+    tokens = torch.zeros(rows, config.training.seq_len, dtype=torch.long, device=process.device)
+    return {"tokens": tokens, "labels": torch.zeros_like(tokens)}
+
+
+def _report(
+    built: BuiltModel,
+    optimizers: Iterable[torch.optim.Optimizer],
+    dims: ParallelDims,
+    process: Process,
+    *,
+    seconds: float,
+) -> None:
+    parameters = [parameter for part in built.parts.values() for parameter in part.parameters()]
+    states = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    held = {
+        "parameters": _bytes(parameters),
+        "gradients": _bytes([parameter.grad for parameter in parameters if parameter.grad is not None]),
+        "optimizer state": _bytes(states),
+    }
+    log.info(
+        "one step went through as rank %d of %d (%s) in %.1f s",
+        process.rank,
+        process.world_size,
+        ", ".join(f"{axis} {degree}" for axis, degree in vars(dims).items()),
+        seconds,
+    )
+    for name, size in held.items():
+        log.info("this rank's %-16s %9.3f GiB", name, size / 2**30)
+    log.info("%-28s %9.3f GiB, and activations on top", "together", sum(held.values()) / 2**30)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of this rank's parts."""
+    from torch.distributed.tensor import DTensor
+
+    locals_ = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum(local.numel() * local.element_size() for local in locals_)
+
+
+def _notice_left_out(config: JobConfig) -> None:
+    enabled = {
+        "checkpoints": config.checkpoint.enable,
+        "loggers": config.metrics.enable_tensorboard or bool(config.metrics.loggers),
+        "validation": config.validation.enable,
+    }
+    left_out = ["dataset", "tokenizer", *(name for name, on in enabled.items() if on)]
+    log.info('notice: comm.mode = "fake_backend": one step on fake tensors, without %s', ", ".join(left_out))
+
+
+def _component(loaded: Loaded, kind: Any, name: str, *arguments: Any) -> Any:
+    record: Any = loaded.plugins.get(kind, name)
+    section = loaded.plugins.section_of(record)
+    return record.build.load()(loaded.config.section(section) if section else None, *arguments)
+
+
+def _fake_tensors() -> contextlib.AbstractContextManager[Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
