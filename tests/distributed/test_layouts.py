@@ -87,6 +87,38 @@ MUTATIONS = [
     case("cp2", mutation="positions shifted by one"),
 ]
 SCHEDULES = ["GPipe", "Interleaved1F1B", "InterleavedZeroBubble", "LoopedBFS", "ZBVZeroBubble", "DualPipeV"]
+COMPILE = ("--compile.enable", "--compile.backend", "aot_eager")
+SCHEDULE = "--parallelism.pipeline_parallel_schedule"
+MODE = "--activation_checkpoint.mode"
+BY_OPERATOR = (MODE, "selective", "--activation_checkpoint.selective_ac_option", "op")
+
+COMPILED = [
+    ("shard2", *COMPILE),
+    ("tp2", *COMPILE),
+    ("cp2", *COMPILE),
+    ("cp2", *COMPILE, STRATEGY, "ring"),
+    ("cp2", *COMPILE, STRATEGY, "ulysses"),
+    ("pp2", *COMPILE),
+    *(
+        (layout, *mode)
+        for layout in ("shard2", "tp2", "cp2", "pp2")
+        for mode in ((MODE, "full"), (MODE, "selective"), BY_OPERATOR)
+    ),
+    ("shard2", *COMPILE, MODE, "full"),
+    ("shard2", *COMPILE, *BY_OPERATOR),
+    ("shard2", *COMPILE, MODE, "memory_budget", "--activation_checkpoint.memory_budget", "0.2"),
+    ("tp2", *COMPILE, MODE, "full"),
+    ("tp2", *COMPILE, MODE, "selective"),
+    ("tp2", *COMPILE, *BY_OPERATOR),
+    ("cp2", *COMPILE, *BY_OPERATOR),
+    ("cp2", *COMPILE, STRATEGY, "ring", MODE, "full"),
+    ("cp2", *COMPILE, STRATEGY, "ring", *BY_OPERATOR),
+    ("cp2", STRATEGY, "ring", *BY_OPERATOR),
+    ("pp2", *COMPILE, *BY_OPERATOR),
+    ("pp2", *COMPILE, SCHEDULE, "InterleavedZeroBubble"),
+    ("pp2", SCHEDULE, "InterleavedZeroBubble", MODE, "full"),
+    ("pp2", *COMPILE, SCHEDULE, "InterleavedZeroBubble", *BY_OPERATOR),
+]
 FULL = [
     *[case("pp2", SCHEDULE, schedule) for schedule in SCHEDULES],
     case("tp2", *ACCUMULATE),
@@ -112,6 +144,7 @@ FULL = [
     case("replicate2 shard2 tp2"),
     case("cp2 pp2 tp2"),
     case("shard2 cp2 tp2", reference="bfloat16"),
+    *[case(*row) for row in COMPILED],
 ]
 CASES = {name: (processes, described) for processes, name, described in [*QUICK, *MUTATIONS, *FULL]}
 SLOW = {name for _, name, _ in FULL}
