@@ -46,6 +46,8 @@ class ForwardBackward:
         self._rows = config.training.local_batch_size
         self._device = device
         self._loss_parallel = dims.tp > 1 and not config.parallelism.disable_loss_parallel
+        # Later stages are then given a part of the sequence, of which they cannot count the positions.
+        self._hidden_are_parts = dims.pp > 1 and dims.tp > 1 and config.parallelism.sequence_parallel
         self._count = torch.ones((), device=device)
         self.pipeline: Pipeline | None = None
         if dims.pp > 1:
@@ -95,6 +97,8 @@ class ForwardBackward:
         if built.context is not None:
             assert built.layout.context is not None
             inputs, targets = split_sequence(inputs, targets, built.layout.context, built.context)
+        if self._hidden_are_parts and "positions" not in inputs:
+            inputs["positions"] = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape)
         if not self._checked:
             self._check_inputs(inputs)
             self._checked = True
