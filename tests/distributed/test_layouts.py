@@ -143,6 +143,8 @@ FULL = [
     case("shard2 cp2 tp2"),
     case("replicate2 shard2 tp2"),
     case("cp2 pp2 tp2"),
+    case("pp2 tp2", reference="float64 concat"),
+    case("cp2 pp2", reference="float64 concat"),
     case("shard2 cp2 tp2", reference="bfloat16"),
     *[case(*row) for row in COMPILED],
 ]
