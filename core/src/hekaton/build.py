@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -91,9 +91,7 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
         )
     converters = []
     for name in config.model.converters:
-        record = plugins.get(Converter, name)
-        section = plugins.section_of(record)
-        converter = record.build.load()(config.section(section) if section else None, dims)
+        converter = build_component(config, plugins, Converter, name, dims)
         converter.convert(model)
         converters.append(converter)
     plan = spec.plan(settings)
@@ -184,7 +182,7 @@ def make_layout(
     context = None
     if context_group is not None:
         strategy = config.context_parallel_strategy()
-        context = _builder(plugins, config, ContextParallel, strategy)(context_group)
+        context = build_component(config, plugins, ContextParallel, strategy, context_group)
     return Layout(
         plan=meta.plan,
         words=tensor_words(meta, config, plugins) if dims.tp > 1 else {},
@@ -202,15 +200,23 @@ def tensor_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[s
     :raises UnknownName: for a word that nobody contributes, :class:`ConfigError` for a row that does not fit.
     """
     rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
-    styles = {word: _builder(plugins, config, ParallelStyle, word) for word in sorted(set(rows.values()))}
-    return {name: styles[word] for name, word in rows.items()}
+    for word in sorted(set(rows.values())):
+        plugins.get(ParallelStyle, word)
+    return {
+        name: partial(build_component, config, plugins, ParallelStyle, word) for name, word in rows.items()
+    }
 
 
-def _builder(plugins: Plugins, config: JobConfig, kind: type[Component], name: str) -> Callable[[Any], Any]:
-    """A component's ``build`` with its own section already given."""
+def build_component(
+    config: JobConfig, plugins: Plugins, kind: type[Component], name: str, *arguments: Any
+) -> Any:
+    """Load the component of this kind and name, and build it: with its own section first.
+
+    :raises UnknownName: when nobody contributes it.
+    """
     record: Any = plugins.get(kind, name)
     section = plugins.section_of(record)
-    return partial(record.build.load(), config.section(section) if section else None)
+    return record.build.load()(config.section(section) if section else None, *arguments)
 
 
 def _stage_shapes(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from hekaton.build import BuiltModel, build_meta, give_memory, parallelize_model
+from hekaton.build import BuiltModel, build_component, build_meta, give_memory, parallelize_model
 from hekaton.contributions import Objective, Optimizer
 from hekaton.distributed import Process
 from hekaton.errors import ConfigError
@@ -84,14 +84,11 @@ def run_fake(loaded: Loaded, process: Process) -> None:
         meta = build_meta(config, loaded.plugins, dims)
         # DTensors are made on the meta device: inside the mode, torch would have to compute with its indices.
         built = parallelize_model(meta, meshes, dims, config, loaded.plugins)
-        objective = _component(loaded, Objective, meta.spec.objective)
-        vocabulary = getattr(meta.config, "vocab_size", None)
+        objective = build_component(config, loaded.plugins, Objective, meta.spec.objective)
         with _fake_tensors():
             give_memory(built, config, device=process.device)
             optimizers = _step(loaded, built, objective, meshes, dims, process)
         _report(built, optimizers, dims, process, seconds=time.perf_counter() - began)
-    if vocabulary is None:
-        log.info("the model's configuration has no vocab_size: the tokenizer was not compared with it")
 
 
 def _step(
@@ -99,7 +96,14 @@ def _step(
 ) -> list[torch.optim.Optimizer]:
     config = loaded.config
     optimizers: list[torch.optim.Optimizer] = [
-        _component(loaded, Optimizer, config.optimizer.name, config.optimizer, list(part.parameters()))
+        build_component(
+            config,
+            loaded.plugins,
+            Optimizer,
+            config.optimizer.name,
+            config.optimizer,
+            list(part.parameters()),
+        )
         for part in built.parts.values()
     ]
     forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
@@ -182,12 +186,6 @@ def _notice_left_out(config: JobConfig) -> None:
     }
     left_out = ["dataset", "tokenizer", *(name for name, on in enabled.items() if on)]
     log.info('notice: comm.mode = "fake_backend": one step on fake tensors, without %s', ", ".join(left_out))
-
-
-def _component(loaded: Loaded, kind: Any, name: str, *arguments: Any) -> Any:
-    record: Any = loaded.plugins.get(kind, name)
-    section = loaded.plugins.section_of(record)
-    return record.build.load()(loaded.config.section(section) if section else None, *arguments)
 
 
 def _fake_tensors() -> contextlib.AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hekaton.build import build_meta, build_model
+from hekaton.build import build_component, build_meta, build_model
 from hekaton.config import Loaded, to_toml
 from hekaton.contributions import Dataset, Logger, LRSchedule, Objective, Optimizer, Tokenizer
 from hekaton.data import Documents
@@ -230,10 +230,7 @@ class Trainer:
         )
 
     def _build(self, kind: type[Component], name: str, *arguments: Any) -> Any:
-        """Load the component of this kind and name, and build it with its own section first."""
-        record: Any = self.plugins.get(kind, name)
-        section = self.plugins.section_of(record)
-        return record.build.load()(self.config.section(section) if section else None, *arguments)
+        return build_component(self.config, self.plugins, kind, name, *arguments)
 
     def _loader(
         self,
