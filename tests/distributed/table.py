@@ -20,10 +20,13 @@ def main() -> None:
             SCRIPT, "run", processes=1, timeout=200, cases=references, folder=folder, reference=True
         )
         measured = {}
-        for processes in sorted({processes for processes, _ in CASES.values()}):
+        for launch in sorted({(processes, group) for processes, group, _ in CASES.values()}):
             cases = {
-                name: case for name, (n, case) in CASES.items() if n == processes and name not in mutations
+                name: case
+                for name, (*its, case) in CASES.items()
+                if tuple(its) == launch and name not in mutations
             }
+            processes = launch[0]
             run_processes(
                 SCRIPT, "run", processes=processes, timeout=1200, cases=cases, folder=folder, reference=False
             )
@@ -31,7 +34,7 @@ def main() -> None:
     print("| layout | precision | first loss | gradients | gradient norm | loss after 5 steps |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, got in measured.items():
-        reference = CASES[name][1]["reference"]
+        reference = CASES[name][2]["reference"]
         layout = name.removesuffix(reference).strip()
         numbers = " | ".join(
             f"{got[key]:.0e}" for key in ("first_loss", "gradients", "grad_norm", "last_loss")

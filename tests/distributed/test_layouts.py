@@ -146,10 +146,19 @@ FULL = [
     case("pp2 tp2", reference="float64 concat"),
     case("cp2 pp2", reference="float64 concat"),
     case("shard2 cp2 tp2", reference="bfloat16"),
-    *[case(*row) for row in COMPILED],
 ]
-CASES = {name: (processes, described) for processes, name, described in [*QUICK, *MUTATIONS, *FULL]}
-SLOW = {name for _, name, _ in FULL}
+GROUPS = {
+    "quick": [*QUICK, *MUTATIONS],
+    "matrix": FULL,
+    "compiled": [case(*row) for row in COMPILED],
+}
+"""What one launch serves, for each number of processes."""
+
+CASES = {
+    name: (processes, group, described)
+    for group, cases in GROUPS.items()
+    for processes, name, described in cases
+}
 
 
 @pytest.fixture(scope="session")
@@ -167,17 +176,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def differences(folder):
-    """Launches the cases of one number of processes, quick or slow, when first asked for one of them."""
+    """Launches a group's cases of one number of processes when first asked for one of them."""
     known = {}
 
     def of(name):
-        launch = (CASES[name][0], name in SLOW)
+        launch = CASES[name][:2]
         if launch not in known:
-            cases = {
-                other: described
-                for other, (processes, described) in CASES.items()
-                if (processes, other in SLOW) == launch
-            }
+            cases = {other: described for other, (*its, described) in CASES.items() if tuple(its) == launch}
             run_processes(
                 SCRIPT, "run", processes=launch[0], timeout=580, cases=cases, folder=str(folder), reference=False,
             )  # fmt: skip
@@ -190,7 +195,7 @@ def differences(folder):
 def wrong(name, differences):
     """What differs by more than it may, with by how much."""
     got = differences(name)
-    bounds = TOLERANCES[CASES[name][1]["reference"]]
+    bounds = TOLERANCES[CASES[name][2]["reference"]]
     return {key: got[key] for key, bound in bounds.items() if not got[key] <= bound}
 
 
@@ -202,7 +207,7 @@ def test_layout_is_the_single_process(name, differences):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [name for _, name, _ in FULL])
+@pytest.mark.parametrize("name", [name for name, (_, group, _) in CASES.items() if group != "quick"])
 def test_layout_of_the_matrix_is_the_single_process(name, differences):
     assert not wrong(name, differences)
 
