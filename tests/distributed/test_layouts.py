@@ -182,6 +182,7 @@ def differences(folder):
     def of(name):
         launch = CASES[name][:2]
         if launch not in known:
+            known[launch] = {}  # so that a launch which fails is not tried again
             cases = {other: described for other, (*its, described) in CASES.items() if tuple(its) == launch}
             run_processes(
                 SCRIPT, "run", processes=launch[0], timeout=580, cases=cases, folder=str(folder), reference=False,
