@@ -6,8 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-if ! python3 -c 'import hekaton, pytest, pytest_timeout, importlinter, mypy, transformers' 2>/dev/null; then
-    if [ ! -e .venv/.ready-dev ]; then
+if ! python3 -c 'import hekaton, hekaton_hf, hekaton_llama3, hekaton_parallel, hekaton_tensorboard
+import build, importlinter, jsonschema, mkdocs, mypy, pytest, pytest_timeout, ruff, transformers' 2>/dev/null; then
+    if [ requirements.txt -nt .venv/.ready-dev ] || [ requirements-dev.txt -nt .venv/.ready-dev ]; then
         echo "setting up .venv" >&2
         python3 -m venv .venv
         .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements.txt)"

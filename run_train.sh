@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=python3
 if ! python3 -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("hekaton") and u.find_spec("torch")))'; then
     python=$here/.venv/bin/python
-    if [ ! -e "$here/.venv/.ready" ]; then
+    if [ "$here/requirements.txt" -nt "$here/.venv/.ready" ]; then
         echo "setting up $here/.venv" >&2
         python3 -m venv "$here/.venv"
         (cd "$here" && "$python" -m pip install --quiet -r requirements.txt)
@@ -21,8 +21,10 @@ if ! python3 -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("hek
 fi
 
 if [ -z "${NGPU:-}" ]; then
-    NGPU=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
-    [ "$NGPU" -gt 0 ] || NGPU=1
+    NGPU=1
+    if command -v nvidia-smi >/dev/null; then
+        NGPU=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+    fi
 fi
 export LOG_RANK=${LOG_RANK:-0}
 CONFIG_FILE=${CONFIG_FILE:-$here/model_zoo/llama3/train_configs/debug_model.toml}
@@ -32,6 +34,9 @@ if [[ " $* " == *[=\ ]fake_backend\ * ]]; then
     export NGPU
     exec "$python" -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"
 fi
+
+# What is wrong with the configuration is said here, once, and not by torchrun as the failure of a process.
+"$python" -m hekaton config check "$CONFIG_FILE" "$@" --world_size "$NGPU" >/dev/null || exit $?
 
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NGPU" \
     -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"

@@ -122,3 +122,32 @@ def test_everything_at_once():
         "more than the model's 6 layers",
     ):
         assert part in message
+
+
+def test_a_schedule_file_that_is_not_there():
+    assert "there is no file 'nowhere.csv'" in said(
+        PP, "2", f"{P}pipeline_parallel_schedule_csv", "nowhere.csv"
+    )
+
+
+def test_a_pipeline_validates_on_sequences_of_the_same_length():
+    message = said(PP, "2", "--validation.enable", "--validation.seq_len", "32")
+    assert "validation.seq_len = 32 must be training.seq_len = 64" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        ([PP, "2", f"{P}module_fqns_per_model_part",
+          '[["tok_embeddings", "layers"], ["norm", "output"]]',
+          f"{P}pipeline_parallel_layers_per_stage", "2"], "pipeline_parallel_layers_per_stage"),
+        ([CP, "2", f"{P}context_parallel_strategy", "ring", f"{P}context_parallel_rotate_method", "alltoall"],
+         "context_parallel_rotate_method"),
+        ([CP, "2", f"{P}context_parallel_strategy", "ulysses", f"{P}context_parallel_load_balancer", "none"],
+         "context_parallel_load_balancer"),
+    ],
+)  # fmt: skip
+def test_what_another_setting_takes_the_place_of_is_said(flags, field):
+    loaded = load([], ["--model.name", "llama3", "--training.seq_len", "64", *flags])
+    notices = check(loaded, world_size=None, device_type="cpu")
+    assert any(f"parallelism.{field}: no effect" in notice for notice in notices)

@@ -161,3 +161,48 @@ def test_resolved_configuration_is_written_beside_the_run(train, tmp_path):
     text = (tmp_path / "resolved.toml").read_text()
     assert "seq_len = 16" in text
     assert main(["config", "check", str(tmp_path / "resolved.toml")]) == 0
+
+
+def test_load_only_saves_nothing(train, tmp_path):
+    train("--checkpoint.enable")
+    train(
+        "--checkpoint.enable", "--checkpoint.load_only", "--training.steps", "6", "--checkpoint.interval", "1"
+    )
+    assert [step.name for step in (tmp_path / "checkpoint").iterdir()] == ["step-4"]
+
+
+def test_the_first_step_is_saved_when_asked_for(train, tmp_path):
+    train("--checkpoint.enable", "--checkpoint.enable_first_step_checkpoint")
+    assert sorted(step.name for step in (tmp_path / "checkpoint").iterdir()) == ["step-1", "step-4"]
+
+
+def test_excluded_parts_start_anew(train, tmp_path, caplog):
+    """Without the schedule's part the rate is again that of the first step; the step goes on."""
+    flags = ["--checkpoint.enable", "--lr_scheduler.warmup_steps", "4", "--lr_scheduler.total_steps", "8"]
+    train(*flags, "--metrics.enable_tensorboard", "--metrics.log_freq", "1")
+    train(
+        *flags, "--metrics.enable_tensorboard", "--metrics.log_freq", "1", "--training.steps", "5",
+        "--checkpoint.exclude_from_loading", "lr_scheduler,data_loader,optimizer",
+    )  # fmt: skip
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    rates = {event.step: event.value for event in events.Scalars("lr")}
+    assert rates[5] == pytest.approx(rates[1])
+    assert rates[4] == pytest.approx(4 * rates[1])
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, capsys, where):
+    (tmp_path / "file").write_text("")
+    assert main(["train", *TINY, "--job.dump_folder", str(tmp_path / where)]) == 2
+    message = capsys.readouterr().err
+    assert "cannot write to" in message
+    assert "choose another job.dump_folder" in message
+
+
+def test_log_rank_must_be_ranks(train, monkeypatch, capsys):
+    monkeypatch.setenv("LOG_RANK", "all")
+    assert main(["train", *TINY]) == 2
+    assert "LOG_RANK must be ranks separated by commas, not 'all'" in capsys.readouterr().err

@@ -183,6 +183,11 @@ def _notice_left_out(config: JobConfig) -> None:
         "checkpoints": config.checkpoint.enable,
         "loggers": config.metrics.enable_tensorboard or bool(config.metrics.loggers),
         "validation": config.validation.enable,
+        "profiling": config.profiling.enable_profiling or config.profiling.enable_memory_snapshot,
+        "print_config": config.job.print_config,
+        "print_after_conversion": config.model.print_after_conversion,
+        "gc_debug": config.training.gc_debug,
+        "deterministic": config.debug.deterministic,
     }
     left_out = ["dataset", "tokenizer", *(name for name, on in enabled.items() if on)]
     log.info('notice: comm.mode = "fake_backend": one step on fake tensors, without %s', ", ".join(left_out))

@@ -193,7 +193,8 @@ def hekaton_step_ended(step: int, metrics: Mapping[str, float]) -> None:
     """Called on every rank after each optimizer step.
 
     :param step: the number of steps done, from 1.
-    :param metrics: the numbers of this step where it was logged, empty otherwise.
+    :param metrics: the numbers of this step where it was logged, and ``validation_loss`` where it was
+        validated; empty otherwise.
     """
 
 

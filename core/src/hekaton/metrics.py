@@ -14,6 +14,8 @@ from typing import Any, Protocol, TextIO
 
 import torch
 
+from hekaton.errors import ConfigError
+
 GIB = 2**30
 
 PEAK_TFLOPS = {  # dense bf16, from the vendors' data sheets
@@ -99,6 +101,10 @@ class Meter:
         self._peak = peak_tflops(device)
         self._tokens = 0
         self._steps = 0
+        self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin to count time: what went before was no training."""
         self._since = time.perf_counter()
 
     def add(self, tokens: int) -> None:
@@ -190,8 +196,11 @@ class Console:
 
 def log_ranks() -> frozenset[int]:
     """The ranks whose messages are shown, from ``LOG_RANK`` (separated by commas); rank 0 when not set."""
-    ranks = os.environ.get("LOG_RANK", "").replace(" ", "")
-    return frozenset(int(rank) for rank in ranks.split(",") if rank.isdigit()) or frozenset({0})
+    said = os.environ.get("LOG_RANK", "").replace(" ", "") or "0"
+    ranks = said.split(",")
+    if not all(rank.isdecimal() for rank in ranks):
+        raise ConfigError(f"LOG_RANK must be ranks separated by commas, not '{said}'")
+    return frozenset(map(int, ranks))
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

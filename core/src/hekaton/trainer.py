@@ -21,7 +21,7 @@ from hekaton.data import Documents
 from hekaton.data import Tokenizer as TokenizerProtocol
 from hekaton.data.loader import Loader, build_loader
 from hekaton.distributed import Process, all_sum, set_timeout
-from hekaton.errors import DataError
+from hekaton.errors import ConfigError, DataError
 from hekaton.forward_backward import ForwardBackward
 from hekaton.loss import Batch
 from hekaton.mesh import ParallelDims
@@ -56,11 +56,16 @@ class Trainer:
         global_batch_size = config.global_batch_size(process.world_size)
         self.rows = self._rows(global_batch_size)
         self.loader = self._loader(
-            config.training.dataset,
-            config.training.dataset_path,
+            self._build(Dataset, config.training.dataset, config.training.dataset_path),
             seq_len=config.training.seq_len,
             global_batch_size=global_batch_size,
         )
+
+        self.validation_documents: Documents | None = None
+        if config.validation.enable:
+            self.validation_documents = self._build(
+                Dataset, config.validation.dataset, config.validation.dataset_path
+            )
 
         meta = build_meta(config, self.plugins, self.dims)
         self._check_vocabulary(meta.config)
@@ -114,16 +119,21 @@ class Trainer:
         steps = config.training.steps
         if self.step >= steps:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
-        console = Console(steps=steps, step=self.step, colour=not config.metrics.disable_color_printing)
-        loggers = [console, *self._loggers()]
-        profiler = Profiler(
-            config.profiling, Path(config.job.dump_folder), rank=self.process.rank, step=self.step
-        )
-        error: BaseException | None = None
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.push(self._run_ended)
+            ending.callback(self.loader.close)
+            loggers = self._loggers(ending)
+            console = Console(steps=steps, step=self.step, colour=not config.metrics.disable_color_printing)
+            ending.callback(console.close)
+            loggers.insert(0, console)
+            profiler = Profiler(
+                config.profiling, Path(config.job.dump_folder), rank=self.process.rank, step=self.step
+            )
+            ending.callback(profiler.close)
             self.plugins.call("hekaton_run_started", config=config, step=self.step)
             with _collected_garbage(config.training.gc_freq, debug=config.training.gc_debug) as collect:
                 first = self.step + 1
+                self.meter.start()
                 while self.step < steps:
                     self.step += 1
                     loss, grad_norm = self.train_step()
@@ -141,19 +151,15 @@ class Trainer:
                         self.step % config.validation.freq == 0 or self.step == steps
                     ):
                         with self._left_out():
-                            log_all(loggers, self.step, {"validation_loss": self.validate()})
+                            validation = {"validation_loss": self.validate()}
+                        log_all(loggers, self.step, validation)
+                        metrics |= validation
                     self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics)
                     profiler.step()
                     collect(self.step)
-        except BaseException as e:
-            error = e
-            raise
-        finally:
-            profiler.close()
-            for logger in loggers:
-                logger.close()
-            self.loader.close()
-            self.plugins.call("hekaton_run_ended", step=self.step, error=error)
+
+    def _run_ended(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.plugins.call("hekaton_run_ended", step=self.step, error=error)
 
     def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step.
@@ -191,9 +197,9 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss over the targets of the validation set, or of its first ``validation.steps`` batches."""
         settings = self.config.validation
+        assert self.validation_documents is not None
         loader = self._loader(
-            settings.dataset,
-            settings.dataset_path,
+            self.validation_documents,
             seq_len=settings.seq_len,
             global_batch_size=settings.local_batch_size * self.dims.dp,
             validation=True,
@@ -202,15 +208,15 @@ class Trainer:
             part.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.process.device)
         steps = 0
-        while steps != settings.steps:
-            try:
-                batch = self._to_device(loader.next_step())
-            except StopIteration:
-                break
-            total, count = self.forward_backward.evaluate(batch)
-            sums += torch.stack((total, count))
-            steps += 1
-        loader.close()
+        with contextlib.closing(loader):
+            while steps != settings.steps:
+                try:
+                    batch = self._to_device(loader.next_step())
+                except StopIteration:
+                    break
+                total, count = self.forward_backward.evaluate(batch)
+                sums += torch.stack((total, count))
+                steps += 1
         for part in self.model_parts:
             part.train()
         loss = all_sum(sums[:1], self.meshes.report.get_group()).item()
@@ -234,15 +240,13 @@ class Trainer:
 
     def _loader(
         self,
-        dataset: str,
-        path: str | None,
+        documents: Documents,
         *,
         seq_len: int,
         global_batch_size: int,
         validation: bool = False,
     ) -> Loader:
         """The batches of a dataset, for the rows of the global batch that this rank owns."""
-        documents: Documents = self._build(Dataset, dataset, path)
         settings = self.config.validation.dataloader if validation else self.config.training.dataloader
         return build_loader(
             documents,
@@ -270,7 +274,8 @@ class Trainer:
         first = self.meshes.batch["dp"].get_local_rank() * rows
         return range(first, first + rows)
 
-    def _loggers(self) -> list[MetricLogger]:
+    def _loggers(self, ending: contextlib.ExitStack) -> list[MetricLogger]:
+        """The loggers of this rank, closed at the end."""
         settings = self.config.metrics
         if self.process.rank != 0 and not settings.save_for_all_ranks:
             return []
@@ -278,7 +283,12 @@ class Trainer:
         if settings.save_for_all_ranks:
             folder /= f"rank_{self.process.rank}"
         names = dict.fromkeys([*settings.loggers, *(["tensorboard"] if settings.enable_tensorboard else [])])
-        return [self._build(Logger, name, folder) for name in names]
+        loggers: list[MetricLogger] = []
+        with _writing_to(folder):
+            for name in names:
+                loggers.append(self._build(Logger, name, folder))
+                ending.callback(loggers[-1].close)
+        return loggers
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: value.to(self.process.device, non_blocking=True) for name, value in batch.items()}
@@ -307,14 +317,31 @@ class Trainer:
         if self.config.job.print_config:
             log.info("configuration:\n%s", text)
         path = Path(self.config.job.dump_folder, self.config.job.save_config_file or "config.toml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with _writing_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
     def _left_out(self) -> Iterator[None]:
+        self._wait_for_device()
         began = time.perf_counter()
         yield
+        self._wait_for_device()
         self.meter.leave_out(time.perf_counter() - began)
+
+    def _wait_for_device(self) -> None:
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize(self.process.device)
+
+
+@contextlib.contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise ConfigError(
+            f"cannot write to '{path}': {e.strerror or e}", hint="choose another job.dump_folder"
+        ) from e
 
 
 @contextlib.contextmanager
@@ -333,4 +360,5 @@ def _collected_garbage(freq: int, *, debug: bool) -> Iterator[Any]:
     try:
         yield collect
     finally:
+        gc.set_debug(0)
         gc.enable()

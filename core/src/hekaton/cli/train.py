@@ -27,7 +27,9 @@ def run(arguments: list[str]) -> int:
     else:
         process = this_process()
     set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
-    idle = check(loaded, world_size=process.world_size, device_type=process.device.type)
+    # What fake tensors stand for is a cluster's.
+    device_type = "cuda" if fake else process.device.type
+    idle = check(loaded, world_size=process.world_size, device_type=device_type)
     for notice in (*loaded.notices, *idle):
         logging.getLogger("hekaton").info("notice: %s", notice)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hekaton.errors import HekatonError, choices_hint
@@ -89,7 +90,19 @@ def microbatches_fit(run: Run) -> Iterator[HekatonError]:
             f"training.local_batch_size = {rows} under a pipeline, whose microbatches are of fixed number",
             "validation.local_batch_size",
         )
-    if settings.pipeline_parallel_schedule_csv:
+    if run.config.validation.enable and run.config.validation.seq_len != training.seq_len:
+        yield run.violation(
+            f"validation.seq_len = {run.config.validation.seq_len} must be training.seq_len = "
+            f"{training.seq_len} under a pipeline, whose stages exchange tensors of one shape",
+            "validation.seq_len",
+        )
+    csv = settings.pipeline_parallel_schedule_csv
+    if csv:
+        if not Path(csv).is_file():
+            yield run.violation(
+                f"there is no file '{csv}' (parallelism.pipeline_parallel_schedule_csv)",
+                "parallelism.pipeline_parallel_schedule_csv",
+            )
         return
     schedule = settings.pipeline_parallel_schedule
     if schedule not in SCHEDULES:
@@ -108,6 +121,41 @@ def microbatches_fit(run: Run) -> Iterator[HekatonError]:
             "parallelism.pipeline_parallel_schedule",
             hint=f"choose training.local_batch_size = {needed * size} or more",
         )
+
+
+def layout_is_said_once(run: Run) -> Iterator[str]:
+    """Settings that another one takes the place of."""
+    settings = run.config.parallelism
+    if settings.pipeline_parallel_degree > 1:
+        if settings.module_fqns_per_model_part is not None:
+            yield from _idle(
+                run,
+                "module_fqns_per_model_part names the stages",
+                "pipeline_parallel_layers_per_stage",
+                "pipeline_parallel_first_stage_less_layers",
+                "pipeline_parallel_last_stage_less_layers",
+            )
+        if settings.pipeline_parallel_schedule_csv:
+            yield from _idle(
+                run, "pipeline_parallel_schedule_csv is the schedule", "pipeline_parallel_schedule"
+            )
+    if settings.context_parallel_degree > 1:
+        if settings.context_parallel_strategy is not None:
+            yield from _idle(
+                run, "context_parallel_strategy takes its place", "context_parallel_rotate_method"
+            )
+        if run.config.context_parallel_strategy() == "ulysses":
+            yield from _idle(
+                run, "ulysses gives every rank the whole sequence", "context_parallel_load_balancer"
+            )
+
+
+def _idle(run: Run, why: str, *names: str) -> Iterator[str]:
+    settings = run.config.parallelism
+    for name in names:
+        default = type(settings).model_fields[name].default
+        if run.is_set(f"parallelism.{name}") and getattr(settings, name) != default:
+            yield f"parallelism.{name}: no effect: {why}"
 
 
 def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:

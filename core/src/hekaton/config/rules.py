@@ -299,6 +299,7 @@ RULES: tuple[Rule, ...] = (
     layout_rules.model_divides,
     layout_rules.sequence_divides,
     layout_rules.microbatches_fit,
+    layout_rules.layout_is_said_once,
     layout_rules.plan_can_be_carried_out,
     batch_is_divisible,
     workers_have_rows,

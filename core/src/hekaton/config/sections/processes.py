@@ -28,7 +28,7 @@ class ParallelismSection(SectionModel):
     """Ranks over which layers are cut."""
     sequence_parallel: Annotated[bool, Tensor] = True
     """Between the cut layers, each rank of tensor parallel holds its part of the sequence."""
-    plan: dict[str, str] = {}
+    plan: Annotated[dict[str, str], Tensor] = {}
     """Rows over those of the model's own tensor-parallel plan: pattern of module names -> word."""
     disable_loss_parallel: Annotated[bool, Tensor] = False
     """Gather the logits before the loss instead of leaving them cut by the vocabulary."""
@@ -51,7 +51,7 @@ class ParallelismSection(SectionModel):
     """File with a schedule of one's own."""
     pipeline_parallel_microbatch_size: Annotated[PositiveInt, Pipeline] = 1
     """Rows of a microbatch."""
-    pipeline_parallel_expert_parallel_overlap: Annotated[bool, Pipeline] = True
+    pipeline_parallel_expert_parallel_overlap: Annotated[bool, Expert] = True
     """Overlap the exchange of tokens among experts with other microbatches."""
     context_parallel_degree: PositiveInt = 1
     """Ranks over which sequences are cut."""
