@@ -25,6 +25,7 @@ TINY = {
 FLAGS = [
     "--plugins.load", str(HERE / "short_documents.py"),
     "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--model.overrides", json.dumps(TINY),
     "--training.dataset", "short_documents", "--training.seq_len", "32", "--training.steps", str(STEPS),
     "--training.global_batch_size", "8", "--training.max_norm", "0.5",
     "--lr_scheduler.warmup_steps", "2", "--activation_checkpoint.mode", "none", "--metrics.log_freq", "1",
@@ -41,6 +42,7 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
     dist.init_process_group("gloo")
     differences = {}
     for name, case in cases.items():
+        torch._dynamo.reset()  # compiled code of the cases before counts towards the limit of recompilations
         try:
             result = train(case["flags"], folder, mutation=case.get("mutation"))
         except Exception as e:
