@@ -121,6 +121,7 @@ COMPILED = [
 ]
 FULL = [
     *[case("pp2", SCHEDULE, schedule) for schedule in SCHEDULES],
+    case("pp2", f"{SCHEDULE}_csv", str(SCRIPT.with_name("all_forward.csv"))),
     case("tp2", *ACCUMULATE),
     case("cp2", *ACCUMULATE),
     case("pp2", "--training.local_batch_size", "2"),
