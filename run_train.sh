@@ -29,14 +29,14 @@ fi
 export LOG_RANK=${LOG_RANK:-0}
 CONFIG_FILE=${CONFIG_FILE:-$here/model_zoo/llama3/train_configs/debug_model.toml}
 
+# What is wrong with the configuration is said here, once, and not by torchrun as the failure of a process.
+checked=$("$python" -m hekaton config check "$CONFIG_FILE" "$@" --world_size "$NGPU") || exit $?
+
 # One process plays one rank of NGPU.
-if [[ " $* " == *[=\ ]fake_backend\ * ]]; then
+if [[ $checked == *'comm.mode = "fake_backend"' ]]; then
     export NGPU
     exec "$python" -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"
 fi
-
-# What is wrong with the configuration is said here, once, and not by torchrun as the failure of a process.
-"$python" -m hekaton config check "$CONFIG_FILE" "$@" --world_size "$NGPU" >/dev/null || exit $?
 
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NGPU" \
     -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"

@@ -23,20 +23,14 @@ import torch
 
 from hekaton.config import check, load
 from hekaton.distributed import process_group, this_process
-from hekaton.testing.distributed import run_processes
+from hekaton.testing.distributed import NamedLayout, run_processes
 
-DEGREES = {
-    "replicate": "data_parallel_replicate_degree",
-    "shard": "data_parallel_shard_degree",
-    "cp": "context_parallel_degree",
-    "tp": "tensor_parallel_degree",
-    "pp": "pipeline_parallel_degree",
-}
-ROWS = 4
+ROWS = 8
 FLAGS = [
     "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
-    "--model.overrides", '{"dim": 768, "n_layers": 6, "n_heads": 12, "n_kv_heads": 6, "hidden_dim": 2048}',
-    "--training.seq_len", "256", "--training.global_batch_size", str(ROWS), "--training.packing", "concat",
+    "--model.overrides",
+    '{"dim": 384, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 1024, "vocab_size": 264}',
+    "--training.seq_len", "1024", "--training.global_batch_size", str(ROWS), "--training.packing", "concat",
     "--training.mixed_precision_param", "float32", "--activation_checkpoint.mode", "none",
     "--lr_scheduler.warmup_steps", "0",
 ]  # fmt: skip
@@ -76,28 +70,20 @@ def peak_memory() -> float:
 
 
 def run(layout: str, steps: int) -> dict[str, Any]:
-    """:param layout: degrees, as ``shard2 tp2``; empty for a single process."""
-    degrees = dict.fromkeys(DEGREES, 1)
-    processes = 1
-    for word in layout.split():
-        degrees[word.rstrip("0123456789")] = int(word.lstrip("abcdefghijklmnopqrstuvwxyz"))
-    for degree in degrees.values():
-        processes *= degree
-    rows = ROWS // (degrees["replicate"] * degrees["shard"])
-    flags = [*FLAGS, "--training.local_batch_size", str(rows)]
-    for axis, degree in degrees.items():
-        flags += [f"--parallelism.{DEGREES[axis]}", str(degree)]
+    """:param layout: see :class:`NamedLayout`."""
+    named = NamedLayout(layout)
+    flags = [*FLAGS, *named.flags, "--training.local_batch_size", str(ROWS // named.dp)]
     with tempfile.NamedTemporaryFile(suffix=".json") as result:
         run_processes(
             __file__,
             "measure",
-            processes=processes,
+            processes=named.processes,
             timeout=600,
             flags=flags,
             steps=steps,
             result=result.name,
         )
-        return {"processes": processes, **json.loads(Path(result.name).read_text())}
+        return {"processes": named.processes, **json.loads(Path(result.name).read_text())}
 
 
 def main() -> None:

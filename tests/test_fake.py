@@ -41,6 +41,29 @@ def test_a_wrong_layout_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--parallelism.data_parallel_replicate_degree 2",
+        "--parallelism.context_parallel_degree 2 --parallelism.context_parallel_strategy ring",
+        "--parallelism.context_parallel_degree 2 --parallelism.context_parallel_strategy ulysses",
+        "--parallelism.pipeline_parallel_degree 2 --parallelism.pipeline_parallel_schedule ZBVZeroBubble",
+        "--parallelism.pipeline_parallel_degree 2 --parallelism.context_parallel_degree 2 "
+        "--parallelism.tensor_parallel_degree 2",
+        "--activation_checkpoint.mode selective --activation_checkpoint.selective_ac_option op",
+        "--compile.enable --parallelism.tensor_parallel_degree 2",
+        "--training.enable_cpu_offload",
+        "--training.global_batch_size 64",
+    ],
+)
+def test_every_kind_of_layout_goes_through(flags, tmp_path):
+    done = train(tmp_path, "debug_model.toml", 8, *SMALL, *flags.split())
+    assert done.returncode == 0, done.stderr
+    assert "one step went through as rank 0 of 8" in done.stderr
+    assert ("without dataset, tokenizer, compile" in done.stderr) == ("--compile.enable" in flags)
+
+
+@pytest.mark.slow
 def test_405b_on_512(tmp_path):
     done = train(tmp_path, "llama3_405b.toml", 512)
     assert done.returncode == 0, done.stderr

@@ -46,3 +46,11 @@ def test_a_mistake_ends_with_status_2_and_no_traceback(run_train):
     assert done.returncode == 2
     assert "did you mean --training.steps?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_process_plays_many_when_the_file_says_so(run_train, tmp_path):
+    file = tmp_path / "many.toml"
+    file.write_text('[model]\nname = "llama3"\ntokenizer = "byte"\n[comm]\nmode = "fake_backend"\n')
+    done = run_train(NGPU="2", CONFIG_FILE=str(file))
+    assert done.returncode == 0, done.stderr
+    assert "one step went through as rank 0 of 2 " in done.stderr

@@ -10,17 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.testing.distributed import run_processes
+from hekaton.testing.distributed import NamedLayout, run_processes
 
 SCRIPT = Path(__file__).with_name("layouts.py")
 
-DEGREES = {
-    "replicate": "data_parallel_replicate_degree",
-    "shard": "data_parallel_shard_degree",
-    "cp": "context_parallel_degree",
-    "tp": "tensor_parallel_degree",
-    "pp": "pipeline_parallel_degree",
-}
 FLOAT64 = ["--training.dtype", "float64", "--training.mixed_precision_param", "float64",
            "--training.mixed_precision_reduce", "float64"]  # fmt: skip
 FLOAT32 = ["--training.mixed_precision_param", "float32"]
@@ -42,27 +35,22 @@ TOLERANCES = {
 
 
 def case(layout: str, *flags: str, reference: str = "float64", mutation: str | None = None) -> tuple:
-    """:param layout: degrees, as ``shard2 tp2``; they are all that is not 1."""
-    degrees = dict.fromkeys(DEGREES, 1)
-    for word in layout.split():
-        degrees[word.rstrip("0123456789")] = int(word.lstrip("abcdefghijklmnopqrstuvwxyz"))
-    rows = 8 // (degrees["replicate"] * degrees["shard"])
-    local = [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(rows)]
-    set_degrees = [
-        word for axis, degree in degrees.items() for word in (f"--parallelism.{DEGREES[axis]}", str(degree))
-    ]
-    processes = 1
-    for degree in degrees.values():
-        processes *= degree
-    name = " ".join([layout, *(flag.split(".")[-1] for flag in flags), reference, mutation or ""]).strip()
+    """:param layout: see :class:`NamedLayout`."""
+    layout = NamedLayout(layout)
+    rows = ["--training.local_batch_size", str(8 // layout.dp)]
+    local = [] if "--training.local_batch_size" in flags else rows
+    name = " ".join(
+        [layout.name, *(flag.split(".")[-1] for flag in flags), reference, mutation or ""]
+    ).strip()
     described = {
-        "flags": [*REFERENCES[reference], *set_degrees, *local, *flags],
+        "flags": [*REFERENCES[reference], *layout.flags, *local, *flags],
         "reference": reference,
         "mutation": mutation,
     }
-    return processes, name, described
+    return layout.processes, name, described
 
 
+AXES = ["replicate", "shard", "cp", "tp", "pp"]
 ACCUMULATE = ["--training.local_batch_size", "1"]
 STRATEGY = "--parallelism.context_parallel_strategy"
 SCHEDULE = "--parallelism.pipeline_parallel_schedule"
@@ -88,7 +76,6 @@ MUTATIONS = [
 ]
 SCHEDULES = ["GPipe", "Interleaved1F1B", "InterleavedZeroBubble", "LoopedBFS", "ZBVZeroBubble", "DualPipeV"]
 COMPILE = ("--compile.enable", "--compile.backend", "aot_eager")
-SCHEDULE = "--parallelism.pipeline_parallel_schedule"
 MODE = "--activation_checkpoint.mode"
 BY_OPERATOR = (MODE, "selective", "--activation_checkpoint.selective_ac_option", "op")
 
@@ -131,9 +118,9 @@ FULL = [
         for axis in ("tp", "cp", "pp")
         for reference in ("float32", "bfloat16")
     ],
-    *[case(f"{axis}4") for axis in DEGREES],
+    *[case(f"{axis}4") for axis in AXES],
     *[case("cp4", STRATEGY, strategy) for strategy in ("ring", "ulysses")],
-    *[case(f"{a}2 {b}2") for a, b in itertools.combinations(DEGREES, 2)],
+    *[case(f"{a}2 {b}2") for a, b in itertools.combinations(AXES, 2)],
     *[case("cp2 tp2", STRATEGY, strategy) for strategy in ("ring", "ulysses")],
     case("shard2 tp2", reference="float32"),
     case("shard2 tp2", reference="bfloat16"),

@@ -10,19 +10,28 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from hekaton.build import BuiltModel, build_component, build_meta, give_memory, parallelize_model
+from hekaton.build import (
+    BuiltModel,
+    MetaModel,
+    build_component,
+    build_meta,
+    give_memory,
+    parallelize_model,
+)
 from hekaton.contributions import Objective, Optimizer
 from hekaton.distributed import Process
 from hekaton.errors import ConfigError
 from hekaton.forward_backward import ForwardBackward
 from hekaton.loss import Batch
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.observe import Message, Observer
 from hekaton.optim import clip_grad_norm
 from hekaton.parallel.pipeline import Pipeline
 
@@ -38,19 +47,27 @@ def played_process(config: JobConfig) -> Process:
 
     :raises ConfigError: for a variable that is no number, or a rank beyond the world.
     """
+    world_size = _number("NGPU") * _number("NNODES") if "NGPU" in os.environ else smallest_world(config)
+    name = "FAKE_RANK" if "FAKE_RANK" in os.environ else "RANK"
+    return rank_of(world_size, _number(name, default=0), what=name)
+
+
+def smallest_world(config: JobConfig) -> int:
+    """The number of processes that the degrees multiply to."""
     degrees = config.parallelism
-    product = (
+    return (
         degrees.pipeline_parallel_degree
         * degrees.data_parallel_replicate_degree
         * max(1, degrees.data_parallel_shard_degree)
         * degrees.context_parallel_degree
         * degrees.tensor_parallel_degree
     )
-    world_size = _number("NGPU") * _number("NNODES") if "NGPU" in os.environ else product
-    name = "FAKE_RANK" if "FAKE_RANK" in os.environ else "RANK"
-    rank = _number(name, default=0)
+
+
+def rank_of(world_size: int, rank: int, *, what: str) -> Process:
+    """:raises ConfigError: for a rank beyond the world, naming ``what`` gave it."""
     if rank >= world_size:
-        raise ConfigError(f"{name} = {rank}: there are ranks 0 to {world_size - 1}")
+        raise ConfigError(f"{what} = {rank}: there are ranks 0 to {world_size - 1}")
     return Process(rank, world_size, torch.device("cpu"))
 
 
@@ -73,48 +90,100 @@ def fake_process_group(process: Process) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What one rank met in one step.
+
+    :param held: what -> bytes of this rank's own: parameters, gradients, optimizer state.
+    :param peak: bytes in use at most while forward and backward ran, with all that is held and activations.
+        An estimate: operators of another device keep other things, and its allocator leaves gaps.
+    :param messages: how often this rank sent what.
+    """
+
+    dims: ParallelDims
+    meshes: Meshes
+    meta: MetaModel
+    built: BuiltModel
+    held: Mapping[str, int]
+    peak: int
+    messages: Mapping[Message, int]
+
+
 def run_fake(loaded: Loaded, process: Process) -> None:
     """Build the run's model as rank ``process.rank`` does, take one step, and say what a rank holds."""
     began = time.perf_counter()
-    config = loaded.config
-    _notice_left_out(config)
-    dims = ParallelDims.of(config, world_size=process.world_size)
+    _notice_left_out(loaded.config)
     with fake_process_group(process):
-        meshes = dims.build_mesh(process.device.type)
-        meta = build_meta(config, loaded.plugins, dims)
-        # DTensors are made on the meta device: inside the mode, torch would have to compute with its indices.
-        built = parallelize_model(meta, meshes, dims, config, loaded.plugins)
-        objective = build_component(config, loaded.plugins, Objective, meta.spec.objective)
-        with _fake_tensors():
-            give_memory(built, config, device=process.device)
-            optimizers = _step(loaded, built, objective, meshes, dims, process)
-        _report(built, optimizers, dims, process, seconds=time.perf_counter() - began)
+        played = play(loaded, process)
+    log.info(
+        "one step went through as rank %d of %d (%s) in %.1f s",
+        process.rank,
+        process.world_size,
+        ", ".join(f"{axis} {degree}" for axis, degree in vars(played.dims).items()),
+        time.perf_counter() - began,
+    )
+    for name, size in played.held.items():
+        log.info("this rank's %-16s %9.3f GiB", name, size / 2**30)
+    log.info("%-28s %9.3f GiB, by estimate", "at most, with activations", played.peak / 2**30)
 
 
-def _step(
-    loaded: Loaded, built: BuiltModel, objective: Any, meshes: Meshes, dims: ParallelDims, process: Process
-) -> list[torch.optim.Optimizer]:
+def play(loaded: Loaded, process: Process) -> Played:
+    """Take one step, not compiled, as rank ``process.rank`` of a fake process group, which must exist."""
     config = loaded.config
-    optimizers: list[torch.optim.Optimizer] = [
-        build_component(
-            config,
-            loaded.plugins,
-            Optimizer,
-            config.optimizer.name,
-            config.optimizer,
-            list(part.parameters()),
-        )
-        for part in built.parts.values()
-    ]
-    forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
-    if forward_backward.pipeline is not None:
-        _skip_vote(forward_backward.pipeline)
-    forward_backward(_batch(config, dims, process))
+    if config.compile.enable:  # the compiler would see the fake tensors, and refuses them
+        eager = config.compile.model_copy(update={"enable": False})
+        config = config.model_copy(update={"compile": eager})
+    dims = ParallelDims.of(config, world_size=process.world_size)
+    meshes = dims.build_mesh(process.device.type)
+    meta = build_meta(config, loaded.plugins, dims)
+    # DTensors are made on the meta device: inside the mode, torch would have to compute with its indices.
+    built = parallelize_model(meta, meshes, dims, config, loaded.plugins)
+    objective = build_component(config, loaded.plugins, Objective, meta.spec.objective)
     parameters = [parameter for part in built.parts.values() for parameter in part.parameters()]
-    clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
-    for optimizer in optimizers:
-        optimizer.step()
-    return optimizers
+    with _fake_tensors() as mode:
+        give_memory(built, config, device=process.device)
+        optimizers: list[torch.optim.Optimizer] = [
+            build_component(
+                config,
+                loaded.plugins,
+                Optimizer,
+                config.optimizer.name,
+                config.optimizer,
+                list(part.parameters()),
+            )
+            for part in built.parts.values()
+        ]
+        forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
+        if forward_backward.pipeline is not None:
+            _skip_vote(forward_backward.pipeline)
+        with Observer(built.parts.values(), meta.plan, meshes, mode) as observer:
+            forward_backward(_batch(config, dims, process))
+            peak = observer.peak
+            observer.phase = "optimizer"
+            clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
+            for optimizer in optimizers:
+                optimizer.step()
+    states = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    held = {
+        "parameters": _bytes(parameters),
+        "gradients": _bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        "optimizer state": _bytes(states),
+    }
+    return Played(
+        dims=dims,
+        meshes=meshes,
+        meta=meta,
+        built=built,
+        held=held,
+        peak=held["parameters"] + held["optimizer state"] + peak,
+        messages=observer.messages,
+    )
 
 
 def _skip_vote(pipeline: Pipeline) -> None:
@@ -137,39 +206,6 @@ def _batch(config: JobConfig, dims: ParallelDims, process: Process) -> Batch:
     return {"tokens": tokens, "labels": torch.zeros_like(tokens)}
 
 
-def _report(
-    built: BuiltModel,
-    optimizers: Iterable[torch.optim.Optimizer],
-    dims: ParallelDims,
-    process: Process,
-    *,
-    seconds: float,
-) -> None:
-    parameters = [parameter for part in built.parts.values() for parameter in part.parameters()]
-    states = [
-        value
-        for optimizer in optimizers
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    ]
-    held = {
-        "parameters": _bytes(parameters),
-        "gradients": _bytes([parameter.grad for parameter in parameters if parameter.grad is not None]),
-        "optimizer state": _bytes(states),
-    }
-    log.info(
-        "one step went through as rank %d of %d (%s) in %.1f s",
-        process.rank,
-        process.world_size,
-        ", ".join(f"{axis} {degree}" for axis, degree in vars(dims).items()),
-        seconds,
-    )
-    for name, size in held.items():
-        log.info("this rank's %-16s %9.3f GiB", name, size / 2**30)
-    log.info("%-28s %9.3f GiB, and activations on top", "together", sum(held.values()) / 2**30)
-
-
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of this rank's parts."""
     from torch.distributed.tensor import DTensor
@@ -180,6 +216,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def _notice_left_out(config: JobConfig) -> None:
     enabled = {
+        "compile": config.compile.enable,
         "checkpoints": config.checkpoint.enable,
         "loggers": config.metrics.enable_tensorboard or bool(config.metrics.loggers),
         "validation": config.validation.enable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,12 +65,14 @@ class ParallelDims:
             (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
             ("pp", "dp_replicate", "fsdp", "tp"),
         )
+        cuts_both_ways = self.tp > 1 and self.dp_shard * self.cp > 1
         batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))
         return Meshes(
             dense=dense,
             batch=batch,
             loss=batch["dp", "cp"]._flatten("loss"),
             report=batch["pp", "dp", "cp"]._flatten("report"),
+            flattened=(dense["fsdp", "tp"]._flatten("fsdp_tp"),) if cuts_both_ways else (),
         )
 
 
@@ -84,9 +87,11 @@ class Meshes:
     :param loss: ``(loss,)``: the ranks that a step's targets are summed over, ``dp`` and ``cp`` together.
     :param report: ``(report,)``: those that a step's loss is summed over; of a pipeline's ranks only the last
         has any.
+    :param flattened: axes of ``dense`` taken together, for DTensor to sum over in one go.
     """
 
     dense: DeviceMesh
     batch: DeviceMesh
     loss: DeviceMesh
     report: DeviceMesh
+    flattened: Sequence[DeviceMesh] = ()

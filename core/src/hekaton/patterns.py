@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from hekaton.errors import ConfigError, choices_hint
@@ -26,6 +26,13 @@ def _piece(piece: str) -> str:
     if piece.startswith("{"):
         return f"(?:{'|'.join(re.escape(choice.strip()) for choice in piece[1:-1].split(','))})"
     return re.escape(piece)
+
+
+def with_owners(name: str) -> Iterator[str]:
+    """A module's name, then those of the modules around it, outwards."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def resolve(table: Mapping[str, T], names: Iterable[str], *, what: str) -> dict[str, T]:

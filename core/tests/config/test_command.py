@@ -62,7 +62,7 @@ def test_a_wrong_number_of_processes(hekaton, words):
     write("")
     status, _, err = hekaton("config", "check", "run.toml", *words)
     assert status == 2
-    assert err.startswith("error: --world_size needs a positive number, not '")
+    assert err.startswith("error: --world_size needs a number, at least 1, not '")
 
 
 def test_show_says_where_values_come_from(hekaton):

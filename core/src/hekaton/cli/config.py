@@ -6,20 +6,21 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hekaton.cli.words import load_files, take_number
 from hekaton.errors import ConfigError, choices_hint
-
-if TYPE_CHECKING:
-    from hekaton.config import Loaded
 
 USAGE = """\
 usage: hekaton config check FILE... [flags] [--world_size N]
        hekaton config show FILE... [flags]
+       hekaton config show --parallel FILE... [flags] [--world_size N] [--rank R] [--json]
        hekaton config schema [FILE] [--plugins.load NAME] [--plugins.disable NAME]
 
 check    say what is wrong with a configuration, for N processes where given, or that it is right
-show     print every value, and where it comes from
+show     print every value, and where it comes from; with --parallel the layout instead: the mesh, where each
+         parameter lies, the stages, what a rank holds and what it sends in a step, found by taking one step
+         on fake tensors as rank R (0) of N processes (by default, as many as the degrees multiply to)
 schema   write the JSON schema of run files, with the sections of plugins, to FILE or to stdout
 
 'hekaton train --help' lists the flags."""
@@ -44,23 +45,31 @@ def check(words: list[str]) -> None:
     """Print notices and ``OK``, or raise what is wrong."""
     from hekaton.config import check as check_rules
 
-    world_size, words = _world_size(words)
-    loaded = _load(words)
+    world_size, words = take_number(words, "--world_size", at_least=1)
+    loaded = load_files(words)
     import torch
 
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    fake = loaded.config.comm.mode == "fake_backend"
+    # What fake tensors stand for is a cluster's.
+    device_type = "cuda" if fake or torch.cuda.is_available() else "cpu"
     notices = [*loaded.notices, *check_rules(loaded, world_size=world_size, device_type=device_type)]
     for notice in notices:
         print(f"notice: {notice}")
     where = "" if world_size is None else f", {world_size} process{'es' if world_size > 1 else ''}"
-    print(f"OK: {loaded.config.model.name} {loaded.config.model.flavor}{where}")
+    mode = ', comm.mode = "fake_backend"' if fake else ""
+    print(f"OK: {loaded.config.model.name} {loaded.config.model.flavor}{where}{mode}")
 
 
 def show(words: list[str]) -> None:
-    """Print values and origins, section by section."""
+    """Print values and origins, section by section; or the layout."""
+    if "--parallel" in words:
+        from hekaton.cli.layout import show_layout
+
+        show_layout([word for word in words if word != "--parallel"])
+        return
     from hekaton.config.base import CompatSection, dotted, is_idle, toml_value, walk
 
-    loaded = _load(words)
+    loaded = load_files(words)
     for notice in loaded.notices:
         print(f"notice: {notice}")
     data = loaded.config.model_dump(mode="json")
@@ -99,31 +108,6 @@ def schema(words: list[str]) -> None:
         Path(words[0]).write_text(text, encoding="utf-8")
     except OSError as e:
         raise ConfigError(f"cannot write '{words[0]}': {e.strerror}") from e
-
-
-def _load(words: list[str]) -> Loaded:
-    from hekaton.config import load
-    from hekaton.config.flags import split_files
-
-    files, flags = split_files(words)
-    return load(files, flags)
-
-
-def _world_size(words: list[str]) -> tuple[int | None, list[str]]:
-    """Take ``--world_size N`` out of the words."""
-    world_size = None
-    others = []
-    rest = iter(words)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if flag != "--world_size":
-            others.append(word)
-            continue
-        value = value if equals else next(rest, "")
-        if not value.isdecimal() or int(value) == 0:
-            raise ConfigError(f"--world_size needs a positive number, not '{value}'")
-        world_size = int(value)
-    return world_size, others
 
 
 def _origin(path: str, origins: Mapping[str, str]) -> str:

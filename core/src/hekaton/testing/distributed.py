@@ -4,14 +4,60 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_DEGREES = {
+    "replicate": "data_parallel_replicate_degree",
+    "shard": "data_parallel_shard_degree",
+    "cp": "context_parallel_degree",
+    "tp": "tensor_parallel_degree",
+    "pp": "pipeline_parallel_degree",
+}
+
+
+@dataclass(frozen=True)
+class NamedLayout:
+    """A layout by its short name.
+
+    :param name: the degrees that are not 1, as ``shard2 tp2``; empty for a single process.
+    """
+
+    name: str
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Axis (``replicate``, ``shard``, ``cp``, ``tp``, ``pp``) -> degree."""
+        words = [re.fullmatch(r"([a-z]+)(\d+)", word) for word in self.name.split()]
+        assert all(word is not None and word[1] in _DEGREES for word in words), self.name
+        return dict.fromkeys(_DEGREES, 1) | {word[1]: int(word[2]) for word in words if word is not None}
+
+    @property
+    def processes(self) -> int:
+        return math.prod(self.degrees.values())
+
+    @property
+    def dp(self) -> int:
+        """Ranks that read different rows of the batch."""
+        return self.degrees["replicate"] * self.degrees["shard"]
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of ``hekaton train`` that choose it."""
+        return [
+            word
+            for axis, degree in self.degrees.items()
+            for word in (f"--parallelism.{_DEGREES[axis]}", str(degree))
+        ]
 
 
 def run_processes(

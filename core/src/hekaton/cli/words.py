@@ -1,0 +1,36 @@
+"""The words of a command line that several verbs have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hekaton.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hekaton.config import Loaded
+
+
+def load_files(words: list[str]) -> Loaded:
+    """Files, then flags."""
+    from hekaton.config import load
+    from hekaton.config.flags import split_files
+
+    files, flags = split_files(words)
+    return load(files, flags)
+
+
+def take_number(words: list[str], flag: str, *, at_least: int) -> tuple[int | None, list[str]]:
+    """Take ``FLAG N`` out of the words; ``None`` where it is not among them."""
+    found = None
+    others = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != flag:
+            others.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if not value.isdecimal() or int(value) < at_least:
+            raise ConfigError(f"{flag} needs a number, at least {at_least}, not '{value}'")
+        found = int(value)
+    return found, others
