@@ -115,6 +115,10 @@ class Trainer:
             from hekaton.checkpoint.run import RunCheckpoints
 
             checkpoints = RunCheckpoints(self)
+            if config.checkpoint.create_seed_checkpoint:
+                with contextlib.closing(self.loader):
+                    checkpoints.save_seed()
+                return
             checkpoints.resume()
         steps = config.training.steps
         if self.step >= steps:

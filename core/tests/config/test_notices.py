@@ -88,13 +88,6 @@ import pytest
             ),
         ),
         (
-            "[checkpoint]\nenable = true\nlast_save_model_only = true\n",
-            (
-                "checkpoint.last_save_model_only (run.toml, line 3): no effect: the last checkpoint is "
-                "whole too, so that the run can go on; saving the model alone is not available yet"
-            ),
-        ),
-        (
             "[checkpoint]\nenable_ft_dataloader_checkpoints = false\n",
             (
                 "checkpoint.enable_ft_dataloader_checkpoints (run.toml, line 2): no effect: it belongs "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 METADATA = ".metadata"
+MODEL = "model"
 
 
 class NotWhole(Exception):
@@ -55,6 +56,11 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(record.size for record in self.files.values())
+
+    @property
+    def model_only(self) -> bool:
+        """Whether it is a model alone, as a last or a seed checkpoint may be."""
+        return self.parts == (MODEL,)
 
     def to_json(self) -> str:
         content = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
@@ -152,10 +158,11 @@ class _Unpickler(pickle.Unpickler):
         raise NotWhole(f"{METADATA} asks for {module}.{name}, which no tensor needs: refused")
 
 
-def read_metadata(folder: Path, files: Iterable[str]) -> Metadata:
+def read_metadata(folder: Path, files: Iterable[str], *, leave_out_others: bool = False) -> Metadata:
     """Read DCP's ``.metadata`` without running any code that it names.
 
     :param files: the files that it may point to.
+    :param leave_out_others: leave out what is not a tensor, instead of refusing the whole.
     :raises NotWhole: when it asks for anything else, cannot be read, or holds what is not a tensor.
     """
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -166,8 +173,11 @@ def read_metadata(folder: Path, files: Iterable[str]) -> Metadata:
             metadata = _Unpickler(stream).load()
         if not isinstance(metadata, Metadata):
             raise NotWhole(f"{METADATA} is not the metadata of a checkpoint")
-        for key, item in metadata.state_dict_metadata.items():
+        for key, item in list(metadata.state_dict_metadata.items()):
             if not isinstance(item, TensorStorageMetadata):
+                if leave_out_others:
+                    del metadata.state_dict_metadata[key]
+                    continue
                 raise NotWhole(f"{METADATA} lists {key!r}, which is not a tensor: refused")
             if not (isinstance(item.size, torch.Size) and isinstance(item.properties.dtype, torch.dtype)):
                 raise NotWhole(f"{METADATA} does not describe {key!r} as a tensor")

@@ -9,14 +9,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
 
 import hekaton
+from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metadata_elsewhere
 from hekaton.checkpoint.integrity import (
+    MANIFEST,
     METADATA,
+    MODEL,
     FileRecord,
     Manifest,
     NotWhole,
@@ -25,9 +28,9 @@ from hekaton.checkpoint.integrity import (
     read_metadata,
     shared_out,
 )
-from hekaton.checkpoint.matching import MODEL, Parts, compare, flat, part_of, united
+from hekaton.checkpoint.matching import Parts, compare, flat, part_of, united
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.storage import StepFolders
+from hekaton.checkpoint.storage import StepFolders, read_manifest
 from hekaton.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -54,8 +57,13 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Step:
+    folder: Path
     manifest: Manifest
     metadata: Metadata
+
+
+Choose: TypeAlias = Callable[[Manifest], Collection[str]]
+"""Which parts to fill from a step; raises NotWhole to pass it over. Called on all ranks."""
 
 
 class CheckpointManager:
@@ -119,7 +127,8 @@ class CheckpointManager:
         seconds = time.perf_counter() - began
         if self._ranks.is_first:
             gb = manifest.size / 1e9
-            note = "" if good else ", marked as not good"
+            note = ", the model only" if manifest.model_only else ""
+            note += "" if good else ", marked as not good"
             log.info("saved %s: %.3f GB in %.2f s, %.2f GB/s%s", folder, gb, seconds, gb / seconds, note)
             self._folders.prune(self._keep)
         return folder
@@ -129,6 +138,7 @@ class CheckpointManager:
         parts: Parts,
         *,
         step: int = -1,
+        choose: Choose | None = None,
         optional: Collection[str] = (),
         check: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Loaded | None:
@@ -138,6 +148,7 @@ class CheckpointManager:
             are not asked for stay unread.
         :param step: -1 takes the newest whole, good step; those passed over are named with the reason in a
             warning each. A number takes that step, good or not.
+        :param choose: which of ``parts`` to fill; all of them if not given.
         :param optional: parts to leave out, with a warning, where they do not fit this run: random-number
             states are of so many ranks.
         :param check: called with the step's ``info`` before any tensor is compared or read; what it raises
@@ -147,18 +158,67 @@ class CheckpointManager:
             there or not whole, or the checkpoint is of another model.
         """
         began = time.perf_counter()
-        found = self._find(step)
+        root = self._folders.root
+        steps = self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.recovered_steps)
+        found = self._find(self._folders, steps, step, choose)
         if found is None:
             return None
+        loaded = self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
+        self._came_from = loaded.step
+        return loaded
+
+    def load_elsewhere(
+        self,
+        path: Path,
+        parts: Parts,
+        *,
+        choose: Choose,
+        optional: Collection[str] = (),
+        check: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Loaded:
+        """Fill the tensors in place from a checkpoint that is not this run's; nothing there is changed.
+
+        :param path: a step folder; a folder of steps, of which the newest whole, good one is taken; or a
+            folder that another program wrote with DCP: of that the model, without checksums to verify.
+        :raises CheckpointError: when there is no checkpoint, it cannot be used or does not fit.
+        """
+        began = time.perf_counter()
+        cannot = f"cannot read the checkpoint {path}"
+        kind = self._on_disk(cannot, lambda: kind_of(path))
+        if kind == "steps":
+            folders = StepFolders(path)
+            found = self._find(folders, self._on_disk(cannot, folders.steps), -1, choose)
+            assert found is not None
+        else:
+            try:
+                found = self._opened(path, choose) if kind == "step" else self._opened_elsewhere(path, choose)
+            except NotWhole as reason:
+                raise CheckpointError(f"the checkpoint {path} cannot be loaded: {reason}") from reason
+        return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, whole or not, oldest first."""
+        root = self._folders.root
+        return self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.steps)
+
+    def _fill(
+        self,
+        parts: Parts,
+        found: _Step,
+        *,
+        choose: Choose | None,
+        optional: Collection[str],
+        check: Callable[[Mapping[str, Any]], None] | None,
+        began: float,
+    ) -> Loaded:
         from hekaton.checkpoint import dcp
 
-        manifest = found.manifest
+        manifest, folder = found.manifest, found.folder
         if check is not None:
             check(manifest.info)
-        folder = self._folders.path(manifest.step)
-        chosen = self._fitting(parts, found, folder, optional)
+        wanted = {name: parts[name] for name in choose(manifest)} if choose is not None else parts
+        chosen = self._fitting(wanted, found, folder, optional)
         dcp.read(flat(chosen), folder, found.metadata, self._ranks)
-        self._came_from = manifest.step
         if self._ranks.is_first:
             seconds = time.perf_counter() - began
             unread = sorted(set(manifest.parts) - set(chosen))
@@ -166,17 +226,18 @@ class CheckpointManager:
             log.info("loaded %s: %.3f GB in %.2f s%s", folder, manifest.size / 1e9, seconds, note)
         return Loaded(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
 
-    def _find(self, wanted: int) -> _Step | None:
+    def _find(
+        self, folders: StepFolders, steps: Sequence[int], wanted: int, choose: Choose | None
+    ) -> _Step | None:
         """The step to load, read through by all ranks together; the same on all of them."""
-        root = self._folders.root
-        steps = self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.recovered_steps)
+        root = folders.root
         if wanted >= 0:
             if wanted not in steps:
                 raise CheckpointError(
                     f"there is no checkpoint step-{wanted} in {root}", hint=_available(steps)
                 )
             try:
-                return self._opened(wanted)
+                return self._opened(folders.path(wanted), choose, step=wanted)
             except NotWhole as reason:
                 others = [step for step in steps if step != wanted]
                 raise CheckpointError(
@@ -185,10 +246,7 @@ class CheckpointManager:
         passed_over = []
         for number in reversed(steps):
             try:
-                step = self._opened(number)
-                if not step.manifest.good:
-                    raise NotWhole("its loss was not finite")
-                return step
+                return self._opened(folders.path(number), choose, step=number, good=True)
             except NotWhole as reason:
                 passed_over.append(f"step-{number}: {reason}")
                 if self._ranks.is_first:
@@ -200,16 +258,26 @@ class CheckpointManager:
             )
         return None
 
-    def _opened(self, step: int) -> _Step:
-        """:raises NotWhole: on all ranks, when anything about the step is not as its manifest says."""
+    def _opened(
+        self, folder: Path, choose: Choose | None, *, step: int | None = None, good: bool = False
+    ) -> _Step:
+        """Read a step through.
+
+        :param step: the number that it must have.
+        :param good: whether it must be good.
+        :raises NotWhole: on all ranks, when it is not to be used, or not as its manifest says.
+        """
         ranks = self._ranks
-        folder = self._folders.path(step)
 
         def looked_at() -> Manifest | NotWhole:
             try:
-                manifest = self._folders.manifest(step)
-                if manifest.step != step:
+                manifest = read_manifest(folder)
+                if step is not None and manifest.step != step:
                     raise NotWhole(f"it holds step {manifest.step}: the folder was renamed")
+                if good and not manifest.good:
+                    raise NotWhole("its loss was not finite")
+                if choose is not None:
+                    choose(manifest)
                 check_sizes(folder, manifest.files)
                 if METADATA not in manifest.files:
                     raise NotWhole(f"its manifest does not name {METADATA}")
@@ -225,14 +293,28 @@ class CheckpointManager:
         for problem in ranks.gather(check_contents(folder, files, mine)):
             if problem is not None:
                 raise NotWhole(problem)
+        return _Step(folder, manifest, self._on_all(lambda: read_metadata(folder, files)))
+
+    def _opened_elsewhere(self, folder: Path, choose: Choose) -> _Step:
+        manifest = self._on_disk(f"cannot read the checkpoint {folder}", lambda: manifest_elsewhere(folder))
+        choose(manifest)
+        metadata = self._on_all(lambda: read_metadata_elsewhere(folder, manifest.files))
+        if self._ranks.is_first:
+            log.info(
+                "notice: %s has no %s: there are no checksums to verify its files with", folder, MANIFEST
+            )
+        return _Step(folder, manifest, metadata)
+
+    def _on_all(self, action: Callable[[], T]) -> T:
+        """Let every rank do it; :raises NotWhole: on all of them, when one does."""
         try:
-            metadata, problem = read_metadata(folder, files), None
+            done, problem = action(), None
         except NotWhole as reason:
             problem = str(reason)
-        for problem_there in ranks.gather(problem):
+        for problem_there in self._ranks.gather(problem):
             if problem_there is not None:
                 raise NotWhole(problem_there)
-        return _Step(manifest, metadata)
+        return done
 
     def _fitting(self, parts: Parts, found: _Step, folder: Path, optional: Collection[str]) -> Parts:
         """The parts to load; all ranks come to the same answer."""

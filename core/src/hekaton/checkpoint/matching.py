@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from hekaton.checkpoint.integrity import MODEL
+
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-MODEL = "model"
 _SHOWN = 4
 
 Parts = Mapping[str, Mapping[str, torch.Tensor]]

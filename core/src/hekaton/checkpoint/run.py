@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from hekaton.checkpoint.manager import CheckpointManager
+from hekaton.checkpoint.integrity import MODEL, Manifest, NotWhole
+from hekaton.checkpoint.manager import CheckpointManager, Loaded
+from hekaton.checkpoint.matching import Parts
 from hekaton.checkpoint.state import (
+    converted,
     model_tensors,
     optimizer_state,
     restore_optimizers,
@@ -21,11 +24,15 @@ from hekaton.checkpoint.state import (
 )
 from hekaton.config import as_dict
 from hekaton.data.loader import check_identity
+from hekaton.errors import CheckpointError
 
 if TYPE_CHECKING:
     from hekaton.trainer import Trainer
 
 log = logging.getLogger("hekaton")
+
+# The parts of a run's state without which it cannot go on; random numbers it can do without.
+_STATE = (MODEL, "optimizer", "lr_scheduler", "data_loader")
 
 
 class RunCheckpoints:
@@ -35,8 +42,9 @@ class RunCheckpoints:
         self._trainer = trainer
         config = trainer.config
         self._settings = config.checkpoint
+        self._folder = Path(config.job.dump_folder, config.checkpoint.folder)
         self._manager = CheckpointManager(
-            Path(config.job.dump_folder, config.checkpoint.folder),
+            self._folder,
             describe={
                 "model": config.model.name,
                 "flavor": config.model.flavor,
@@ -60,6 +68,62 @@ class RunCheckpoints:
         :param good: whether its loss and gradients are finite.
         """
         trainer = self._trainer
+        last = trainer.step == trainer.config.training.steps
+        if last and self._settings.last_save_model_only:
+            dtype = getattr(torch, self._settings.export_dtype)
+            self._save({"model": converted(model_tensors(trainer.model_parts), dtype)}, {}, good=good)
+            return
+        parts, optimizer_rest = self._state()
+        info = {
+            "optimizer": optimizer_rest,
+            "lr_scheduler": {"steps_done": trainer.learning_rate.steps_done},
+            "data_loader": trainer.loader.identity(),
+        }
+        self._save(parts, info, good=good)
+
+    def save_seed(self) -> None:
+        """Save the initial weights as step 0.
+
+        :raises CheckpointError: when the folder has steps already.
+        """
+        steps = self._manager.steps()
+        if steps:
+            raise CheckpointError(
+                f"a seed checkpoint is the first in its folder, and {self._folder} has step-{steps[-1]}",
+                hint="choose another job.dump_folder or checkpoint.folder",
+            )
+        self._save({"model": model_tensors(self._trainer.model_parts)}, {}, good=True)
+
+    def _save(self, parts: Parts, info: Mapping[str, Any], *, good: bool) -> None:
+        trainer = self._trainer
+        folder = self._manager.save(trainer.step, parts, info, good=good)
+        trainer.plugins.call("hekaton_checkpoint_saved", step=trainer.step, folder=folder)
+
+    def resume(self) -> None:
+        """Go on from a checkpoint of this run; where there is none, start from ``initial_load_path``; where
+        that is not set, leave everything as it is."""
+        settings = self._settings
+        parts, _ = self._state()
+        whole: dict[str, Any] = {"optional": ["rng"], "check": self._check_data}
+        loaded = self._manager.load(parts, step=settings.load_step, choose=self._resumable, **whole)
+        if loaded is not None:
+            self._restore(loaded, parts)
+            log.info("resumed at step %d", loaded.step)
+        elif settings.initial_load_path is not None:
+            path = Path(settings.initial_load_path)
+            if settings.initial_load_model_only:
+                loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
+                log.info("started with the model of %s", loaded.folder)
+            else:
+                loaded = self._manager.load_elsewhere(path, parts, choose=self._all_of, **whole)
+                self._restore(loaded, parts)
+                log.info("started from %s at step %d", loaded.folder, loaded.step)
+        elif settings.load_only and self._trainer.process.rank == 0:
+            log.warning("there is no checkpoint to load in %s: the run starts afresh", self._folder)
+
+    def _state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """The tensors of the run by part, and the optimizers' rest."""
+        trainer = self._trainer
         optimizer, optimizer_rest = optimizer_state(trainer.model_parts, trainer.optimizers)
         parts = {
             "model": model_tensors(trainer.model_parts),
@@ -67,45 +131,50 @@ class RunCheckpoints:
             "data_loader": {"cursor": self._whole_cursor()},
             "rng": rng_tensors(trainer.process.rank),
         }
-        info = {
-            "optimizer": optimizer_rest,
-            "lr_scheduler": {"steps_done": trainer.learning_rate.steps_done},
-            "data_loader": trainer.loader.identity(),
-        }
-        folder = self._manager.save(trainer.step, parts, info, good=good)
-        trainer.plugins.call("hekaton_checkpoint_saved", step=trainer.step, folder=folder)
+        return parts, optimizer_rest
 
-    def resume(self) -> None:
-        """Go on from a checkpoint of this run, if there is one; otherwise leave everything as it is."""
-        trainer = self._trainer
-        excluded = set(self._settings.exclude_from_loading)
-        optimizer, _ = optimizer_state(trainer.model_parts, trainer.optimizers)
-        every: dict[str, dict[str, Any]] = {
-            "model": model_tensors(trainer.model_parts),
-            "optimizer": optimizer,
-            "data_loader": {"cursor": self._whole_cursor()},
-            "rng": rng_tensors(trainer.process.rank),
-        }
-        parts = {name: tensors for name, tensors in every.items() if name not in excluded}
+    def _all_of(self, manifest: Manifest) -> list[str]:
+        """What to load to go on from a step: everything that is not excluded."""
+        there = {*manifest.parts, *manifest.info}
+        excluded = self._settings.exclude_from_loading
+        lacking = [name for name in _STATE if name not in there and name not in excluded]
+        if lacking:
+            what = "the model only" if manifest.model_only else f"no {', '.join(lacking)}"
+            raise NotWhole(
+                f"it holds {what}, from which no run can go on; one can start with it: "
+                "checkpoint.initial_load_path, checkpoint.initial_load_model_only"
+            )
+        return [name for name in manifest.parts if name not in excluded]
 
-        def same_data(info: Mapping[str, Any]) -> None:
-            if "data_loader" in parts:
-                check_identity(info["data_loader"], trainer.loader.identity())
+    def _resumable(self, manifest: Manifest) -> list[str]:
+        """What to load from a step of this run. A model alone is enough before the first step and after the
+        last."""
+        if manifest.model_only and (
+            manifest.step == 0 or manifest.step >= self._trainer.config.training.steps
+        ):
+            return self._model_of(manifest)
+        return self._all_of(manifest)
 
-        loaded = self._manager.load(parts, step=self._settings.load_step, optional=["rng"], check=same_data)
-        if loaded is None:
-            return
-        if "optimizer" in parts:
-            restore_optimizers(trainer.model_parts, trainer.optimizers, optimizer, loaded.info["optimizer"])
-        if "lr_scheduler" not in excluded:
-            trainer.learning_rate.steps_done = loaded.info["lr_scheduler"]["steps_done"]
-        if "data_loader" in parts:
+    def _model_of(self, manifest: Manifest) -> list[str]:
+        return [name for name in (MODEL,) if name not in self._settings.exclude_from_loading]
+
+    def _check_data(self, info: Mapping[str, Any]) -> None:
+        if "data_loader" in info and "data_loader" not in self._settings.exclude_from_loading:
+            check_identity(info["data_loader"], self._trainer.loader.identity())
+
+    def _restore(self, loaded: Loaded, parts: Parts) -> None:
+        """Put what is no tensor, and no live one, back in its place."""
+        trainer, info = self._trainer, loaded.info
+        if "optimizer" in loaded.parts:
+            restore_optimizers(trainer.model_parts, trainer.optimizers, parts["optimizer"], info["optimizer"])
+        if "lr_scheduler" in info and "lr_scheduler" not in self._settings.exclude_from_loading:
+            trainer.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
+        if "data_loader" in loaded.parts:
             rows = trainer.rows
-            trainer.loader.seek(every["data_loader"]["cursor"][rows.start : rows.stop])
+            trainer.loader.seek(parts["data_loader"]["cursor"][rows.start : rows.stop])
         if "rng" in loaded.parts:
-            restore_rng(every["rng"])
+            restore_rng(parts["rng"])
         trainer.step = loaded.step
-        log.info("resumed at step %d", loaded.step)
 
     def _whole_cursor(self) -> torch.Tensor:
         """The position of every row of the global batch, (global_batch_size, 2)."""

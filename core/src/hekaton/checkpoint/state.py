@@ -37,6 +37,14 @@ def model_tensors(parts: Sequence[nn.Module]) -> Tensors:
     return tensors
 
 
+def converted(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """The tensors with those of floating point in another precision."""
+    return {
+        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def optimizer_state(
     parts: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[Tensors, dict[str, Any]]:

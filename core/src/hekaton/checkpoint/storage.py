@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 from hekaton.checkpoint.integrity import MANIFEST, Manifest, NotWhole
@@ -44,12 +45,7 @@ class StepFolders:
 
     def manifest(self, step: int) -> Manifest:
         """:raises NotWhole: when there is none, or it cannot be read."""
-        try:
-            return Manifest.from_json((self.path(step) / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise NotWhole(f"it has no {MANIFEST}: saving or removing it was interrupted") from None
-        except OSError as error:
-            raise NotWhole(f"{MANIFEST} cannot be read: {error.strerror}") from error
+        return read_manifest(self.path(step))
 
     def make_room(self, step: int, *, came_from: int) -> None:
         """Make an empty folder for ``step``.
@@ -120,22 +116,25 @@ class StepFolders:
                 log.warning("%s: the save that was to replace it was interrupted; it is back", current)
 
     def prune(self, keep: int) -> None:
-        """Keep the newest ``keep`` good steps and as many that are not good; 0 keeps all.
+        """Keep the newest ``keep`` good steps; 0 keeps all. Steps that are not good, and those that hold the
+        model only, count for themselves.
 
         Unfinished folders older than the newest whole step go too. What cannot be removed is reported.
         """
         if keep == 0:
             return
-        whole: dict[bool, list[int]] = {True: [], False: []}
+        whole: dict[tuple[bool, bool], list[int]] = defaultdict(list)
         unfinished = []
         for step in self.steps():
             try:
-                whole[self.manifest(step).good].append(step)
+                manifest = self.manifest(step)
+                whole[manifest.good, manifest.model_only].append(step)
             except NotWhole:
                 if not self.has_manifest(step):
                     unfinished.append(step)
-        newest = max(whole[True] + whole[False], default=0)
-        old = [*whole[True][:-keep], *whole[False][:-keep], *(step for step in unfinished if step < newest)]
+        newest = max((steps[-1] for steps in whole.values()), default=0)
+        old = [step for steps in whole.values() for step in steps[:-keep]]
+        old += [step for step in unfinished if step < newest]
         for step in old:
             try:
                 remove(self.path(step))
@@ -152,6 +151,16 @@ class StepFolders:
             remove(target)
         self.path(step).rename(target)
         sync_folder(target.parent)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """:raises NotWhole: when there is none, or it cannot be read."""
+    try:
+        return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotWhole(f"it has no {MANIFEST}: saving or removing it was interrupted") from None
+    except OSError as error:
+        raise NotWhole(f"{MANIFEST} cannot be read: {error.strerror}") from error
 
 
 def remove(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hekaton.config import compile_rules, layout_rules
+from hekaton.config import checkpoint_rules, compile_rules, layout_rules
 from hekaton.config.base import toml_value
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded
@@ -221,25 +221,6 @@ def backend_exists(run: Run) -> Iterator[HekatonError | str]:
         )
 
 
-def checkpoint_can_be_loaded(run: Run) -> Iterator[HekatonError | str]:
-    """Loading and saving do not exclude what was asked for."""
-    checkpoint, steps = run.config.checkpoint, run.config.training.steps
-    if not checkpoint.enable:
-        return
-    if checkpoint.load_step >= steps:
-        yield run.violation(
-            f"checkpoint.load_step = {checkpoint.load_step} leaves nothing to train: the run ends at "
-            f"training.steps = {steps}",
-            "checkpoint.load_step",
-            "training.steps",
-        )
-    if checkpoint.load_only:
-        fields = ["interval", "keep_latest_k", "enable_first_step_checkpoint"]
-        idle = [f"checkpoint.{name}" for name in fields if run.is_set(f"checkpoint.{name}")]
-        if idle:
-            yield f"{', '.join(idle)}: no effect: checkpoint.load_only saves nothing"
-
-
 def precision_is_used(run: Run) -> Iterator[str]:
     """Computing more precisely than weights are kept costs memory and time and gains little."""
     training = run.config.training
@@ -309,7 +290,9 @@ RULES: tuple[Rule, ...] = (
     compile_rules.operators_can_be_kept,
     compile_rules.memory_budget_is_compiled,
     compile_rules.async_tensor_parallel_can_run,
-    checkpoint_can_be_loaded,
+    checkpoint_rules.seed_is_the_start,
+    checkpoint_rules.something_is_loaded,
+    checkpoint_rules.something_is_saved,
     precision_is_used,
     validation_is_other_data,
     loggers_are_there,

@@ -111,36 +111,28 @@ class CheckpointSection(SectionModel):
         bool, Pointless("it belongs to fault tolerance, which is not available yet")
     ] = True
     """Save the data position of each replica under fault tolerance."""
-    initial_load_path: Annotated[str | None, NotYet("starting from another run's checkpoint")] = None
-    """Checkpoint to start from when ``folder`` has none."""
+    initial_load_path: str | None = None
+    """Checkpoint to start from while ``folder`` has none: a step folder, a folder of steps (the newest whole
+    one is taken), or a folder that another program wrote with ``torch.distributed.checkpoint``."""
     initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", given=True)] = True
-    """Take only the model from ``initial_load_path``, not optimizer and step."""
+    """Take only the model from ``initial_load_path`` and begin at step 0; otherwise optimizer, schedule, data
+    position and step as well."""
     initial_load_in_hf: Annotated[bool, NotYet("starting from a Hugging Face checkpoint")] = False
     """``initial_load_path`` holds safetensors in the layout of Hugging Face."""
     initial_load_in_hf_quantized: Annotated[bool, NotYet("starting from a quantized checkpoint")] = False
     """``initial_load_path`` holds quantized safetensors in the layout of Hugging Face."""
-    last_save_model_only: Annotated[
-        bool,
-        Pointless(
-            "the last checkpoint is whole too, so that the run can go on; saving the model alone is "
-            "not available yet"
-        ),
-    ] = False
-    """Save only the model at the last step."""
+    last_save_model_only: bool = False
+    """Save only the model at the last step: smaller, and the run cannot go on from that step."""
     last_save_in_hf: Annotated[bool, NotYet("saving in the layout of Hugging Face")] = False
     """Save the last step as safetensors in the layout of Hugging Face."""
-    export_dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], NotYet("exporting in another precision")
-    ] = "float32"
-    """Precision of a model that is saved alone."""
+    export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
+    """Precision of the model that ``last_save_model_only`` saves."""
     async_mode: Annotated[
         Literal["disabled", "async", "async_with_pinned_mem"], NotYet("asynchronous checkpointing")
     ] = "disabled"
     """Whether training goes on while a checkpoint is written."""
-    create_seed_checkpoint: Annotated[
-        bool, NotYet("writing a seed checkpoint (every layout starts from the same weights without one)")
-    ] = False
-    """Save the initial weights and stop."""
+    create_seed_checkpoint: bool = False
+    """Save the initial weights as step 0 and stop; on one process, for runs under any layout."""
 
 
 class DebugSection(SectionModel):

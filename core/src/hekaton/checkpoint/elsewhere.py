@@ -1,0 +1,81 @@
+"""Checkpoints outside of the run's own folder: what kind they are, and those of other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from hekaton.checkpoint.integrity import (
+    MANIFEST,
+    METADATA,
+    MODEL,
+    FileRecord,
+    Manifest,
+    NotWhole,
+    read_metadata,
+)
+from hekaton.checkpoint.matching import part_of
+from hekaton.checkpoint.storage import StepFolders
+from hekaton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+Kind: TypeAlias = Literal["steps", "step", "of another program"]
+
+# What torchtitan and torch's own examples keep beside the model, each under its name and a dot.
+_PARTS_ELSEWHERE = ("optimizer", "lr_scheduler", "dataloader", "train_state")
+
+
+def kind_of(path: Path) -> Kind:
+    """:raises CheckpointError: when there is no checkpoint at ``path``."""
+    if (path / MANIFEST).is_file():
+        return "step"
+    if (path / METADATA).is_file():
+        return "of another program"
+    if StepFolders(path).steps():
+        return "steps"
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder '{path}'")
+    raise CheckpointError(
+        f"'{path}' is not a checkpoint",
+        hint=f"expected a folder step-N with {METADATA}, or a folder that holds such",
+    )
+
+
+def manifest_elsewhere(folder: Path) -> Manifest:
+    """What can be said of a folder that another program wrote: its files and their sizes."""
+    files = {
+        entry.name: FileRecord(entry.stat().st_size, "") for entry in folder.iterdir() if entry.is_file()
+    }
+    return Manifest(
+        step=0,
+        good=True,
+        saved_at="",
+        processes=0,
+        versions={},
+        parts=(MODEL,),
+        describe={"model": "by another program"},
+        info={},
+        files=files,
+    )
+
+
+def read_metadata_elsewhere(folder: Path, files: Mapping[str, FileRecord]) -> Metadata:
+    """Which tensor of the model is where; what else the folder holds is left out.
+
+    :raises NotWhole: when it cannot be read, asks for code, or a file is shorter than it says.
+    """
+    metadata = read_metadata(folder, files, leave_out_others=True)
+    tensors = metadata.state_dict_metadata
+    for key in [key for key in tensors if part_of(key, _PARTS_ELSEWHERE) != MODEL]:
+        del tensors[key]
+    for index, stored in (metadata.storage_data or {}).items():
+        size = files[stored.relative_path].size
+        if index.fqn in tensors and size < stored.offset + stored.length:
+            raise NotWhole(
+                f"{stored.relative_path} has {size:,} bytes, and {METADATA} counts on "
+                f"{stored.offset + stored.length:,}"
+            )
+    return metadata

@@ -1,0 +1,135 @@
+"""Rules of [checkpoint]: what is asked of loading and saving can be had together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hekaton.errors import HekatonError
+
+if TYPE_CHECKING:
+    from hekaton.config.rules import Run
+
+IDLE_WITHOUT_SAVES = (
+    "interval",
+    "keep_latest_k",
+    "enable_first_step_checkpoint",
+    "last_save_model_only",
+    "last_save_in_hf",
+    "export_dtype",
+    "async_mode",
+)
+
+
+def seed_is_the_start(run: Run) -> Iterator[HekatonError]:
+    """A seed checkpoint holds the initial weights, whole, and nothing is loaded before it."""
+    checkpoint = run.config.checkpoint
+    if not checkpoint.create_seed_checkpoint:
+        return
+    seed = "checkpoint.create_seed_checkpoint"
+    if not checkpoint.enable:
+        yield run.violation(
+            f"{seed} saves a checkpoint, and checkpoint.enable is false",
+            seed,
+            "checkpoint.enable",
+            hint="add --checkpoint.enable",
+        )
+    if run.world_size is not None and run.world_size > 1:
+        yield run.violation(
+            f"{seed} is the work of one process; this run has {run.world_size}",
+            seed,
+            hint="start one, with every degree of parallelism 1: the checkpoint loads under any layout",
+        )
+    instead = {
+        "load_only": (checkpoint.load_only, "saves nothing"),
+        "initial_load_path": (checkpoint.initial_load_path is not None, "replaces them"),
+        "initial_load_in_hf": (checkpoint.initial_load_in_hf, "replaces them"),
+        "load_step": (checkpoint.load_step >= 0, "replaces them"),
+    }
+    for name, (there, why) in instead.items():
+        if there:
+            yield run.violation(
+                f"{seed} saves the initial weights, and checkpoint.{name} {why}",
+                seed,
+                f"checkpoint.{name}",
+                hint="leave out one of the two",
+            )
+
+
+def something_is_loaded(run: Run) -> Iterator[HekatonError]:
+    """What is to be loaded is there after what is excluded, and leaves steps to train."""
+    checkpoint, steps = run.config.checkpoint, run.config.training.steps
+    if not checkpoint.enable:
+        return
+    if checkpoint.load_step >= steps:
+        yield run.violation(
+            f"checkpoint.load_step = {checkpoint.load_step} leaves nothing to train: the run ends at "
+            f"training.steps = {steps}",
+            "checkpoint.load_step",
+            "training.steps",
+        )
+    excluded = set(checkpoint.exclude_from_loading)
+    if excluded >= {"model", "optimizer", "lr_scheduler", "data_loader"}:
+        yield run.violation(
+            "checkpoint.exclude_from_loading names every part: nothing is left to load",
+            "checkpoint.exclude_from_loading",
+            hint="to start afresh, choose another job.dump_folder or checkpoint.folder",
+        )
+    if checkpoint.initial_load_in_hf and not checkpoint.initial_load_model_only:
+        yield run.violation(
+            "checkpoint.initial_load_model_only = false asks for optimizer and step, and a Hugging Face "
+            "checkpoint holds the model only",
+            "checkpoint.initial_load_model_only",
+            "checkpoint.initial_load_in_hf",
+            hint="leave checkpoint.initial_load_model_only at true",
+        )
+    if checkpoint.initial_load_path is None:
+        return
+    if checkpoint.initial_load_model_only and "model" in excluded:
+        yield run.violation(
+            "checkpoint.initial_load_path is there for the model, and checkpoint.exclude_from_loading leaves "
+            "the model out",
+            "checkpoint.initial_load_path",
+            "checkpoint.exclude_from_loading",
+            hint='take "model" out of checkpoint.exclude_from_loading, or set '
+            "checkpoint.initial_load_model_only = false",
+        )
+    yield from _comes_from_elsewhere(run, checkpoint.initial_load_path)
+
+
+def _comes_from_elsewhere(run: Run, path: str) -> Iterator[HekatonError]:
+    own = Path(run.config.job.dump_folder, run.config.checkpoint.folder)
+    if "://" not in path and Path(path).resolve().is_relative_to(own.resolve()):
+        yield run.violation(
+            f"checkpoint.initial_load_path = '{path}' is in the run's own checkpoint folder '{own}', and is "
+            "loaded only while that has no checkpoint",
+            "checkpoint.initial_load_path",
+            hint="to go on from a step of this run, set checkpoint.load_step; to start another run from it, "
+            "choose another job.dump_folder",
+        )
+
+
+def something_is_saved(run: Run) -> Iterator[HekatonError | str]:
+    """What is said about the last save applies to one."""
+    checkpoint = run.config.checkpoint
+    if not checkpoint.enable:
+        return
+    if checkpoint.load_only:
+        idle = [f"checkpoint.{name}" for name in IDLE_WITHOUT_SAVES if run.is_set(f"checkpoint.{name}")]
+        if idle:
+            yield f"{', '.join(idle)}: no effect: checkpoint.load_only saves nothing"
+        return
+    if not checkpoint.last_save_model_only:
+        needs_it = {
+            "checkpoint.last_save_in_hf = true": checkpoint.last_save_in_hf,
+            f'checkpoint.export_dtype = "{checkpoint.export_dtype}"': checkpoint.export_dtype != "float32",
+        }
+        for said, there in needs_it.items():
+            if there:
+                yield run.violation(
+                    f"{said} is for a model that is saved alone, and the last step is saved with everything",
+                    said.split(" ")[0],
+                    "checkpoint.last_save_model_only",
+                    hint="add checkpoint.last_save_model_only = true",
+                )

@@ -1,0 +1,158 @@
+"""Rules of [checkpoint]."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hekaton.config import check, layout_rules, rules
+from hekaton.errors import ConfigErrors
+
+ON = "[lr_scheduler]\nwarmup_steps = 0\n[checkpoint]\nenable = true\n"
+
+
+@pytest.fixture(autouse=True)
+def without_building(monkeypatch):
+    """The model of these tests cannot be built."""
+    others = [rule for rule in rules.RULES if rule is not layout_rules.plan_can_be_carried_out]
+    monkeypatch.setattr(rules, "RULES", others)
+
+
+@pytest.fixture
+def violations(load_run):
+    def violations(toml: str, *, world_size: int | None = 1, **values: object) -> list[str]:
+        """:param values: fields of [checkpoint] to set past their marks."""
+        loaded = load_run(toml)
+        section = loaded.config.checkpoint.model_copy(update=values)
+        config = loaded.config.model_copy(update={"checkpoint": section})
+        with pytest.raises(ConfigErrors) as caught:
+            check(dataclasses.replace(loaded, config=config), world_size=world_size, device_type="cpu")
+        return [str(problem) for problem in caught.value.problems]
+
+    return violations
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (
+            'export_dtype = "bfloat16"',
+            'checkpoint.export_dtype = "bfloat16" is for a model that is saved alone, and the last step is saved '
+            "with everything\n  from: run.toml, line 5\n  add checkpoint.last_save_model_only = true",
+        ),
+        (
+            "create_seed_checkpoint = true\nload_only = true",
+            "checkpoint.create_seed_checkpoint saves the initial weights, and checkpoint.load_only saves nothing"
+            "\n  from: run.toml, line 5; run.toml, line 6\n  leave out one of the two",
+        ),
+        (
+            'create_seed_checkpoint = true\ninitial_load_path = "there"',
+            "checkpoint.create_seed_checkpoint saves the initial weights, and checkpoint.initial_load_path "
+            "replaces them\n  from: run.toml, line 5; run.toml, line 6\n  leave out one of the two",
+        ),
+        (
+            "create_seed_checkpoint = true\nload_step = 4",
+            "checkpoint.create_seed_checkpoint saves the initial weights, and checkpoint.load_step replaces "
+            "them\n  from: run.toml, line 5; run.toml, line 6\n  leave out one of the two",
+        ),
+        (
+            'exclude_from_loading = ["model", "optimizer", "lr_scheduler", "dataloader"]',
+            "checkpoint.exclude_from_loading names every part: nothing is left to load\n  from: run.toml, line 5"
+            "\n  to start afresh, choose another job.dump_folder or checkpoint.folder",
+        ),
+        (
+            'initial_load_path = "there"\nexclude_from_loading = ["model"]',
+            "checkpoint.initial_load_path is there for the model, and checkpoint.exclude_from_loading leaves the "
+            "model out\n  from: run.toml, line 5; run.toml, line 6\n  take "
+            '"model" out of checkpoint.exclude_from_loading, or set checkpoint.initial_load_model_only = false',
+        ),
+        *(
+            (
+                f'initial_load_path = "{path}"',
+                f"checkpoint.initial_load_path = '{path}' is in the run's own checkpoint folder "
+                "'outputs/checkpoint', and is loaded only while that has no checkpoint\n  from: run.toml, line 5\n"
+                "  to go on from a step of this run, set checkpoint.load_step; to start another run from it, "
+                "choose another job.dump_folder",
+            )
+            for path in ("outputs/checkpoint/step-3", "./outputs/checkpoint", "other/../outputs/checkpoint/")
+        ),
+    ],
+)
+def test_what_cannot_be_had_together(violations, toml, message):
+    assert violations(f"{ON}{toml}\n") == [message]
+
+
+def test_a_seed_needs_checkpoints_to_be_enabled(violations):
+    assert violations("[checkpoint]\ncreate_seed_checkpoint = true\n") == [
+        "checkpoint.create_seed_checkpoint saves a checkpoint, and checkpoint.enable is false\n"
+        "  from: run.toml, line 2\n  add --checkpoint.enable"
+    ]
+
+
+def test_a_seed_is_the_work_of_one_process(violations, load_run):
+    seed = f"{ON}create_seed_checkpoint = true\n"
+    assert violations(seed, world_size=4) == [
+        "checkpoint.create_seed_checkpoint is the work of one process; this run has 4\n"
+        "  from: run.toml, line 5\n"
+        "  start one, with every degree of parallelism 1: the checkpoint loads under any layout"
+    ]
+    assert check(load_run(seed), world_size=1, device_type="cpu") == ()
+
+
+def test_hugging_face_checkpoints_hold_the_model_only(violations):
+    assert violations(f"{ON}", last_save_in_hf=True) == [
+        "checkpoint.last_save_in_hf = true is for a model that is saved alone, and the last step is saved with "
+        "everything\n  add checkpoint.last_save_model_only = true"
+    ]
+    assert violations(
+        f'{ON}initial_load_path = "there"\ninitial_load_model_only = false\n', initial_load_in_hf=True
+    ) == [
+        "checkpoint.initial_load_model_only = false asks for optimizer and step, and a Hugging Face checkpoint "
+        "holds the model only\n  from: run.toml, line 6\n  leave checkpoint.initial_load_model_only at true"
+    ]
+
+
+def test_all_that_is_wrong_is_said_at_once(violations):
+    found = violations(
+        f'{ON}create_seed_checkpoint = true\nload_only = true\ninitial_load_path = "outputs/checkpoint"\n',
+        world_size=2,
+    )
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        'initial_load_path = "outputs/checkpoints-of-another"',
+        'initial_load_path = "s3://bucket/step-3"\ninitial_load_model_only = false',
+        'initial_load_path = "there"\nexclude_from_loading = ["model"]\ninitial_load_model_only = false',
+        'last_save_model_only = true\nexport_dtype = "float16"',
+        'exclude_from_loading = ["optimizer", "lr_scheduler", "dataloader"]',
+    ],
+)
+def test_what_goes_together(load_run, toml):
+    assert check(load_run(f"{ON}{toml}\n"), world_size=1, device_type="cpu") == ()
+
+
+def test_a_link_to_the_own_folder_is_seen(violations):
+    Path("outputs/checkpoint").mkdir(parents=True)
+    Path("link").symlink_to("outputs")
+    (message,) = violations(f'{ON}initial_load_path = "link/checkpoint/step-1"\n')
+    assert message.startswith("checkpoint.initial_load_path = 'link/checkpoint/step-1' is in the run's own")
+
+
+def test_what_load_only_leaves_idle(load_run):
+    toml = f'{ON}load_only = true\nlast_save_model_only = true\nexport_dtype = "float16"\ninterval = 3\n'
+    assert check(load_run(toml), world_size=1, device_type="cpu") == (
+        "checkpoint.interval, checkpoint.last_save_model_only, checkpoint.export_dtype: no effect: "
+        "checkpoint.load_only saves nothing",
+    )
+
+
+def test_a_part_of_initial_loading_without_a_path_is_said(load_run):
+    assert load_run(f"{ON}initial_load_model_only = false\n").notices == (
+        "checkpoint.initial_load_model_only (run.toml, line 5): no effect: it needs "
+        "checkpoint.initial_load_path",
+    )
