@@ -1,8 +1,8 @@
-"""A plugin for the layout tests: documents shorter than a sequence, so that every row packs several."""
+"""A plugin for the layout tests: documents shorter than a sequence, so that every row packs several; and a word."""
 
 import random
 
-from hekaton.contributions import Dataset, Ref, hookimpl
+from hekaton.contributions import Dataset, ParallelStyle, Ref, hookimpl
 
 
 class ShortDocuments:
@@ -26,6 +26,18 @@ class ShortDocuments:
 
 def build(section, path):
     return ShortDocuments()
+
+
+def even_columns(section, context):
+    """Cut by outputs like ``colwise``, in a word of a stranger's."""
+    from torch.distributed.tensor.parallel import ColwiseParallel
+
+    return ColwiseParallel()
+
+
+@hookimpl
+def hekaton_parallel_styles():
+    return [ParallelStyle("even_columns", build=Ref("short_documents:even_columns"))]
 
 
 @hookimpl

@@ -1,7 +1,9 @@
 """Print the measured table of docs/parallelism.md: ``python tests/distributed/table.py``."""
 
 import json
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 from test_layouts import CASES, MUTATIONS, REFERENCES, SCRIPT
@@ -27,9 +29,11 @@ def main() -> None:
                 if tuple(its) == launch and name not in mutations
             }
             processes = launch[0]
+            began = time.perf_counter()
             run_processes(
                 SCRIPT, "run", processes=processes, timeout=1200, cases=cases, folder=folder, reference=False
             )
+            print(f"{launch}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
             measured |= json.loads(Path(folder, f"differences-{processes}.json").read_text())
     print("| layout | precision | first loss | gradients | gradient norm | loss after 5 steps |")
     print("| --- | --- | --- | --- | --- | --- |")
