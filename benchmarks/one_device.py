@@ -2,8 +2,8 @@
 
     python benchmarks/one_device.py [--flavors 1B,3B,8B] [--steps 10] [--seq_len 8192] [--write FILE]
 
-Meant for a GPU: on one, ``--write benchmarks/results/NAME.md`` keeps the table with versions. Every variant is
-a process of its own; its first steps, which compile and warm up, are not counted. A variant that runs out of
+Meant for a GPU: on one, ``--write benchmarks/results/NAME.md`` keeps the table with versions. Every variant
+is a process of its own; its first steps, which compile and warm up, are not counted. A variant that runs out of
 memory is reported as such.
 """
 
@@ -94,8 +94,8 @@ def main() -> None:
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = [
-        f"{device}, torch {torch.__version__}, Python {platform.python_version()}; per step {arguments.rows} × "
-        f"{arguments.seq_len} tokens, mean of {arguments.steps} steps.",
+        f"{device}, torch {torch.__version__}, Python {platform.python_version()}; per step "
+        f"{arguments.rows} × {arguments.seq_len} tokens, mean of {arguments.steps} steps.",
         "",
         "| flavor | compiled | recomputed | tokens/s | TFLOP/s | MFU | memory, GiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
