@@ -3,8 +3,8 @@
     python benchmarks/one_device.py [--flavors 1B,3B,8B] [--steps 10] [--seq_len 8192] [--write FILE]
 
 Meant for a GPU: on one, ``--write benchmarks/results/NAME.md`` keeps the table with versions. Every variant
-is a process of its own; its first steps, which compile and warm up, are not counted. A variant that runs out of
-memory is reported as such.
+is a process of its own; its first steps, which compile and warm up, are not counted. A variant that runs out
+of memory is reported as such.
 """
 
 from __future__ import annotations
