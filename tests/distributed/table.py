@@ -1,6 +1,7 @@
 """Print the measured table of docs/parallelism.md: ``python tests/distributed/table.py``."""
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -37,13 +38,49 @@ def main() -> None:
             measured |= json.loads(Path(folder, f"differences-{processes}.json").read_text())
     print("| layout | precision | first loss | gradients | gradient norm | loss after 5 steps |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, got in measured.items():
-        reference = CASES[name][2]["reference"]
-        layout = name.removesuffix(reference).strip()
+    for (what, precision), rows in grouped(measured).items():
         numbers = " | ".join(
-            f"{got[key]:.0e}" for key in ("first_loss", "gradients", "grad_norm", "last_loss")
+            f"{max(row[key] for row in rows):.0e}"
+            for key in ("first_loss", "gradients", "grad_norm", "last_loss")
         )
-        print(f"| {layout} | {reference} | {numbers} |")
+        print(f"| {what} | {precision} | {numbers} |")
+
+
+WORDS = {
+    "enable backend aot_eager": "compiled,",
+    "mode selective selective_ac_option op": "recomputed by operator",
+    "mode selective": "every second block recomputed",
+    "mode full": "recomputed",
+    "mode memory_budget memory_budget 2": "recomputed within a budget",
+    "local_batch_size": "accumulated, rows at once:",
+    "pipeline_parallel_schedule_csv csv": "schedule from a file",
+    "pipeline_parallel_schedule ": "",
+    "context_parallel_strategy ": "",
+    "context_parallel_load_balancer none": "no load balancing",
+}
+
+
+def grouped(measured: dict) -> dict:
+    """(what to call it, precision) -> what was measured: one row for each layout as it is, and one for all
+    layouts with the same options, of which the table shows the worst."""
+    options = {}
+    for name, got in measured.items():
+        precision = CASES[name][2]["reference"]
+        words = name.removesuffix(precision).split()
+        layout = " ".join(word for word in words if re.fullmatch(r"(replicate|shard|cp|tp|pp)\d", word))
+        option = " ".join(words[len(layout.split()) :]) if layout else ""
+        if precision == "float64 concat":
+            precision, option = "float64", "one document per row"
+        for flag, word in WORDS.items():
+            option = option.replace(flag, word)
+        option = option.strip().removesuffix(",")
+        key = (layout if precision == "float64" and not option else "", option, precision)
+        options.setdefault(key, []).append((layout, got))
+    return {
+        (f"{alone or option or 'no options'}" + ("" if alone else f": {', '.join(layout for layout, _ in rows)}"), precision):
+            [got for _, got in rows]
+        for (alone, option, precision), rows in sorted(options.items(), key=lambda item: (not item[0][0], item[0][2] != "float64"))
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
