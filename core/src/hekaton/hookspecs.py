@@ -25,6 +25,7 @@ from hekaton.contributions import (
     Section,
     Tokenizer,
 )
+from hekaton.urls import UrlPath
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -199,11 +200,12 @@ def hekaton_step_ended(step: int, metrics: Mapping[str, float]) -> None:
 
 
 @hookspec
-def hekaton_checkpoint_saved(step: int, folder: Path) -> None:
+def hekaton_checkpoint_saved(step: int, folder: Path | UrlPath) -> None:
     """Called on every rank when the checkpoint of ``step`` is whole on disk.
 
     :param step: the number of steps done when it was taken.
-    :param folder: the step's own folder.
+    :param folder: the step's own folder; ``str(folder)`` is its path, or its URL where ``checkpoint.folder``
+        is one.
     """
 
 

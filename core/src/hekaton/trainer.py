@@ -109,16 +109,17 @@ class Trainer:
     def run(self) -> None:
         """Train from where the newest checkpoint left off, or from the start, to the last step."""
         config = self.config
-        self._write_config()
         checkpoints = None
         if config.checkpoint.enable:
             from hekaton.checkpoint.run import RunCheckpoints
 
             checkpoints = RunCheckpoints(self)
-            if config.checkpoint.create_seed_checkpoint:
-                with contextlib.closing(self.loader):
-                    checkpoints.save_seed()
-                return
+        self._write_config()
+        if checkpoints is not None and config.checkpoint.create_seed_checkpoint:
+            with contextlib.closing(self.loader), contextlib.closing(checkpoints):
+                checkpoints.save_seed()
+            return
+        if checkpoints is not None:
             checkpoints.resume()
         steps = config.training.steps
         if self.step >= steps:
@@ -126,6 +127,8 @@ class Trainer:
         with contextlib.ExitStack() as ending:
             ending.push(self._run_ended)
             ending.callback(self.loader.close)
+            if checkpoints is not None:
+                ending.callback(checkpoints.close)
             loggers = self._loggers(ending)
             console = Console(steps=steps, step=self.step, colour=not config.metrics.disable_color_printing)
             ending.callback(console.close)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.folders import Folder
+from hekaton.urls import UrlPath
 
 DESCRIBE = {"config": {"training": {"steps": 30}}, "model": "llama3", "flavor": "8B", "layout": {"tp": 1}}
 
@@ -18,12 +20,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoint"
 
 
+@pytest.fixture(params=["disk", "fsspec"])
+def where(request: pytest.FixtureRequest, folder: Path) -> Folder:
+    """The folder as the manager is told it: as a path, or as a URL, in the way that leads to any store."""
+    return folder if request.param == "disk" else UrlPath(f"file://{folder}")
+
+
 @pytest.fixture
-def manager(folder: Path) -> Callable[..., CheckpointManager]:
+def manager(where: Folder) -> Callable[..., CheckpointManager]:
     """A manager of the folder, as a process that starts anew would make it."""
 
     def make(**arguments: Any) -> CheckpointManager:
-        return CheckpointManager(folder, **{"describe": DESCRIBE, **arguments})
+        return CheckpointManager(where, **{"describe": DESCRIBE, **arguments})
 
     return make
 

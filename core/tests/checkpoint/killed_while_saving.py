@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hekaton.checkpoint import CheckpointManager, dcp
+from hekaton.checkpoint.folders import folder_at
 from hekaton.checkpoint.integrity import Manifest, check_sizes
 
 KEEP = 2
@@ -26,6 +27,11 @@ KEEP = 2
 
 def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
     return {"model": {"a": torch.full((300,), value), "b": torch.full((5,), value)}}
+
+
+def manager_of(folder: Path, **arguments: Any) -> CheckpointManager:
+    where = folder_at(f"{sys.argv[2]}{folder}")
+    return CheckpointManager(where, **{"describe": {}, "keep_latest_k": KEEP, **arguments})
 
 
 def on_moments(call: Callable[[], None]) -> None:
@@ -37,7 +43,7 @@ def on_moments(call: Callable[[], None]) -> None:
             call()
 
     sys.addaudithook(hook)
-    write = dcp._Hashed.write
+    write = dcp._Checked.write
     pieces = count()
 
     def noticed(self: Any, data: Any) -> int:
@@ -46,16 +52,16 @@ def on_moments(call: Callable[[], None]) -> None:
             call()
         return written
 
-    dcp._Hashed.write = noticed  # type: ignore[method-assign]
+    dcp._Checked.write = noticed  # type: ignore[method-assign]
 
 
 def saves(folder: Path) -> None:
     """A new step, which makes the oldest go; it again; one in place of an abandoned future; one more."""
-    manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
+    manager = manager_of(folder)
     manager.load(state(0.0))
     manager.save(3, state(3.0), {})
     manager.save(3, state(3.5), {})
-    manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
+    manager = manager_of(folder)
     manager.load(state(0.0), step=2)
     manager.save(3, state(-3.0), {})
     manager.save(4, state(4.0), {})
@@ -108,12 +114,12 @@ def resumed(folder: Path) -> dict[str, Any]:
     for manifest in folder.rglob("manifest.json"):
         check_sizes(manifest.parent, Manifest.from_json(manifest.read_text()).files)
     into = state(0.0)
-    manager = CheckpointManager(folder, describe={}, keep_latest_k=KEEP)
+    manager = manager_of(folder)
     loaded = manager.load(into)
     assert loaded is not None
     found = {"step": loaded.step, "values": sorted({v for t in into["model"].values() for v in t.tolist()})}
     manager.save(loaded.step + 1, state(99.0), {})
-    again = CheckpointManager(folder, describe={}).load(into)
+    again = manager_of(folder).load(into)
     assert again is not None
     assert again.step == loaded.step + 1
     assert into["model"]["b"].tolist() == [99.0] * 5
@@ -126,7 +132,7 @@ def main(root: Path) -> None:
     before = root / "before"
 
     def two_steps() -> None:
-        manager = CheckpointManager(before, describe={})
+        manager = manager_of(before)
         manager.save(1, state(1.0), {})
         manager.save(2, state(2.0), {})
 
@@ -136,7 +142,7 @@ def main(root: Path) -> None:
     status, moments = in_a_fork(lambda: counted(folder))
     assert status == 0, moments
     outcomes = []
-    for moment in range(1, moments + 1):
+    for moment in range(1, moments + 1, int(sys.argv[3])):
         shutil.rmtree(folder)
         shutil.copytree(before, folder)
         status, _ = in_a_fork(lambda moment=moment: killed_at(moment, folder))  # type: ignore[misc]

@@ -156,7 +156,7 @@ def trouble(folder: str) -> None:
     dist.barrier()
     manager = CheckpointManager(root / "file", describe={})
     message = error_of(manager.save, 1, mine, {})
-    assert message == f"cannot write the checkpoint {root}/file/step-1: File exists", message
+    assert message == f"cannot write the checkpoint {root}/file/step-1: Not a directory", message
 
     # The file of rank 1 is damaged: rank 0 and rank 1 pass the step over together.
     manager = CheckpointManager(root / "full", describe={})

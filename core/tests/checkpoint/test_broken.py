@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.folders import Folder
 from hekaton.errors import CheckpointError
 
 Make = Callable[..., CheckpointManager]
@@ -60,7 +61,7 @@ def rename_the_folder(step: Path) -> None:
 
 def write_a_later_format(step: Path) -> None:
     content = json.loads((step / "manifest.json").read_text())
-    (step / "manifest.json").write_text(json.dumps(content | {"format": 2}))
+    (step / "manifest.json").write_text(json.dumps(content | {"format": 3}))
 
 
 DAMAGES = {
@@ -72,13 +73,18 @@ DAMAGES = {
     cut_the_manifest_short: r"manifest\.json cannot be read: .*",
     edit_the_manifest: r"manifest\.json was changed after it was written: its checksum differs",
     rename_the_folder: r"it holds step 10: the folder was renamed",
-    write_a_later_format: r"manifest\.json is of format 2, this version of hekaton reads 1",
+    write_a_later_format: r"manifest\.json is of format 3, this version of hekaton reads 2",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_start(
-    damage: Callable[[Path], None], folder: Path, manager: Make, parts: Parts, messages: Messages
+    damage: Callable[[Path], None],
+    folder: Path,
+    where: Folder,
+    manager: Make,
+    parts: Parts,
+    messages: Messages,
 ) -> None:
     saver = manager()
     saver.save(10, parts(10.0), {})
@@ -91,7 +97,7 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
     assert loaded.step == 10
     assert into["model"]["norm.weight"].tolist() == [10.0] * 4
     (message,) = messages()
-    start = f"checkpoint step-20 in {folder} is passed over: "
+    start = f"checkpoint step-20 in {where} is passed over: "
     assert message.startswith(start)
     asked_for = rf"checkpoint step-20 in .* cannot be loaded: {DAMAGES[damage]}\n  available: 10$"
     with pytest.raises(CheckpointError, match=asked_for):
@@ -102,7 +108,7 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
         manager().load(parts(0.0))
     reason = message.removeprefix(start)
     assert str(none_left.value) == (
-        f"none of the checkpoints in {folder} can be loaded\n"
+        f"none of the checkpoints in {where} can be loaded\n"
         f"  step-20: {reason}\n  to start afresh, move that folder away"
     )
     none_left.match(DAMAGES[damage])
@@ -118,7 +124,7 @@ def test_every_byte_of_the_manifest_counts(folder: Path, manager: Make, parts: P
         manager().load(parts(0.0))
 
 
-def test_a_checkpoint_of_another_model_says_what_differs(folder: Path, manager: Make) -> None:
+def test_a_checkpoint_of_another_model_says_what_differs(where: Folder, manager: Make) -> None:
     there = {f"layers.{i}.wq": torch.ones(2, 2) for i in range(6)} | {"output": torch.ones(4, 2)}
     manager().save(1, {"model": there, "optimizer": {"output.step": torch.ones(())}}, {})
     here = {"layers.0.wq": torch.zeros(3, 2), "output": torch.zeros(4, 2), "head": torch.zeros(1)}
@@ -127,7 +133,7 @@ def test_a_checkpoint_of_another_model_says_what_differs(folder: Path, manager: 
         other.load({"model": here, "optimizer": {"head.step": torch.zeros(())}})
     assert str(error.value) == "\n".join(
         [
-            f"the checkpoint {folder}/step-1 (llama3 8B) does not fit this run (qwen3 debugmodel)",
+            f"the checkpoint {where}/step-1 (llama3 8B) does not fit this run (qwen3 debugmodel)",
             "  not in the checkpoint (1): head",
             "  only in the checkpoint (5): layers.1.wq, layers.2.wq, layers.3.wq, layers.4.wq, ...",
             "  of another shape (1): layers.0.wq is (2, 2) in the checkpoint, (3, 2) here",
@@ -138,12 +144,14 @@ def test_a_checkpoint_of_another_model_says_what_differs(folder: Path, manager: 
     assert all(not tensor.any() for tensor in here.values()), "nothing is loaded from it"
 
 
-def test_a_part_that_the_checkpoint_does_not_hold_is_named(folder: Path, manager: Make, parts: Parts) -> None:
+def test_a_part_that_the_checkpoint_does_not_hold_is_named(
+    where: Folder, manager: Make, parts: Parts
+) -> None:
     manager().save(1, {"model": parts(1.0)["model"], "rng": {}}, {})
     with pytest.raises(CheckpointError) as error:
         manager().load(parts(0.0))
     assert str(error.value) == (
-        f"the checkpoint {folder}/step-1 (llama3 8B) does not fit this run (llama3 8B)\n"
+        f"the checkpoint {where}/step-1 (llama3 8B) does not fit this run (llama3 8B)\n"
         "  it holds no 'optimizer', only: model, rng"
     )
 
@@ -163,7 +171,7 @@ def files_limited_to(size: int) -> Iterator[None]:
     ("size", "what"), [(100_000, "the tensors"), (2_000, "the metadata"), (100, "everything")]
 )
 def test_a_disk_that_is_full_in_the_middle(
-    size: int, what: str, folder: Path, manager: Make, parts: Parts
+    size: int, what: str, folder: Path, where: Folder, manager: Make, parts: Parts
 ) -> None:
     saver = manager(keep_latest_k=1)
     saver.save(10, parts(10.0), {})
@@ -172,7 +180,7 @@ def test_a_disk_that_is_full_in_the_middle(
         state["model"]["large"] = torch.ones(1 << 20)
     with files_limited_to(size), pytest.raises(CheckpointError) as error:
         saver.save(20, state, {})
-    assert str(error.value) == f"cannot write the checkpoint {folder}/step-20: File too large (rank 0)"
+    assert str(error.value) == f"cannot write the checkpoint {where}/step-20: File too large (rank 0)"
     assert [path.name for path in folder.iterdir()] == ["step-10"]
     with files_limited_to(size), pytest.raises(CheckpointError):
         saver.save(10, state, {})
@@ -182,32 +190,50 @@ def test_a_disk_that_is_full_in_the_middle(
 
 
 @contextlib.contextmanager
-def read_only_folder() -> Iterator[Path]:
-    """A folder that this process may not write to, root or not."""
-    folder = Path(tempfile.mkdtemp())
+def unwritable(folder: Path) -> Iterator[None]:
+    """This process may not write to the folder, root or not."""
     folder.chmod(0o555)
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
     try:
-        yield folder
+        yield
     finally:
         if root:
             os.seteuid(0)
         folder.chmod(0o700)
-        shutil.rmtree(folder)
 
 
 def test_a_folder_that_cannot_be_written_is_named(parts: Parts) -> None:
-    with read_only_folder() as read_only:
-        checkpoint = read_only / "checkpoint"
-        with pytest.raises(CheckpointError) as error:
-            CheckpointManager(checkpoint, describe={}).save(1, parts(1.0), {})
+    folder = Path(tempfile.mkdtemp())
+    checkpoint = folder / "checkpoint"
+    with unwritable(folder), pytest.raises(CheckpointError) as error:
+        CheckpointManager(checkpoint, describe={}).save(1, parts(1.0), {})
+    folder.rmdir()
     assert str(error.value) == f"cannot write the checkpoint {checkpoint}/step-1: Permission denied"
+
+
+def test_a_folder_that_cannot_be_written_can_be_loaded(parts: Parts) -> None:
+    """What a save left there half done does not keep a run from the last whole step."""
+    folder = Path(tempfile.mkdtemp())
+    saver = CheckpointManager(folder, describe={})
+    for step in (1, 2):
+        saver.save(step, parts(float(step)), {})
+    (folder / "step-2").rename(folder / "step-2.replaced")
+    (folder / "step-2").mkdir()
+    (folder / "step-3").mkdir()
+    with unwritable(folder):
+        loaded = CheckpointManager(folder, describe={}).load(parts(0.0))
+        with pytest.raises(CheckpointError) as error:
+            CheckpointManager(folder, describe={}).lock()
+    shutil.rmtree(folder)
+    assert loaded is not None
+    assert loaded.step == 2
+    assert str(error.value) == f"cannot write to the checkpoint folder {folder}: Permission denied"
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path, parts: Parts) -> None:
     (tmp_path / "checkpoint").write_text("")
     with pytest.raises(CheckpointError) as error:
         CheckpointManager(tmp_path / "checkpoint", describe={}).save(1, parts(1.0), {})
-    assert str(error.value) == f"cannot write the checkpoint {tmp_path}/checkpoint/step-1: File exists"
+    assert str(error.value) == f"cannot write the checkpoint {tmp_path}/checkpoint/step-1: Not a directory"

@@ -9,19 +9,50 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+import pytest
 
-def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("killed_while_saving.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def small_disk(folder: Path, *command: str) -> list[str]:
+    """The command in a namespace of its own, with a disk of one megabyte at ``folder``."""
+    mount = 'mount -t tmpfs -o size=1m small "$0" && exec "$@"'
+    return ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, str(folder), *command]
+
+
+def test_a_disk_that_is_full_at_any_moment_of_a_save(tmp_path: Path) -> None:
+    if subprocess.run(small_disk(tmp_path, "true"), capture_output=True).returncode != 0:
+        pytest.skip("needs leave to mount a file system (user namespaces)")
+    script = Path(__file__).with_name("saving_to_a_full_disk.py")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script), str(tmp_path)],
+        small_disk(tmp_path, sys.executable, "-W", "error", str(script), str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=100,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr
+    *full, enough = json.loads(done.stdout)
+    assert enough == [2, "", ["step-2"]]
+    assert len(full) > 4
+    for step, said, left in full:
+        assert (step, left) == (1, ["step-1"])
+        assert "No space left on device" in said
+
+
+@pytest.mark.parametrize(("scheme", "every"), [("", 1), ("file://", 2)], ids=["disk", "fsspec"])
+def test_killed_at_every_moment_of_a_save(scheme: str, every: int, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("killed_while_saving.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script), str(tmp_path), scheme, str(every)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
-    assert len(outcomes) > 60
+    assert len(outcomes) > 60 / every
 
     seen = []
     for outcome in outcomes:

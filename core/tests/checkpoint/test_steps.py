@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 import hekaton
 from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.folders import Folder
 from hekaton.errors import CheckpointError
 
 Make = Callable[..., CheckpointManager]
@@ -43,10 +44,10 @@ def resumed(make: Make, parts: Parts, **arguments: Any) -> tuple[int, set[float]
 
 
 def test_a_step_holds_dcp_files_and_a_manifest_that_names_them(
-    folder: Path, manager: Make, parts: Parts
+    folder: Path, where: Folder, manager: Make, parts: Parts
 ) -> None:
-    path = manager().save(10, parts(1.5), {"tokens": 123})
-    assert path == folder / "step-10"
+    assert manager().save(10, parts(1.5), {"tokens": 123}) == where / "step-10"
+    path = folder / "step-10"
     assert steps_in(path) == [".metadata", "__0_0.distcp", "manifest.json"]
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["step"] == 10
@@ -61,7 +62,7 @@ def test_a_step_holds_dcp_files_and_a_manifest_that_names_them(
     assert manifest["files"] == {
         name: {
             "size": (path / name).stat().st_size,
-            "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest(),
+            "crc32": f"{zlib.crc32((path / name).read_bytes()):08x}",
         }
         for name in (".metadata", "__0_0.distcp")
     }
@@ -76,9 +77,10 @@ def test_checksums_of_large_and_odd_tensors_are_those_of_the_files(folder: Path,
         "view": torch.randn(64, 64).t()[3:],
         "half": torch.randn(7).bfloat16(),
     }
-    path = manager().save(1, {"model": tensors}, {})
+    manager().save(1, {"model": tensors}, {})
+    path = folder / "step-1"
     written = json.loads((path / "manifest.json").read_text())["files"]["__0_0.distcp"]
-    assert written["sha256"] == hashlib.sha256((path / "__0_0.distcp").read_bytes()).hexdigest()
+    assert written["crc32"] == f"{zlib.crc32((path / '__0_0.distcp').read_bytes()):08x}"
     into = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     assert manager().load({"model": into})
     for name, tensor in tensors.items():
@@ -88,16 +90,16 @@ def test_checksums_of_large_and_odd_tensors_are_those_of_the_files(folder: Path,
 def test_torch_converts_a_step_with_flat_names(folder: Path, manager: Make, parts: Parts) -> None:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    path = manager().save(10, parts(1.5), {})
-    dcp_to_torch_save(path, folder / "out.pt")
+    manager().save(10, parts(1.5), {})
+    dcp_to_torch_save(folder / "step-10", folder / "out.pt")
     state = torch.load(folder / "out.pt", weights_only=True)
     assert set(state) == {"layers.0.wq.weight", "norm.weight", "optimizer.layers.0.wq.weight.step"}
     assert torch.equal(state["layers.0.wq.weight"], torch.full((8, 4), 1.5))
 
 
 def test_metadata_does_not_tell_where_the_folder_was(folder: Path, manager: Make, parts: Parts) -> None:
-    path = manager().save(10, parts(1.5), {})
-    assert str(folder).encode() not in (path / ".metadata").read_bytes()
+    manager().save(10, parts(1.5), {})
+    assert str(folder).encode() not in (folder / "step-10" / ".metadata").read_bytes()
     moved = folder.parent.parent / "elsewhere"
     folder.rename(moved)
     into = parts(0.0)
@@ -106,7 +108,7 @@ def test_metadata_does_not_tell_where_the_folder_was(folder: Path, manager: Make
 
 
 def test_the_newest_step_is_loaded_in_place_with_its_info(
-    folder: Path, manager: Make, parts: Parts, caplog: pytest.LogCaptureFixture
+    folder: Path, where: Folder, manager: Make, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="hekaton")
     first = manager()
@@ -117,7 +119,7 @@ def test_the_newest_step_is_loaded_in_place_with_its_info(
     loaded = manager().load(into)
     assert loaded is not None
     assert loaded.step == 100
-    assert loaded.folder == folder / "step-100"
+    assert loaded.folder == where / "step-100"
     assert loaded.info == {"cursor": [100, None, "x"]}
     assert loaded.describe["model"] == "llama3"
     assert loaded.parts == {"model", "optimizer"}
@@ -125,9 +127,9 @@ def test_the_newest_step_is_loaded_in_place_with_its_info(
     assert into["model"]["norm.weight"] is weight
     assert resumed(manager, parts, step=10) == (10, {10.0})
     lines = [record.getMessage() for record in caplog.records]
-    saved = re.escape(f"saved {folder}/step-5: ") + r"\d\.\d{3} GB in \d+\.\d\d s, \d+\.\d\d GB/s"
+    saved = re.escape(f"saved {where}/step-5: ") + r"\d\.\d{3} GB in \d+\.\d\d s, \d+\.\d\d GB/s"
     assert re.fullmatch(saved, lines[0])
-    read = re.escape(f"loaded {folder}/step-100: ") + r"\d\.\d{3} GB in \d+\.\d\d s"
+    read = re.escape(f"loaded {where}/step-100: ") + r"\d\.\d{3} GB in \d+\.\d\d s"
     assert re.fullmatch(read, lines[3])
 
 
@@ -151,16 +153,16 @@ def test_no_folder_and_an_empty_one_are_no_checkpoint(folder: Path, manager: Mak
     assert manager().load(parts(0.0)) is None
 
 
-def test_a_step_that_is_not_there_names_those_that_are(folder: Path, manager: Make, parts: Parts) -> None:
+def test_a_step_that_is_not_there_names_those_that_are(where: Folder, manager: Make, parts: Parts) -> None:
     with pytest.raises(CheckpointError) as missing:
         manager().load(parts(0.0), step=7)
-    assert str(missing.value) == f"there is no checkpoint step-7 in {folder}\n  there is no other"
+    assert str(missing.value) == f"there is no checkpoint step-7 in {where}\n  there is no other"
     saver = manager()
     saver.save(10, parts(1.0), {})
     saver.save(20, parts(1.0), {})
     with pytest.raises(CheckpointError) as missing:
         manager().load(parts(0.0), step=7)
-    assert str(missing.value) == f"there is no checkpoint step-7 in {folder}\n  available: 10, 20"
+    assert str(missing.value) == f"there is no checkpoint step-7 in {where}\n  available: 10, 20"
 
 
 def test_a_part_that_is_not_asked_for_stays_unread_and_is_named(
@@ -177,7 +179,7 @@ def test_a_part_that_is_not_asked_for_stays_unread_and_is_named(
 
 
 def test_an_optional_part_that_does_not_fit_is_left_out(
-    folder: Path, manager: Make, parts: Parts, messages: Messages
+    where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
     states = {"rank_0.cpu": torch.ones(3), "rank_1.cpu": torch.ones(3)}
     manager().save(1, parts(2.0) | {"rng": states}, {})
@@ -189,7 +191,7 @@ def test_an_optional_part_that_does_not_fit_is_left_out(
     assert mine["rank_0.cpu"].tolist() == [0, 0, 0]
     assert values_of(parts(0.0) | {"model": into["model"]}) >= {2.0}
     assert messages() == [
-        f"{folder}/step-1: 'rng', saved by 1 process(es), does not fit the 1 of this run; not restored"
+        f"{where}/step-1: 'rng', saved by 1 process(es), does not fit the 1 of this run; not restored"
     ]
     both = {name: torch.zeros(3) for name in states}
     loaded = manager().load(parts(0.0) | {"rng": both}, optional=("rng",))
@@ -199,14 +201,14 @@ def test_an_optional_part_that_does_not_fit_is_left_out(
 
 
 def test_tensors_of_another_dtype_are_converted_with_a_word(
-    folder: Path, manager: Make, messages: Messages
+    where: Folder, manager: Make, messages: Messages
 ) -> None:
     manager().save(1, {"model": {"w": torch.full((2,), 1.5)}}, {})
     into = {"w": torch.zeros(2, dtype=torch.bfloat16)}
     manager().load({"model": into})
     assert into["w"].tolist() == [1.5, 1.5]
     assert messages() == [
-        f"{folder}/step-1: 1 tensor(s) are of another dtype and are converted (w: float32 to bfloat16, ...)"
+        f"{where}/step-1: 1 tensor(s) are of another dtype and are converted (w: float32 to bfloat16, ...)"
     ]
 
 
@@ -228,7 +230,7 @@ def test_all_steps_stay_by_default(folder: Path, manager: Make, parts: Parts) ->
 
 
 def test_a_step_that_is_not_good_removes_no_good_one_and_is_passed_over(
-    folder: Path, manager: Make, parts: Parts, messages: Messages
+    folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
     saver = manager(keep_latest_k=1)
     saver.save(1, parts(1.0), {})
@@ -236,8 +238,43 @@ def test_a_step_that_is_not_good_removes_no_good_one_and_is_passed_over(
     saver.save(3, parts(3.0), {}, good=False)
     assert steps_in(folder) == ["step-1", "step-3"]
     assert resumed(manager, parts) == (1, {1.0})
-    assert messages() == [f"checkpoint step-3 in {folder} is passed over: its loss was not finite"]
+    assert messages() == [
+        f"checkpoint step-3 in {where} is passed over: its loss or its weights were not finite"
+    ]
     assert resumed(manager, parts, step=3) == (3, {3.0})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2])
+def test_a_step_with_broken_weights_is_not_good(
+    value: str,
+    dtype: torch.dtype,
+    folder: Path,
+    manager: Make,
+    parts: Parts,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="hekaton")
+    saver = manager(keep_latest_k=1)
+    weight = torch.zeros(1000).to(dtype)
+    saver.save(1, parts(1.0) | {"model": parts(1.0)["model"] | {"extra": weight}}, {})
+    weight.view(torch.uint8 if dtype.itemsize == 1 else dtype)[700] = (
+        torch.tensor(float(value)).to(dtype).view(torch.uint8).item() if dtype.itemsize == 1 else float(value)
+    )
+    saver.save(2, parts(2.0) | {"model": parts(2.0)["model"] | {"extra": weight}}, {})
+    assert caplog.records[-1].getMessage().endswith(", marked as not good: extra is not finite")
+    assert steps_in(folder) == ["step-1", "step-2"]
+    into = parts(0.0)["model"] | {"extra": torch.zeros(1000).to(dtype)}
+    loaded = manager().load({"model": into})
+    assert loaded is not None
+    assert loaded.step == 1
+
+
+def test_large_weights_are_not_broken_ones(folder: Path, manager: Make) -> None:
+    """Their sum is infinite in their own precision, and in float32."""
+    large = {"half": torch.full((100,), 60_000.0).half(), "single": torch.full((100,), 3e38)}
+    manager().save(1, {"model": large}, {})
+    assert json.loads((folder / "step-1" / "manifest.json").read_text())["good"] is True
 
 
 def test_saving_a_step_again_replaces_it(folder: Path, manager: Make, parts: Parts) -> None:
@@ -249,27 +286,32 @@ def test_saving_a_step_again_replaces_it(folder: Path, manager: Make, parts: Par
 
 
 def test_an_interrupted_replacement_is_undone(
-    folder: Path, manager: Make, parts: Parts, messages: Messages
+    folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
     manager().save(1, parts(1.0), {})
     (folder / "step-1").rename(folder / "step-1.replaced")
     (folder / "step-1").mkdir()
     (folder / "step-1" / "__0_0.distcp").write_bytes(b"half")
     assert resumed(manager, parts) == (1, {1.0})
-    assert messages() == [f"{folder}/step-1: the save that was to replace it was interrupted; it is back"]
-    assert steps_in(folder) == ["step-1"]
+    assert steps_in(folder) == ["step-1", "step-1.replaced"], "looking changes nothing"
+    saver = manager()
+    saver.load(parts(0.0))
+    saver.save(2, parts(2.0), {})
+    assert messages() == [f"{where}/step-1: the save that was to replace it was interrupted; it is back"]
+    assert steps_in(folder) == ["step-1", "step-2"]
+    assert resumed(manager, parts, step=1) == (1, {1.0})
 
 
 def test_an_unfinished_folder_is_cleared_before_a_save(folder: Path, manager: Make, parts: Parts) -> None:
     (folder / "step-3").mkdir(parents=True)
     (folder / "step-3" / "__9_0.distcp").write_bytes(b"half")
-    path = manager().save(3, parts(3.0), {})
-    assert steps_in(path) == [".metadata", "__0_0.distcp", "manifest.json"]
+    manager().save(3, parts(3.0), {})
+    assert steps_in(folder / "step-3") == [".metadata", "__0_0.distcp", "manifest.json"]
     assert resumed(manager, parts) == (3, {3.0})
 
 
 def test_steps_of_an_abandoned_future_do_not_win_over_the_resumed_run(
-    folder: Path, manager: Make, parts: Parts, messages: Messages
+    folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
     before = manager()
     for step in (10, 20, 30):
@@ -279,7 +321,7 @@ def test_steps_of_an_abandoned_future_do_not_win_over_the_resumed_run(
     assert steps_in(folder) == ["step-10", "step-20", "step-30"]
     after.save(20, parts(-20.0), {})
     assert messages() == [
-        f"step-20, step-30: newer than step 10, from which this run goes on; moved to {folder}/superseded"
+        f"step-20, step-30: newer than step 10, from which this run goes on; moved to {where}/superseded"
     ]
     assert steps_in(folder) == ["step-10", "step-20", "superseded"]
     assert resumed(manager, parts) == (20, {-20.0})

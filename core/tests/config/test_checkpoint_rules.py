@@ -126,7 +126,7 @@ def test_all_that_is_wrong_is_said_at_once(violations):
     "toml",
     [
         'initial_load_path = "outputs/checkpoints-of-another"',
-        'initial_load_path = "s3://bucket/step-3"\ninitial_load_model_only = false',
+        'initial_load_path = "memory://bucket/step-3"\ninitial_load_model_only = false',
         'initial_load_path = "there"\nexclude_from_loading = ["model"]\ninitial_load_model_only = false',
         'last_save_model_only = true\nexport_dtype = "float16"',
         'exclude_from_loading = ["optimizer", "lr_scheduler", "dataloader"]',

@@ -6,20 +6,23 @@ Imported only when a checkpoint is written or read: DCP is part of no run withou
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemBase,
+    FileSystemReader,
+    FileSystemWriter,
+)
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -27,22 +30,23 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from hekaton.checkpoint.integrity import FileRecord
+from hekaton.checkpoint.folders import Folder, words_of
+from hekaton.checkpoint.integrity import Crc32, FileRecord
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
-_PIECE = 1 << 23
+_WORTH_A_THREAD = 1 << 16
 
 
-def write(state: Mapping[str, torch.Tensor], folder: Path, ranks: Ranks) -> dict[str, FileRecord]:
+def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> dict[str, FileRecord]:
     """Write the tensors of all ranks into ``folder``; each rank writes its own shards.
 
     :returns: the files that this rank wrote.
     :raises CheckpointError: on all ranks, when one of them cannot write.
     """
     writer = _Writer(folder)
-    with _alone_quietly(ranks), _told(f"cannot write the checkpoint {folder}"):
+    with _alone_quietly(ranks), _without_zip_checksums(), _told(f"cannot write the checkpoint {folder}"):
         save(
             dict(state),
             storage_writer=writer,
@@ -53,7 +57,7 @@ def write(state: Mapping[str, torch.Tensor], folder: Path, ranks: Ranks) -> dict
     return writer.files.records
 
 
-def read(state: Mapping[str, torch.Tensor], folder: Path, metadata: Metadata, ranks: Ranks) -> None:
+def read(state: Mapping[str, torch.Tensor], folder: Folder, metadata: Metadata, ranks: Ranks) -> None:
     """Fill the tensors in place; each rank reads what its shards need.
 
     :param metadata: as read and checked by :func:`hekaton.checkpoint.integrity.read_metadata`.
@@ -69,31 +73,36 @@ def read(state: Mapping[str, torch.Tensor], folder: Path, metadata: Metadata, ra
         )
 
 
-class _Hashed(io.RawIOBase):
-    """A file whose SHA-256 is computed while it is written and synced.
+class _Checked(io.RawIOBase):
+    """A file of which the checksum is computed while it is written.
 
-    ``thread`` reads behind the writer, from the page cache: what is passed to :meth:`write` is torch's memory
-    and valid only during the call.
+    A thread works on a piece while the piece is written, and is waited for: what :meth:`write` is given is
+    torch's memory, valid only during the call.
     """
 
-    def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
-        self._file = path.open("w+b", buffering=0)
+    def __init__(self, file: IO[bytes], thread: ThreadPoolExecutor) -> None:
+        self._file = file
         self._thread = thread
-        self._sha256 = hashlib.sha256()
+        self._checksum = Crc32()
         self._size = 0
-        self._handed_over = 0
-        self._hashed = 0
 
     def write(self, data: Any) -> int:
         piece = memoryview(data).cast("B")
-        written = 0
-        while written < len(piece):
-            written += self._file.write(piece[written:])
+        if len(piece) < _WORTH_A_THREAD:
+            self._checksum.update(piece)
+            self._write(piece)
+        else:
+            behind = self._thread.submit(self._checksum.update, piece)
+            try:
+                self._write(piece)
+            finally:
+                behind.result()
         self._size += len(piece)
-        if self._size - self._handed_over >= _PIECE:
-            self._thread.submit(self._hash_to, self._size)
-            self._handed_over = self._size
         return len(piece)
+
+    def _write(self, piece: memoryview) -> None:
+        while len(piece):
+            piece = piece[self._file.write(piece) :]
 
     def writable(self) -> bool:
         return True
@@ -102,81 +111,90 @@ class _Hashed(io.RawIOBase):
         return self._size
 
     def fileno(self) -> int:
+        self._file.flush()
         return self._file.fileno()
 
     def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            self._thread.submit(self._hash_to, self._size).result()
-        finally:
-            self._file.close()
+        if not self.closed:
             super().close()
+            self._file.close()
 
     def record(self) -> FileRecord:
-        """The size and checksum of what was written, once it is closed."""
-        assert self.closed
-        return FileRecord(self._size, self._sha256.hexdigest())
-
-    def _hash_to(self, end: int) -> None:
-        while self._hashed < end:
-            piece = os.pread(self.fileno(), min(_PIECE, end - self._hashed), self._hashed)
-            if not piece:
-                raise OSError(errno.EIO, "the file was cut short while it was written")
-            self._sha256.update(piece)
-            self._hashed += len(piece)
+        """The size and checksum of what was written."""
+        return FileRecord(self._size, str(self._checksum))
 
 
-class _HashedFiles(FileSystem):
-    """The local file system, with a record of every file that was written through it."""
+class _CheckedFiles(FileSystem):
+    """Writes to the disk or to a store, and keeps a record of every file."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: FileSystemBase) -> None:
+        self._storage = storage
         self.records: dict[str, FileRecord] = {}
-
-    @contextlib.contextmanager
-    def plain_errors(self) -> Iterator[None]:
-        """Raise what the disk said: torch's zip writer follows it with a complaint of its own."""
-        try:
-            yield
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__context__
-            if cause is None:
-                raise
-            raise cause from None
 
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         assert mode == "wb"
-        with ThreadPoolExecutor(1) as thread, _Hashed(Path(path), thread) as stream:
-            yield stream
-        self.records[Path(path).name] = stream.record()
+        with ThreadPoolExecutor(1) as thread, self._storage.create_stream(path, mode) as file:
+            with _Checked(cast(IO[bytes], file), thread) as stream:
+                yield stream
+            self.records[_name(path)] = stream.record()
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        super().rename(path, new_path)
-        self.records[Path(new_path).name] = self.records.pop(Path(path).name)
+        self._storage.rename(path, new_path)
+        self.records[_name(new_path)] = self.records.pop(_name(path))
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str | os.PathLike[str]:
+        return self._storage.concat_path(path, suffix)
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        self._storage.mkdir(path)
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        return self._storage.exists(path)
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        self._storage.rm_file(path)
+
+
+def _storage_of(folder: Folder) -> tuple[FileSystemBase, str | Path]:
+    """Torch's file layer for a folder, and the folder as that layer names it."""
+    if isinstance(folder, Path):
+        return FileSystem(), folder
+    from torch.distributed.checkpoint._fsspec_filesystem import FileSystem as FsspecFileSystem
+
+    storage = FsspecFileSystem()
+    storage.init_path(str(folder))
+    return storage, str(folder)
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path).rpartition("/")[2]
 
 
 class _Writer(FileSystemWriter):
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.files = self.fs = _HashedFiles()
+    def __init__(self, folder: Folder) -> None:
+        storage, path = _storage_of(folder)
+        # What is synced is a local disk; without one, torch syncs all disks of the host.
+        super().__init__("", sync_files=isinstance(path, Path))
+        self.path = path
+        self.files = self.fs = _CheckedFiles(storage)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        with self.files.plain_errors():
+        with _plain_errors():
             return super().write_data(plan, planner)
 
     def storage_meta(self) -> StorageMeta:
         # The name only: a folder can be moved, and where it was first is nobody's business.
-        return StorageMeta(checkpoint_id=cast(Path, self.path).name, save_id=self.save_id)
+        return StorageMeta(checkpoint_id=_name(self.path), save_id=self.save_id)
 
 
 class _Reader(FileSystemReader):
     """Reads with metadata that has been vetted, instead of unpickling the file itself."""
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Folder, metadata: Metadata) -> None:
+        super().__init__("")
+        storage, self.path = _storage_of(folder)
+        self.fs = cast(FileSystem, storage)
         self._metadata = metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -186,6 +204,31 @@ class _Reader(FileSystemReader):
 class _TensorsOnly(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         raise CheckpointError(f"'{read_item.dest_index.fqn}' is not a tensor: refused, it could hold code")
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise what the disk said: torch's zip writer follows it with a complaint of its own."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+@contextlib.contextmanager
+def _without_zip_checksums() -> Iterator[None]:
+    """Torch writes each tensor as a zip file, with a CRC-32 that nothing reads: the manifest has its own."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 @contextlib.contextmanager
@@ -208,6 +251,6 @@ def _told(what: str) -> Iterator[None]:
         rank, (cause, _) = min(failed.failures.items())
         if not isinstance(cause, Exception):  # an interrupt
             raise cause from failed
-        reason = cause.strerror if isinstance(cause, OSError) else str(cause)
-        first_line = (reason or repr(cause)).splitlines()[0]
+        said = words_of(cause) if isinstance(cause, OSError) else str(cause)
+        first_line = (said or repr(cause)).splitlines()[0]
         raise CheckpointError(f"{what}: {first_line} (rank {rank})") from cause

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from hekaton.checkpoint.folders import Folder, files_in, is_there
 from hekaton.checkpoint.integrity import (
     MANIFEST,
     METADATA,
@@ -28,15 +28,15 @@ Kind: TypeAlias = Literal["steps", "step", "of another program"]
 _PARTS_ELSEWHERE = ("optimizer", "lr_scheduler", "dataloader", "train_state")
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Folder) -> Kind:
     """:raises CheckpointError: when there is no checkpoint at ``path``."""
-    if (path / MANIFEST).is_file():
+    if is_there(path / MANIFEST):
         return "step"
-    if (path / METADATA).is_file():
+    if is_there(path / METADATA):
         return "of another program"
     if StepFolders(path).steps():
         return "steps"
-    if not path.is_dir():
+    if not is_there(path):
         raise CheckpointError(f"there is no checkpoint folder '{path}'")
     raise CheckpointError(
         f"'{path}' is not a checkpoint",
@@ -44,11 +44,9 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def manifest_elsewhere(folder: Path) -> Manifest:
+def manifest_elsewhere(folder: Folder) -> Manifest:
     """What can be said of a folder that another program wrote: its files and their sizes."""
-    files = {
-        entry.name: FileRecord(entry.stat().st_size, "") for entry in folder.iterdir() if entry.is_file()
-    }
+    files = {name: FileRecord(size, "") for name, size in files_in(folder).items()}
     return Manifest(
         step=0,
         good=True,
@@ -62,7 +60,7 @@ def manifest_elsewhere(folder: Path) -> Manifest:
     )
 
 
-def read_metadata_elsewhere(folder: Path, files: Mapping[str, FileRecord]) -> Metadata:
+def read_metadata_elsewhere(folder: Folder, files: Mapping[str, FileRecord]) -> Metadata:
     """Which tensor of the model is where; what else the folder holds is left out.
 
     :raises NotWhole: when it cannot be read, asks for code, or a file is shorter than it says.

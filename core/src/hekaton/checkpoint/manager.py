@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ import torch.distributed as dist
 
 import hekaton
 from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metadata_elsewhere
+from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import (
     MANIFEST,
     METADATA,
@@ -28,8 +28,10 @@ from hekaton.checkpoint.integrity import (
     read_metadata,
     shared_out,
 )
+from hekaton.checkpoint.lock import FolderLock
 from hekaton.checkpoint.matching import Parts, compare, flat, part_of, united
 from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.state import not_finite
 from hekaton.checkpoint.storage import StepFolders, read_manifest
 from hekaton.errors import CheckpointError
 
@@ -46,7 +48,7 @@ class Loaded:
     """A step that was loaded."""
 
     step: int
-    folder: Path
+    folder: Folder
     info: Mapping[str, Any]
     """What the run gave to :meth:`CheckpointManager.save` beside the tensors."""
     describe: Mapping[str, Any]
@@ -57,7 +59,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Step:
-    folder: Path
+    folder: Folder
     manifest: Manifest
     metadata: Metadata
 
@@ -82,19 +84,32 @@ class CheckpointManager:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         *,
         describe: Mapping[str, Any],
         keep_latest_k: int = 0,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._folders = StepFolders(folder)
+        self._lock = FolderLock(folder)
         self._describe = describe
         self._keep = keep_latest_k
         self._ranks = Ranks.of(group)
         self._came_from = 0
 
-    def save(self, step: int, parts: Parts, info: Mapping[str, Any], *, good: bool = True) -> Path:
+    def lock(self) -> None:
+        """Keep other runs off the folder, until :meth:`close` or the end of the process.
+
+        :raises CheckpointError: when another run writes there, naming it, or the folder cannot be written.
+        """
+        self._on_disk(f"cannot write to the checkpoint folder {self._folders.root}", self._lock.take)
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._ranks.is_first:
+            self._lock.release()
+
+    def save(self, step: int, parts: Parts, info: Mapping[str, Any], *, good: bool = True) -> Folder:
         """Save a step; when this returns, it is whole and on the disk.
 
         :param parts: tensors by part (``model``, ``optimizer``, ...) and name. The model's keep their plain
@@ -102,8 +117,8 @@ class CheckpointManager:
             the same on all ranks that have its name.
         :param info: whatever else the run needs to go on, JSON. Dicts are united over the ranks; where ranks
             differ, the lowest one's word counts.
-        :param good: whether the loss is finite. A step that is not good makes no good one go away, and is
-            resumed from only when asked for by number.
+        :param good: whether the loss is finite. A step with a loss or weights that are not finite is no good:
+            it makes no good one go away, and is resumed from only when asked for by number.
         :returns: the folder of the step.
         :raises CheckpointError: when it cannot be written; what was there before is untouched.
         """
@@ -114,11 +129,14 @@ class CheckpointManager:
         state = flat(parts)
         _check_names(parts)
         writing = f"cannot write the checkpoint {folder}"
+        self._on_disk(writing, self._lock.check)
         try:
             self._on_disk(writing, lambda: self._folders.make_room(step, came_from=self._came_from))
             written = dcp.write(state, folder, self._ranks)
-            gathered = self._ranks.gather((written, info))
-            manifest = self._manifest(step, parts, gathered, good=good)
+            gathered = self._ranks.gather((written, info, not_finite(parts.get(MODEL, {}))))
+            broken = [name for *_, names in gathered for name in names]
+            good = good and not broken
+            manifest = self._manifest(step, parts, [(files, info) for files, info, _ in gathered], good=good)
             self._on_disk(writing, lambda: self._folders.commit(step, manifest))
         except CheckpointError:
             self._ranks.first(lambda: self._folders.abandon(step))
@@ -129,6 +147,7 @@ class CheckpointManager:
             gb = manifest.size / 1e9
             note = ", the model only" if manifest.model_only else ""
             note += "" if good else ", marked as not good"
+            note += f": {broken[0]} is not finite" if broken else ""
             log.info("saved %s: %.3f GB in %.2f s, %.2f GB/s%s", folder, gb, seconds, gb / seconds, note)
             self._folders.prune(self._keep)
         return folder
@@ -159,8 +178,8 @@ class CheckpointManager:
         """
         began = time.perf_counter()
         root = self._folders.root
-        steps = self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.recovered_steps)
-        found = self._find(self._folders, steps, step, choose)
+        steps = self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.found)
+        found = self._find(root, steps, step, choose)
         if found is None:
             return None
         loaded = self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
@@ -169,7 +188,7 @@ class CheckpointManager:
 
     def load_elsewhere(
         self,
-        path: Path,
+        path: Folder,
         parts: Parts,
         *,
         choose: Choose,
@@ -186,8 +205,7 @@ class CheckpointManager:
         cannot = f"cannot read the checkpoint {path}"
         kind = self._on_disk(cannot, lambda: kind_of(path))
         if kind == "steps":
-            folders = StepFolders(path)
-            found = self._find(folders, self._on_disk(cannot, folders.steps), -1, choose)
+            found = self._find(path, self._on_disk(cannot, StepFolders(path).found), -1, choose)
             assert found is not None
         else:
             try:
@@ -227,26 +245,25 @@ class CheckpointManager:
         return Loaded(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
 
     def _find(
-        self, folders: StepFolders, steps: Sequence[int], wanted: int, choose: Choose | None
+        self, root: Folder, steps: Mapping[int, Folder], wanted: int, choose: Choose | None
     ) -> _Step | None:
         """The step to load, read through by all ranks together; the same on all of them."""
-        root = folders.root
         if wanted >= 0:
             if wanted not in steps:
                 raise CheckpointError(
-                    f"there is no checkpoint step-{wanted} in {root}", hint=_available(steps)
+                    f"there is no checkpoint step-{wanted} in {root}", hint=_available(list(steps))
                 )
             try:
-                return self._opened(folders.path(wanted), choose, step=wanted)
+                return self._opened(steps[wanted], choose, step=wanted)
             except NotWhole as reason:
                 others = [step for step in steps if step != wanted]
                 raise CheckpointError(
                     f"checkpoint step-{wanted} in {root} cannot be loaded: {reason}", hint=_available(others)
                 ) from reason
         passed_over = []
-        for number in reversed(steps):
+        for number, folder in reversed(list(steps.items())):
             try:
-                return self._opened(folders.path(number), choose, step=number, good=True)
+                return self._opened(folder, choose, step=number, good=True)
             except NotWhole as reason:
                 passed_over.append(f"step-{number}: {reason}")
                 if self._ranks.is_first:
@@ -259,7 +276,7 @@ class CheckpointManager:
         return None
 
     def _opened(
-        self, folder: Path, choose: Choose | None, *, step: int | None = None, good: bool = False
+        self, folder: Folder, choose: Choose | None, *, step: int | None = None, good: bool = False
     ) -> _Step:
         """Read a step through.
 
@@ -275,7 +292,7 @@ class CheckpointManager:
                 if step is not None and manifest.step != step:
                     raise NotWhole(f"it holds step {manifest.step}: the folder was renamed")
                 if good and not manifest.good:
-                    raise NotWhole("its loss was not finite")
+                    raise NotWhole("its loss or its weights were not finite")
                 if choose is not None:
                     choose(manifest)
                 check_sizes(folder, manifest.files)
@@ -285,7 +302,7 @@ class CheckpointManager:
                 return reason
             return manifest
 
-        manifest = ranks.first(looked_at)
+        manifest = self._on_disk(f"cannot read the checkpoint {folder}", looked_at)
         if isinstance(manifest, NotWhole):
             raise manifest
         files = manifest.files
@@ -295,7 +312,7 @@ class CheckpointManager:
                 raise NotWhole(problem)
         return _Step(folder, manifest, self._on_all(lambda: read_metadata(folder, files)))
 
-    def _opened_elsewhere(self, folder: Path, choose: Choose) -> _Step:
+    def _opened_elsewhere(self, folder: Folder, choose: Choose) -> _Step:
         manifest = self._on_disk(f"cannot read the checkpoint {folder}", lambda: manifest_elsewhere(folder))
         choose(manifest)
         metadata = self._on_all(lambda: read_metadata_elsewhere(folder, manifest.files))
@@ -316,7 +333,7 @@ class CheckpointManager:
                 raise NotWhole(problem_there)
         return done
 
-    def _fitting(self, parts: Parts, found: _Step, folder: Path, optional: Collection[str]) -> Parts:
+    def _fitting(self, parts: Parts, found: _Step, folder: Folder, optional: Collection[str]) -> Parts:
         """The parts to load; all ranks come to the same answer."""
         manifest = found.manifest
         of_ranks = self._ranks.gather(compare(parts, found.metadata, manifest.parts))
@@ -387,7 +404,7 @@ class CheckpointManager:
             try:
                 return action()
             except OSError as error:
-                raise CheckpointError(f"{what}: {error.strerror or error}") from error
+                raise CheckpointError(f"{what}: {words_of(error)}") from error
 
         return self._ranks.first(told)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from hekaton.checkpoint.folders import folder_at
 from hekaton.checkpoint.integrity import MODEL, Manifest, NotWhole
 from hekaton.checkpoint.manager import CheckpointManager, Loaded
 from hekaton.checkpoint.matching import Parts
@@ -39,10 +39,11 @@ class RunCheckpoints:
     """Saves and resumes a trainer: model, optimizers, schedule, data position, random numbers, step."""
 
     def __init__(self, trainer: Trainer) -> None:
+        """:raises CheckpointError: when another run writes to the folder."""
         self._trainer = trainer
         config = trainer.config
         self._settings = config.checkpoint
-        self._folder = Path(config.job.dump_folder, config.checkpoint.folder)
+        self._folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
         self._manager = CheckpointManager(
             self._folder,
             describe={
@@ -53,6 +54,12 @@ class RunCheckpoints:
             },
             keep_latest_k=config.checkpoint.keep_latest_k,
         )
+        if not self._settings.load_only:
+            self._manager.lock()
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        self._manager.close()
 
     def due(self) -> bool:
         """Whether the step just done is to be saved."""
@@ -110,7 +117,7 @@ class RunCheckpoints:
             self._restore(loaded, parts)
             log.info("resumed at step %d", loaded.step)
         elif settings.initial_load_path is not None:
-            path = Path(settings.initial_load_path)
+            path = folder_at(settings.initial_load_path)
             if settings.initial_load_model_only:
                 loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
                 log.info("started with the model of %s", loaded.folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hekaton.errors import CheckpointError
 
@@ -43,6 +44,25 @@ def converted(tensors: Tensors, dtype: torch.dtype) -> Tensors:
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
     }
+
+
+@torch.no_grad()
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that hold a NaN or an infinity in this rank's shard.
+
+    A sum is finite only where all values are, and costs one pass over memory. One that is not is looked at
+    again: it may have overflowed.
+    """
+    shards = {
+        name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    }
+    wide = {name: shard.float() if shard.itemsize == 1 else shard for name, shard in shards.items()}
+    sums = [shard.sum(dtype=torch.promote_types(shard.dtype, torch.float32)) for shard in wide.values()]
+    if not sums or bool(torch.stack([one.double() for one in sums]).isfinite().all()):
+        return []
+    return [name for name, shard in wide.items() if not bool(shard.isfinite().all())]
 
 
 def optimizer_state(

@@ -1,24 +1,22 @@
 """The step folders on disk: which exist, making room for a new one, committing it, removing old ones.
 
-Only rank 0 calls these. At no moment does a half-written or half-removed folder look whole.
+Only rank 0 calls these. Looking for steps changes nothing: another run may be writing. At no moment does a
+half-written or half-removed folder look whole.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
 from collections import defaultdict
-from pathlib import Path
 
+from hekaton.checkpoint.folders import Folder, is_there, move, remove, sync, words_of, write_whole
 from hekaton.checkpoint.integrity import MANIFEST, Manifest, NotWhole
 
 log = logging.getLogger("hekaton")
 
 SUPERSEDED = "superseded"
-_STEP = re.compile(r"step-(\d+)")
-_REPLACED = ".replaced"
+_STEP = re.compile(r"step-(\d+)(\.replaced)?")
 
 
 class StepFolders:
@@ -27,21 +25,36 @@ class StepFolders:
     :param root: the checkpoint folder; made by the first save.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Folder) -> None:
         self.root = root
 
-    def path(self, step: int) -> Path:
+    def path(self, step: int) -> Folder:
         return self.root / f"step-{step}"
 
     def steps(self) -> list[int]:
         """The steps that have a folder, whole or not, oldest first."""
-        if not self.root.is_dir():
-            return []
-        matches = (_STEP.fullmatch(entry.name) for entry in self.root.iterdir() if entry.is_dir())
-        return sorted(int(match[1]) for match in matches if match)
+        return list(self.found())
+
+    def found(self) -> dict[int, Folder]:
+        """The steps, oldest first, and the folder to read each from: the old one where the save that was to
+        replace it did not end."""
+        if not is_there(self.root):
+            return {}
+        names = {
+            entry.name: int(match[1])
+            for entry in self.root.iterdir()
+            if (match := _STEP.fullmatch(entry.name)) and entry.is_dir()
+        }
+        replaced = {step for name, step in names.items() if name != f"step-{step}"}
+        return {
+            step: self._replaced(step)
+            if step in replaced and not self.has_manifest(step)
+            else self.path(step)
+            for step in sorted(set(names.values()))
+        }
 
     def has_manifest(self, step: int) -> bool:
-        return (self.path(step) / MANIFEST).is_file()
+        return is_there(self.path(step) / MANIFEST)
 
     def manifest(self, step: int) -> Manifest:
         """:raises NotWhole: when there is none, or it cannot be read."""
@@ -60,7 +73,7 @@ class StepFolders:
         for other in self.steps():
             if not self.has_manifest(other):
                 if other >= step:
-                    remove(self.path(other))
+                    _remove(self.path(other))
             elif other > came_from:
                 self._supersede(other)
                 aside.append(f"step-{other}")
@@ -70,50 +83,39 @@ class StepFolders:
                 ", ".join(aside), came_from, self.root / SUPERSEDED,
             )  # fmt: skip
         if self.has_manifest(step):
-            self.path(step).rename(self._replaced(step))
+            move(self.path(step), self._replaced(step), key=MANIFEST)
         self.path(step).mkdir()
-        sync_folder(self.root)
+        sync(self.root)
 
     def commit(self, step: int, manifest: Manifest) -> None:
         """Write the manifest: from here on, and not before, the step exists."""
         folder = self.path(step)
-        sync_folder(folder)
-        temporary = folder / f"{MANIFEST}.tmp"
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(manifest.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(folder / MANIFEST)
-        sync_folder(folder)
-        if self._replaced(step).exists():
-            remove(self._replaced(step))
+        sync(folder)
+        write_whole(folder / MANIFEST, manifest.to_json().encode())
+        _remove(self._replaced(step))
 
     def abandon(self, step: int) -> None:
         """Remove what a failed save left, and put back the step that it was to replace."""
         try:
             if not self.has_manifest(step):
-                remove(self.path(step))
+                _remove(self.path(step))
             self.finish_interrupted()
         except OSError as error:
-            log.warning("what is left of %s cannot be removed: %s", self.path(step), error.strerror)
-
-    def recovered_steps(self) -> list[int]:
-        """The steps that have a folder, after what a crash cut short has been finished."""
-        self.finish_interrupted()
-        return self.steps()
+            log.warning("what is left of %s cannot be removed: %s", self.path(step), words_of(error))
 
     def finish_interrupted(self) -> None:
         """Finish what a crash cut short while a step was being replaced."""
-        if not self.root.is_dir():
-            return
-        for old in self.root.glob(f"step-*{_REPLACED}"):
-            current = old.with_suffix("")
-            if (current / MANIFEST).is_file():
-                remove(old)
+        for step in self.steps():
+            if not is_there(self._replaced(step)):
+                continue
+            if self.has_manifest(step):
+                _remove(self._replaced(step))
             else:
-                remove(current)
-                old.rename(current)
-                log.warning("%s: the save that was to replace it was interrupted; it is back", current)
+                _remove(self.path(step))
+                move(self._replaced(step), self.path(step), key=MANIFEST)
+                log.warning(
+                    "%s: the save that was to replace it was interrupted; it is back", self.path(step)
+                )
 
     def prune(self, keep: int) -> None:
         """Keep the newest ``keep`` good steps; 0 keeps all. Steps that are not good, and those that hold the
@@ -137,45 +139,29 @@ class StepFolders:
         old += [step for step in unfinished if step < newest]
         for step in old:
             try:
-                remove(self.path(step))
+                _remove(self.path(step))
             except OSError as error:
-                log.warning("cannot remove the old checkpoint %s: %s", self.path(step), error.strerror)
+                log.warning("cannot remove the old checkpoint %s: %s", self.path(step), words_of(error))
 
-    def _replaced(self, step: int) -> Path:
-        return self.root / f"step-{step}{_REPLACED}"
+    def _replaced(self, step: int) -> Folder:
+        return self.root / f"step-{step}.replaced"
 
     def _supersede(self, step: int) -> None:
         target = self.root / SUPERSEDED / f"step-{step}"
         target.parent.mkdir(exist_ok=True)
-        if target.exists():
-            remove(target)
-        self.path(step).rename(target)
-        sync_folder(target.parent)
+        _remove(target)
+        move(self.path(step), target, key=MANIFEST)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """:raises NotWhole: when there is none, or it cannot be read."""
     try:
         return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotWhole(f"it has no {MANIFEST}: saving or removing it was interrupted") from None
     except OSError as error:
-        raise NotWhole(f"{MANIFEST} cannot be read: {error.strerror}") from error
+        raise NotWhole(f"{MANIFEST} cannot be read: {words_of(error)}") from error
 
 
-def remove(folder: Path) -> None:
-    """Remove a step folder, its manifest first: cut short, it is a step that does not exist."""
-    if not folder.exists():
-        return
-    (folder / MANIFEST).unlink(missing_ok=True)
-    sync_folder(folder)
-    shutil.rmtree(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, so that renames in it outlive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove(folder: Folder) -> None:
+    remove(folder, key=MANIFEST)

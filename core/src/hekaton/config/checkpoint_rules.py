@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hekaton.errors import HekatonError
+from hekaton.errors import ConfigError, HekatonError
+from hekaton.urls import check_url, is_url
 
 if TYPE_CHECKING:
     from hekaton.config.rules import Run
@@ -99,8 +100,10 @@ def something_is_loaded(run: Run) -> Iterator[HekatonError]:
 
 
 def _comes_from_elsewhere(run: Run, path: str) -> Iterator[HekatonError]:
-    own = Path(run.config.job.dump_folder, run.config.checkpoint.folder)
-    if "://" not in path and Path(path).resolve().is_relative_to(own.resolve()):
+    own = run.config.checkpoint.folder
+    if not is_url(own):
+        own = os.path.normpath(os.path.join(run.config.job.dump_folder, own))
+    if f"{_absolute(path)}/".startswith(f"{_absolute(own)}/"):
         yield run.violation(
             f"checkpoint.initial_load_path = '{path}' is in the run's own checkpoint folder '{own}', and is "
             "loaded only while that has no checkpoint",
@@ -108,6 +111,24 @@ def _comes_from_elsewhere(run: Run, path: str) -> Iterator[HekatonError]:
             hint="to go on from a step of this run, set checkpoint.load_step; to start another run from it, "
             "choose another job.dump_folder",
         )
+
+
+def _absolute(location: str) -> str:
+    return location.rstrip("/") if is_url(location) else os.path.realpath(location)
+
+
+def folders_can_be_reached(run: Run) -> Iterator[HekatonError]:
+    """A folder that is a URL is of a kind that fsspec knows, and its package is installed."""
+    checkpoint = run.config.checkpoint
+    if not checkpoint.enable:
+        return
+    for name in ("folder", "initial_load_path"):
+        location = getattr(checkpoint, name)
+        if location is not None and is_url(location):
+            try:
+                check_url(location)
+            except ConfigError as e:
+                yield run.violation(f"checkpoint.{name} = {e.message}", f"checkpoint.{name}", hint=e.hint)
 
 
 def something_is_saved(run: Run) -> Iterator[HekatonError | str]:

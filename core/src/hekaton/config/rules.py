@@ -293,6 +293,7 @@ RULES: tuple[Rule, ...] = (
     checkpoint_rules.seed_is_the_start,
     checkpoint_rules.something_is_loaded,
     checkpoint_rules.something_is_saved,
+    checkpoint_rules.folders_can_be_reached,
     precision_is_used,
     validation_is_other_data,
     loggers_are_there,

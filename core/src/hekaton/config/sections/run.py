@@ -94,7 +94,7 @@ class CheckpointSection(SectionModel):
     enable: bool = False
     """Save checkpoints, and resume from the newest one in ``folder``."""
     folder: str = "checkpoint"
-    """Folder for checkpoints, relative to ``job.dump_folder``."""
+    """Folder for checkpoints, relative to ``job.dump_folder``; or a URL such as ``s3://bucket/run``."""
     interval: PositiveInt = 500
     """Steps from one checkpoint to the next; the last step is always saved."""
     keep_latest_k: Annotated[int, Field(ge=0)] = 10

@@ -1,0 +1,227 @@
+"""Two runs on one folder: the second is kept off, and what a dead run leaves keeps nobody off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from hekaton.checkpoint import CheckpointManager, lock
+from hekaton.checkpoint.folders import Folder
+from hekaton.checkpoint.lock import Holder
+from hekaton.errors import CheckpointError
+
+Make = Callable[..., CheckpointManager]
+Parts = Callable[[float], dict[str, dict[str, torch.Tensor]]]
+Messages = Callable[[], list[str]]
+
+OTHER = """
+import sys
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.folders import folder_at
+CheckpointManager(folder_at(sys.argv[1]), describe={}).lock()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SETTLE", 0.01)
+    monkeypatch.setattr(lock, "SILENCE", 0.5)
+
+
+@pytest.fixture
+def other(where: Folder) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has the lock."""
+    command = [sys.executable, "-W", "error", "-c", OTHER, str(where)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "locked\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def put(folder: Path, holder: Holder) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "new").write_text(json.dumps(asdict(holder)))
+    (folder / "new").rename(folder / "lock.json")
+
+
+def of_another_host(*, silent: timedelta = timedelta(0)) -> Holder:
+    beat = (datetime.now(UTC) - silent).isoformat()
+    return replace(Holder.me(), host="node-7", machine="another", beat=beat)
+
+
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+def test_a_second_run_is_kept_off_before_it_writes(
+    other: subprocess.Popen[str], folder: Path, where: Folder, manager: Make
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CheckpointError) as error:
+        manager().lock()
+    assert re.fullmatch(
+        rf"the checkpoint folder {where} is in use by another run: process {other.pid} on \S+, since \S+\n"
+        r"  stop that run, or choose another job\.dump_folder or checkpoint\.folder",
+        str(error.value),
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+def test_a_run_that_ended_leaves_no_lock(
+    other: subprocess.Popen[str], folder: Path, manager: Make, messages: Messages
+) -> None:
+    assert (folder / "lock.json").exists()
+    other.communicate("")
+    assert other.returncode == 0
+    assert not (folder / "lock.json").exists()
+    mine = manager()
+    mine.lock()
+    mine.close()
+    assert not (folder / "lock.json").exists()
+    assert messages() == []
+
+
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+def test_the_lock_of_a_killed_run_is_taken_over(
+    other: subprocess.Popen[str], where: Folder, manager: Make, parts: Parts, messages: Messages
+) -> None:
+    other.kill()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # gone, but for its entry among the processes
+    mine = manager()
+    mine.lock()
+    (message,) = messages()
+    assert re.fullmatch(
+        rf"{where}: the run that wrote here \(process {other.pid} on \S+, since \S+\) is gone: taken over",
+        message,
+    )
+    mine.save(1, parts(1.0), {})
+    mine.close()
+
+
+def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_lock(
+    folder: Path, manager: Make, messages: Messages
+) -> None:
+    put(folder, replace(Holder.me(), started="12345", token="another"))
+    mine = manager()
+    mine.lock()
+    mine.close()
+    assert "is gone: taken over" in messages()[0]
+
+
+def test_a_run_on_another_host_shows_that_it_lives(folder: Path, manager: Make) -> None:
+    holder = of_another_host()
+    put(folder, holder)
+    stop = threading.Event()
+
+    def lives() -> None:
+        while not stop.wait(0.05):
+            put(folder, replace(holder, beat=datetime.now(UTC).isoformat()))
+
+    living = threading.Thread(target=lives)
+    living.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"in use by another run: process .* on node-7, since"):
+            manager().lock()
+    finally:
+        stop.set()
+        living.join()
+
+
+def test_a_run_on_another_host_that_is_silent_is_gone(
+    folder: Path, where: Folder, manager: Make, messages: Messages
+) -> None:
+    put(folder, of_another_host())
+    mine = manager()
+    mine.lock()
+    mine.close()
+    waiting, taken = messages()
+    assert waiting.startswith(f"{where}: waiting up to 0 s for a sign of life of process ")
+    assert "on node-7" in taken
+    assert taken.endswith("is gone: taken over")
+
+
+def test_one_that_has_been_silent_for_hours_is_not_waited_for(
+    folder: Path, manager: Make, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SILENCE", 1000.0)
+    put(folder, of_another_host(silent=timedelta(hours=2)))
+    mine = manager()
+    mine.lock()
+    mine.close()
+    assert len(messages()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[]"])
+def test_a_lock_that_nobody_wrote_whole_keeps_nobody_off(content: str, folder: Path, manager: Make) -> None:
+    folder.mkdir(parents=True)
+    (folder / "lock.json").write_text(content)
+    mine = manager()
+    mine.lock()
+    mine.close()
+
+
+def test_a_run_that_lost_its_lock_writes_no_more(folder: Path, manager: Make, parts: Parts) -> None:
+    mine = manager()
+    mine.lock()
+    mine.save(1, parts(1.0), {})
+    put(folder, of_another_host())
+    with pytest.raises(CheckpointError, match=r"was taken over by another run: process .* on node-7, since"):
+        mine.save(2, parts(2.0), {})
+    mine.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["lock.json", "step-1"]
+    assert json.loads((folder / "lock.json").read_text())["host"] == "node-7"
+
+
+def test_of_two_that_take_it_at_once_the_first_is_kept_off(
+    folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = lock.FolderLock._write
+
+    def overtaken(self: lock.FolderLock, holder: Holder) -> None:
+        write(self, holder)
+        put(folder, replace(of_another_host(), machine=holder.machine, pid=os.getppid(), started=parent))
+
+    parent = lock._started(os.getppid())
+    assert parent is not None
+    monkeypatch.setattr(lock.FolderLock, "_write", overtaken)
+    with pytest.raises(CheckpointError, match=r"in use by another run: .* on node-7"):
+        manager().lock()
+
+
+def test_a_lock_shows_signs_of_life(folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    mine = manager()
+    mine.lock()
+    seen = set()
+    end = time.monotonic() + 10
+    while len(seen) < 3 and time.monotonic() < end:
+        seen.add(json.loads((folder / "lock.json").read_text())["beat"])
+        time.sleep(0.005)
+    mine.close()
+    assert len(seen) == 3
+
+
+def test_an_earlier_manager_of_this_process_is_no_other_run(manager: Make, messages: Messages) -> None:
+    first, second = manager(), manager()
+    first.lock()
+    second.lock()
+    first.close()
+    second.close()
+    assert messages() == []
