@@ -15,6 +15,11 @@ def hekaton_commands() -> list[Command]:
             summary="check or show a configuration, or its schema",
         ),
         Command(
+            "checkpoint",
+            run=Ref("hekaton.cli.checkpoint:run"),
+            summary="list, verify or show checkpoints",
+        ),
+        Command(
             "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"
         ),
     ]

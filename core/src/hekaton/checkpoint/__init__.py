@@ -1,5 +1,17 @@
 """Checkpoints: steps on disk that are whole or do not exist, and that any layout can resume from."""
 
-from hekaton.checkpoint.manager import CheckpointManager, Loaded
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hekaton.checkpoint.manager import CheckpointManager, Loaded
 
 __all__ = ["CheckpointManager", "Loaded"]
+
+
+def __getattr__(name: str) -> Any:
+    # Looking at steps needs no torch, and the manager does.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hekaton.checkpoint import manager
+
+    return getattr(manager, name)

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from hekaton.checkpoint.folders import Folder, size_of, words_of
 
 if TYPE_CHECKING:
@@ -150,6 +148,19 @@ def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def check_step(folder: Folder, manifest: Manifest, step: int | None) -> None:
+    """Check all of a step that takes no reading of tensors.
+
+    :param step: the number that it must have.
+    :raises NotWhole: when the folder was renamed, or a file is missing or of another size.
+    """
+    if step is not None and manifest.step != step:
+        raise NotWhole(f"it holds step {manifest.step}: the folder was renamed")
+    check_sizes(folder, manifest.files)
+    if METADATA not in manifest.files:
+        raise NotWhole(f"its manifest does not name {METADATA}")
+
+
 def check_sizes(folder: Folder, files: Mapping[str, FileRecord]) -> None:
     """:raises NotWhole: naming the first file that is missing or of another size."""
     for name, record in files.items():
@@ -211,6 +222,8 @@ class _Unpickler(pickle.Unpickler):
     """Reads the pickle of DCP's metadata: admits the classes that describe tensors, and no other global."""
 
     def find_class(self, module: str, name: str) -> Any:
+        import torch
+
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _ADMITTED.get(module, ()):
             return super().find_class(module, name)
@@ -224,6 +237,7 @@ def read_metadata(folder: Folder, files: Iterable[str], *, leave_out_others: boo
     :param leave_out_others: leave out what is not a tensor, instead of refusing the whole.
     :raises NotWhole: when it asks for anything else, cannot be read, or holds what is not a tensor.
     """
+    import torch
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
     known = set(files)

@@ -18,13 +18,12 @@ from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metad
 from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import (
     MANIFEST,
-    METADATA,
     MODEL,
     FileRecord,
     Manifest,
     NotWhole,
     check_contents,
-    check_sizes,
+    check_step,
     read_metadata,
     shared_out,
 )
@@ -289,15 +288,11 @@ class CheckpointManager:
         def looked_at() -> Manifest | NotWhole:
             try:
                 manifest = read_manifest(folder)
-                if step is not None and manifest.step != step:
-                    raise NotWhole(f"it holds step {manifest.step}: the folder was renamed")
+                check_step(folder, manifest, step)
                 if good and not manifest.good:
                     raise NotWhole("its loss or its weights were not finite")
                 if choose is not None:
                     choose(manifest)
-                check_sizes(folder, manifest.files)
-                if METADATA not in manifest.files:
-                    raise NotWhole(f"its manifest does not name {METADATA}")
             except NotWhole as reason:
                 return reason
             return manifest

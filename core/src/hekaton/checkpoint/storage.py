@@ -153,6 +153,12 @@ class StepFolders:
         move(self.path(step), target, key=MANIFEST)
 
 
+def step_of(folder: Folder) -> int | None:
+    """The step that a folder is named after; ``None`` for any other name."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
 def read_manifest(folder: Folder) -> Manifest:
     """:raises NotWhole: when there is none, or it cannot be read."""
     try:

@@ -1,0 +1,180 @@
+"""Steps on disk, for people to look at: what is there, whether it is whole, and what is in it.
+
+Nothing is changed, nothing is loaded, and no file can run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hekaton.checkpoint.integrity import (
+    MANIFEST,
+    METADATA,
+    MODEL,
+    Manifest,
+    NotWhole,
+    check_contents,
+    check_sizes,
+    check_step,
+    read_metadata,
+)
+from hekaton.checkpoint.storage import StepFolders, read_manifest, step_of
+from hekaton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+DEFAULT_FOLDER = "checkpoint"
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step folder, as far as it shows without reading its tensors."""
+
+    folder: Path
+    number: int | None
+    """From the folder's name; ``None`` for a folder of another name."""
+    manifest: Manifest | None
+    wrong: str
+    """Why it is not whole; empty where nothing was found."""
+    foreign: bool
+    """It has tensors and no manifest: another tool wrote it, or saving it was cut short at the very end."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def status(self) -> str:
+        if self.wrong:
+            return "not whole"
+        assert self.manifest is not None
+        return "good" if self.manifest.good else "not good"
+
+    @property
+    def model_only(self) -> bool:
+        """No run goes on from it; others start from it."""
+        return self.manifest is not None and self.manifest.parts == (MODEL,)
+
+    def described(self, key: str) -> Any:
+        """``model``, ``flavor``, ``layout`` or ``config`` of the run that saved it; ``None`` if not known."""
+        describe = self.manifest.describe if self.manifest else None
+        return describe.get(key) if isinstance(describe, Mapping) else None
+
+
+def find_steps(path: Path) -> list[Step]:
+    """The steps that ``path`` means, oldest first.
+
+    :param path: one step folder, a checkpoint folder, or a dump folder with a ``checkpoint`` in it.
+    :raises CheckpointError: when there is none.
+    """
+    try:
+        if (path / MANIFEST).exists() or (path / METADATA).exists() or step_of(path) is not None:
+            if path.is_dir():
+                return [look_at(path)]
+        else:
+            for root in (path, path / DEFAULT_FOLDER):
+                folders = StepFolders(root)
+                if steps := folders.steps():
+                    return [look_at(folders.path(step)) for step in steps]
+        there = path.exists()
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror or error}") from error
+    raise CheckpointError(
+        f"no checkpoint in '{path}'" if there else f"there is no '{path}'",
+        hint="give a folder of steps step-N, a run's dump folder, or one step folder",
+    )
+
+
+def look_at(folder: Path) -> Step:
+    """Look at one step folder: its manifest, and which files there are."""
+    number = step_of(folder)
+    manifest = None
+    foreign = not (folder / MANIFEST).exists() and (folder / METADATA).exists()
+    wrong = ""
+    try:
+        manifest = read_manifest(folder)
+        check_step(folder, manifest, number)
+    except NotWhole as reason:
+        wrong = str(reason)
+    if foreign:
+        wrong = f"it has no {MANIFEST}: another tool wrote it, or saving was interrupted"
+    return Step(folder, number, manifest, wrong, foreign)
+
+
+def verify(step: Step, advance: Callable[[int], None] | None = None) -> list[str]:
+    """Read every file of a step through, and say everything that is wrong with it.
+
+    :param advance: called with the number of bytes that were read since the last call, from several threads.
+    """
+    manifest = step.manifest
+    if manifest is None:
+        return [step.wrong]
+
+    def check(name: str) -> str | None:
+        try:
+            check_sizes(step.folder, {name: manifest.files[name]})
+        except NotWhole as reason:
+            return str(reason)
+        finally:
+            if advance is not None:
+                advance(manifest.files[name].size)
+        return check_contents(step.folder, manifest.files, [name])
+
+    with ThreadPoolExecutor(_READERS) as threads:
+        problems = [step.wrong, *threads.map(check, manifest.files)]
+    wrong = list(dict.fromkeys(problem for problem in problems if problem))
+    if not wrong:
+        try:
+            read_metadata(step.folder, manifest.files)
+        except NotWhole as reason:
+            wrong.append(str(reason))
+    return wrong
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a step."""
+
+    name: str
+    """Its key on disk."""
+    part: str
+    """``model``, ``optimizer``, ...; empty where no manifest says which parts there are."""
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    """Bytes."""
+
+
+def tensors_of(step: Step) -> list[Tensor]:
+    """Read the names, shapes and dtypes of a step's tensors; no tensor itself.
+
+    What is not a tensor, in a folder that another tool wrote, is left out.
+
+    :raises NotWhole: when the metadata is missing, damaged or hostile.
+    """
+    from hekaton.checkpoint.elsewhere import manifest_elsewhere
+    from hekaton.checkpoint.matching import part_of
+
+    parts: tuple[str, ...] = ()
+    if step.manifest is not None:
+        parts = step.manifest.parts
+        metadata = read_metadata(step.folder, step.manifest.files)
+    else:
+        files = manifest_elsewhere(step.folder).files
+        metadata = read_metadata(step.folder, files, leave_out_others=True)
+    return [
+        Tensor(
+            name,
+            part_of(name, parts) if parts else "",
+            tuple(tensor.size),
+            str(tensor.properties.dtype).removeprefix("torch."),
+            tensor.size.numel() * tensor.properties.dtype.itemsize,
+        )
+        for name, tensor in cast("dict[str, TensorStorageMetadata]", metadata.state_dict_metadata).items()
+    ]
