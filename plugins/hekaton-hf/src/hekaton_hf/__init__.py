@@ -1,6 +1,6 @@
-"""Hugging Face tokenizers and text datasets for hekaton."""
+"""Hugging Face tokenizers and text datasets for hekaton, and downloads from the Hub."""
 
-from hekaton.contributions import Dataset, Ref, Section, Tokenizer, hookimpl
+from hekaton.contributions import Command, Dataset, Ref, Section, Tokenizer, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -40,5 +40,16 @@ def hekaton_sections() -> list[Section]:
             "text_dataset",
             schema=Ref("hekaton_hf.sections:TextDatasetSection"),
             summary="what the documents of dataset 'text' are",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_commands() -> list[Command]:
+    return [
+        Command(
+            "download",
+            run=Ref("hekaton_hf.download:run"),
+            summary="fetch a tokenizer, configuration or weights from the Hugging Face Hub",
         )
     ]
