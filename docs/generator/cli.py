@@ -14,10 +14,12 @@ INTRODUCTION = """\
 # Command line
 
 `hekaton` and `python -m hekaton` are the same. Verbs are contributions of plugins (see
-[`hekaton_commands`](hooks.md#hekaton_commands)); these are the core's. Every verb sees all plugins.
+[`hekaton_commands`](hooks.md#hekaton_commands)); these are the core's and those of the plugins in the
+repository. Every verb sees all plugins.
 
-The exit status is 0 for success, 2 for an error that you can cure (printed as `error: ...`, with its origin
-and a hint, without a traceback) and 130 after Ctrl-C.
+The exit status is 0 for success, 1 when `checkpoint verify` finds a step that is not whole, 2 for an error
+that you can cure (printed as `error: ...`, with its origin and a hint, without a traceback) and 130 after
+Ctrl-C.
 
 ```console
 $ hekaton --help
@@ -44,6 +46,7 @@ ENVIRONMENT = """\
 | --- | --- | --- |
 | `HEKATON_DISABLE` | every verb | names of plugins to leave out, separated by commas |
 | `LOG_RANK` | `train` | ranks whose messages are shown, separated by commas; 0 when not set |
+| `HF_TOKEN`, `HF_ENDPOINT` | `download` | token for the Hugging Face Hub; another server in its place |
 | `NGPU` | `run_train.sh` | processes on this machine; when not set all GPUs, or 1 without one |
 | `CONFIG_FILE` | `run_train.sh` | the TOML file; when not set the Llama 3 debug model's |
 """

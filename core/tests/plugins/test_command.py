@@ -52,7 +52,7 @@ def test_usage_lists_the_verbs(capsys, arguments):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("usage: hekaton VERB")
-    for verb in ["train", "config", "plugins"]:
+    for verb in ["train", "checkpoint", "config", "plugins"]:
         assert f"\n  {verb} " in printed
 
 
