@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import pytest
+from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_aSecretThatNobodyMaySee"
@@ -242,7 +242,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     hub: Hub, download: Download, place: Path
 ) -> None:
     # huggingface_hub hands what comes to the file in pieces of 10 MiB: the whole ones are kept.
-    piece = huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE
+    piece = DOWNLOAD_CHUNK_SIZE
     hub.files[LARGE] = noise(2 * piece + 12_345, 5)
     hub.drop_after = [piece + 500_000]
     done = download(REPO, "--assets", "safetensors")

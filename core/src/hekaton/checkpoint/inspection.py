@@ -117,14 +117,15 @@ def verify(step: Step, advance: Callable[[int], None] | None = None) -> list[str
         return [step.wrong]
 
     def check(name: str) -> str | None:
+        record = manifest.files[name]
         try:
-            check_sizes(step.folder, {name: manifest.files[name]})
+            check_sizes(step.folder, {name: record})
+            return check_contents(step.folder, manifest.files, [name])
         except NotWhole as reason:
             return str(reason)
         finally:
             if advance is not None:
-                advance(manifest.files[name].size)
-        return check_contents(step.folder, manifest.files, [name])
+                advance(record.size)
 
     with ThreadPoolExecutor(_READERS) as threads:
         problems = [step.wrong, *threads.map(check, manifest.files)]
