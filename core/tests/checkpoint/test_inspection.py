@@ -18,6 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.folders import Folder
+from hekaton.checkpoint.inspection import find_steps, verify
 from hekaton.cli import main
 
 Parts = Callable[[float], dict[str, dict[str, torch.Tensor]]]
@@ -68,17 +70,17 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(data)
 
 
-def test_ls_names_every_step_with_what_it_is_of(saved: Path, printed: Printed) -> None:
+def test_ls_names_every_step_with_what_it_is_of(saved: Path, where: Folder, printed: Printed) -> None:
     (saved / "step-9" / "__0_0.distcp").unlink()
     (saved / "step-30").mkdir()
-    status, text = printed("ls", saved)
+    status, text = printed("ls", where)
     assert status == 0
     heading, *lines = text.splitlines()
     size = sum(file.stat().st_size for file in (saved / "step-20").iterdir() if file.suffix != ".json")
     assert heading.split("  ")[0] == "step"
     assert [line.split()[0] for line in lines] == ["step-9", "step-10", "step-20", "step-30"]
     assert lines[0].endswith("not whole: __0_0.distcp is missing")
-    assert lines[1].endswith("not good: its loss was not finite")
+    assert lines[1].endswith("not good: its loss or its weights were not finite")
     assert f"  {size / 1e3:.1f} kB  " in lines[2]
     assert lines[2].endswith("  1          dp_shard 4  llama3 8B  good")
     assert lines[3].endswith("not whole: it has no manifest.json: saving or removing it was interrupted")
@@ -93,16 +95,16 @@ def test_ls_says_of_a_step_that_it_is_the_model_alone(
 
 @pytest.mark.parametrize("place", ["", "..", "step-20"])
 def test_a_dump_folder_a_checkpoint_folder_and_a_step_are_all_understood(
-    place: str, saved: Path, printed: Printed
+    place: str, saved: Path, where: Folder, printed: Printed
 ) -> None:
-    status, text = printed("ls", os.path.normpath(saved / place), "--json")
+    status, text = printed("ls", {"": where, "..": where.parent}.get(place, where / place), "--json")
     assert status == 0
     assert [step["step"] for step in json.loads(text)] == ([20] if place == "step-20" else [9, 10, 20])
 
 
-def test_ls_as_json(saved: Path, printed: Printed) -> None:
+def test_ls_as_json(saved: Path, where: Folder, printed: Printed) -> None:
     (saved / "step-9" / "manifest.json").write_text("{")
-    first, second, third = json.loads(printed("ls", saved, "--json")[1])
+    first, second, third = json.loads(printed("ls", where, "--json")[1])
     assert first["status"] == "not whole"
     assert first["reason"].startswith("manifest.json cannot be read")
     assert first["bytes"] is None
@@ -110,7 +112,7 @@ def test_ls_as_json(saved: Path, printed: Printed) -> None:
     written = json.loads((saved / "step-20" / "manifest.json").read_text())
     assert third == {
         "step": 20,
-        "folder": str(saved / "step-20"),
+        "folder": str(where / "step-20"),
         "status": "good",
         "reason": None,
         "bytes": sum(file["size"] for file in written["files"].values()),
@@ -122,22 +124,24 @@ def test_ls_as_json(saved: Path, printed: Printed) -> None:
     }
 
 
-def test_verify_finds_nothing_wrong_with_whole_steps(saved: Path, printed: Printed) -> None:
-    status, text = printed("verify", saved)
+def test_verify_finds_nothing_wrong_with_whole_steps(saved: Path, where: Folder, printed: Printed) -> None:
+    status, text = printed("verify", where)
     assert status == 0
     assert [line.split(", ")[0] for line in text.splitlines()] == [
         "step-9: good",
-        "step-10: not good: its loss was not finite",
+        "step-10: not good: its loss or its weights were not finite",
         "step-20: good",
     ]
 
 
-def test_verify_names_everything_that_is_wrong_and_fails(saved: Path, printed: Printed) -> None:
+def test_verify_names_everything_that_is_wrong_and_fails(
+    saved: Path, where: Folder, printed: Printed
+) -> None:
     flip_a_bit(saved / "step-9" / "__0_0.distcp")
     flip_a_bit(saved / "step-20" / "__0_0.distcp")
     os.truncate(saved / "step-20" / ".metadata", 100)
-    assert printed("ls", saved)[1].count("not whole") == 1, "ls does not read tensors"
-    status, text = printed("verify", saved)
+    assert printed("ls", where)[1].count("not whole") == 1, "ls does not read tensors"
+    status, text = printed("verify", where)
     assert status == 1
     assert "step-9: not whole: __0_0.distcp was changed or damaged: its checksum differs\n" in text
     assert "step-10: not good" in text
@@ -146,17 +150,31 @@ def test_verify_names_everything_that_is_wrong_and_fails(saved: Path, printed: P
     assert first == "not whole: "
     assert ".metadata has 100 bytes instead of" in second
     assert third == "  __0_0.distcp was changed or damaged: its checksum differs"
-    assert printed("verify", saved / "step-10")[0] == 0
-    assert printed("verify", saved / "step-9")[0] == 1
+    assert printed("verify", where / "step-10")[0] == 0
+    assert printed("verify", where / "step-9")[0] == 1
 
 
-def test_show_prints_layout_versions_parts_and_configuration(saved: Path, printed: Printed) -> None:
+def test_verify_counts_every_byte_that_it_reads(
+    folder: Path, where: Folder, manager: Callable[..., CheckpointManager]
+) -> None:
+    manager().save(1, {"model": {"large": torch.ones(1 << 20)}}, {})
+    (step,) = find_steps(str(where))
+    read: list[int] = []
+    assert verify(step, read.append) == []
+    files = [file for file in (folder / "step-1").iterdir() if file.name != "manifest.json"]
+    assert sum(read) == sum(file.stat().st_size for file in files)
+    assert max(read) < 1 << 22, "piece by piece"
+
+
+def test_show_prints_layout_versions_parts_and_configuration(
+    saved: Path, where: Folder, printed: Printed
+) -> None:
     (saved / "step-30").mkdir()
-    status, text = printed("show", saved)
+    status, text = printed("show", where)
     assert status == 0
     heads, held, config = text.split("\n\n", 2)
     shown = dict(line.split(maxsplit=1) for line in heads.splitlines())
-    assert shown["folder"] == str(saved / "step-20")
+    assert shown["folder"] == str(where / "step-20")
     assert shown["model"] == "llama3 8B"
     assert shown["layout"] == "dp_shard 4"
     assert f"torch {torch.__version__}" in shown["versions"]
@@ -168,15 +186,15 @@ def test_show_prints_layout_versions_parts_and_configuration(saved: Path, printe
     assert tomllib.loads(config) == {"training": {"steps": 30, "dataset": "c4"}}
 
 
-def test_show_lists_tensors_where_asked(saved: Path, printed: Printed) -> None:
-    _, text = printed("show", saved / "step-9", "--tensors")
+def test_show_lists_tensors_where_asked(saved: Path, where: Folder, printed: Printed) -> None:
+    _, text = printed("show", where / "step-9", "--tensors")
     assert "layers.0.wq.weight                 (8, 4)  float32" in text
-    described = json.loads(printed("show", saved / "step-9", "--tensors", "--json")[1])
+    described = json.loads(printed("show", where / "step-9", "--tensors", "--json")[1])
     assert described["tensors"]["layers.0.wq.weight"] == {
         "shape": [8, 4], "dtype": "float32", "part": "model",
     }  # fmt: skip
     assert described["config"]["training"]["steps"] == 30
-    assert "tensors" not in json.loads(printed("show", saved, "--json")[1])
+    assert "tensors" not in json.loads(printed("show", where, "--json")[1])
 
 
 def test_a_folder_that_torch_wrote_is_shown_and_said_to_be_unverifiable(

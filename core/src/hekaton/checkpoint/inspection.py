@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hekaton.checkpoint.folders import Folder, folder_at, is_there, words_of
 from hekaton.checkpoint.integrity import (
     MANIFEST,
     METADATA,
@@ -28,7 +28,7 @@ from hekaton.errors import CheckpointError
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-DEFAULT_FOLDER = "checkpoint"
+DEFAULT_FOLDER = "checkpoint"  # as [checkpoint] folder has it
 _READERS = 4
 
 
@@ -36,7 +36,7 @@ _READERS = 4
 class Step:
     """A step folder, as far as it shows without reading its tensors."""
 
-    folder: Path
+    folder: Folder
     number: int | None
     """From the folder's name; ``None`` for a folder of another name."""
     manifest: Manifest | None
@@ -67,43 +67,46 @@ class Step:
         return describe.get(key) if isinstance(describe, Mapping) else None
 
 
-def find_steps(path: Path) -> list[Step]:
-    """The steps that ``path`` means, oldest first.
+def find_steps(location: str) -> list[Step]:
+    """The steps that a path or URL means, oldest first.
 
-    :param path: one step folder, a checkpoint folder, or a dump folder with a ``checkpoint`` in it.
-    :raises CheckpointError: when there is none.
+    :param location: one step folder, a checkpoint folder, or a dump folder with a ``checkpoint`` in it.
+    :raises CheckpointError: when there is none, or it cannot be read.
     """
     try:
-        if (path / MANIFEST).exists() or (path / METADATA).exists() or step_of(path) is not None:
-            if path.is_dir():
-                return [look_at(path)]
-        else:
-            for root in (path, path / DEFAULT_FOLDER):
-                folders = StepFolders(root)
-                if steps := folders.steps():
-                    return [look_at(folders.path(step)) for step in steps]
-        there = path.exists()
+        path = folder_at(location)
+        if any(is_there(path / name) for name in (MANIFEST, METADATA)):
+            return [look_at(path)]
+        for root in (path, path / DEFAULT_FOLDER):
+            if found := StepFolders(root).found():
+                return [look_at(folder) for folder in found.values()]
+        if step_of(path) is not None and is_there(path):
+            return [look_at(path)]
+        there = is_there(path)
     except OSError as error:
-        raise CheckpointError(f"cannot read '{path}': {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read '{location}': {words_of(error)}") from error
     raise CheckpointError(
-        f"no checkpoint in '{path}'" if there else f"there is no '{path}'",
+        f"no checkpoint in '{location}'" if there else f"there is no '{location}'",
         hint="give a folder of steps step-N, a run's dump folder, or one step folder",
     )
 
 
-def look_at(folder: Path) -> Step:
-    """Look at one step folder: its manifest, and which files there are."""
+def look_at(folder: Folder) -> Step:
+    """Look at one step folder: its manifest, and which files there are.
+
+    :raises OSError: when that cannot be told.
+    """
     number = step_of(folder)
-    manifest = None
-    foreign = not (folder / MANIFEST).exists() and (folder / METADATA).exists()
-    wrong = ""
+    foreign = not is_there(folder / MANIFEST) and is_there(folder / METADATA)
+    if foreign:
+        wrong = f"it has no {MANIFEST}: another tool wrote it, or saving was interrupted"
+        return Step(folder, number, None, wrong, foreign)
+    manifest, wrong = None, ""
     try:
         manifest = read_manifest(folder)
         check_step(folder, manifest, number)
     except NotWhole as reason:
         wrong = str(reason)
-    if foreign:
-        wrong = f"it has no {MANIFEST}: another tool wrote it, or saving was interrupted"
     return Step(folder, number, manifest, wrong, foreign)
 
 
@@ -117,15 +120,11 @@ def verify(step: Step, advance: Callable[[int], None] | None = None) -> list[str
         return [step.wrong]
 
     def check(name: str) -> str | None:
-        record = manifest.files[name]
         try:
-            check_sizes(step.folder, {name: record})
-            return check_contents(step.folder, manifest.files, [name])
+            check_sizes(step.folder, {name: manifest.files[name]})
         except NotWhole as reason:
             return str(reason)
-        finally:
-            if advance is not None:
-                advance(record.size)
+        return check_contents(step.folder, manifest.files, [name], advance)
 
     with ThreadPoolExecutor(_READERS) as threads:
         problems = [step.wrong, *threads.map(check, manifest.files)]

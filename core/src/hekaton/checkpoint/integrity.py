@@ -50,12 +50,17 @@ class FileRecord:
             raise ValueError(f"checksums of the kind {algorithm!r}")
         return cls(int(content["size"]), f"{algorithm}:{content[algorithm]}")
 
-    def is_of(self, file: IO[bytes]) -> bool:
-        """Whether the checksum is that of the file, which is read through."""
+    def is_of(self, file: IO[bytes], advance: Callable[[int], None] | None = None) -> bool:
+        """Whether the checksum is that of the file, which is read through.
+
+        :param advance: called with the number of bytes of each piece read.
+        """
         checksum = _CHECKSUMS[self.checksum.partition(":")[0]]()
         buffer = memoryview(bytearray(_PIECE))
         while size := file.readinto(buffer):  # type: ignore[attr-defined]
             checksum.update(buffer[:size])
+            if advance is not None:
+                advance(size)
         return str(checksum) == self.checksum
 
 
@@ -174,12 +179,17 @@ def check_sizes(folder: Folder, files: Mapping[str, FileRecord]) -> None:
             raise NotWhole(f"{name} has {size:,} bytes instead of {record.size:,}")
 
 
-def check_contents(folder: Folder, files: Mapping[str, FileRecord], names: Iterable[str]) -> str | None:
+def check_contents(
+    folder: Folder,
+    files: Mapping[str, FileRecord],
+    names: Iterable[str],
+    advance: Callable[[int], None] | None = None,
+) -> str | None:
     """Read the named files through; say what is wrong with the first that differs from its checksum."""
     for name in names:
         try:
             with (folder / name).open("rb") as stream:
-                same = files[name].is_of(stream)
+                same = files[name].is_of(stream, advance)
         except OSError as error:
             return f"{name} cannot be read: {words_of(error)}"
         if not same:

@@ -26,7 +26,8 @@ show     print one step, of several the newest whole one: layout, versions, what
          configuration
 
 PATH is a folder of steps (outputs/checkpoint), a run's dump folder (outputs) or one step
-(outputs/checkpoint/step-50). Nothing in it is changed, and none of its files can run code.
+(outputs/checkpoint/step-50); a URL (s3://bucket/outputs) as well. Nothing in it is changed, and none
+of its files can run code.
 
   --tensors   each tensor's name, shape and dtype as well
   --json      JSON, with sizes in bytes"""
@@ -58,11 +59,9 @@ def run(arguments: list[str]) -> int:
     if len(paths) != 1:
         raise ConfigError(f"hekaton checkpoint {verb} takes one PATH", hint=USAGE.split("\n\n")[0])
 
-    from pathlib import Path
-
     from hekaton.checkpoint.inspection import find_steps
 
-    steps = find_steps(Path(paths[0]))
+    steps = find_steps(paths[0])
     if verb == "verify":
         return verify(steps)
     if verb == "show":
@@ -189,7 +188,7 @@ def _part_rows(held: Sequence[Tensor]) -> list[tuple[str, ...]]:
 def _status(step: Step) -> str:
     if step.wrong:
         return f"not whole: {step.wrong}"
-    status = step.status if step.status == "good" else "not good: its loss was not finite"
+    status = step.status if step.status == "good" else "not good: its loss or its weights were not finite"
     return f"{status}, the model alone" if step.model_only else status
 
 
