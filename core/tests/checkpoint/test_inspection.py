@@ -247,6 +247,8 @@ def test_names_from_a_file_cannot_write_to_the_terminal(
         (["ls", "nowhere"], "there is no 'nowhere'"),
         (["show", "step-5"], "there is no 'step-5'"),
         (["verify", "."], "no checkpoint in '.'"),
+        (["ls", "s4://bucket/run"], "'s4://bucket/run': fsspec knows no file system 's4'"),
+        (["ls", "memory://nowhere"], "there is no 'memory://nowhere'"),
         (["list", "."], "unknown verb 'checkpoint list'"),
         (["ls", ".", "--tensors"], "unknown option --tensors of hekaton checkpoint ls"),
         (["verify"], "hekaton checkpoint verify takes one PATH"),

@@ -24,6 +24,7 @@ from hekaton.checkpoint.integrity import (
 )
 from hekaton.checkpoint.storage import StepFolders, read_manifest, step_of
 from hekaton.errors import CheckpointError
+from hekaton.urls import check_url, is_url
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -72,7 +73,10 @@ def find_steps(location: str) -> list[Step]:
 
     :param location: one step folder, a checkpoint folder, or a dump folder with a ``checkpoint`` in it.
     :raises CheckpointError: when there is none, or it cannot be read.
+    :raises ConfigError: for a URL of an unknown kind, or whose package is not installed.
     """
+    if is_url(location):
+        check_url(location)
     try:
         path = folder_at(location)
         if any(is_there(path / name) for name in (MANIFEST, METADATA)):
