@@ -264,6 +264,16 @@ def test_a_download_that_was_stopped_goes_on_where_it_was(hub: Hub, download: Do
     assert files_in(place) == {name: FILES[name] for name in KINDS["safetensors"]}
 
 
+def test_a_part_that_is_longer_than_the_whole_is_not_gone_on_with(
+    hub: Hub, download: Download, place: Path
+) -> None:
+    download(REPO, "--assets", "safetensors", largest_file=1_234_567)
+    (part,) = place.iterdir()
+    part.write_bytes(bytes(4_000_000))
+    assert download(REPO, "--assets", "safetensors").returncode == 0
+    assert files_in(place) == {name: FILES[name] for name in KINDS["safetensors"]}
+
+
 def test_files_that_are_there_are_not_asked_for_again_and_changed_ones_are(
     hub: Hub, download: Download, place: Path
 ) -> None:
@@ -308,6 +318,26 @@ def test_a_gated_repository_is_read_with_a_token_from_anywhere(
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert files_in(place).keys() == set(KINDS["config"])
+
+
+@pytest.mark.parametrize(
+    ("way", "token"),
+    [
+        ("flag", "hf_secret\xe4"),
+        ("flag", "hf_secret x"),
+        ("flag", "hf_secret\r\nX-More: 1"),
+        ("variable", "hf_secret\xe4"),
+        ("variable", "hf_secret x"),
+    ],
+)
+def test_a_token_that_cannot_be_one_is_refused_without_printing_it(
+    way: str, token: str, download: Download
+) -> None:
+    words, variables = (["--hf_token", token], {}) if way == "flag" else ([], {"HF_TOKEN": token})
+    done = download(REPO, "--assets", "config", *words, **variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the token for the Hub has characters that no token has\n")
+    assert "hf_secret" not in done.stdout + done.stderr
 
 
 def test_the_token_stays_with_the_server_that_it_is_for(hub: Hub, download: Download, place: Path) -> None:

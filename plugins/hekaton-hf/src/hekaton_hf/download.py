@@ -141,8 +141,12 @@ def _download(options: argparse.Namespace, kinds: Sequence[str]) -> tuple[list[R
 
     :returns: the files, and the folder that they are in.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
+    token = options.hf_token or get_token() or ""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        # The HTTP library would say so with the token in its words.
+        raise ConfigError("the token for the Hub has characters that no token has", hint=_LOGIN)
     info = HfApi(token=options.hf_token).model_info(
         options.repo, revision=options.revision, files_metadata=True
     )
@@ -224,6 +228,8 @@ def _fetch(file: RemoteFile, path: Path, repo: str, commit: str, token: str | No
         headers.pop("authorization", None)  # the location is signed, and the token not for others' eyes
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(file, path)
+    if partial.is_file() and partial.stat().st_size > file.size:  # two downloads wrote to it
+        partial.unlink()
     with partial.open("ab") as stream:
         http_get(
             location,
