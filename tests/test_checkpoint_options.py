@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 
 import pytest
 import torch
@@ -243,3 +244,92 @@ def test_a_seed_checkpoint_is_the_first_of_its_folder(train, base, tmp_path):
     assert steps(tmp_path / "new/checkpoint") == ["step-0"]
     said = train("new", "--debug.seed", "7")
     assert "resumed at step 0" in said
+
+
+@pytest.mark.parametrize("mode", ["async", "async_with_pinned_mem"])
+def test_saved_in_the_background_every_step_is_the_same(train, tmp_path, mode):
+    """The weights move right after each save began; on the disk are those of the step."""
+    every = ["--checkpoint.interval", "1", "--checkpoint.keep_latest_k", "0"]
+    train("whole", *every)
+    said = train("new", *every, "--checkpoint.async_mode", mode)
+    assert ('"async_with_pinned_mem" is the same as "async" on cpu' in said) == ("pinned" in mode)
+    assert said.count("; stalled training ") == 4
+    for step in range(1, 5):
+        expected = tensors(tmp_path / f"whole/checkpoint/step-{step}")
+        assert same(tensors(tmp_path / f"new/checkpoint/step-{step}"), expected)
+    assert "step 4 of 4 is done already" in train("new", "--checkpoint.async_mode", mode)
+
+
+NOTE_TAKER = """
+import json
+import threading
+from pathlib import Path
+
+from hekaton.contributions import hookimpl
+
+seen = []
+
+
+@hookimpl
+def hekaton_step_ended(step, metrics):
+    seen.append(["ended", step])
+
+
+@hookimpl
+def hekaton_checkpoint_saved(step, folder):
+    assert threading.current_thread() is threading.main_thread()
+    assert (folder / "manifest.json").is_file()
+    seen.append(["saved", step])
+
+
+@hookimpl
+def hekaton_run_ended(step, error):
+    seen.append(["run ended", step, str(error)])
+    Path(__file__).with_suffix(".json").write_text(json.dumps(seen))
+"""
+
+
+@pytest.fixture
+def observed(tmp_path, monkeypatch):
+    """Flags that load a plugin which notes what the run tells it, and what it noted."""
+    monkeypatch.delitem(sys.modules, "note_taker", raising=False)
+    plugin = tmp_path / "note_taker.py"
+    plugin.write_text(NOTE_TAKER)
+    return ["--plugins.load", str(plugin)], lambda: json.loads(plugin.with_suffix(".json").read_text())
+
+
+def test_the_last_save_is_waited_for_and_hooks_hear_of_it_before_the_end(train, observed):
+    flags, seen = observed
+    train("new", *flags, "--checkpoint.async_mode", "async", "--checkpoint.interval", "3")
+    told = seen()
+    assert [step for what, step, *_ in told if what == "saved"] == [3, 4]
+    assert told.index(["saved", 3]) > told.index(["ended", 3])
+    assert told[-2:] == [["saved", 4], ["run ended", 4, "None"]]
+
+
+@pytest.mark.parametrize("failing", [2, 4], ids=["a step", "the last step"])
+def test_an_error_in_the_background_stops_the_run(train, observed, tmp_path, failing):
+    """In the way of the step's folder is a file."""
+    flags, seen = observed
+    (tmp_path / "new/checkpoint").mkdir(parents=True)
+    (tmp_path / f"new/checkpoint/step-{failing}").touch()
+    said = train(
+        "new", *flags, "--checkpoint.async_mode", "async", "--checkpoint.interval", "2",
+        "--training.steps", "4" if failing == 4 else "400", status=2,
+    )  # fmt: skip
+    error = f"cannot write the checkpoint new/checkpoint/step-{failing}: File exists"
+    assert f"error: {error}" in said
+    what, step, cause = seen()[-1]
+    assert (what, cause) == ("run ended", error)
+    assert step <= 4, "by the next save at the latest"
+
+
+def test_a_run_that_fails_finishes_the_save(train, observed, tmp_path):
+    """What ends the run is a plugin's error in the step after the save."""
+    flags, seen = observed
+    (tmp_path / "note_taker.py").write_text(
+        NOTE_TAKER.replace('seen.append(["ended", step])', 'if step == 3:\n        raise OSError("no more")')
+    )
+    with pytest.raises(OSError, match="no more"):
+        train("new", *flags, "--checkpoint.async_mode", "async", "--checkpoint.interval", "3")
+    assert seen() == [["saved", 3], ["run ended", 3, "no more"]]

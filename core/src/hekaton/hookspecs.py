@@ -201,7 +201,8 @@ def hekaton_step_ended(step: int, metrics: Mapping[str, float]) -> None:
 
 @hookspec
 def hekaton_checkpoint_saved(step: int, folder: Path | UrlPath) -> None:
-    """Called on every rank when the checkpoint of ``step`` is whole on disk.
+    """Called on every rank when the checkpoint of ``step`` is whole on disk; of one saved in the background
+    before a later step begins, or at the end of the run.
 
     :param step: the number of steps done when it was taken.
     :param folder: the step's own folder; ``str(folder)`` is its path, or its URL where ``checkpoint.folder``

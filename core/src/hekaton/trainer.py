@@ -128,7 +128,7 @@ class Trainer:
             ending.push(self._run_ended)
             ending.callback(self.loader.close)
             if checkpoints is not None:
-                ending.callback(checkpoints.close)
+                ending.push(checkpoints.end)
             loggers = self._loggers(ending)
             console = Console(steps=steps, step=self.step, colour=not config.metrics.disable_color_printing)
             ending.callback(console.close)
@@ -142,6 +142,8 @@ class Trainer:
                 first = self.step + 1
                 self.meter.start()
                 while self.step < steps:
+                    if checkpoints is not None:
+                        checkpoints.poll()
                     self.step += 1
                     loss, grad_norm = self.train_step()
                     metrics = {}
@@ -338,7 +340,8 @@ class Trainer:
 
     def _wait_for_device(self) -> None:
         if self.process.device.type == "cuda":
-            torch.cuda.synchronize(self.process.device)
+            # Not for all of it: a checkpoint may be on its way to the host.
+            torch.cuda.current_stream(self.process.device).synchronize()
 
 
 @contextlib.contextmanager

@@ -151,6 +151,15 @@ def test_what_load_only_leaves_idle(load_run):
     )
 
 
+def test_there_is_memory_to_pin_on_cuda_only(load_run):
+    loaded = load_run(f'{ON}async_mode = "async_with_pinned_mem"\n')
+    assert check(loaded, world_size=1, device_type="cpu") == (
+        'checkpoint.async_mode = "async_with_pinned_mem" is the same as "async" on cpu: pinned memory is for '
+        "copies from CUDA",
+    )
+    assert check(loaded, world_size=1, device_type="cuda") == ()
+
+
 def test_a_part_of_initial_loading_without_a_path_is_said(load_run):
     assert load_run(f"{ON}initial_load_model_only = false\n").notices == (
         "checkpoint.initial_load_model_only (run.toml, line 5): no effect: it needs "

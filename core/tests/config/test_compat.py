@@ -75,7 +75,6 @@ def test_the_fields_without_default_are_all_there():
         ("parallelism", "expert_tensor_parallel_degree = 2", "expert tensor parallel"),
         ("checkpoint", "initial_load_in_hf = true", "starting from a Hugging Face checkpoint"),
         ("checkpoint", "last_save_in_hf = true", "saving in the layout of Hugging Face"),
-        ("checkpoint", 'async_mode = "async"', "asynchronous checkpointing"),
         ("comm", 'mode = "local_tensor"', "running all ranks in one process"),
         ("memory_estimation", "enable = true", "estimating memory"),
         ("fault_tolerance", "enable = true", "fault tolerance"),
@@ -263,6 +262,5 @@ def test_an_8b_run_loads(load_run):
 
 def test_a_405b_run_is_refused_for_what_is_missing(problems):
     assert [problem.splitlines()[0] for problem in problems(LLAMA_405B)] == [
-        'checkpoint.async_mode = "async": asynchronous checkpointing is not available yet',
         "unknown converter 'quantize.linear.float8' (model.converters)",
     ]

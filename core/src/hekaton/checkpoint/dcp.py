@@ -52,7 +52,7 @@ def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> di
             storage_writer=writer,
             planner=DefaultSavePlanner(),
             process_group=ranks.group,
-            no_dist=ranks.size == 1,
+            no_dist=ranks.alone,
         )
     return writer.files.records
 
@@ -69,7 +69,7 @@ def read(state: Mapping[str, torch.Tensor], folder: Folder, metadata: Metadata, 
             storage_reader=_Reader(folder, metadata),
             planner=_TensorsOnly(),
             process_group=ranks.group,
-            no_dist=ranks.size == 1,
+            no_dist=ranks.alone,
         )
 
 
@@ -233,8 +233,8 @@ def _without_zip_checksums() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone_quietly(ranks: Ranks) -> Iterator[None]:
-    """DCP warns when it works in one process; here that is meant."""
-    if ranks.size > 1:
+    """DCP warns when it works without a process group; here that is meant."""
+    if not ranks.alone:
         yield
         return
     with warnings.catch_warnings():

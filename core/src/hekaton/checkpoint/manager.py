@@ -94,6 +94,7 @@ class CheckpointManager:
         self._describe = describe
         self._keep = keep_latest_k
         self._ranks = Ranks.of(group)
+        self._has_own_group = False
         self._came_from = 0
 
     def lock(self) -> None:
@@ -108,7 +109,24 @@ class CheckpointManager:
         if self._ranks.is_first:
             self._lock.release()
 
-    def save(self, step: int, parts: Parts, info: Mapping[str, Any], *, good: bool = True) -> Folder:
+    def use_own_group(self) -> None:
+        """From here on talk over a process group of the manager's own, on gloo and with its own timeout, so
+        that one thread can save while another trains. Does nothing the second time.
+        """
+        if not (self._has_own_group or self._ranks.alone):
+            members = None if self._ranks.group is None else dist.get_process_group_ranks(self._ranks.group)
+            self._ranks = Ranks.of(dist.new_group(members, backend="gloo"))
+            self._has_own_group = True
+
+    def save(
+        self,
+        step: int,
+        parts: Parts,
+        info: Mapping[str, Any],
+        *,
+        good: bool = True,
+        stalled: float | None = None,
+    ) -> Folder:
         """Save a step; when this returns, it is whole and on the disk.
 
         :param parts: tensors by part (``model``, ``optimizer``, ...) and name. The model's keep their plain
@@ -118,6 +136,7 @@ class CheckpointManager:
             differ, the lowest one's word counts.
         :param good: whether the loss is finite. A step with a loss or weights that are not finite is no good:
             it makes no good one go away, and is resumed from only when asked for by number.
+        :param stalled: for the log, where training goes on meanwhile: for how many seconds it did not.
         :returns: the folder of the step.
         :raises CheckpointError: when it cannot be written; what was there before is untouched.
         """
@@ -147,6 +166,7 @@ class CheckpointManager:
             note = ", the model only" if manifest.model_only else ""
             note += "" if good else ", marked as not good"
             note += f": {broken[0]} is not finite" if broken else ""
+            note += "" if stalled is None else f"; stalled training {stalled:.2f} s"
             log.info("saved %s: %.3f GB in %.2f s, %.2f GB/s%s", folder, gb, seconds, gb / seconds, note)
             self._folders.prune(self._keep)
         return folder

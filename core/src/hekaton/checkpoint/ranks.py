@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from hekaton.errors import HekatonError
@@ -29,6 +30,11 @@ class Ranks:
         return cls(None, 0, 1)
 
     @property
+    def alone(self) -> bool:
+        """Whether there is no process group at all."""
+        return not (dist.is_available() and dist.is_initialized())
+
+    @property
     def is_first(self) -> bool:
         return self.rank == 0
 
@@ -39,6 +45,14 @@ class Ranks:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def least(self, value: int) -> int:
+        """The least of the values of all ranks."""
+        if self.size == 1:
+            return value
+        least = torch.tensor(value)
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
+        return int(least)
 
     def first(self, function: Callable[[], T]) -> T:
         """Call ``function`` on rank 0 alone, and return its value, or raise its error, on all ranks."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from hekaton.checkpoint.folders import folder_at
+from hekaton.checkpoint.background import BackgroundSaves
+from hekaton.checkpoint.folders import Folder, folder_at
 from hekaton.checkpoint.integrity import MODEL, Manifest, NotWhole
 from hekaton.checkpoint.manager import CheckpointManager, Loaded
 from hekaton.checkpoint.matching import Parts
@@ -56,10 +57,12 @@ class RunCheckpoints:
         )
         if not self._settings.load_only:
             self._manager.lock()
-
-    def close(self) -> None:
-        """Let other runs have the folder."""
-        self._manager.close()
+        self._background: BackgroundSaves | None = None
+        if self._settings.async_mode != "disabled" and not self._settings.load_only:
+            pinned = self._settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
+            self._background = BackgroundSaves(self._manager, pinned=pinned, saved=self._saved)
+            for optimizer in trainer.optimizers if pinned else ():
+                optimizer.register_step_pre_hook(self._hold_device)
 
     def due(self) -> bool:
         """Whether the step just done is to be saved."""
@@ -78,7 +81,7 @@ class RunCheckpoints:
         last = trainer.step == trainer.config.training.steps
         if last and self._settings.last_save_model_only:
             dtype = getattr(torch, self._settings.export_dtype)
-            self._save({"model": converted(model_tensors(trainer.model_parts), dtype)}, {}, good=good)
+            self._start({"model": converted(model_tensors(trainer.model_parts), dtype)}, {}, good=good)
             return
         parts, optimizer_rest = self._state()
         info = {
@@ -86,7 +89,7 @@ class RunCheckpoints:
             "lr_scheduler": {"steps_done": trainer.learning_rate.steps_done},
             "data_loader": trainer.loader.identity(),
         }
-        self._save(parts, info, good=good)
+        self._start(parts, info, good=good)
 
     def save_seed(self) -> None:
         """Save the initial weights as step 0.
@@ -99,12 +102,39 @@ class RunCheckpoints:
                 f"a seed checkpoint is the first in its folder, and {self._folder} has step-{steps[-1]}",
                 hint="choose another job.dump_folder or checkpoint.folder",
             )
-        self._save({"model": model_tensors(self._trainer.model_parts)}, {}, good=True)
+        self._saved(0, self._manager.save(0, {"model": model_tensors(self._trainer.model_parts)}, {}))
 
-    def _save(self, parts: Parts, info: Mapping[str, Any], *, good: bool) -> None:
-        trainer = self._trainer
-        folder = self._manager.save(trainer.step, parts, info, good=good)
-        trainer.plugins.call("hekaton_checkpoint_saved", step=trainer.step, folder=folder)
+    def poll(self) -> None:
+        """Called before every step: finish a save that was written meanwhile, or raise what went wrong."""
+        if self._background is not None:
+            self._background.poll()
+
+    def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Called when the run ends, by what if early: wait for the save that is being written, and let other
+        runs have the folder."""
+        try:
+            if self._background is not None:
+                self._background.end(error)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        self._manager.close()
+
+    def _hold_device(self, *_: Any) -> None:
+        assert self._background is not None
+        self._background.hold_device()
+
+    def _start(self, parts: Parts, info: Mapping[str, Any], *, good: bool) -> None:
+        step = self._trainer.step
+        if self._background is not None:
+            self._background.start(step, parts, info, good=good)
+        else:
+            self._saved(step, self._manager.save(step, parts, info, good=good))
+
+    def _saved(self, step: int, folder: Folder) -> None:
+        self._trainer.plugins.call("hekaton_checkpoint_saved", step=step, folder=folder)
 
     def resume(self) -> None:
         """Go on from a checkpoint of this run; where there is none, start from ``initial_load_path``; where

@@ -141,6 +141,11 @@ def something_is_saved(run: Run) -> Iterator[HekatonError | str]:
         if idle:
             yield f"{', '.join(idle)}: no effect: checkpoint.load_only saves nothing"
         return
+    if checkpoint.async_mode == "async_with_pinned_mem" and run.device_type != "cuda":
+        yield (
+            f'checkpoint.async_mode = "async_with_pinned_mem" is the same as "async" on {run.device_type}: '
+            "pinned memory is for copies from CUDA"
+        )
     if not checkpoint.last_save_model_only:
         needs_it = {
             "checkpoint.last_save_in_hf = true": checkpoint.last_save_in_hf,

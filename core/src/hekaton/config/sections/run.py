@@ -127,10 +127,9 @@ class CheckpointSection(SectionModel):
     """Save the last step as safetensors in the layout of Hugging Face."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     """Precision of the model that ``last_save_model_only`` saves."""
-    async_mode: Annotated[
-        Literal["disabled", "async", "async_with_pinned_mem"], NotYet("asynchronous checkpointing")
-    ] = "disabled"
-    """Whether training goes on while a checkpoint is written."""
+    async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
+    """Whether training goes on while a checkpoint is written: from a copy in the host's memory, made while
+    training waits, or from one in pinned memory that is kept, made while the device computes (on CUDA)."""
     create_seed_checkpoint: bool = False
     """Save the initial weights as step 0 and stop; on one process, for runs under any layout."""
 
