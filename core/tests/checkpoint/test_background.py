@@ -139,12 +139,16 @@ def test_an_error_of_the_last_save_is_raised(saves: BackgroundSaves, folder: Pat
         saves.end(None)
 
 
-def test_an_error_is_raised_by_the_next_save(saves: BackgroundSaves, folder: Path, parts: Parts) -> None:
+def test_an_error_is_raised_by_the_next_save(
+    saves: BackgroundSaves, folder: Path, parts: Parts, caplog: Any
+) -> None:
     folder.parent.mkdir(parents=True)
     folder.touch()
     saves.start(5, parts(5.0), {}, good=True)
     with pytest.raises(CheckpointError, match=f"step-5: {IN_THE_WAY}"):
         saves.start(6, parts(6.0), {}, good=True)
+    saves.end(RuntimeError())
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], "it is told once"
 
 
 def test_an_error_beside_another_one_is_said(

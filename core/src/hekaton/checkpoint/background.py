@@ -122,8 +122,11 @@ class BackgroundSaves:
             log.error("%s", failed)
 
     def _finish(self, save: _Save) -> None:
-        folder = save.folder.result()
-        self._save = None
+        try:
+            folder = save.folder.result()
+        finally:
+            if save.folder.done():  # unless interrupted
+                self._save = None
         self._saved(save.step, folder)
 
 
