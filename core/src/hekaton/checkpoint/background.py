@@ -139,6 +139,8 @@ def _in_thread(function: Callable[[], Folder], name: str) -> Future[Folder]:
         try:
             if device is not None:
                 torch.cuda.set_device(device)
+                # DCP waits for the current stream at every piece: not for the one that trains.
+                torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
             future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
