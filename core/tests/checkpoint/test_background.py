@@ -19,6 +19,7 @@ import torch
 
 from hekaton.checkpoint import CheckpointManager, dcp
 from hekaton.checkpoint.background import BackgroundSaves
+from hekaton.checkpoint.staging import Staging
 from hekaton.errors import CheckpointError
 from hekaton.testing.distributed import run_processes
 
@@ -94,6 +95,16 @@ def test_what_is_written_is_the_state_of_the_moment(
     assert loaded is not None
     assert loaded.info == {"steps": [1, 2]}
     assert {v for t in into.values() for x in t.values() for v in x.flatten().tolist()} == {1.5}
+
+
+def test_the_memory_of_the_copies_is_used_again(parts: Parts) -> None:
+    staging = Staging(pinned=False)
+    first = staging.copy(parts(1.0))["model"]["norm.weight"]
+    second = staging.copy(parts(2.0))["model"]["norm.weight"]
+    assert second.data_ptr() == first.data_ptr()
+    assert second.tolist() == [2.0] * 4
+    other = staging.copy({"model": {"norm.weight": torch.ones(3, dtype=torch.bfloat16)}})
+    assert torch.equal(other["model"]["norm.weight"], torch.ones(3, dtype=torch.bfloat16))
 
 
 def test_a_step_that_is_not_good_is_marked(saves: BackgroundSaves, folder: Path, parts: Parts) -> None:

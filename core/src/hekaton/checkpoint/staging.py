@@ -12,11 +12,12 @@ from hekaton.checkpoint.matching import Parts, stored_key
 
 
 class Staging:
-    """Copies tensors to the host, each rank its own shards.
+    """Copies tensors to the host, each rank its own shards. Their memory is kept and used again: fresh memory
+    costs several times what the copying does.
 
-    :param pinned: copy from CUDA on a stream of its own, to pinned memory that is used again: :meth:`copy`
-        returns at once, the copies are there after :meth:`wait`, and :meth:`hold_device` comes before any
-        change of the originals. Otherwise the copies are there when :meth:`copy` returns.
+    :param pinned: copy from CUDA on a stream of its own, to pinned memory: :meth:`copy` returns at once, the
+        copies are there after :meth:`wait`, and :meth:`hold_device` comes before any change of the originals.
+        Otherwise the copies are there when :meth:`copy` returns.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -49,24 +50,19 @@ class Staging:
 
     def _copy_of(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-        if self._stream is None or not local.is_cuda:
-            copy = local.to("cpu", copy=True)
+        copy = self._buffers.get(key)
+        if copy is None or copy.shape != local.shape or copy.dtype != local.dtype:
+            copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=self._stream is not None)
+            self._buffers[key] = copy
+        # The optimizer alone changes these; what a forward may change, a buffer, is copied at once.
+        late = isinstance(tensor, nn.Parameter) or key.startswith("optimizer.")
+        if self._stream is not None and local.is_cuda and late:
+            with torch.cuda.stream(self._stream):
+                copy.copy_(local, non_blocking=True)
+            local.record_stream(self._stream)
         else:
-            copy = self._buffer(key, local)
-            # These are changed by the optimizer only; what a forward may change, a buffer, is copied at once.
-            if isinstance(tensor, nn.Parameter) or key.startswith("optimizer."):
-                with torch.cuda.stream(self._stream):
-                    copy.copy_(local, non_blocking=True)
-                local.record_stream(self._stream)
-            else:
-                copy.copy_(local)
+            copy.copy_(local)
         if not isinstance(tensor, DTensor):
             return copy
         # Not from_local(), which would move it back to the mesh's device.
         return DTensor(copy, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
-
-    def _buffer(self, key: str, like: torch.Tensor) -> torch.Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = self._buffers[key] = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
-        return buffer

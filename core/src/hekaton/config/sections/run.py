@@ -129,7 +129,7 @@ class CheckpointSection(SectionModel):
     """Precision of the model that ``last_save_model_only`` saves."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
     """Whether training goes on while a checkpoint is written: from a copy in the host's memory, made while
-    training waits, or from one in pinned memory that is kept, made while the device computes (on CUDA)."""
+    training waits, or in pinned memory, made while the device computes (on CUDA)."""
     create_seed_checkpoint: bool = False
     """Save the initial weights as step 0 and stop; on one process, for runs under any layout."""
 
