@@ -118,6 +118,10 @@ def test_a_damaged_step_is_passed_over_there_too(train, base):
     assert "started with the model of base/checkpoint/step-2" in said
     said = train("named", "--checkpoint.initial_load_path", "base/checkpoint/step-4", status=2)
     assert "the checkpoint base/checkpoint/step-4 cannot be loaded: __0_0.distcp has" in said
+    (base / "step-2" / "manifest.json").unlink()
+    said = train("none", "--checkpoint.initial_load_path", "base/checkpoint", status=2)
+    assert "none of the checkpoints in base/checkpoint can be loaded" in said
+    assert "move that folder away" not in said
 
 
 @pytest.mark.parametrize(

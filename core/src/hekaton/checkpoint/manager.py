@@ -8,38 +8,23 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 import hekaton
-from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metadata_elsewhere
-from hekaton.checkpoint.folders import Folder, words_of
-from hekaton.checkpoint.integrity import (
-    MANIFEST,
-    MODEL,
-    FileRecord,
-    Manifest,
-    NotWhole,
-    check_contents,
-    check_step,
-    read_metadata,
-    shared_out,
-)
+from hekaton.checkpoint.folders import Folder
+from hekaton.checkpoint.integrity import MODEL, FileRecord, Manifest
 from hekaton.checkpoint.lock import FolderLock
 from hekaton.checkpoint.matching import Parts, compare, flat, part_of, united
+from hekaton.checkpoint.opening import Choose, Step, find, on_disk, open_elsewhere
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.state import not_finite
-from hekaton.checkpoint.storage import StepFolders, read_manifest
+from hekaton.checkpoint.storage import StepFolders
 from hekaton.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
-
 log = logging.getLogger("hekaton")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,17 +39,6 @@ class Loaded:
     """Configuration, model and layout of the run that saved it."""
     parts: frozenset[str]
     """The parts that were filled: all that were asked for, less optional ones that do not fit this run."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    folder: Folder
-    manifest: Manifest
-    metadata: Metadata
-
-
-Choose: TypeAlias = Callable[[Manifest], Collection[str]]
-"""Which parts to fill from a step; raises NotWhole to pass it over. Called on all ranks."""
 
 
 class CheckpointManager:
@@ -102,7 +76,7 @@ class CheckpointManager:
 
         :raises CheckpointError: when another run writes there, naming it, or the folder cannot be written.
         """
-        self._on_disk(f"cannot write to the checkpoint folder {self._folders.root}", self._lock.take)
+        on_disk(self._ranks, f"cannot write to the checkpoint folder {self._folders.root}", self._lock.take)
 
     def close(self) -> None:
         """Let other runs have the folder."""
@@ -147,15 +121,15 @@ class CheckpointManager:
         state = flat(parts)
         _check_names(parts)
         writing = f"cannot write the checkpoint {folder}"
-        self._on_disk(writing, self._lock.check)
+        on_disk(self._ranks, writing, self._lock.check)
         try:
-            self._on_disk(writing, lambda: self._folders.make_room(step, came_from=self._came_from))
+            on_disk(self._ranks, writing, lambda: self._folders.make_room(step, came_from=self._came_from))
             written = dcp.write(state, folder, self._ranks)
             gathered = self._ranks.gather((written, info, not_finite(parts.get(MODEL, {}))))
             broken = [name for *_, names in gathered for name in names]
             good = good and not broken
             manifest = self._manifest(step, parts, [(files, info) for files, info, _ in gathered], good=good)
-            self._on_disk(writing, lambda: self._folders.commit(step, manifest))
+            on_disk(self._ranks, writing, lambda: self._folders.commit(step, manifest))
         except CheckpointError:
             self._ranks.first(lambda: self._folders.abandon(step))
             raise
@@ -196,9 +170,7 @@ class CheckpointManager:
             there or not whole, or the checkpoint is of another model.
         """
         began = time.perf_counter()
-        root = self._folders.root
-        steps = self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.found)
-        found = self._find(root, steps, step, choose)
+        found = find(self._folders, self._ranks, choose, step=step)
         if found is None:
             return None
         loaded = self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
@@ -221,27 +193,18 @@ class CheckpointManager:
         :raises CheckpointError: when there is no checkpoint, it cannot be used or does not fit.
         """
         began = time.perf_counter()
-        cannot = f"cannot read the checkpoint {path}"
-        kind = self._on_disk(cannot, lambda: kind_of(path))
-        if kind == "steps":
-            found = self._find(path, self._on_disk(cannot, StepFolders(path).found), -1, choose)
-            assert found is not None
-        else:
-            try:
-                found = self._opened(path, choose) if kind == "step" else self._opened_elsewhere(path, choose)
-            except NotWhole as reason:
-                raise CheckpointError(f"the checkpoint {path} cannot be loaded: {reason}") from reason
+        found = open_elsewhere(path, self._ranks, choose)
         return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
 
     def steps(self) -> list[int]:
         """The steps that have a folder, whole or not, oldest first."""
         root = self._folders.root
-        return self._on_disk(f"cannot read the checkpoint folder {root}", self._folders.steps)
+        return on_disk(self._ranks, f"cannot read the checkpoint folder {root}", self._folders.steps)
 
     def _fill(
         self,
         parts: Parts,
-        found: _Step,
+        found: Step,
         *,
         choose: Choose | None,
         optional: Collection[str],
@@ -263,92 +226,7 @@ class CheckpointManager:
             log.info("loaded %s: %.3f GB in %.2f s%s", folder, manifest.size / 1e9, seconds, note)
         return Loaded(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
 
-    def _find(
-        self, root: Folder, steps: Mapping[int, Folder], wanted: int, choose: Choose | None
-    ) -> _Step | None:
-        """The step to load, read through by all ranks together; the same on all of them."""
-        if wanted >= 0:
-            if wanted not in steps:
-                raise CheckpointError(
-                    f"there is no checkpoint step-{wanted} in {root}", hint=_available(list(steps))
-                )
-            try:
-                return self._opened(steps[wanted], choose, step=wanted)
-            except NotWhole as reason:
-                others = [step for step in steps if step != wanted]
-                raise CheckpointError(
-                    f"checkpoint step-{wanted} in {root} cannot be loaded: {reason}", hint=_available(others)
-                ) from reason
-        passed_over = []
-        for number, folder in reversed(list(steps.items())):
-            try:
-                return self._opened(folder, choose, step=number, good=True)
-            except NotWhole as reason:
-                passed_over.append(f"step-{number}: {reason}")
-                if self._ranks.is_first:
-                    log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
-        if passed_over:
-            raise CheckpointError(
-                f"none of the checkpoints in {root} can be loaded",
-                hint="\n".join([*passed_over, "to start afresh, move that folder away"]),
-            )
-        return None
-
-    def _opened(
-        self, folder: Folder, choose: Choose | None, *, step: int | None = None, good: bool = False
-    ) -> _Step:
-        """Read a step through.
-
-        :param step: the number that it must have.
-        :param good: whether it must be good.
-        :raises NotWhole: on all ranks, when it is not to be used, or not as its manifest says.
-        """
-        ranks = self._ranks
-
-        def looked_at() -> Manifest | NotWhole:
-            try:
-                manifest = read_manifest(folder)
-                check_step(folder, manifest, step)
-                if good and not manifest.good:
-                    raise NotWhole("its loss or its weights were not finite")
-                if choose is not None:
-                    choose(manifest)
-            except NotWhole as reason:
-                return reason
-            return manifest
-
-        manifest = self._on_disk(f"cannot read the checkpoint {folder}", looked_at)
-        if isinstance(manifest, NotWhole):
-            raise manifest
-        files = manifest.files
-        mine = shared_out(files, ranks.size)[ranks.rank]
-        for problem in ranks.gather(check_contents(folder, files, mine)):
-            if problem is not None:
-                raise NotWhole(problem)
-        return _Step(folder, manifest, self._on_all(lambda: read_metadata(folder, files)))
-
-    def _opened_elsewhere(self, folder: Folder, choose: Choose) -> _Step:
-        manifest = self._on_disk(f"cannot read the checkpoint {folder}", lambda: manifest_elsewhere(folder))
-        choose(manifest)
-        metadata = self._on_all(lambda: read_metadata_elsewhere(folder, manifest.files))
-        if self._ranks.is_first:
-            log.info(
-                "notice: %s has no %s: there are no checksums to verify its files with", folder, MANIFEST
-            )
-        return _Step(folder, manifest, metadata)
-
-    def _on_all(self, action: Callable[[], T]) -> T:
-        """Let every rank do it; :raises NotWhole: on all of them, when one does."""
-        try:
-            done, problem = action(), None
-        except NotWhole as reason:
-            problem = str(reason)
-        for problem_there in self._ranks.gather(problem):
-            if problem_there is not None:
-                raise NotWhole(problem_there)
-        return done
-
-    def _fitting(self, parts: Parts, found: _Step, folder: Folder, optional: Collection[str]) -> Parts:
+    def _fitting(self, parts: Parts, found: Step, folder: Folder, optional: Collection[str]) -> Parts:
         """The parts to load; all ranks come to the same answer."""
         manifest = found.manifest
         of_ranks = self._ranks.gather(compare(parts, found.metadata, manifest.parts))
@@ -412,17 +290,6 @@ class CheckpointManager:
             files=dict(sorted(files.items())),
         )
 
-    def _on_disk(self, what: str, action: Callable[[], T]) -> T:
-        """Let rank 0 work on the folders; what the disk refuses is a CheckpointError on all ranks."""
-
-        def told() -> T:
-            try:
-                return action()
-            except OSError as error:
-                raise CheckpointError(f"{what}: {words_of(error)}") from error
-
-        return self._ranks.first(told)
-
 
 def _check_names(parts: Parts) -> None:
     others = [part for part in parts if part != MODEL]
@@ -441,10 +308,6 @@ def _united_info(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
         if isinstance(mine[key], Mapping) and isinstance(other[key], Mapping):
             united[key] = _united_info(mine[key], other[key])
     return united
-
-
-def _available(steps: Sequence[int]) -> str:
-    return f"available: {', '.join(map(str, steps))}" if steps else "there is no other"
 
 
 def _model(describe: Mapping[str, Any]) -> str:

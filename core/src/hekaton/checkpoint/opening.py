@@ -1,0 +1,176 @@
+"""Which step to load: found and read through by all ranks together, before any tensor is touched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metadata_elsewhere
+from hekaton.checkpoint.folders import Folder, words_of
+from hekaton.checkpoint.integrity import (
+    MANIFEST,
+    Manifest,
+    NotWhole,
+    check_contents,
+    check_step,
+    read_metadata,
+    shared_out,
+)
+from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.storage import StepFolders, read_manifest
+from hekaton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+log = logging.getLogger("hekaton")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is as its manifest says."""
+
+    folder: Folder
+    manifest: Manifest
+    metadata: Metadata
+
+
+Choose: TypeAlias = Callable[[Manifest], Collection[str]]
+"""Which parts to fill from a step; raises NotWhole to pass it over. Called on all ranks."""
+
+
+def find(folders: StepFolders, ranks: Ranks, choose: Choose | None, *, step: int = -1) -> Step | None:
+    """The newest whole, good step, or the one of a number; the same on all ranks.
+
+    :returns: ``None`` when there is no step folder at all.
+    :raises CheckpointError: on all ranks, when there are some and none can be used, or not the wanted one.
+    """
+    root = folders.root
+    steps = on_disk(ranks, f"cannot read the checkpoint folder {root}", folders.found)
+    if step >= 0:
+        return _wanted(root, steps, step, ranks, choose)
+    return _newest(root, steps, ranks, choose, cure="to start afresh, move that folder away")
+
+
+def open_elsewhere(path: Folder, ranks: Ranks, choose: Choose) -> Step:
+    """The checkpoint at a path: a step folder, a folder of steps, or a folder of another program.
+
+    :raises CheckpointError: on all ranks, when there is none or it cannot be used.
+    """
+    cannot = f"cannot read the checkpoint {path}"
+    kind = on_disk(ranks, cannot, lambda: kind_of(path))
+    if kind == "steps":
+        step = _newest(path, on_disk(ranks, cannot, StepFolders(path).found), ranks, choose)
+        assert step is not None
+        return step
+    try:
+        return _opened(path, ranks, choose) if kind == "step" else _opened_bare(path, ranks, choose)
+    except NotWhole as reason:
+        raise CheckpointError(f"the checkpoint {path} cannot be loaded: {reason}") from reason
+
+
+def on_disk(ranks: Ranks, what: str, action: Callable[[], T]) -> T:
+    """Let rank 0 work on the folders; what the disk refuses is a CheckpointError on all ranks."""
+
+    def told() -> T:
+        try:
+            return action()
+        except OSError as error:
+            raise CheckpointError(f"{what}: {words_of(error)}") from error
+
+    return ranks.first(told)
+
+
+def _wanted(
+    root: Folder, steps: Mapping[int, Folder], wanted: int, ranks: Ranks, choose: Choose | None
+) -> Step:
+    if wanted not in steps:
+        raise CheckpointError(f"there is no checkpoint step-{wanted} in {root}", hint=_available(list(steps)))
+    try:
+        return _opened(steps[wanted], ranks, choose, step=wanted)
+    except NotWhole as reason:
+        others = [step for step in steps if step != wanted]
+        raise CheckpointError(
+            f"checkpoint step-{wanted} in {root} cannot be loaded: {reason}", hint=_available(others)
+        ) from reason
+
+
+def _newest(
+    root: Folder, steps: Mapping[int, Folder], ranks: Ranks, choose: Choose | None, *, cure: str = ""
+) -> Step | None:
+    passed_over = []
+    for number, folder in reversed(list(steps.items())):
+        try:
+            return _opened(folder, ranks, choose, step=number, good=True)
+        except NotWhole as reason:
+            passed_over.append(f"step-{number}: {reason}")
+            if ranks.is_first:
+                log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
+    if passed_over:
+        raise CheckpointError(
+            f"none of the checkpoints in {root} can be loaded", hint="\n".join([*passed_over, cure])
+        )
+    return None
+
+
+def _opened(
+    folder: Folder, ranks: Ranks, choose: Choose | None, *, step: int | None = None, good: bool = False
+) -> Step:
+    """Read a step through.
+
+    :param step: the number that it must have.
+    :param good: whether it must be good.
+    :raises NotWhole: on all ranks, when it is not to be used, or not as its manifest says.
+    """
+
+    def looked_at() -> Manifest | NotWhole:
+        try:
+            manifest = read_manifest(folder)
+            check_step(folder, manifest, step)
+            if good and not manifest.good:
+                raise NotWhole("its loss or its weights were not finite")
+            if choose is not None:
+                choose(manifest)
+        except NotWhole as reason:
+            return reason
+        return manifest
+
+    manifest = on_disk(ranks, f"cannot read the checkpoint {folder}", looked_at)
+    if isinstance(manifest, NotWhole):
+        raise manifest
+    files = manifest.files
+    mine = shared_out(files, ranks.size)[ranks.rank]
+    for problem in ranks.gather(check_contents(folder, files, mine)):
+        if problem is not None:
+            raise NotWhole(problem)
+    return Step(folder, manifest, _on_all(ranks, lambda: read_metadata(folder, files)))
+
+
+def _opened_bare(folder: Folder, ranks: Ranks, choose: Choose) -> Step:
+    """Read what there is of a step that has no manifest; raises as :func:`_opened`."""
+    manifest = on_disk(ranks, f"cannot read the checkpoint {folder}", lambda: manifest_elsewhere(folder))
+    choose(manifest)
+    metadata = _on_all(ranks, lambda: read_metadata_elsewhere(folder, manifest.files))
+    if ranks.is_first:
+        log.info("notice: %s has no %s: there are no checksums to verify its files with", folder, MANIFEST)
+    return Step(folder, manifest, metadata)
+
+
+def _on_all(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Let every rank do it; :raises NotWhole: on all of them, when one does."""
+    try:
+        done, problem = action(), None
+    except NotWhole as reason:
+        problem = str(reason)
+    for problem_there in ranks.gather(problem):
+        if problem_there is not None:
+            raise NotWhole(problem_there)
+    return done
+
+
+def _available(steps: Sequence[int]) -> str:
+    return f"available: {', '.join(map(str, steps))}" if steps else "there is no other"
