@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -112,6 +113,31 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
         f"  step-20: {reason}\n  to start afresh, move that folder away"
     )
     none_left.match(DAMAGES[damage])
+
+
+def test_steps_of_format_1_have_sha256(folder: Path, manager: Make, parts: Parts, messages: Messages) -> None:
+    saver = manager()
+    saver.save(1, parts(1.0), {})
+    saver.save(2, parts(2.0), {})
+    step = folder / "step-2"
+    content = json.loads((step / "manifest.json").read_text())
+    for name, record in content["files"].items():
+        del record["xxh3_128"]
+        record["sha256"] = hashlib.sha256((step / name).read_bytes()).hexdigest()
+    del content["sha256"]
+    content["format"] = 1
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (step / "manifest.json").write_text(json.dumps(content | {"sha256": digest}))
+    into = parts(0.0)
+    loaded = manager().load(into)
+    assert loaded is not None
+    assert loaded.step == 2
+    assert into["model"]["norm.weight"].tolist() == [2.0] * 4
+    flip_a_bit(step)
+    loaded = manager().load(into)
+    assert loaded is not None
+    assert loaded.step == 1
+    assert "its checksum differs" in messages()[0]
 
 
 def test_every_byte_of_the_manifest_counts(folder: Path, manager: Make, parts: Parts) -> None:

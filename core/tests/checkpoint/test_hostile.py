@@ -7,13 +7,13 @@ import os
 import pickle
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import xxhash
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from hekaton.checkpoint import CheckpointManager
@@ -56,7 +56,7 @@ def sign_again(step: Path) -> None:
     files = {}
     for name in manifest.files:
         data = (step / name).read_bytes()
-        files[name] = FileRecord(len(data), f"crc32:{zlib.crc32(data):08x}")
+        files[name] = FileRecord(len(data), f"xxh3_128:{xxhash.xxh3_128_hexdigest(data)}")
     (step / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
 
 
@@ -139,7 +139,7 @@ def test_metadata_that_asks_for_transforms(step: Path, manager: Make, parts: Par
 
 def test_a_manifest_that_names_files_elsewhere(step: Path, manager: Make, parts: Parts) -> None:
     manifest = Manifest.from_json((step / "manifest.json").read_text())
-    files = {**manifest.files, "../../secret": FileRecord(0, "crc32:00000000")}
+    files = {**manifest.files, "../../secret": FileRecord(0, "xxh3_128:00")}
     (step / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
     assert "manifest.json names '../../secret', which is not a file of the step" in refusal(manager, parts)
 

@@ -10,7 +10,6 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,12 +30,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from hekaton.checkpoint.folders import Folder, words_of
-from hekaton.checkpoint.integrity import Crc32, FileRecord
+from hekaton.checkpoint.integrity import Counted, FileRecord
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
-_WORTH_A_THREAD = 1 << 16
 
 
 def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> dict[str, FileRecord]:
@@ -74,41 +72,25 @@ def read(state: Mapping[str, torch.Tensor], folder: Folder, metadata: Metadata, 
 
 
 class _Checked(io.RawIOBase):
-    """A file of which the checksum is computed while it is written.
+    """A file of which the checksum is computed while it is written."""
 
-    A thread works on a piece while the piece is written, and is waited for: what :meth:`write` is given is
-    torch's memory, valid only during the call.
-    """
-
-    def __init__(self, file: IO[bytes], thread: ThreadPoolExecutor) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._thread = thread
-        self._checksum = Crc32()
-        self._size = 0
+        self._counted = Counted()
+        self.record = self._counted.record
 
     def write(self, data: Any) -> int:
-        piece = memoryview(data).cast("B")
-        if len(piece) < _WORTH_A_THREAD:
-            self._checksum.update(piece)
-            self._write(piece)
-        else:
-            behind = self._thread.submit(self._checksum.update, piece)
-            try:
-                self._write(piece)
-            finally:
-                behind.result()
-        self._size += len(piece)
-        return len(piece)
-
-    def _write(self, piece: memoryview) -> None:
-        while len(piece):
-            piece = piece[self._file.write(piece) :]
+        whole = rest = memoryview(data).cast("B")
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+        self._counted.add(whole)
+        return len(whole)
 
     def writable(self) -> bool:
         return True
 
     def tell(self) -> int:
-        return self._size
+        return self._counted.size
 
     def fileno(self) -> int:
         self._file.flush()
@@ -118,10 +100,6 @@ class _Checked(io.RawIOBase):
         if not self.closed:
             super().close()
             self._file.close()
-
-    def record(self) -> FileRecord:
-        """The size and checksum of what was written."""
-        return FileRecord(self._size, str(self._checksum))
 
 
 class _CheckedFiles(FileSystem):
@@ -134,8 +112,8 @@ class _CheckedFiles(FileSystem):
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         assert mode == "wb"
-        with ThreadPoolExecutor(1) as thread, self._storage.create_stream(path, mode) as file:
-            with _Checked(cast(IO[bytes], file), thread) as stream:
+        with self._storage.create_stream(path, mode) as file:
+            with _Checked(cast(IO[bytes], file)) as stream:
                 yield stream
             self.records[_name(path)] = stream.record()
 
@@ -222,7 +200,7 @@ def _plain_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_zip_checksums() -> Iterator[None]:
-    """Torch writes each tensor as a zip file, with a CRC-32 that nothing reads: the manifest has its own."""
+    """Torch writes each tensor as a zip file, with a CRC-32 that nothing reads: the manifest has better."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
