@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.state import model_tensors, optimizer_state, restore_optimizers, rng_tensors
@@ -114,6 +116,89 @@ def load(folder: Path, by: int) -> None:
     train(model, optimizer, steps=1)
     stepped = optimizer_state([model], [optimizer])[0]
     assert {t.item() for name, t in stepped.items() if name.endswith(".step")} == {4.0}
+
+
+class Mixture(nn.Module):
+    """Experts stacked in one tensor, beside what all tokens go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(6, 7)
+        self.router = nn.Linear(6, 8, bias=False)
+        self.experts = nn.Module()
+        self.experts.w1 = nn.Parameter(torch.randn(8, 6, 10))
+        self.experts.w2 = nn.Parameter(torch.randn(8, 10, 6))
+
+
+# Ways to lay a mixture out on four processes: the mesh of the dense parameters (sharded, or copies of shards), the
+# experts' (efsdp, ep), and the dim in which the experts of an ep rank are sharded again.
+MIXTURES = {
+    "ep2": ((4,), (2, 2), 0),
+    "ep4": ((4,), (1, 4), 0),
+    "ep1": ((4,), (4, 1), 0),
+    "ep2-hsdp": ((2, 2), (2, 2), 1),
+}
+
+
+def build_mixture(layout: str, seed: int) -> tuple[Mixture, torch.optim.Optimizer]:
+    """A model after one step, whose gradients are made of its weights: the same numbers under every layout."""
+    torch.manual_seed(seed)
+    model = Mixture()
+    if layout != "single":
+        shape, sparse_shape, dim = MIXTURES[layout]
+        sparse = init_device_mesh("cpu", sparse_shape, mesh_dim_names=("efsdp", "ep"))
+        for name, weight in list(model.experts.named_parameters()):
+            cut = distribute_tensor(weight.detach(), sparse["ep"], [Shard(0)], src_data_rank=None)
+            model.experts.register_parameter(name, nn.Parameter(cut))
+        fully_shard(model.experts, mesh=sparse["efsdp"], shard_placement_fn=lambda _: Shard(dim))
+        names = ("replicate", "shard")[-len(shape) :]
+        fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, foreach=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.grad = parameter * 0.5 + 0.25
+    optimizer.step()
+    return model, optimizer
+
+
+def save_mixture(folder: Path, layout: str) -> None:
+    model, optimizer = build_mixture(layout, 0)
+    tensors, rest = optimizer_state([model], [optimizer])
+    parts = {"model": model_tensors([model]), "optimizer": tensors}
+    CheckpointManager(folder / layout, describe={}).save(1, parts, rest)
+    if layout == "single":
+        torch.save({part: whole(parts[part]) for part in parts}, folder / "mixture.pt")
+
+
+def load_mixture(folder: Path, layout: str) -> None:
+    """Load what each layout saved, and compare every bit with one process."""
+    model, optimizer = build_mixture(layout, 1)
+    reference = torch.load(folder / "mixture.pt", weights_only=True)
+    for source in ("single", *MIXTURES):
+        tensors, _ = optimizer_state([model], [optimizer])
+        parts = {"model": model_tensors([model]), "optimizer": tensors}
+        with torch.no_grad():
+            for tensor in [tensor for part in parts.values() for tensor in part.values()]:
+                tensor.zero_()
+        loaded = CheckpointManager(folder / source, describe={}).load(parts)
+        assert loaded is not None
+        restore_optimizers([model], [optimizer], tensors, loaded.info)
+        state = {"model": model_tensors([model]), "optimizer": optimizer_state([model], [optimizer])[0]}
+        for part, expected in reference.items():
+            actual = whole(state[part])
+            assert actual.keys() == expected.keys()
+            for name, tensor in expected.items():
+                assert torch.equal(actual[name], tensor), f"{source} to {layout}: {part}, {name}"
+
+
+def mixtures(folder: str) -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    for layout in MIXTURES:
+        save_mixture(Path(folder), layout)
+    for layout in MIXTURES:
+        load_mixture(Path(folder), layout)
+    dist.destroy_process_group()
 
 
 def on_processes(folder: str, loads: list[int], saves: bool) -> None:

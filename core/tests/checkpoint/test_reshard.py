@@ -55,5 +55,12 @@ def assert_torch_converts(tmp_path: Path) -> None:
         assert torch.equal(converted[f"optimizer.{name}"], tensor), name
 
 
+def test_experts_on_a_mesh_of_their_own(tmp_path: Path, alone: ModuleType) -> None:
+    """Saved under any layout of the experts, loaded under any other, and by one process."""
+    alone.save_mixture(tmp_path, "single")
+    run_processes(FILE, "mixtures", processes=4, timeout=100, folder=str(tmp_path))
+    alone.load_mixture(tmp_path, "single")
+
+
 def test_what_one_rank_meets_all_of_them_raise(tmp_path: Path) -> None:
     run_processes(FILE, "trouble", processes=2, timeout=60, folder=str(tmp_path))

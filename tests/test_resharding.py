@@ -1,0 +1,38 @@
+"""Saved under any layout, loaded under any other: every bit of weights and optimizer state is the same."""
+
+from pathlib import Path
+
+from hekaton.testing.distributed import run_processes
+
+SCRIPT = Path(__file__).with_name("resharding_on_processes.py")
+
+
+def degrees(**degrees: int) -> list[str]:
+    return [word for name, degree in degrees.items() for word in (f"--parallelism.{name}", str(degree))]
+
+
+SHARD, REPLICATE, TP, PP = (
+    "data_parallel_shard_degree",
+    "data_parallel_replicate_degree",
+    "tensor_parallel_degree",
+    "pipeline_parallel_degree",
+)
+LAYOUTS = {
+    "fsdp": degrees(**{SHARD: 4}),
+    "hsdp": degrees(**{REPLICATE: 2, SHARD: 2}),
+    "tp": degrees(**{TP: 4, SHARD: 1}),
+    "pp": degrees(**{PP: 4, SHARD: 1}),
+    "fsdp-tp": degrees(**{SHARD: 2, TP: 2}),
+    "pp-fsdp": degrees(**{PP: 2, SHARD: 2}),
+}
+
+
+def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path) -> None:
+    alone = {"single": []}
+    run_processes(SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=[])
+    run_processes(
+        SCRIPT, "run", processes=4, timeout=110, folder=str(tmp_path), layouts=LAYOUTS, saved=["single"]
+    )
+    run_processes(
+        SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=list(LAYOUTS)
+    )
