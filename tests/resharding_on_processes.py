@@ -18,7 +18,7 @@ from hekaton.distributed import this_process
 from hekaton.trainer import Trainer
 
 # Widths and a vocabulary that 4 does not divide.
-TINY = {"dim": 24, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 36, "vocab_size": 262}
+TINY = {"dim": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 36, "vocab_size": 262}
 FLAGS = [
     "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
     "--model.overrides", json.dumps(TINY), "--training.seq_len", "16", "--training.global_batch_size", "8",

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from hekaton.testing.distributed import run_processes
 
 SCRIPT = Path(__file__).with_name("resharding_on_processes.py")
@@ -21,12 +23,13 @@ LAYOUTS = {
     "fsdp": degrees(**{SHARD: 4}),
     "hsdp": degrees(**{REPLICATE: 2, SHARD: 2}),
     "tp": degrees(**{TP: 4, SHARD: 1}),
-    "pp": degrees(**{PP: 4, SHARD: 1}),
+    "pp": degrees(**{PP: 2, REPLICATE: 2, SHARD: 1}),
     "fsdp-tp": degrees(**{SHARD: 2, TP: 2}),
     "pp-fsdp": degrees(**{PP: 2, SHARD: 2}),
 }
 
 
+@pytest.mark.timeout(240)
 def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path) -> None:
     alone = {"single": []}
     run_processes(SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=[])

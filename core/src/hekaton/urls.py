@@ -77,7 +77,8 @@ class UrlPath:
 
     def read_text(self, encoding: str) -> str:
         with self._store() as (store, path):
-            return str(store.cat_file(path).decode(encoding))
+            data: bytes = store.cat_file(path)
+        return data.decode(encoding)
 
     def write_whole(self, data: bytes) -> None:
         """Write a file that has all of its content or is not there: a plain ``file://`` has no such write."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.folders import folder_at
+from hekaton.checkpoint.lock import Holder, _started
 from hekaton.checkpoint.state import model_tensors, optimizer_state, restore_optimizers, rng_tensors
 from hekaton.errors import CheckpointError
 
@@ -77,6 +82,11 @@ def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def manager_of(folder: Path, by: int) -> CheckpointManager:
+    """Where ``by`` processes save; those of two are written and read through fsspec."""
+    return CheckpointManager(folder_at(f"{'file://' if by == 2 else ''}{folder}/by-{by}"), describe={})
+
+
 def save(folder: Path) -> None:
     """Train, save, and beside it what ``torch.save`` keeps of the full tensors."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -86,7 +96,7 @@ def save(folder: Path) -> None:
     tensors, rest = optimizer_state([model], [optimizer])
     parts = {"model": model_tensors([model]), "optimizer": tensors, "rng": rng_tensors(rank)}
     info = {"optimizer": rest, "ranks": {str(rank): rank * 10}, "rank": rank}
-    CheckpointManager(folder / f"by-{ranks}", describe={}).save(3, parts, info)
+    manager_of(folder, ranks).save(3, parts, info)
     reference = {part: whole(parts[part]) for part in ("model", "optimizer")}
     if rank == 0:
         torch.save(reference, folder / f"by-{ranks}.pt")
@@ -99,7 +109,7 @@ def load(folder: Path, by: int) -> None:
     model, optimizer = build(1, sharded=ranks > 1)
     tensors, _ = optimizer_state([model], [optimizer])
     parts = {"model": model_tensors([model]), "optimizer": tensors, "rng": rng_tensors(rank)}
-    loaded = CheckpointManager(folder / f"by-{by}", describe={}).load(parts, optional=("rng",))
+    loaded = manager_of(folder, by).load(parts, optional=("rng",))
     assert loaded is not None
     assert loaded.parts == ({"model", "optimizer", "rng"} if by == ranks else {"model", "optimizer"})
     assert loaded.info["ranks"] == {str(other): other * 10 for other in range(by)}
@@ -260,6 +270,23 @@ def trouble(folder: str) -> None:
     assert into["model"][f"of_rank_{rank}"].unique().tolist() == [1.0]
     message = error_of(CheckpointManager(root / "full", describe={}).load, into, step=5)
     assert "__1_0.distcp was changed or damaged" in message
+
+    # A NaN on rank 1 alone, in a tensor that both have shards of.
+    weight = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (2,)), [Shard(0)])
+    if rank == 1:
+        weight.to_local()[0] = float("nan")
+    manager = CheckpointManager(root / "nan", describe={})
+    manager.save(1, {"model": {"weight": weight}}, {})
+    message = error_of(manager.load, {"model": {"weight": weight}})
+    assert "step-1: its loss or its weights were not finite" in message, message
+
+    # Another run has the folder: rank 0 alone looks, and both are told.
+    if rank == 0:
+        other = dataclasses.replace(Holder.me(), pid=os.getppid(), started=_started(os.getppid()) or "")
+        (root / "nan" / "lock.json").write_text(json.dumps(dataclasses.asdict(other)))
+    dist.barrier()
+    message = error_of(CheckpointManager(root / "nan", describe={}).lock)
+    assert f"is in use by another run: process {os.getppid()} on" in message, message
 
     # A tensor that rank 1 alone wants and nobody saved; what only the other rank wants is not "unwanted".
     wanted = dict(into["model"])

@@ -70,7 +70,7 @@ DAMAGES = {
     flip_a_bit: r"__0_0\.distcp was changed or damaged: its checksum differs",
     lose_a_file: r"__0_0\.distcp is missing",
     lose_the_metadata: r"\.metadata is missing",
-    lose_the_manifest: r"it has no manifest\.json: saving or removing it was interrupted",
+    lose_the_manifest: r"it has no manifest\.json",
     cut_the_manifest_short: r"manifest\.json cannot be read: .*",
     edit_the_manifest: r"manifest\.json was changed after it was written: its checksum differs",
     rename_the_folder: r"it holds step 10: the folder was renamed",
@@ -113,6 +113,27 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
         f"  step-20: {reason}\n  to start afresh, move that folder away"
     )
     none_left.match(DAMAGES[damage])
+
+
+def test_a_first_save_that_was_interrupted_is_no_step(
+    folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
+) -> None:
+    """There is nothing to go on from, and nobody has to clear anything away."""
+    manager().save(5, parts(1.0), {})
+    (folder / "step-5" / "manifest.json").rename(folder / "step-5" / "unfinished")
+    (folder / "step-6").mkdir()
+    assert manager().load(parts(0.0)) is None
+    assert manager().steps() == []
+    assert messages() == [
+        f"checkpoint step-6 in {where} is passed over: saving it was interrupted",
+        f"checkpoint step-5 in {where} is passed over: saving it was interrupted",
+        f"{where}: no save has ended there yet: there is nothing to go on from",
+    ]
+    with pytest.raises(CheckpointError, match=r"step-5 in .* cannot be loaded: saving it was interrupted"):
+        manager().load(parts(0.0), step=5)
+    saver = manager()
+    saver.save(3, parts(3.0), {})
+    assert [path.name for path in folder.iterdir()] == ["step-3"]
 
 
 def test_steps_of_format_1_have_sha256(folder: Path, manager: Make, parts: Parts, messages: Messages) -> None:

@@ -171,6 +171,25 @@ def test_a_payload_in_place_of_a_tensor(step: Path, proof: Path, manager: Make, 
     assert not proof.exists()
 
 
+@pytest.mark.parametrize(
+    "content", [pickle.dumps({}), b"\x80\x04\x95", b"[" * 200_000, b"null", b'{"files": 1}'], ids=len
+)
+def test_a_manifest_that_is_no_manifest(content: bytes, step: Path, manager: Make, parts: Parts) -> None:
+    (step / "manifest.json").write_bytes(content)
+    assert "step-1: manifest.json cannot be read: " in refusal(manager, parts)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "lock.json"])
+def test_a_payload_in_place_of_json(name: str, step: Path, proof: Path, manager: Make, parts: Parts) -> None:
+    (step / name if name == "manifest.json" else step.parent / name).write_bytes(pickle.dumps(Payload(proof)))
+    mine = manager()
+    mine.lock()
+    mine.close()
+    if name == "manifest.json":
+        assert "step-1: manifest.json cannot be read: " in refusal(manager, parts)
+    assert not proof.exists()
+
+
 def test_metadata_that_is_no_pickle(step: Path, manager: Make, parts: Parts) -> None:
     (step / ".metadata").write_bytes(b"garbled")
     sign_again(step)

@@ -27,6 +27,10 @@ class NotWhole(Exception):
     """A step cannot be used; the message says why, in words that follow the name of the step."""
 
 
+class Unfinished(NotWhole):
+    """Saving it was interrupted: there never was such a step."""
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """A file of a step: its size in bytes and a checksum of its content.
@@ -131,7 +135,7 @@ class Manifest:
                 raise NotWhole(f"{MANIFEST} was changed after it was written: its checksum differs")
             files = {name: FileRecord.from_json(record) for name, record in content.pop("files").items()}
             manifest = cls(**content | {"parts": tuple(content["parts"]), "files": files})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise NotWhole(f"{MANIFEST} cannot be read: {error}") from error
         for name in files:
             if Path(name).name != name:

@@ -165,7 +165,7 @@ class CheckpointManager:
             states are of so many ranks.
         :param check: called with the step's ``info`` before any tensor is compared or read; what it raises
             ends the loading.
-        :returns: ``None`` when there is no step folder at all.
+        :returns: ``None`` when there is no step: no folder of one, or those of saves that were interrupted.
         :raises CheckpointError: when there are step folders and none can be used, the wanted step is not
             there or not whole, or the checkpoint is of another model.
         """
@@ -197,9 +197,9 @@ class CheckpointManager:
         return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
 
     def steps(self) -> list[int]:
-        """The steps that have a folder, whole or not, oldest first."""
+        """The steps that there are, whole or not, oldest first."""
         root = self._folders.root
-        return on_disk(self._ranks, f"cannot read the checkpoint folder {root}", self._folders.steps)
+        return on_disk(self._ranks, f"cannot read the checkpoint folder {root}", self._folders.saved)
 
     def _fill(
         self,

@@ -13,6 +13,7 @@ from hekaton.checkpoint.integrity import (
     MANIFEST,
     Manifest,
     NotWhole,
+    Unfinished,
     check_contents,
     check_step,
     read_metadata,
@@ -46,7 +47,7 @@ Choose: TypeAlias = Callable[[Manifest], Collection[str]]
 def find(folders: StepFolders, ranks: Ranks, choose: Choose | None, *, step: int = -1) -> Step | None:
     """The newest whole, good step, or the one of a number; the same on all ranks.
 
-    :returns: ``None`` when there is no step folder at all.
+    :returns: ``None`` when there is no step: no folder of one, or those of saves that were interrupted.
     :raises CheckpointError: on all ranks, when there are some and none can be used, or not the wanted one.
     """
     root = folders.root
@@ -65,7 +66,8 @@ def open_elsewhere(path: Folder, ranks: Ranks, choose: Choose) -> Step:
     kind = on_disk(ranks, cannot, lambda: kind_of(path))
     if kind == "steps":
         step = _newest(path, on_disk(ranks, cannot, StepFolders(path).found), ranks, choose)
-        assert step is not None
+        if step is None:
+            raise CheckpointError(f"{cannot}: no save has ended there yet")
         return step
     try:
         return _opened(path, ranks, choose) if kind == "step" else _opened_bare(path, ranks, choose)
@@ -102,18 +104,21 @@ def _wanted(
 def _newest(
     root: Folder, steps: Mapping[int, Folder], ranks: Ranks, choose: Choose | None, *, cure: str = ""
 ) -> Step | None:
-    passed_over = []
+    broken = []
     for number, folder in reversed(list(steps.items())):
         try:
             return _opened(folder, ranks, choose, step=number, good=True)
         except NotWhole as reason:
-            passed_over.append(f"step-{number}: {reason}")
+            if not isinstance(reason, Unfinished):
+                broken.append(f"step-{number}: {reason}")
             if ranks.is_first:
                 log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
-    if passed_over:
+    if broken:
         raise CheckpointError(
-            f"none of the checkpoints in {root} can be loaded", hint="\n".join([*passed_over, cure])
+            f"none of the checkpoints in {root} can be loaded", hint="\n".join([*broken, cure])
         )
+    if steps and ranks.is_first:
+        log.warning("%s: no save has ended there yet: there is nothing to go on from", root)
     return None
 
 

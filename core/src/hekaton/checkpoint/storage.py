@@ -10,12 +10,13 @@ import logging
 import re
 from collections import defaultdict
 
-from hekaton.checkpoint.folders import Folder, is_there, move, remove, sync, words_of, write_whole
-from hekaton.checkpoint.integrity import MANIFEST, Manifest, NotWhole
+from hekaton.checkpoint.folders import Folder, files_in, is_there, move, remove, sync, words_of, write_whole
+from hekaton.checkpoint.integrity import MANIFEST, Manifest, NotWhole, Unfinished
 
 log = logging.getLogger("hekaton")
 
 SUPERSEDED = "superseded"
+UNFINISHED = "unfinished"
 _STEP = re.compile(r"step-(\d+)(\.replaced)?")
 
 
@@ -53,6 +54,14 @@ class StepFolders:
             for step in sorted(set(names.values()))
         }
 
+    def saved(self) -> list[int]:
+        """The steps that were saved to the end, whether or not they are whole still."""
+        return [
+            step
+            for step, folder in self.found().items()
+            if is_there(folder / MANIFEST) or not _is_unfinished(folder)
+        ]
+
     def has_manifest(self, step: int) -> bool:
         return is_there(self.path(step) / MANIFEST)
 
@@ -85,6 +94,7 @@ class StepFolders:
         if self.has_manifest(step):
             move(self.path(step), self._replaced(step), key=MANIFEST)
         self.path(step).mkdir()
+        write_whole(self.path(step) / UNFINISHED, b"a save is writing here\n")
         sync(self.root)
 
     def commit(self, step: int, manifest: Manifest) -> None:
@@ -92,6 +102,7 @@ class StepFolders:
         folder = self.path(step)
         sync(folder)
         write_whole(folder / MANIFEST, manifest.to_json().encode())
+        (folder / UNFINISHED).unlink(missing_ok=True)
         _remove(self._replaced(step))
 
     def abandon(self, step: int) -> None:
@@ -160,13 +171,23 @@ def step_of(folder: Folder) -> int | None:
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """:raises NotWhole: when there is none, or it cannot be read."""
+    """:raises NotWhole: when there is none, or it cannot be read; Unfinished when there never was one."""
     try:
         return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotWhole(f"it has no {MANIFEST}: saving or removing it was interrupted") from None
+        if _is_unfinished(folder):
+            raise Unfinished("saving it was interrupted") from None
+        raise NotWhole(f"it has no {MANIFEST}") from None
     except OSError as error:
         raise NotWhole(f"{MANIFEST} cannot be read: {words_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise NotWhole(f"{MANIFEST} cannot be read: {error}") from error
+
+
+def _is_unfinished(folder: Folder) -> bool:
+    """Of a folder without a manifest, whether it never had one, instead of having lost it."""
+    files = files_in(folder)
+    return UNFINISHED in files or all(name.endswith(".tmp") for name in files)
 
 
 def _remove(folder: Folder) -> None:
