@@ -83,7 +83,7 @@ def test_ls_names_every_step_with_what_it_is_of(saved: Path, where: Folder, prin
     assert lines[1].endswith("not good: its loss or its weights were not finite")
     assert f"  {size / 1e3:.1f} kB  " in lines[2]
     assert lines[2].endswith("  1          dp_shard 4  llama3 8B  good")
-    assert lines[3].endswith("not whole: it has no manifest.json: saving or removing it was interrupted")
+    assert lines[3].endswith("not whole: saving it was interrupted")
 
 
 def test_ls_says_of_a_step_that_it_is_the_model_alone(
