@@ -92,11 +92,16 @@ class Cut(BaseException):
     """The process ends here."""
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
 def test_cut_short_at_every_change_of_the_store(
-    store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    interrupted: bool, store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Replace the only step; from whatever the store then holds, a run goes on and nothing is half there."""
+    """Replace the only step, or begin with what such a save left; from whatever the store then holds, a run
+    goes on and nothing is half there."""
     manager().save(1, parts(1.0), {})
+    if interrupted:
+        store.mv("/run/checkpoint/step-1", "/run/checkpoint/step-1.replaced", recursive=True)
+        store.pipe_file("/run/checkpoint/step-1/__0_0.distcp", b"half")
     before = {path: store.cat_file(path) for path in store.find("/run")}
     left = 0
 
