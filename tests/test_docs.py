@@ -171,7 +171,7 @@ def test_every_field_is_in_the_reference_below_its_section(first_party_plugins: 
 
 def test_every_verb_is_in_the_reference_with_its_help():
     page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
-    for verb in ("train", "checkpoint", "config", "download", "plugins"):
+    for verb in ("train", "checkpoint", "config", "convert", "download", "plugins"):
         assert f"## hekaton {verb}\n" in page
         assert re.search(rf"\$ hekaton {verb} --help\nusage: hekaton {verb}", page)
 

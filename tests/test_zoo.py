@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hekaton.contributions import Model
+from hekaton.contributions import HFAdapter, Model
 from hekaton.plugins import Plugins
-from hekaton.testing import check_model, check_plugin
+from hekaton.testing import check_adapter, check_model, check_plugin
 
 PLUGINS = Plugins.discover()
 
@@ -18,6 +18,11 @@ def test_there_are_models():
 @pytest.mark.parametrize("name", PLUGINS.all(Model))
 def test_model(name):
     check_model(PLUGINS.get(Model, name).spec.load())
+
+
+@pytest.mark.parametrize("name", PLUGINS.all(HFAdapter))
+def test_adapter(name):
+    check_adapter(PLUGINS.get(HFAdapter, name), PLUGINS.get(Model, name).spec.load())
 
 
 @pytest.mark.parametrize("module", [info.module for info in PLUGINS.infos])

@@ -55,6 +55,15 @@ ALSO = [
     "hekaton.init.TruncatedNormal",
     "hekaton.init.DepthScaled",
     "hekaton.spec.SteppingConverter",
+    "hekaton.weights.ops.RotaryHalves",
+    "hekaton.weights.ops.Fuse",
+    "hekaton.weights.ops.Unstack",
+    "hekaton.weights.ops.Transpose",
+    "hekaton.weights.ops.Each",
+    "hekaton.weights.ops.Inverse",
+    "hekaton.weights.lazy.LazyTensor",
+    "hekaton.weights.format.Weights",
+    "hekaton.weights.format.WriteOptions",
 ]
 
 

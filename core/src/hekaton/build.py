@@ -44,10 +44,14 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
     section = plugins.section_of(record)
     if spec.configure is not None:
         model = spec.configure(model, config.section(section) if section else None)
-    return spec, _override(model, config.model.overrides, spec.name)
+    return spec, override(model, config.model.overrides, spec.name)
 
 
-def _override(model: Any, overrides: Mapping[str, Any], name: str) -> Any:
+def override(model: Any, overrides: Mapping[str, Any], name: str) -> Any:
+    """The configuration with some of its fields replaced.
+
+    :raises ConfigError: for a field that it does not have.
+    """
     if not overrides:
         return model
     assert is_dataclass(model)

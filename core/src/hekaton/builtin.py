@@ -20,6 +20,11 @@ def hekaton_commands() -> list[Command]:
             summary="list, verify or show checkpoints",
         ),
         Command(
+            "convert",
+            run=Ref("hekaton.cli.convert:run"),
+            summary="convert checkpoints to and from other layouts",
+        ),
+        Command(
             "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"
         ),
     ]

@@ -201,6 +201,33 @@ class Logger(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HFAdapter(Contribution):
+    """How a model is published in the layout of Hugging Face. Its ``name`` is the model's.
+
+    ``table(config)`` returns the :class:`hekaton.weights.table.WeightTable` of a configuration of the model,
+    ``write_config(config)`` the content of its ``config.json``, and ``read_config(content)`` the
+    configuration that a ``config.json`` describes; for what the model cannot do it raises
+    :class:`hekaton.errors.CheckpointError`. ``architectures`` are those that it reads; the first is the one
+    that it writes.
+    """
+
+    table: Ref
+    write_config: Ref
+    read_config: Ref
+    architectures: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFormat(Component):
+    """A format that weights come in from elsewhere, for ``hekaton convert from-NAME`` and ``to-NAME``.
+
+    ``build(section)`` returns a :class:`hekaton.weights.format.WeightFormat`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command(Contribution):
     """A verb of the ``hekaton`` command. ``run(arguments)`` is given the words after the verb and returns the
     exit status."""

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from hekaton.contributions import (
+    CheckpointFormat,
     Command,
     ContextParallel,
     Converter,
     Dataset,
+    HFAdapter,
     Logger,
     LRSchedule,
     Model,
@@ -165,6 +167,30 @@ def hekaton_loggers() -> list[Logger]:  # type: ignore[empty-body]
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: ``hekaton_tensorboard`` contributes ``tensorboard``.
+    """
+
+
+@hookspec
+def hekaton_hf_adapters() -> list[HFAdapter]:  # type: ignore[empty-body]
+    """Contribute what a model is called in the layout of Hugging Face, for its conversion in both directions.
+
+    :returns: one record per model, with the model's name. Of the weights it has one table, from which both
+        directions follow; see :class:`hekaton.weights.table.WeightTable`.
+    :raises PluginError: (by the caller) when two plugins contribute an adapter of the same model.
+
+    Example: ``hekaton_llama3`` contributes that of ``llama3``.
+    """
+
+
+@hookspec
+def hekaton_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empty-body]
+    """Contribute formats of other programs, in which weights are read and written.
+
+    :returns: one record per format. ``build(section)`` returns an object that opens a folder as named
+        tensors, none of them read yet, and writes named tensors into a folder, one at a time.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_hf`` contributes ``hf``.
     """
 
 

@@ -118,7 +118,7 @@ def _fill(parameter: torch.Tensor, initializer: Initializer, *, name: str, seed:
     if parameter.dim() == 0:
         local.copy_(_draw((1,), 0, initializer, name=name, seed=seed)[0])
         return
-    owned = _owned_indices(parameter)
+    owned = owned_indices(parameter)
     rows_per_block = max(1, BLOCK_NUMEL // max(1, math.prod(parameter.shape[1:])))
     filled = 0
     for block in torch.unique_consecutive(owned[0] // rows_per_block).tolist():
@@ -145,7 +145,7 @@ def _draw(
     return values
 
 
-def _owned_indices(parameter: torch.Tensor) -> list[torch.Tensor]:
+def owned_indices(parameter: torch.Tensor) -> list[torch.Tensor]:
     """For each dim, the global indices that this rank's shard holds, in order.
 
     An index tensor is distributed just like the parameter, so that every kind of sharding (uneven, strided)

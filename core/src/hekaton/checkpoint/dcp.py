@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,18 +23,21 @@ from torch.distributed.checkpoint.filesystem import (
     FileSystemBase,
     FileSystemReader,
     FileSystemWriter,
+    _StorageInfo,
 )
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import Counted, FileRecord
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
+from hekaton.weights import LazyTensor
 
 Tensors = dict[str, torch.Tensor]
 
@@ -55,6 +60,18 @@ def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> di
     return writer.files.records
 
 
+def write_lazily(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, FileRecord]:
+    """As :func:`write`, from this process alone, reading each tensor when it is its turn."""
+    writer = _WriterInTurn(folder)
+    alone = Ranks(None, 0, 1)
+    shapes = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
+    }
+    with _alone_quietly(alone), _without_zip_checksums(), _told(f"cannot write the checkpoint {folder}"):
+        save(dict(shapes), storage_writer=writer, planner=_ReadInTurn(tensors), no_dist=True)
+    return writer.files.records
+
+
 def read(state: Mapping[str, torch.Tensor], folder: Folder, metadata: Metadata, ranks: Ranks) -> None:
     """Fill the tensors in place; each rank reads what its shards need.
 
@@ -69,6 +86,55 @@ def read(state: Mapping[str, torch.Tensor], folder: Folder, metadata: Metadata, 
             process_group=ranks.group,
             no_dist=ranks.alone,
         )
+
+
+def read_item(file: Folder, offset: int, length: int) -> torch.Tensor:
+    """One tensor, or one rank's shard of it, as it lies in a ``.distcp`` file.
+
+    Its memory is that of a file on the disk, where that can be, and is read as it is touched.
+
+    :raises CheckpointError: when what is there is not a tensor and nothing else.
+    """
+    try:
+        with file.open("rb") as stream:
+            view = cast(Any, _create_file_view(cast(io.IOBase, stream), offset, length))
+            with torch.serialization.skip_data():
+                tensor = torch.load(view, map_location="cpu", weights_only=True)
+            if not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(f"cannot read {file}: {type(tensor).__name__} in place of a tensor")
+            if (
+                tensor.numel()
+                and tensor.is_contiguous()
+                and tensor.untyped_storage().nbytes() == tensor.nbytes
+                and isinstance(file, Path)
+            ):
+                view.seek(0)
+                reader: Any = torch._C.PyTorchFileReader(view)
+                record = reader.get_record_offset("data/0")
+                return _mapped(stream.fileno(), offset + record, tensor)
+            view.seek(0)
+            return cast(torch.Tensor, torch.load(view, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(f"cannot read {file}: {reason}") from error
+
+
+def _mapped(file: int, offset: int, like: torch.Tensor) -> torch.Tensor:
+    """The bytes at ``offset``, taken for a tensor of this shape and dtype."""
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    memory = mmap.mmap(file, before + like.nbytes, access=mmap.ACCESS_COPY, offset=offset - before)
+    return torch.frombuffer(memory, dtype=like.dtype, count=like.numel(), offset=before).view(like.shape)
+
+
+class _ReadInTurn(DefaultSavePlanner):
+    """Plans with tensors on the meta device, and reads each when it is to be written."""
+
+    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        return self._tensors[write_item.index.fqn].read().contiguous()
 
 
 class _Checked(io.RawIOBase):
@@ -158,12 +224,34 @@ class _Writer(FileSystemWriter):
         self.files = self.fs = _CheckedFiles(storage)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        with _plain_errors():
+        with plain_errors():
             return super().write_data(plan, planner)
 
     def storage_meta(self) -> StorageMeta:
         # The name only: a folder can be moved, and where it was first is nobody's business.
         return StorageMeta(checkpoint_id=_name(self.path), save_id=self.save_id)
+
+
+class _WriterInTurn(_Writer):
+    """Holds one tensor at a time, where torch's keeps those of a file until the file is written."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        file = Path(cast(Path, self.path), "__0_0.distcp")
+        results = []
+        with (
+            plain_errors(),
+            self.files.create_stream(file, "wb") as stream,
+        ):
+            for item in plan.items:
+                start = stream.tell()
+                torch.save(planner.resolve_data(item), cast(Any, stream))
+                length = stream.tell() - start
+                place = _StorageInfo(file.name, start, length)
+                results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
+            os.fsync(stream.fileno())
+        written: Future[list[WriteResult]] = Future()
+        written.set_result(results)
+        return written
 
 
 class _Reader(FileSystemReader):
@@ -185,7 +273,7 @@ class _TensorsOnly(DefaultLoadPlanner):
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Raise what the disk said: torch's zip writer follows it with a complaint of its own."""
     try:
         yield

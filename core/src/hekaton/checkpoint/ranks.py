@@ -65,6 +65,14 @@ class Ranks:
             raise self._heard(outcome.error)
         return outcome  # type: ignore[no-any-return]
 
+    def each(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on every rank, and return its value there, or raise one rank's error on all."""
+        outcome: Any = _call(function)
+        for other in self.gather(_portable(outcome) if isinstance(outcome, _Failure) else None):
+            if isinstance(other, _Failure):
+                raise outcome.error if isinstance(outcome, _Failure) else self._heard(other.error)
+        return outcome  # type: ignore[no-any-return]
+
     def _heard(self, error: Exception) -> Exception:
         """The error as this rank's own: each rank prints what it raised with its number in front."""
         if isinstance(error, HekatonError) and error.rank is not None:

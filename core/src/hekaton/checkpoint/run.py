@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from hekaton.build import model_config
+from hekaton.checkpoint import formats
 from hekaton.checkpoint.background import BackgroundSaves
 from hekaton.checkpoint.folders import Folder, folder_at
 from hekaton.checkpoint.integrity import MODEL, Manifest, NotWhole
 from hekaton.checkpoint.manager import CheckpointManager, Loaded
 from hekaton.checkpoint.matching import Parts
+from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.state import (
     converted,
     model_tensors,
@@ -26,6 +30,7 @@ from hekaton.checkpoint.state import (
 from hekaton.config import as_dict
 from hekaton.data.loader import check_identity
 from hekaton.errors import CheckpointError
+from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
 
 if TYPE_CHECKING:
     from hekaton.trainer import Trainer
@@ -135,6 +140,33 @@ class RunCheckpoints:
 
     def _saved(self, step: int, folder: Folder) -> None:
         self._trainer.plugins.call("hekaton_checkpoint_saved", step=step, folder=folder)
+        if step == self._trainer.config.training.steps and self._settings.last_save_in_hf:
+            self._save_in_hf(folder)
+
+    def _save_in_hf(self, step: Folder) -> None:
+        """From the step on disk: gathering the model would take as long, and memory."""
+        assert isinstance(step, Path)  # a rule
+        assets = self._trainer.config.model.hf_assets_path
+        formats.save(
+            step,
+            step.with_name(f"{step.name}-hf"),
+            assets=None if assets is None else Path(assets),
+            **self._in_hf(),
+        )
+
+    def _in_hf(self) -> dict[str, Any]:
+        config, plugins = self._trainer.config, self._trainer.plugins
+        spec, settings = model_config(config, plugins)
+        return {
+            "weight_format": build_format(plugins, "hf"),
+            "model": Counterpart(
+                spec=spec,
+                flavor=config.model.flavor,
+                config=settings,
+                adapter=adapter_of(plugins, config.model.name),
+            ),
+            "ranks": Ranks.of(),
+        }
 
     def resume(self) -> None:
         """Go on from a checkpoint of this run; where there is none, start from ``initial_load_path``; where
@@ -148,7 +180,12 @@ class RunCheckpoints:
             log.info("resumed at step %d", loaded.step)
         elif settings.initial_load_path is not None:
             path = folder_at(settings.initial_load_path)
-            if settings.initial_load_model_only:
+            if settings.initial_load_in_hf:
+                assert isinstance(path, Path)  # a rule
+                overridden = self._trainer.config.model.overrides
+                formats.load(path, parts["model"], overridden=overridden, **self._in_hf())
+                log.info("started with the weights of %s", path)
+            elif settings.initial_load_model_only:
                 loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
                 log.info("started with the model of %s", loaded.folder)
             else:

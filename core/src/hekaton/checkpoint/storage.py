@@ -99,10 +99,8 @@ class StepFolders:
 
     def commit(self, step: int, manifest: Manifest) -> None:
         """Write the manifest: from here on, and not before, the step exists."""
-        folder = self.path(step)
-        sync(folder)
-        write_whole(folder / MANIFEST, manifest.to_json().encode())
-        (folder / UNFINISHED).unlink(missing_ok=True)
+        commit_manifest(self.path(step), manifest)
+        (self.path(step) / UNFINISHED).unlink(missing_ok=True)
         _remove(self._replaced(step))
 
     def abandon(self, step: int) -> None:
@@ -188,6 +186,12 @@ def _is_unfinished(folder: Folder) -> bool:
     """Of a folder without a manifest, whether it never had one, instead of having lost it."""
     files = files_in(folder)
     return UNFINISHED in files or all(name.endswith(".tmp") for name in files)
+
+
+def commit_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Make a folder whose files are written into a step that exists."""
+    sync(folder)
+    write_whole(folder / MANIFEST, manifest.to_json().encode())
 
 
 def _remove(folder: Folder) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hekaton.contributions import CheckpointFormat, HFAdapter
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.urls import check_url, is_url
 
@@ -159,3 +160,42 @@ def something_is_saved(run: Run) -> Iterator[HekatonError | str]:
                     "checkpoint.last_save_model_only",
                     hint="add checkpoint.last_save_model_only = true",
                 )
+
+
+def hugging_face_knows_the_model(run: Run) -> Iterator[HekatonError]:
+    """What is read or written in the layout of Hugging Face has a counterpart there."""
+    checkpoint, model = run.config.checkpoint, run.config.model.name
+    wanted = {
+        "initial_load_in_hf": checkpoint.initial_load_in_hf and checkpoint.initial_load_path is not None,
+        "last_save_in_hf": checkpoint.last_save_in_hf and not checkpoint.load_only,
+    }
+    fields = [f"checkpoint.{name}" for name, there in wanted.items() if there]
+    if not checkpoint.enable or not fields:
+        return
+    path = checkpoint.initial_load_path
+    if wanted["initial_load_in_hf"] and path is not None and is_url(path):
+        yield run.violation(
+            f"checkpoint.initial_load_in_hf reads from the disk, and initial_load_path = '{path}' is a URL",
+            "checkpoint.initial_load_path",
+            hint="copy it to the disk, or convert it: hekaton convert from-hf",
+        )
+    if wanted["last_save_in_hf"] and is_url(checkpoint.folder):
+        yield run.violation(
+            f"checkpoint.last_save_in_hf writes to the disk, and folder = '{checkpoint.folder}' is a URL",
+            "checkpoint.last_save_in_hf",
+            "checkpoint.folder",
+            hint="convert the last step afterwards: hekaton convert to-hf",
+        )
+    adapters = run.plugins.all(HFAdapter)
+    said = " and ".join(f"{field} = true" for field in fields)
+    if model not in adapters:
+        yield run.violation(
+            f"{said}: no plugin says what model '{model}' is in the layout of Hugging Face",
+            *fields,
+            "model.name",
+            hint=f"there are adapters of: {', '.join(sorted(adapters))}"
+            if adapters
+            else "there are no adapters",
+        )
+    if "hf" not in run.plugins.all(CheckpointFormat):
+        yield run.violation(f"{said}: no plugin reads and writes it", *fields, hint="install hekaton-hf")

@@ -294,6 +294,7 @@ RULES: tuple[Rule, ...] = (
     checkpoint_rules.something_is_loaded,
     checkpoint_rules.something_is_saved,
     checkpoint_rules.folders_can_be_reached,
+    checkpoint_rules.hugging_face_knows_the_model,
     precision_is_used,
     validation_is_other_data,
     loggers_are_there,

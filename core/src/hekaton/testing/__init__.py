@@ -1,6 +1,6 @@
 """The checks that hekaton's own plugins and models pass, for the tests of everybody else's.
 
-    from hekaton.testing import check_model, check_plugin
+    from hekaton.testing import check_adapter, check_model, check_plugin
 
     def test_plugin():
         check_plugin("my_package")
@@ -8,10 +8,14 @@
     def test_model():
         check_model(train_spec, flavor="tiny")
 
+    def test_adapter():
+        check_adapter(adapter, train_spec)
+
 :func:`hekaton.testing.distributed.run_processes` runs a function on several real processes.
 """
 
+from hekaton.testing.adapter import check_adapter
 from hekaton.testing.model import check_model
 from hekaton.testing.plugin import check_plugin
 
-__all__ = ["check_model", "check_plugin"]
+__all__ = ["check_adapter", "check_model", "check_plugin"]

@@ -1,6 +1,6 @@
-"""Hugging Face tokenizers and text datasets for hekaton, and downloads from the Hub."""
+"""Hugging Face checkpoints, tokenizers and text datasets for hekaton, and downloads from the Hub."""
 
-from hekaton.contributions import Command, Dataset, Ref, Section, Tokenizer, hookimpl
+from hekaton.contributions import CheckpointFormat, Command, Dataset, Ref, Section, Tokenizer, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -45,11 +45,32 @@ def hekaton_sections() -> list[Section]:
 
 
 @hookimpl
+def hekaton_checkpoint_formats() -> list[CheckpointFormat]:
+    return [
+        CheckpointFormat(
+            "hf",
+            build=Ref("hekaton_hf.checkpoint:build"),
+            summary="config.json and safetensors, as from_pretrained opens them",
+        )
+    ]
+
+
+@hookimpl
 def hekaton_commands() -> list[Command]:
     return [
         Command(
             "download",
             run=Ref("hekaton_hf.download:run"),
             summary="fetch a tokenizer, configuration or weights from the Hugging Face Hub",
-        )
+        ),
+        Command(
+            "convert_from_hf",
+            run=Ref("hekaton_hf.commands:convert_from_hf"),
+            summary="the same as 'convert from-hf'",
+        ),
+        Command(
+            "convert_to_hf",
+            run=Ref("hekaton_hf.commands:convert_to_hf"),
+            summary="the same as 'convert to-hf'",
+        ),
     ]

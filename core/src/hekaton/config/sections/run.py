@@ -117,14 +117,14 @@ class CheckpointSection(SectionModel):
     initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", given=True)] = True
     """Take only the model from ``initial_load_path`` and begin at step 0; otherwise optimizer, schedule, data
     position and step as well."""
-    initial_load_in_hf: Annotated[bool, NotYet("starting from a Hugging Face checkpoint")] = False
-    """``initial_load_path`` holds safetensors in the layout of Hugging Face."""
+    initial_load_in_hf: Annotated[bool, OnlyWith("initial_load_path", given=True)] = False
+    """``initial_load_path`` is a folder in the layout of Hugging Face: ``config.json`` and safetensors."""
     initial_load_in_hf_quantized: Annotated[bool, NotYet("starting from a quantized checkpoint")] = False
     """``initial_load_path`` holds quantized safetensors in the layout of Hugging Face."""
     last_save_model_only: bool = False
     """Save only the model at the last step: smaller, and the run cannot go on from that step."""
-    last_save_in_hf: Annotated[bool, NotYet("saving in the layout of Hugging Face")] = False
-    """Save the last step as safetensors in the layout of Hugging Face."""
+    last_save_in_hf: bool = False
+    """Write the model of the last step in the layout of Hugging Face too, into ``step-N-hf``."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     """Precision of the model that ``last_save_model_only`` saves."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"

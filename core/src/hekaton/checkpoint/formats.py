@@ -1,0 +1,92 @@
+"""Weights in the layout of other programs, read at the start of a run and written at its end."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import torch
+
+from hekaton.checkpoint.exchange import open_model
+from hekaton.checkpoint.ranks import Ranks
+from hekaton.errors import CheckpointError
+from hekaton.weights.counterpart import Counterpart, export, read_config
+from hekaton.weights.fill import fill
+from hekaton.weights.format import WeightFormat, WriteOptions
+
+log = logging.getLogger("hekaton")
+
+
+def load(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    weight_format: WeightFormat,
+    model: Counterpart,
+    overridden: Collection[str] = (),
+    ranks: Ranks,
+) -> None:
+    """Fill this rank's tensors in place; it reads what it needs of them. All ranks call it.
+
+    :param tensors: those of the model that this rank has, whole or sharded.
+    :param overridden: fields of the configuration that may differ from those of ``path``.
+    :raises CheckpointError: on all ranks, when ``path`` is not of this model or cannot be read.
+    """
+    began = time.perf_counter()
+    what = str(path)
+
+    def filled() -> int:
+        weights = weight_format.open(path)
+        there = read_config(model.adapter, weights.config, what=what)
+        differences = model.differences_from(there, besides=overridden)
+        if differences:
+            raise CheckpointError(f"{what} is not {model}", hint="\n".join(differences))
+        ours = model.table.from_hf(weights.tensors, what=what)
+        model.check_shapes(ours, tensors, what=what)
+        return fill(tensors, ours)
+
+    count = ranks.each(filled)
+    if ranks.is_first:
+        log.info("loaded %s: %.3f GB on this rank in %.2f s", path, count / 1e9, time.perf_counter() - began)
+
+
+def save(
+    step: Path,
+    target: Path,
+    *,
+    weight_format: WeightFormat,
+    model: Counterpart,
+    assets: Path | None,
+    ranks: Ranks,
+) -> None:
+    """Write the model of a step, which is on disk, to ``target``. All ranks call it, each writes its share.
+
+    :raises CheckpointError: on all ranks, when it cannot be written; there is no ``target`` then.
+    """
+    began = time.perf_counter()
+    partial = target.with_name(f"{target.name}.partial")
+
+    def prepared() -> None:
+        for folder in (partial, target):
+            if folder.exists():
+                shutil.rmtree(folder)
+        partial.mkdir(parents=True)
+
+    def written() -> None:
+        weights = export(model, open_model(step).tensors, dtype=None, what=str(step))
+        weight_format.write(partial, weights, WriteOptions(assets=assets, rank=ranks.rank, ranks=ranks.size))
+
+    def told(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise CheckpointError(f"cannot write '{target}': {error.strerror or error}") from error
+
+    ranks.first(lambda: told(prepared))
+    ranks.each(written)
+    ranks.first(lambda: told(lambda: partial.rename(target)))
+    if ranks.is_first:
+        log.info("wrote %s in %.2f s", target, time.perf_counter() - began)

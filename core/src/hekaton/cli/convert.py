@@ -1,0 +1,152 @@
+"""``hekaton convert from-FORMAT | to-FORMAT | to-torch``: checkpoints to and from other layouts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hekaton.cli import plugin_flags
+from hekaton.contributions import CheckpointFormat
+from hekaton.errors import ConfigError, choices_hint
+
+if TYPE_CHECKING:
+    from hekaton.weights import LazyTensor
+
+USAGE = """\
+usage: hekaton convert from-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR]
+       hekaton convert to-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR]
+                             [--hf_assets_path FOLDER] [--export_dtype DTYPE] [--max_shard_size SIZE]
+       hekaton convert to-torch IN OUT.pt
+
+from-hf    make a checkpoint, to be given as checkpoint.initial_load_path, out of a folder with config.json
+           and safetensors. Without a name and a flavor it is the one that config.json fits
+to-hf      make a folder for from_pretrained out of the model of a checkpoint: of a run's checkpoint/step-N,
+           or what from-hf wrote
+to-torch   make a file for torch.load, a dict of the model's tensors
+
+  --model_name NAME         the model; checked where the checkpoint says which one it is
+  --model_flavor FLAVOR     its flavor; checked likewise
+  --hf_assets_path FOLDER   copy the tokenizer's files from here
+  --export_dtype DTYPE      float32, bfloat16 or float16; by default as in the checkpoint
+  --max_shard_size SIZE     of one file of safetensors, such as 500MB; 5GB by default
+  --plugins.load NAME       also load this module, or this .py file, as a plugin
+  --plugins.disable NAME    leave this plugin out
+
+Tensors are converted one by one, so that a model of any size needs little memory. OUT is a new or an empty
+folder; it appears when the conversion is whole. Other formats that plugins contribute have from-NAME and
+to-NAME too."""
+_MODEL = ("model_name", "model_flavor")
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``hekaton convert ARGUMENTS``."""
+    flags, words = plugin_flags(arguments)
+    if not words or set(words) & {"-h", "--help"}:
+        print(USAGE)
+        return 0
+    plugins = flags.discover()
+    plugins.check()
+    verb, *rest = words
+    way, _, name = verb.partition("-")
+    if verb == "to-torch":
+        _to_torch(_parsed(rest))
+    elif way == "from" and name:
+        plugins.get(CheckpointFormat, name)
+        _import(plugins, name, _parsed(rest, *_MODEL))
+    elif way == "to" and name:
+        plugins.get(CheckpointFormat, name)
+        _export(plugins, name, _parsed(rest, *_MODEL, "hf_assets_path", "export_dtype", "max_shard_size"))
+    else:
+        ways = [f"{way}-{name}" for name in plugins.all(CheckpointFormat) for way in ("from", "to")]
+        raise ConfigError(f"unknown verb 'convert {verb}'", hint=choices_hint(verb, [*ways, "to-torch"]))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"hekaton convert: {message}", hint="hekaton convert --help")
+
+
+def _parsed(words: list[str], *options: str) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("source", metavar="IN", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path)
+    for option in options:
+        of_type: Any = {"hf_assets_path": Path, "max_shard_size": _size}.get(option, str)
+        choices = ["float32", "bfloat16", "float16"] if option == "export_dtype" else None
+        parser.add_argument(f"--{option}", type=of_type, choices=choices)
+    return parser.parse_args(words)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB|)", text.upper())
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 5GB or 500MB")
+    return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
+
+
+def _import(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
+    from hekaton.convert import import_weights
+
+    found = import_weights(
+        plugins,
+        given.source,
+        given.target,
+        format_name=format_name,
+        model=given.model_name,
+        flavor=given.model_flavor,
+        progress=_progress,
+    )
+    if given.model_flavor is None:
+        print(f"{given.source}: its config.json is that of {found}")
+    print(f"wrote {given.target}: start from it with --checkpoint.initial_load_path {given.target}")
+
+
+def _export(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
+    from hekaton.convert import export_weights
+    from hekaton.weights.format import WriteOptions
+
+    options = WriteOptions(assets=given.hf_assets_path)
+    if given.max_shard_size is not None:
+        options = WriteOptions(assets=given.hf_assets_path, max_shard_size=given.max_shard_size)
+    found = export_weights(
+        plugins,
+        given.source,
+        given.target,
+        format_name=format_name,
+        model=given.model_name,
+        flavor=given.model_flavor,
+        dtype=given.export_dtype,
+        options=options,
+        progress=_progress,
+    )
+    print(f"wrote {given.target}: {found}")
+    if given.hf_assets_path is None:
+        print("without a tokenizer: --hf_assets_path copies one")
+
+
+def _to_torch(given: argparse.Namespace) -> None:
+    from hekaton.convert import to_torch
+
+    to_torch(given.source, given.target, progress=_progress)
+    print(f"wrote {given.target}")
+
+
+@contextlib.contextmanager
+def _progress(tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=sum(tensor.nbytes for tensor in tensors.values()))
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,21 @@
+"""The weights of a model under other names: the invertible weight table, its ops, tensors read on demand."""
+
+from hekaton.weights.lazy import LazyTensor, cast, whole
+from hekaton.weights.ops import Each, Fuse, Inverse, Op, RotaryHalves, Transpose, Unstack
+from hekaton.weights.table import Row, WeightTable, row
+
+__all__ = [
+    "Each",
+    "Fuse",
+    "Inverse",
+    "LazyTensor",
+    "Op",
+    "RotaryHalves",
+    "Row",
+    "Transpose",
+    "Unstack",
+    "WeightTable",
+    "cast",
+    "row",
+    "whole",
+]

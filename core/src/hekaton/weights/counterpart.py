@@ -1,0 +1,184 @@
+"""A model and its counterpart in another layout: which they are, and what fits between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hekaton.contributions import CheckpointFormat, HFAdapter, Model
+from hekaton.errors import CheckpointError, ConfigError, choices_hint
+from hekaton.parallel.fsdp import DTYPES
+from hekaton.plugins import Plugins
+from hekaton.spec import TrainSpec
+from hekaton.weights.format import WeightFormat, Weights
+from hekaton.weights.lazy import LazyTensor, cast
+from hekaton.weights.table import WeightTable
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterpart:
+    """A model in one flavor, and its counterpart elsewhere."""
+
+    spec: TrainSpec
+    flavor: str
+    config: Any
+    adapter: HFAdapter
+
+    def __str__(self) -> str:
+        return f"{self.spec.name} {self.flavor}".rstrip()
+
+    @property
+    def table(self) -> WeightTable:
+        table: WeightTable = self.adapter.table.load()(self.config)
+        return table
+
+    def differences_from(self, there: Any, *, besides: Collection[str] = ()) -> list[str]:
+        """The fields of the configuration in which it differs from another one, a line each."""
+        return differing(there, self.config, besides=besides)
+
+    def on_meta(self) -> nn.Module:
+        """The model, in no memory."""
+        with torch.device("meta"):
+            return self.spec.model(self.config)
+
+    def check_shapes(
+        self, tensors: Mapping[str, LazyTensor], wanted: Mapping[str, torch.Tensor], *, what: str
+    ) -> None:
+        """:raises CheckpointError: listing the tensors that are of another shape than those of the model."""
+        lines = [
+            f"{name} is {tensors[name].shape} there, {tuple(tensor.shape)} in {self}"
+            for name, tensor in wanted.items()
+            if name in tensors and tensors[name].shape != tuple(tensor.shape)
+        ]
+        if lines:
+            more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            raise CheckpointError(f"{what} is not {self}", hint="\n".join([*lines[:_SHOWN], *more]))
+
+
+def adapter_of(plugins: Plugins, model: str) -> HFAdapter:
+    """:raises UnknownName: for a model without an adapter."""
+    plugins.get(Model, model)
+    return plugins.get(HFAdapter, model)
+
+
+def build_format(plugins: Plugins, name: str) -> WeightFormat:
+    """:raises UnknownName: when nobody contributes it."""
+    record = plugins.get(CheckpointFormat, name)
+    built: WeightFormat = record.build.load()(None)
+    return built
+
+
+def export(found: Counterpart, ours: Mapping[str, LazyTensor], *, dtype: str | None, what: str) -> Weights:
+    """The model's tensors as its counterpart's, with the configuration of that."""
+    tensors = found.table.to_hf(ours, what=what)
+    if dtype is not None:
+        tensors = {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
+    config = found.adapter.write_config.load()(found.config)
+    return Weights(config={"architectures": list(found.adapter.architectures[:1]), **config}, tensors=tensors)
+
+
+def identify(
+    plugins: Plugins, content: Mapping[str, Any], *, model: str | None, flavor: str | None, what: str
+) -> Counterpart:
+    """Which model and flavor a ``config.json`` describes.
+
+    :raises CheckpointError: when it is not the one that was named, saying in what they differ, or when it
+        fits none.
+    """
+    if model is not None:
+        adapter = adapter_of(plugins, model)
+    else:
+        adapter = _only_reader(plugins, _architectures(content), what=what)
+    spec: TrainSpec = plugins.get(Model, adapter.name).spec.load()
+    config = read_config(adapter, content, what=what)
+    return Counterpart(
+        spec=spec, flavor=_flavor(spec, config, flavor, what=what), config=config, adapter=adapter
+    )
+
+
+def _only_reader(plugins: Plugins, architectures: list[str], *, what: str) -> HFAdapter:
+    adapters = [one.record for one in plugins.all(HFAdapter).values()]
+    fitting = [one for one in adapters if set(architectures) & set(one.architectures)]
+    if len(fitting) != 1:
+        said = (
+            f"its architectures are {', '.join(architectures)}"
+            if architectures
+            else "it names no architecture"
+        )
+        known = "; ".join(f"{one.name} ({', '.join(one.architectures)})" for one in fitting or adapters)
+        raise CheckpointError(
+            f"{what}: cannot tell which model it is of: {said}", hint=f"say --model_name, of {known}"
+        )
+    return fitting[0]
+
+
+def read_config(adapter: HFAdapter, content: Mapping[str, Any], *, what: str) -> Any:
+    """The configuration of the model that a ``config.json`` describes.
+
+    :raises CheckpointError: when it is of another architecture, asks for what the model cannot do, or is no
+        such file.
+    """
+    architectures = _architectures(content)
+    if architectures and not set(architectures) & set(adapter.architectures):
+        raise CheckpointError(
+            f"{what} is a {', '.join(architectures)}, not a {adapter.name}",
+            hint=f"{adapter.name} reads {', '.join(adapter.architectures)}",
+        )
+    try:
+        return adapter.read_config.load()(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error.message}", hint=error.hint) from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{what}: config.json is not that of a {adapter.name}: {reason}") from error
+
+
+def _architectures(content: Mapping[str, Any]) -> list[str]:
+    listed = content.get("architectures") or []
+    return [str(one) for one in listed] if isinstance(listed, list) else [str(listed)]
+
+
+def _flavor(spec: TrainSpec, config: Any, named: str | None, *, what: str) -> str:
+    if named is not None:
+        differences = differing(config, flavor_of(spec, named))
+        if differences:
+            raise CheckpointError(f"{what} is not {spec.name} {named}", hint="\n".join(differences))
+        return named
+    by_flavor = {name: differing(config, one) for name, one in spec.flavors.items()}
+    fitting = [name for name, differences in by_flavor.items() if not differences]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise CheckpointError(
+            f"{what} fits several flavors of {spec.name}", hint=f"say --model_flavor, of {', '.join(fitting)}"
+        )
+    nearest = min(by_flavor, key=lambda name: len(by_flavor[name]))
+    raise CheckpointError(
+        f"{what} is none of the flavors of {spec.name}; the nearest is {nearest}:",
+        hint="\n".join(by_flavor[nearest]),
+    )
+
+
+def flavor_of(spec: TrainSpec, name: str) -> Any:
+    """:raises ConfigError: for an unknown flavor."""
+    if name not in spec.flavors:
+        raise ConfigError(
+            f"unknown flavor '{name}' of model '{spec.name}'", hint=choices_hint(name, spec.flavors)
+        )
+    return spec.flavors[name]
+
+
+def differing(there: Any, here: Any, *, besides: Collection[str] = ()) -> list[str]:
+    """The fields in which two configurations of a model differ, a line each."""
+    return [
+        f"{field.name} is {getattr(there, field.name)} there, {getattr(here, field.name)} here"
+        for field in dataclasses.fields(here)
+        if field.name not in besides and getattr(there, field.name) != getattr(here, field.name)
+    ]

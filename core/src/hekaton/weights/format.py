@@ -1,0 +1,54 @@
+"""What a checkpoint format's ``build`` returns, and what it reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hekaton.weights.lazy import LazyTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model in another layout.
+
+    :param config: the content of its ``config.json``.
+    :param tensors: by name; none of them is read yet.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How weights are written.
+
+    :param assets: a folder with the tokenizer's files, to be copied.
+    :param max_shard_size: bytes of tensors in one file, at most; one tensor may be larger.
+    :param rank: of ``ranks`` processes that write together, each its share of the files. Rank 0 writes the
+        rest. Nobody waits for anybody here.
+    """
+
+    assets: Path | None = None
+    max_shard_size: int = 5_000_000_000
+    rank: int = 0
+    ranks: int = 1
+
+
+class WeightFormat(Protocol):
+    """Reads and writes folders of one format."""
+
+    def open(self, folder: Path) -> Weights:
+        """Look at ``folder``, without reading tensors.
+
+        :raises CheckpointError: when it is not of this format, or not whole.
+        """
+
+    def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:
+        """Write into an empty folder, one tensor at a time. Whatever makes the folder look whole comes last.
+
+        :raises CheckpointError: when the disk refuses.
+        """

@@ -1,0 +1,164 @@
+"""The weight table: which tensor of a model is which of its Hugging Face counterpart. Both ways from one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from hekaton.errors import CheckpointError
+from hekaton.weights.lazy import LazyTensor, same_values
+from hekaton.weights.ops import Op
+
+LAYER, EXPERT = "{i}", "{e}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tensors that belong together, and the ops from ours to theirs, in order; see :func:`row`."""
+
+    ours: tuple[str, ...]
+    hf: tuple[str, ...]
+    ops: tuple[Op, ...] = ()
+    layers: range | None = None
+
+    @property
+    def repeats(self) -> bool:
+        return any(LAYER in name for name in self.ours + self.hf)
+
+
+def row(ours: str | tuple[str, ...], hf: str | tuple[str, ...], *ops: Op, layers: range | None = None) -> Row:
+    """A row of a weight table.
+
+    :param ours: the name of a tensor of the model, or the names of several that are one row together.
+        ``{i}`` stands for the number of a layer, ``{e}`` for that of an expert. Where only one side has
+        ``{e}``, its names are those of all experts, in order.
+    :param hf: the name or names on the other side.
+    :param ops: what makes theirs from ours, from left to right; back, it goes from right to left.
+    :param layers: the layers that have it; by default all.
+    """
+    return Row((ours,) if isinstance(ours, str) else ours, (hf,) if isinstance(hf, str) else hf, ops, layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightTable:
+    """One model in one configuration.
+
+    :param rows: every tensor of the model once, and every tensor of the other side once.
+    :param layers: how many layers ``{i}`` stands for.
+    :param experts: how many experts ``{e}`` stands for.
+    :param tied: name on the other side -> the name there that it repeats. It is not written; read, it may be
+        absent, and is otherwise compared.
+    :param ignored: names on the other side that hold nothing of the model (``{i}`` as in rows).
+    """
+
+    rows: Sequence[Row]
+    layers: int = 0
+    experts: int = 0
+    tied: Mapping[str, str] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
+
+    def to_hf(self, ours: Mapping[str, LazyTensor], *, what: str) -> dict[str, LazyTensor]:
+        """All tensors of the other side, made from the model's.
+
+        :param what: where ``ours`` comes from, for messages.
+        :raises CheckpointError: listing the names that are missing, and those that no row has; for shapes
+            that an op cannot take.
+        """
+        rows = list(self._expanded())
+        _same_names(ours, [name for one in rows for name in one.ours], what)
+        converted: dict[str, LazyTensor] = {}
+        for one in rows:
+            tensors = [ours[name] for name in one.ours]
+            for op in one.ops:
+                tensors = _applied(op.to_hf, tensors, one.ours, what)
+            converted |= zip(one.hf, tensors, strict=True)
+        return converted
+
+    def from_hf(self, theirs: Mapping[str, LazyTensor], *, what: str) -> dict[str, LazyTensor]:
+        """All tensors of the model, made from the other side's.
+
+        :raises CheckpointError: as :meth:`to_hf`, and for a tied tensor that is not what it should repeat.
+        """
+        rows = list(self._expanded())
+        passed_over = {*self.tied, *self._ignored_names()}
+        found = [name for name in theirs if name not in passed_over]
+        _same_names(found, [name for one in rows for name in one.hf], what)
+        for name, of in self.tied.items():
+            if name in theirs and not same_values(theirs[name], theirs[of]):
+                raise CheckpointError(
+                    f"{what}: '{name}' differs from '{of}', which the model uses in its place",
+                    hint="the weights are not tied: choose a flavor whose output is a tensor of its own",
+                )
+        converted: dict[str, LazyTensor] = {}
+        for one in rows:
+            tensors = [theirs[name] for name in one.hf]
+            for op in reversed(one.ops):
+                tensors = _applied(op.from_hf, tensors, one.hf, what)
+            converted |= zip(one.ours, tensors, strict=True)
+        return converted
+
+    def _expanded(self) -> Iterator[Row]:
+        """The rows with exact names, layer by layer."""
+        for repeats, group in groupby(self.rows, key=lambda one: one.repeats):
+            rows = list(group)
+            for layer in range(self.layers) if repeats else [0]:
+                for one in rows:
+                    if not repeats or one.layers is None or layer in one.layers:
+                        yield from self._of_layer(one, layer)
+
+    def _of_layer(self, one: Row, layer: int) -> Iterator[Row]:
+        ours, hf = ([name.replace(LAYER, str(layer)) for name in names] for names in (one.ours, one.hf))
+        experts = range(self.experts)
+        if _per_expert(ours) and _per_expert(hf):
+            for expert in experts:
+                yield Row(_of_expert(ours, expert), _of_expert(hf, expert), one.ops)
+        else:
+            yield Row(tuple(_all_experts(ours, experts)), tuple(_all_experts(hf, experts)), one.ops)
+
+    def _ignored_names(self) -> set[str]:
+        return {name.replace(LAYER, str(i)) for name in self.ignored for i in range(self.layers or 1)}
+
+
+def _of_expert(names: Sequence[str], expert: int) -> tuple[str, ...]:
+    return tuple(name.replace(EXPERT, str(expert)) for name in names)
+
+
+def _per_expert(names: Sequence[str]) -> bool:
+    return any(EXPERT in name for name in names)
+
+
+def _all_experts(names: Sequence[str], experts: range) -> Iterator[str]:
+    for name in names:
+        yield from [name.replace(EXPERT, str(e)) for e in experts] if EXPERT in name else [name]
+
+
+def _applied(op: object, tensors: list[LazyTensor], names: Sequence[str], what: str) -> list[LazyTensor]:
+    assert callable(op)
+    try:
+        result: list[LazyTensor] = op(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {', '.join(names)}: {error.message}") from error
+    return result
+
+
+def _same_names(found: Iterable[str], expected: Sequence[str], what: str) -> None:
+    there, wanted = dict.fromkeys(found), dict.fromkeys(expected)
+    assert len(wanted) == len(expected), "a table with a tensor in two rows"
+    missing = [name for name in wanted if name not in there]
+    unknown = [name for name in there if name not in wanted]
+    if missing or unknown:
+        lines = [f"{len(missing)} missing: {listed(missing)}"] if missing else []
+        lines += [f"{len(unknown)} unknown: {listed(unknown)}"] if unknown else []
+        raise CheckpointError(f"{what} does not hold the tensors of this model", hint="\n".join(lines))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, those that differ in their numbers as one: ``layers.*.norm.weight (32)``."""
+    shapes: dict[str, list[str]] = {}
+    for name in names:
+        shapes.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
+    return ", ".join(
+        group[0] if len(group) == 1 else f"{shape} ({len(group)})" for shape, group in shapes.items()
+    )

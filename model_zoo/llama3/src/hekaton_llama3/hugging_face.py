@@ -1,0 +1,110 @@
+"""Llama 3 as transformers' ``LlamaForCausalLM``: names, rotary layout, ``config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hekaton.errors import CheckpointError
+from hekaton.weights import RotaryHalves, WeightTable, row
+from hekaton_blocks import RopeScaling
+from hekaton_llama3.model import Llama3Config
+
+LONG_CONTEXT, CONTEXT = 131_072, 8_192
+"""Positions that Llama 3.1 and 3.2 were made for, and Llama 3."""
+PUBLISHED_VOCABULARY, BOS, EOS = 128_256, 128_000, 128_001
+ROPE_KEYS = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
+"""Field of :class:`RopeScaling` -> key of ``rope_scaling``."""
+
+
+def table(config: Llama3Config) -> WeightTable:
+    """Ours has Meta's names and interleaved rotary layout, theirs the halves of GPT-NeoX."""
+    ours, theirs = "layers.{i}.", "model.layers.{i}."
+    rows = [
+        row("tok_embeddings.weight", "model.embed_tokens.weight"),
+        row(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
+        row(f"{ours}attention.wq.weight", f"{theirs}self_attn.q_proj.weight", RotaryHalves(config.n_heads)),
+        row(
+            f"{ours}attention.wk.weight", f"{theirs}self_attn.k_proj.weight", RotaryHalves(config.n_kv_heads)
+        ),
+        row(f"{ours}attention.wv.weight", f"{theirs}self_attn.v_proj.weight"),
+        row(f"{ours}attention.wo.weight", f"{theirs}self_attn.o_proj.weight"),
+        row(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
+        row(f"{ours}feed_forward.w1.weight", f"{theirs}mlp.gate_proj.weight"),
+        row(f"{ours}feed_forward.w2.weight", f"{theirs}mlp.down_proj.weight"),
+        row(f"{ours}feed_forward.w3.weight", f"{theirs}mlp.up_proj.weight"),
+        row("norm.weight", "model.norm.weight"),
+    ]
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
+    if not tied:
+        rows.append(row("output.weight", "lm_head.weight"))
+    old = f"{theirs}self_attn.rotary_emb.inv_freq"  # computed; older versions of transformers saved it
+    return WeightTable(rows=rows, layers=config.n_layers, tied=tied, ignored=[old])
+
+
+def write_config(config: Llama3Config) -> dict[str, Any]:
+    """The content of ``config.json``."""
+    scaling = config.rope_scaling
+    published = config.vocab_size == PUBLISHED_VOCABULARY
+    return {
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.hidden_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None
+        if scaling is None
+        else {"rope_type": "llama3", **{key: getattr(scaling, name) for name, key in ROPE_KEYS.items()}},
+        "max_position_embeddings": CONTEXT if scaling is None else LONG_CONTEXT,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": BOS if published else None,
+        "eos_token_id": EOS if published else None,
+    }
+
+
+def read_config(content: Mapping[str, Any]) -> Llama3Config:
+    """The configuration that ``config.json`` describes, written by transformers before 5 or since."""
+    for key, expected in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
+        if content.get(key, expected) != expected:
+            raise CheckpointError(f"{key} = {content[key]!r}: the model llama3 knows only {expected!r}")
+    config = Llama3Config(
+        dim=content["hidden_size"],
+        n_layers=content["num_hidden_layers"],
+        n_heads=content["num_attention_heads"],
+        n_kv_heads=content.get("num_key_value_heads") or content["num_attention_heads"],
+        hidden_dim=content["intermediate_size"],
+        vocab_size=content["vocab_size"],
+        norm_eps=content["rms_norm_eps"],
+        rope_theta=(content.get("rope_parameters") or content)["rope_theta"],
+        rope_scaling=_scaling(content.get("rope_parameters") or content.get("rope_scaling") or {}),
+        tie_embeddings=content.get("tie_word_embeddings", False),
+    )
+    head_dim = content.get("head_dim") or config.head_dim
+    if head_dim != config.head_dim:
+        raise CheckpointError(
+            f"head_dim = {head_dim}: the model llama3 knows only hidden_size / num_attention_heads = "
+            f"{config.head_dim}"
+        )
+    return config
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise CheckpointError(f"rope_type = {kind!r}: the model llama3 knows only 'default' and 'llama3'")
+    return RopeScaling(**{name: rope[key] for name, key in ROPE_KEYS.items()})

@@ -1,0 +1,198 @@
+"""Folders as transformers' ``save_pretrained`` writes them: ``config.json`` and safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hekaton.errors import CheckpointError
+from hekaton.weights import LazyTensor
+from hekaton.weights.format import Weights, WriteOptions
+from hekaton.weights.lazy import Region
+from hekaton_hf.safetensors_file import DTYPES, write_file
+
+CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", GENERATION,
+)  # fmt: skip
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def build(section: Any) -> HFFormat:
+    """The format ``hf``."""
+    return HFFormat()
+
+
+class HFFormat:
+    """Reads and writes folders for ``from_pretrained``."""
+
+    def open(self, folder: Path) -> Weights:
+        """:raises CheckpointError: for a file that is missing, damaged or not what it should be."""
+        config = _json(folder / CONFIG)
+        if "quantization_config" in config:
+            raise CheckpointError(f"{folder} is quantized: that is not available yet")
+        tensors: dict[str, LazyTensor] = {}
+        for file, expected in _files(folder).items():
+            found = _tensors_of(folder / file)
+            if expected is not None:
+                _check_index(folder, file, set(expected), set(found))
+            tensors |= found
+        return Weights(config=config, tensors=tensors)
+
+    def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:
+        """:raises CheckpointError: when the disk refuses, or there is no folder of assets."""
+        assets = options.assets
+        if assets is not None and assets.is_file():
+            assets = assets.parent
+        if assets is not None and not assets.is_dir():
+            raise CheckpointError(f"hf_assets_path: there is no folder '{assets}'")
+        files = _shards(weights.tensors, options.max_shard_size)
+        try:
+            for name in list(files)[options.rank :: options.ranks]:
+                write_file(folder / name, {key: weights.tensors[key] for key in files[name]})
+            if options.rank == 0:
+                _write_rest(folder, weights, files, assets)
+        except OSError as error:
+            raise CheckpointError(f"cannot write '{folder}': {error.strerror or error}") from error
+
+
+def _files(folder: Path) -> dict[str, list[str] | None]:
+    """Name of a file -> the tensors in it, where an index says which."""
+    if (folder / INDEX).exists():
+        weight_map = _json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"'{folder / INDEX}' has no weight_map")
+        files: dict[str, list[str] | None] = {}
+        for tensor, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise CheckpointError(f"'{folder / INDEX}' names {file!r}, which is not a file of the folder")
+            of_file = files.setdefault(file, [])
+            assert of_file is not None
+            of_file.append(tensor)
+        return files
+    if (folder / SINGLE).exists():
+        return {SINGLE: None}
+    hint = "only safetensors are read: pickled weights could run code"
+    if not list(folder.glob("*.bin")):
+        hint = f"neither {SINGLE} nor {INDEX}"
+    raise CheckpointError(f"there are no weights in '{folder}'", hint=hint)
+
+
+def _check_index(folder: Path, file: str, expected: set[str], found: set[str]) -> None:
+    lines = [f"not in the file: {', '.join(sorted(expected - found))}"] if expected - found else []
+    lines += [f"not in the index: {', '.join(sorted(found - expected))}"] if found - expected else []
+    if lines:
+        raise CheckpointError(f"'{folder / file}' is not as {INDEX} says", hint="\n".join(lines))
+
+
+def _tensors_of(file: Path) -> dict[str, LazyTensor]:
+    tensors = {}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, it is not a dict
+                view = opened.get_slice(name)
+                dtype = DTYPES.get(view.get_dtype())
+                if dtype is None:
+                    raise CheckpointError(
+                        f"'{file}': '{name}' is of dtype {view.get_dtype()}, not known here"
+                    )
+                tensors[name] = LazyTensor(tuple(view.get_shape()), dtype, _loader(file, name))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{file}' is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read '{file}': {error}") from error
+    return tensors
+
+
+def _loader(file: Path, name: str) -> Any:
+    def load(region: Region) -> torch.Tensor:
+        # Opened anew each time: what an open file has shown of itself counts as memory of the process.
+        try:
+            with safe_open(file, framework="pt") as opened:
+                view = opened.get_slice(name)
+                if all(
+                    part.stop - part.start == size
+                    for part, size in zip(region, view.get_shape(), strict=True)
+                ):
+                    tensor: torch.Tensor = opened.get_tensor(name)
+                else:
+                    tensor = view[region]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read '{name}' in '{file}': {error}") from error
+        return tensor
+
+    return load
+
+
+def _shards(tensors: Mapping[str, LazyTensor], max_size: int) -> dict[str, list[str]]:
+    """Name of a file -> the tensors in it, in order."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and size + tensor.nbytes > max_size:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    count = len(groups)
+    return {f"model-{i:05}-of-{count:05}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def _write_rest(folder: Path, weights: Weights, files: Mapping[str, list[str]], assets: Path | None) -> None:
+    config = dict(weights.config)
+    dtypes = {tensor.dtype for tensor in weights.tensors.values() if tensor.dtype.is_floating_point}
+    config["torch_dtype"] = str(max(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+    if assets is not None:
+        for name in TOKENIZER_FILES:
+            if (assets / name).is_file():
+                shutil.copyfile(assets / name, folder / name)
+        config |= _token_ids(assets, config)
+    if not (folder / GENERATION).exists():
+        ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
+        _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
+    if len(files) > 1:
+        total = sum(tensor.nbytes for tensor in weights.tensors.values())
+        where = {key: name for name, keys in files.items() for key in keys}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    _write_json(folder / CONFIG, config)
+
+
+def _token_ids(assets: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The begin and end marks, where the model's configuration does not fix them."""
+    if not (assets / "tokenizer.json").is_file():
+        return {}
+    from hekaton_hf.tokenizer import build as build_tokenizer
+
+    tokenizer = build_tokenizer(None, str(assets))
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    return {key: value for key, value in ids.items() if config.get(key) is None}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{file}' is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read '{file}': {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"cannot read '{file}': a JSON object was expected")
+    return content
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
