@@ -102,16 +102,50 @@ def test_a_seed_is_the_work_of_one_process(violations, load_run):
 
 
 def test_hugging_face_checkpoints_hold_the_model_only(violations):
-    assert violations(f"{ON}", last_save_in_hf=True) == [
+    assert violations(f"{ON}last_save_in_hf = true\n")[0] == (
         "checkpoint.last_save_in_hf = true is for a model that is saved alone, and the last step is saved with "
-        "everything\n  add checkpoint.last_save_model_only = true"
-    ]
-    assert violations(
-        f'{ON}initial_load_path = "there"\ninitial_load_model_only = false\n', initial_load_in_hf=True
-    ) == [
+        "everything\n  from: run.toml, line 5\n  add checkpoint.last_save_model_only = true"
+    )
+    wrong = f'{ON}initial_load_path = "there"\ninitial_load_model_only = false\ninitial_load_in_hf = true\n'
+    assert violations(wrong)[0] == (
         "checkpoint.initial_load_model_only = false asks for optimizer and step, and a Hugging Face checkpoint "
-        "holds the model only\n  from: run.toml, line 6\n  leave checkpoint.initial_load_model_only at true"
+        "holds the model only\n  from: run.toml, line 6; run.toml, line 7\n"
+        "  leave checkpoint.initial_load_model_only at true"
+    )
+
+
+IN_HF = 'initial_load_path = "there"\ninitial_load_in_hf = true\n'
+OUT_IN_HF = "last_save_model_only = true\nlast_save_in_hf = true\n"
+
+
+@pytest.mark.parametrize(("toml", "field"), [(IN_HF, "initial_load_in_hf"), (OUT_IN_HF, "last_save_in_hf")])
+def test_a_model_that_has_no_counterpart(violations, load_run, toml, field):
+    """Neither adapters nor formats are installed here."""
+    assert violations(f"{ON}{toml}") == [
+        f"checkpoint.{field} = true: no plugin says what model 'llama3' is in the layout of Hugging Face\n"
+        "  from: run.toml, line 6\n  there are no adapters",
+        f"checkpoint.{field} = true: no plugin reads and writes it\n"
+        "  from: run.toml, line 6\n  install hekaton-hf",
     ]
+    check(
+        load_run(f"{ON}enable = false\n{toml}".replace("enable = true\n", "")),
+        world_size=1,
+        device_type="cpu",
+    )
+
+
+def test_hugging_face_is_on_the_disk(violations):
+    url = 'folder = "memory://run"\ninitial_load_path = "memory://hf"\ninitial_load_in_hf = true\n'
+    found = violations(f"{ON}{url}{OUT_IN_HF}")
+    assert (
+        "checkpoint.initial_load_in_hf reads from the disk, and initial_load_path = 'memory://hf' is a URL\n"
+        "  from: run.toml, line 6\n  copy it to the disk, or convert it: hekaton convert from-hf"
+    ) in found
+    assert (
+        "checkpoint.last_save_in_hf writes to the disk, and folder = 'memory://run' is a URL\n"
+        "  from: run.toml, line 9; run.toml, line 5\n"
+        "  convert the last step afterwards: hekaton convert to-hf"
+    ) in found
 
 
 def test_all_that_is_wrong_is_said_at_once(violations):

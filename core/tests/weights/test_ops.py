@@ -222,6 +222,9 @@ def test_names_without_a_row_are_listed_on_either_side() -> None:
         "  3 unknown: layers.*.q_norm (2), lm.bias"
     )
     with pytest.raises(CheckpointError) as error:
+        TIED.from_hf(lazies(THEIRS | extra), what="hf/")
+    assert "missing" not in str(error.value)
+    with pytest.raises(CheckpointError) as error:
         TIED.to_hf(lazies({"embedding": Q, "layers.0.w": K, "head": Q}), what="step-3")
     assert str(error.value) == (
         "step-3 does not hold the tensors of this model\n  1 missing: layers.1.w\n  1 unknown: head"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -52,12 +52,6 @@ def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     if tensor.dtype == dtype or not tensor.dtype.is_floating_point:
         return tensor
     return LazyTensor(tensor.shape, dtype, lambda region: tensor.load(region).to(dtype))
-
-
-def values(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read one after the other; none is kept."""
-    for name, tensor in tensors.items():
-        yield name, tensor.read()
 
 
 def same_values(one: LazyTensor, other: LazyTensor, *, rows: int = 4096) -> bool:
