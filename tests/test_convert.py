@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,7 +234,7 @@ def resigned(step: Path) -> None:
     files = {}
     for name in manifest.files:
         data = (step / name).read_bytes()
-        files[name] = FileRecord(len(data), f"crc32:{zlib.crc32(data):08x}")
+        files[name] = FileRecord(len(data), f"sha256:{hashlib.sha256(data).hexdigest()}")
     (step / "manifest.json").write_text(replace(manifest, files=files).to_json())
 
 

@@ -105,10 +105,11 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
-def test_a_last_save_may_be_of_another_precision(train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_a_last_save_may_be_of_another_precision(mode: str, train, tmp_path: Path) -> None:
     theirs = save_pretrained(tmp_path / "hf")
     last = ["--checkpoint.last_save_model_only", "--checkpoint.last_save_in_hf"]
-    said = train(*last, "--checkpoint.export_dtype", "bfloat16")
+    said = train(*last, "--checkpoint.export_dtype", "bfloat16", "--checkpoint.async_mode", mode)
     assert "started with the weights of hf" in said
     exported = tensors_in(tmp_path / "outputs/checkpoint/step-1-hf")
     assert same(exported, {name: tensor.bfloat16() for name, tensor in theirs.items()})
