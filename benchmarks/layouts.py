@@ -1,6 +1,6 @@
 """Time per step and peak memory per rank of layouts, against a single process.
 
-    python benchmarks/layouts.py [--steps 8] [--layouts shard2,tp2,cp2,pp2] [--write FILE]
+    python benchmarks/layouts.py [--steps 8] [--seq_len 1024] [--layouts shard2,tp2,cp2,pp2] [--write FILE]
 
 Every process has one thread, so that N of them on N cores do 1/N of the work each; the single process runs
 before and after each layout, and the ratio is against the mean of both: time x N / single (1.0 is ideal; goal
@@ -30,7 +30,7 @@ FLAGS = [
     "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
     "--model.overrides",
     '{"dim": 384, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 1024, "vocab_size": 264}',
-    "--training.seq_len", "1024", "--training.global_batch_size", str(ROWS), "--training.packing", "concat",
+    "--training.global_batch_size", str(ROWS), "--training.packing", "concat",
     "--training.mixed_precision_param", "float32", "--activation_checkpoint.mode", "none",
     "--lr_scheduler.warmup_steps", "0",
 ]  # fmt: skip
@@ -69,10 +69,11 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def run(layout: str, steps: int) -> dict[str, Any]:
+def run(layout: str, steps: int, seq_len: int) -> dict[str, Any]:
     """:param layout: see :class:`NamedLayout`."""
     named = NamedLayout(layout)
-    flags = [*FLAGS, *named.flags, "--training.local_batch_size", str(ROWS // named.dp)]
+    rows = ["--training.local_batch_size", str(ROWS // named.dp), "--training.seq_len", str(seq_len)]
+    flags = [*FLAGS, *named.flags, *rows]
     with tempfile.NamedTemporaryFile(suffix=".json") as result:
         run_processes(
             __file__,
@@ -89,20 +90,22 @@ def run(layout: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--seq_len", type=int, default=1024)
     parser.add_argument("--layouts", default="shard2,replicate2,tp2,cp2,pp2")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     lines = [
-        f"torch {torch.__version__}, Python {platform.python_version()}, CPU, one thread per process",
+        f"torch {torch.__version__}, Python {platform.python_version()}, CPU, one thread per process; "
+        f"{ROWS} rows of {arguments.seq_len} tokens per step, median of {arguments.steps} steps",
         "",
         "| layout | s/step | single s/step | time × N / single | memory per rank, GiB | single, GiB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines))
-    before = run("", arguments.steps)
+    before = run("", arguments.steps, arguments.seq_len)
     for layout in arguments.layouts.split(","):
-        got = run(layout, arguments.steps)
-        after = run("", arguments.steps)
+        got = run(layout, arguments.steps, arguments.seq_len)
+        after = run("", arguments.steps, arguments.seq_len)
         single = (before["seconds"] + after["seconds"]) / 2
         ratio = got["seconds"] * got["processes"] / single
         lines.append(

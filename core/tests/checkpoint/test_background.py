@@ -225,7 +225,7 @@ def test_a_process_that_dies_while_it_writes_leaves_the_older_step(
             for expected, number in zip(["written\n", "waits\n"], signals, strict=False):
                 assert process.stdout.readline() == expected
                 process.send_signal(number)
-            process.wait(timeout=20)
+            process.wait(timeout=60)
         finally:
             process.kill()
     assert (folder / "step-2" / ".metadata").exists()
