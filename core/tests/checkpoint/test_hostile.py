@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import os
 import pickle
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import xxhash
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesStorageMetadata, Metadata
 
 from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.integrity import FileRecord, Manifest, NotWhole, read_metadata
@@ -92,7 +93,7 @@ def test_a_payload_within_the_metadata(
 
 @pytest.mark.parametrize(
     "name",
-    ["builtins.eval", "builtins.getattr", "torch.load", "torch.hub.load", "torch.serialization.load",
+    ["builtins.eval", "torch.load", "torch.hub.load", "torch.serialization.load",
      "pathlib.Path", "torch.distributed.checkpoint.metadata.os.system",
      "torch.distributed.checkpoint.filesystem.FileSystem"],
 )  # fmt: skip
@@ -200,6 +201,37 @@ def test_metadata_that_is_something_else(step: Path, manager: Make, parts: Parts
     (step / ".metadata").write_bytes(pickle.dumps({"norm.weight": 1}))
     sign_again(step)
     assert "step-1: .metadata is not the metadata of a checkpoint" in refusal(manager, parts)
+
+
+class AsPython3110(pickle.Pickler):
+    """Pickles members of enumerations as Python 3.11.0 to 3.11.3 do: by ``getattr``."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return getattr, (type(value), value.name)
+        return NotImplemented
+
+
+def test_enumerations_as_other_releases_of_python_name_them(step: Path) -> None:
+    with (step / ".metadata").open("r+b") as stream:
+        metadata = pickle.load(stream)
+        stream.seek(0)
+        AsPython3110(stream).dump(metadata)
+        stream.truncate()
+    assert b"getattr" in (step / ".metadata").read_bytes()
+    again = read_metadata(step, ["__0_0.distcp"])
+    assert again.state_dict_metadata == metadata.state_dict_metadata
+
+
+@pytest.mark.parametrize("owner", [_MEM_FORMAT_ENCODING, Metadata, torch.Size])
+def test_no_other_attribute_is_admitted(owner: Any, step: Path) -> None:
+    class Attribute:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return getattr, (owner, "__class__")
+
+    (step / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(NotWhole, match=r"asks for the attribute '__class__' of .*: refused"):
+        read_metadata(step, [])
 
 
 def test_all_that_torch_writes_is_admitted(tmp_path: Path) -> None:

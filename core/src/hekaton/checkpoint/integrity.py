@@ -228,10 +228,21 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _ADMITTED.get(module, ()):
             return super().find_class(module, name)
         raise NotWhole(f"{METADATA} asks for {module}.{name}, which no tensor needs: refused")
+
+
+def _memory_format(owner: Any, name: str) -> Any:
+    """In place of ``getattr``, by which early releases of Python 3.11 name the member of an enumeration."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    if owner is _MEM_FORMAT_ENCODING and name in _MEM_FORMAT_ENCODING.__members__:
+        return _MEM_FORMAT_ENCODING[name]
+    raise NotWhole(f"{METADATA} asks for the attribute {name!r} of {owner!r}, which no tensor needs: refused")
 
 
 def read_metadata(folder: Folder, files: Iterable[str], *, leave_out_others: bool = False) -> Metadata:
