@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
+from hekaton.checkpoint.direct import DirectFile
 from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import Counted, FileRecord
 from hekaton.checkpoint.ranks import Ranks
@@ -238,17 +239,15 @@ class _WriterInTurn(_Writer):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         file = Path(cast(Path, self.path), "__0_0.distcp")
         results = []
-        with (
-            plain_errors(),
-            self.files.create_stream(file, "wb") as stream,
-        ):
+        stream = _Checked(cast(IO[bytes], DirectFile(file)))
+        with plain_errors(), stream:
             for item in plan.items:
                 start = stream.tell()
                 torch.save(planner.resolve_data(item), cast(Any, stream))
                 length = stream.tell() - start
                 place = _StorageInfo(file.name, start, length)
                 results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
-            os.fsync(stream.fileno())
+        self.files.records[file.name] = stream.record()
         written: Future[list[WriteResult]] = Future()
         written.set_result(results)
         return written

@@ -6,12 +6,12 @@ The format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from hekaton.checkpoint.direct import DirectFile
 from hekaton.weights import LazyTensor
 
 DTYPES = {
@@ -41,16 +41,9 @@ def write_file(file: Path, tensors: Mapping[str, LazyTensor]) -> None:
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with file.open("wb", buffering=0) as stream:
-        _write(stream.fileno(), len(text).to_bytes(8, "little") + text)
+    with DirectFile(file) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             values = tensors[name].read().contiguous()
-            _write(stream.fileno(), values.flatten().view(torch.uint8).numpy().data)
+            stream.write(values.flatten().view(torch.uint8).numpy().data)
             del values
-        os.fsync(stream.fileno())
-
-
-def _write(descriptor: int, data: bytes | memoryview) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
