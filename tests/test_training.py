@@ -45,9 +45,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("whole"), "whole")
 
 
-def test_losses_are_of_every_step_and_fall(whole):
+def test_losses_are_of_every_step_and_fall(whole, tmp_path):
     assert list(whole.losses) == list(range(1, 9))
-    assert whole.losses[8] < whole.losses[1]
+    fast = Run(tmp_path, "fast", "--optimizer.lr", "1e-2")
+    assert fast.losses[8] < fast.losses[1] - 0.2
 
 
 def test_a_second_run_is_bit_identical(whole, tmp_path):

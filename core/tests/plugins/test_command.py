@@ -174,17 +174,18 @@ def test_a_reader_that_goes_away_is_no_error(unbuffered):
     [
         ({}, "error: wrong\n"),
         ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4"}, "error: wrong\n"),
-        ({"LOCAL_RANK": "3", "RANK": "3", "WORLD_SIZE": "4"}, ""),
+        ({"LOCAL_RANK": "3", "RANK": "7", "WORLD_SIZE": "8"}, "waits\nrank 7: error: wrong\n"),
         ({"LOCAL_RANK": "0", "RANK": "4", "WORLD_SIZE": "8"}, "error: wrong\n"),
     ],
 )
-def test_before_the_process_group_one_process_of_a_node_prints_an_error(
+def test_before_the_process_group_the_first_process_of_a_node_prints_an_error(
     monkeypatch, capsys, environment, printed
 ):
     for name in ["LOCAL_RANK", "RANK", "WORLD_SIZE"]:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(time, "sleep", lambda seconds: print("waits", file=sys.stderr))
     report(ConfigError("wrong"))
     assert capsys.readouterr().err == printed
 

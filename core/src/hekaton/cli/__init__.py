@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from hekaton.plugins import CORE_PLUGIN, Contributed, Plugins
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+FIRST_PRINTS = 15.0
+"""Seconds that the other processes of a node leave its first one to print an error that all of them have."""
 PLUGIN_FLAGS = ("--plugins.load", "--plugins.disable")
 
 
@@ -49,13 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(error: HekatonError) -> None:
     """Print an error on stderr.
 
-    In a distributed run, what was raised before the process group existed is the same on every rank of a node
-    and is printed by its first one; afterwards every rank prints its own, with its number in front.
+    In a distributed run, what was raised before the process group existed is mostly the same on every rank of
+    a node and is printed by its first one. torchrun ends the others as soon as one has ended, so they give
+    the first the time to print; one that is still there after that has an error of its own, and prints it
+    with its number in front, as every rank does once there is a process group.
     """
-    if error.rank is not None:
-        print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
-    elif os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    rank = error.rank
+    if rank is None and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(FIRST_PRINTS)
+        rank = int(os.environ.get("RANK", os.environ["LOCAL_RANK"]))
+    prefix = "" if rank is None else f"rank {rank}: "
+    print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
