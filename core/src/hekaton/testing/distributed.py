@@ -127,8 +127,8 @@ def _main(file: str, function: str, arguments: str) -> None:
     getattr(module, function)(**json.loads(arguments))
     sys.stdout.flush()
     sys.stderr.flush()
-    # What is tested has passed. Threads of torch that outlive their group can abort the interpreter's own end,
-    # which was seen with Python 3.11.2 after errors that tests provoke.
+    # What is tested has passed. Threads of torch that outlive their group can abort the interpreter's own
+    # end, which was seen with Python 3.11.2 after errors that tests provoke.
     os._exit(0)
 
 
