@@ -7,12 +7,17 @@ of 4096 x 4096 and smaller. All sides write the same bytes, in turns, with one f
 measured time; what an earlier side left to be written is flushed before the clock starts. All read from the
 page cache into the tensors that a run would hold; dd reads into nothing. Medians of the ratios within a turn
 are printed, and which part of a save its checksums take. Goal: under 10%.
+
+Then how long training waits for a save: done at once, or started in the background (``async_mode = "async"``)
+when the one before is done; beside them one copy of the state within memory, the least that it can cost on a
+CPU. The first turn, in which memory is new, is shown apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -48,18 +53,19 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        run(Path(folder), repeats=arguments.repeats, parameters=arguments.parameters * 10**6)
-
-
-def run(folder: Path, *, repeats: int, parameters: int) -> None:
-    state = a_state(parameters)
+    state = a_state(arguments.parameters * 10**6)
     gb = sum(tensor.nbytes for tensor in state.values()) / 1e9
+    print(f"{gb:.2f} GB in {len(state)} tensors, {arguments.repeats} turns", flush=True)
+    for measure in (rates, stalls):
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            measure(Path(folder), state, gb, repeats=arguments.repeats)
+
+
+def rates(folder: Path, state: State, gb: float, *, repeats: int) -> None:
     checksums: list[float] = []
     sides = sides_in(folder, gb, checksums)
     saves: dict[str, list[float]] = {name: [] for name in sides}
     loads: dict[str, list[float]] = {name: [] for name in sides}
-    print(f"{gb:.2f} GB in {len(state)} tensors, {repeats} turns", flush=True)
     for turn in range(-1, repeats):  # the first warms up
         for name, side in sides.items():
             target = folder / "target"
@@ -78,11 +84,40 @@ def run(folder: Path, *, repeats: int, parameters: int) -> None:
     print(f"checksums: {share:.1%} of a save")
 
 
-def timed(work: Callable[[Path, State], object], path: Path, state: State) -> float:
+def stalls(folder: Path, state: State, gb: float, *, repeats: int) -> None:
+    from hekaton.checkpoint import CheckpointManager
+    from hekaton.checkpoint.background import BackgroundSaves
+
+    manager = CheckpointManager(folder, describe={}, keep_latest_k=1)
+    saves = BackgroundSaves(manager, pinned=False, saved=lambda *_: None)
+    steps = itertools.count(1)
+    copies = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    sides: dict[str, Callable[[], object]] = {
+        "save": lambda: manager.save(next(steps), {"model": state}, {}),
+        "background save": lambda: saves.start(next(steps), {"model": state}, {}, good=True),
+        "memory copy": lambda: fill(copies, state),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats + 1):
+        for name, side in sides.items():
+            seconds[name].append(timed(side))
+            saves.wait()
+    for name, (first, *rest) in seconds.items():
+        share = statistics.median(a / b for a, b in zip(rest, seconds["save"][1:], strict=True))
+        spent = statistics.median(rest)
+        print(f"waited  {name:16}{spent:7.3f} s   {share:5.2f} of a save   (first {first:.3f} s)")
+
+
+def timed(work: Callable[..., object], *arguments: object) -> float:
     os.sync()
     began = time.perf_counter()
-    work(path, state)
+    work(*arguments)
     return time.perf_counter() - began
+
+
+def fill(state: State, loaded: State) -> None:
+    for name, tensor in state.items():
+        tensor.copy_(loaded[name])
 
 
 def a_state(parameters: int) -> State:
@@ -122,10 +157,6 @@ def sides_in(folder: Path, gb: float, checksums: list[float]) -> dict[str, Side]
         save_file(state, path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-    def fill(state: State, loaded: State) -> None:
-        for name, tensor in state.items():
-            tensor.copy_(loaded[name])
 
     source = folder / "source"
     with source.open("wb") as file:

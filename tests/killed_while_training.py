@@ -6,11 +6,10 @@ A moment is an operation on the files of the checkpoint folder that is about to 
 import contextlib
 import io
 import json
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # What a run imports in its course, before the forks: once instead of in each of them.
@@ -22,6 +21,7 @@ import hekaton.checkpoint.run
 import hekaton.trainer  # noqa: F401
 import hekaton_llama3.spec  # noqa: F401
 from hekaton.cli import main
+from hekaton.testing.killing import count_moments, in_a_fork, kill_at
 
 FLAGS = [
     "--model.tokenizer", "byte",
@@ -54,48 +54,6 @@ def train(folder: Path) -> str:
     return said.getvalue()
 
 
-def in_a_fork(work: Callable[[], object]) -> tuple[int, object]:
-    """Do the work in a forked process; its wait status, and its result."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, json.dumps(work()).encode())
-            os._exit(0)
-        except BaseException as error:
-            os.write(writing, json.dumps(repr(error)).encode())
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        text = pipe.read()
-    return os.waitpid(child, 0)[1], json.loads(text) if text else None
-
-
-def counted(folder: Path) -> int:
-    moments = 0
-
-    def one_more() -> None:
-        nonlocal moments
-        moments += 1
-
-    on_moments(folder, one_more)
-    train(folder)
-    return moments
-
-
-def killed_at(moment: int, folder: Path) -> None:
-    left = moment
-
-    def kill() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    on_moments(folder, kill)
-    train(folder)
-
-
 def state_of(folder: Path) -> str:
     """The checksum of all tensors of the last step: weights, optimizer, position in the data, random numbers."""
     manifest = json.loads((folder / "checkpoint" / "step-4" / "manifest.json").read_text())
@@ -103,18 +61,15 @@ def state_of(folder: Path) -> str:
 
 
 def run(root: Path) -> None:
-    status, moments = in_a_fork(lambda: counted(root / "whole"))
-    assert status == 0, moments
+    whole, folder = root / "whole", root / "run"
+    moments = count_moments(partial(on_moments, whole), lambda: train(whole))
     outcomes = []
-    folder = root / "run"
     for i in range(MOMENTS):
         shutil.rmtree(folder, ignore_errors=True)
         moment = 1 + i * (moments - 1) // (MOMENTS - 1)
-        status, said = in_a_fork(lambda moment=moment: killed_at(moment, folder))
-        assert os.WIFSIGNALED(status), f"not killed at moment {moment} of {moments}: {said}"
-        status, said = in_a_fork(lambda: train(folder))
-        assert status == 0, f"after moment {moment} of {moments}: {said}"
-        outcomes.append([state_of(folder) == state_of(root / "whole"), said])
+        kill_at(moment, partial(on_moments, folder), lambda: train(folder))
+        said = in_a_fork(lambda: train(folder))
+        outcomes.append([state_of(folder) == state_of(whole), said])
     print(json.dumps(outcomes))
 
 

@@ -42,6 +42,7 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
     dist.init_process_group("gloo")
     differences = {}
     for name, case in cases.items():
+        print(f"-- {name}", flush=True)  # read when a process ends without an exception
         torch.use_deterministic_algorithms(False)
         torch._dynamo.reset()  # compiled code of the cases before counts towards the limit of recompilations
         try:

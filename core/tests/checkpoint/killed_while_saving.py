@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -21,6 +19,7 @@ import torch
 from hekaton.checkpoint import CheckpointManager, dcp
 from hekaton.checkpoint.folders import folder_at
 from hekaton.checkpoint.integrity import Manifest, check_sizes
+from hekaton.testing.killing import count_moments, in_a_fork, kill_at
 
 KEEP = 2
 
@@ -67,48 +66,6 @@ def saves(folder: Path) -> None:
     manager.save(4, state(4.0), {})
 
 
-def in_a_fork(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Do the work in a forked process; its wait status, and its result."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, json.dumps(work()).encode())
-            os._exit(0)
-        except BaseException as error:
-            os.write(writing, json.dumps(repr(error)).encode())
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        text = pipe.read()
-    return os.waitpid(child, 0)[1], json.loads(text) if text else None
-
-
-def counted(folder: Path) -> int:
-    moments = 0
-
-    def one_more() -> None:
-        nonlocal moments
-        moments += 1
-
-    on_moments(one_more)
-    saves(folder)
-    return moments
-
-
-def killed_at(moment: int, folder: Path) -> None:
-    passed = 0
-
-    def kill() -> None:
-        nonlocal passed
-        passed += 1
-        if passed == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    on_moments(kill)
-    saves(folder)
-
-
 def resumed(folder: Path) -> dict[str, Any]:
     """What the next start finds (nothing half there with a manifest), and whether it can save and go on."""
     for manifest in folder.rglob("manifest.json"):
@@ -136,20 +93,16 @@ def main(root: Path) -> None:
         manager.save(1, state(1.0), {})
         manager.save(2, state(2.0), {})
 
-    assert in_a_fork(two_steps)[0] == 0
+    in_a_fork(two_steps)
     folder = root / "run"
     shutil.copytree(before, folder)
-    status, moments = in_a_fork(lambda: counted(folder))
-    assert status == 0, moments
+    moments = count_moments(on_moments, lambda: saves(folder))
     outcomes = []
     for moment in range(1, moments + 1, int(sys.argv[3])):
         shutil.rmtree(folder)
         shutil.copytree(before, folder)
-        status, _ = in_a_fork(lambda moment=moment: killed_at(moment, folder))  # type: ignore[misc]
-        assert os.WIFSIGNALED(status), f"not killed at moment {moment} of {moments}"
-        status, outcome = in_a_fork(lambda: resumed(folder))
-        assert status == 0, f"killed at moment {moment} of {moments}: {outcome}"
-        outcomes.append(outcome)
+        kill_at(moment, on_moments, lambda: saves(folder))
+        outcomes.append(in_a_fork(lambda: resumed(folder)))
     print(json.dumps(outcomes))
 
 

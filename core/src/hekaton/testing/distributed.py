@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import json
 import math
@@ -118,6 +119,7 @@ def _wait(running: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
 
 
 def _main(file: str, function: str, arguments: str) -> None:
+    faulthandler.enable()
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None
     assert spec.loader is not None
