@@ -20,7 +20,7 @@ from hekaton.trainer import Trainer
 HERE = Path(__file__).parent
 STEPS = 5
 TINY = {
-    "dim": 64, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 96, "vocab_size": 264,
+    "dim": 64, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 96, "vocab_size": 264,
 }  # fmt: skip
 FLAGS = [
     "--plugins.load", str(HERE / "short_documents.py"),

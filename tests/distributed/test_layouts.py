@@ -114,8 +114,8 @@ WHOLE_FEED_FORWARD = json.dumps(
 STRANGERS_WORD = json.dumps({"layers.*.feed_forward.{w1,w3}": "even_columns"})
 STAGES = json.dumps(
     [
-        ["tok_embeddings", *(f"layers.{i}" for i in range(5))],
-        [*(f"layers.{i}" for i in range(5, 8)), "norm", "output"],
+        ["tok_embeddings", *(f"layers.{i}" for i in range(4))],
+        ["layers.4", "layers.5", "norm", "output"],
     ]
 )
 OPTIONS = [
@@ -123,9 +123,9 @@ OPTIONS = [
     case("tp2", "--parallelism.no-sequence_parallel", PLAN, WHOLE_FEED_FORWARD,
          title="no-sequence_parallel, feed_forward replicated"),
     case("pp2", "--parallelism.module_fqns_per_model_part", STAGES, title="module_fqns_per_model_part"),
-    case("pp2", "--parallelism.pipeline_parallel_layers_per_stage", "3", SCHEDULE, "Interleaved1F1B",
-         "--parallelism.pipeline_parallel_first_stage_less_layers", "2",
-         "--parallelism.pipeline_parallel_last_stage_less_layers", "2", title="three layers per stage"),
+    case("pp2", "--parallelism.pipeline_parallel_layers_per_stage", "1", SCHEDULE, "Interleaved1F1B",
+         "--parallelism.pipeline_parallel_first_stage_less_layers", "0",
+         "--parallelism.pipeline_parallel_last_stage_less_layers", "0", title="six stages, one layer each"),
     case("pp2", "--parallelism.pipeline_parallel_microbatch_size", "2"),
     *[case(layout, "--training.enable_cpu_offload") for layout in ("shard2", "tp2", "pp2", "shard2 tp2")],
     *[case("shard2", "--parallelism.fsdp_reshard_after_forward", when) for when in ("always", "never")],

@@ -65,14 +65,13 @@ class ParallelDims:
             (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
             ("pp", "dp_replicate", "fsdp", "tp"),
         )
-        cuts_both_ways = self.tp > 1 and self.dp_shard * self.cp > 1
         batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))
         return Meshes(
             dense=dense,
             batch=batch,
             loss=batch["dp", "cp"]._flatten("loss"),
             report=batch["pp", "dp", "cp"]._flatten("report"),
-            flattened=(dense["fsdp", "tp"]._flatten("fsdp_tp"),) if cuts_both_ways else (),
+            flattened=(dense["fsdp", "tp"]._flatten("fsdp_tp"),) if self.tp > 1 else (),
         )
 
 
