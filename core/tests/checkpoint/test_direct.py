@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,29 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         file.write(b"x" * 40_000)
+    with pytest.raises(OSError, match="No space left"):
+        file.close()
+    assert file.closed
+
+
+def test_a_write_that_failed_is_not_forgotten_when_later_ones_go_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    of_os = os.write
+
+    def full_once(*arguments: Any) -> int:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return of_os(*arguments)
+
+    file = DirectFile(tmp_path / "file")
+    monkeypatch.setattr(os, "write", full_once)
+    file.write(b"x" * (1 << 14))  # told of nothing yet: it is written in the background
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            file.write(b"x" * (1 << 14))
     with pytest.raises(OSError, match="No space left"):
         file.close()
     assert file.closed

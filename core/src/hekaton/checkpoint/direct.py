@@ -1,6 +1,7 @@
 """Large files written past the page cache.
 
 The cache takes processor time for every page, several times what the disk needs, and drops what others read.
+Without it a writer waits for the disk, so a thread does, while the next buffer is filled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import io
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,18 @@ class DirectFile(io.RawIOBase):
 
     Where the file system knows no direct writing, the page cache is used.
 
-    :raises OSError: (all methods) when the disk refuses.
+    :raises OSError: (all methods) when the disk refuses, or refused what was written before.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._descriptor, self._direct = _opened(path)
-        self._buffer = mmap.mmap(-1, _BUFFER)  # begins at a page, as the disk asks for
+        # They begin at a page, as the disk asks for.
+        self._buffer, self._other = mmap.mmap(-1, _BUFFER), mmap.mmap(-1, _BUFFER)
         self._filled = 0
         self._written = 0
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
 
     def write(self, data: Any) -> int:
         rest = whole = memoryview(data).cast("B")
@@ -54,22 +59,36 @@ class DirectFile(io.RawIOBase):
         if self.closed:
             return
         try:
+            self._settle()
             self._use_cache()  # the rest is no multiple of a block
             self._put()
+            self._settle()
             os.fsync(self._descriptor)
         finally:
+            self._writer.shutdown()
             os.close(self._descriptor)
             self._buffer.close()
+            self._other.close()
             super().close()
 
     def _put(self) -> None:
-        with memoryview(self._buffer) as buffer:
-            start = 0
-            while start < self._filled:
-                with buffer[start : self._filled] as rest:
-                    start += self._write_some(rest)
+        self._settle()
+        self._pending = self._writer.submit(self._write_all, self._buffer, self._filled)
+        self._buffer, self._other = self._other, self._buffer
         self._written += self._filled
         self._filled = 0
+
+    def _settle(self) -> None:
+        """Wait for the write under way; one that failed is told again, every time."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _write_all(self, filled: mmap.mmap, size: int) -> None:
+        with memoryview(filled) as buffer:
+            start = 0
+            while start < size:
+                with buffer[start:size] as rest:
+                    start += self._write_some(rest)
 
     def _write_some(self, rest: memoryview) -> int:
         try:
