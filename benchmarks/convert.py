@@ -5,10 +5,10 @@
 Makes a random checkpoint of 1.2 billion parameters in bf16 (Llama 3's 1B), then in turns copies it with
 ``cp`` and syncs, converts it to hekaton's layout, and converts that back, each as a process of its own, after
 one unmeasured turn. Prints the medians of seconds, of processor seconds, of GB/s, and of the ratios to the
-copy of the same turn, and the highest peak of resident memory. All sides find their source on the disk, not in
-the page cache, and have their bytes on the disk when they end. The start of a process that imports torch and the plugins is the same for a model of any size: it is
-measured too, and the ratio printed with and without it. Goals: memory below 1 GB plus twice the largest
-tensor, a ratio of at most 2.
+copy of the same turn, and the highest peak of resident memory. All sides find their source on the disk, not
+in the page cache, and have their bytes on the disk when they end. The start of a process that imports torch
+and the plugins is the same for a model of any size: it is measured too, and the ratio printed with and
+without it. Goals: memory below 1 GB plus twice the largest tensor, a ratio of at most 2.
 
 Needs 10 GB of disk.
 """
