@@ -68,6 +68,8 @@ def apply_fsdp(
         module.set_gradient_divide_factor(1.0)
         if not cuda:  # gloo has no pre-multiplied sum
             module.set_force_sum_reduction_for_comms(True)
+    if not cuda:  # no streams: a block's gathering overlaps with the block before only as an asynchronous one
+        model._set_unshard_async_op(True)
     for before, after in pairwise(module for module in shared if isinstance(module, FSDPModule)):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
