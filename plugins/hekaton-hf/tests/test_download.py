@@ -102,6 +102,8 @@ class Answers(BaseHTTPRequestHandler):
             return self.say(500, b"")
         if headers.get("authorization") == "Bearer wrong":
             return self.say(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if headers.get("authorization") == "Bearer narrow":
+            return self.say(403, b"", {"X-Error-Message": "The token has no scope for this repository"})
         if path.startswith("/api/models/"):
             return self.list_files(path.removeprefix("/api/models/"))
         if path.startswith("/elsewhere/"):
@@ -382,6 +384,7 @@ FAILURES = {
     "gated": (gate, [], {}, f"'{REPO}' is gated: it may be read once its owner has agreed\n  ask on http"),
     "gated for this token": (gate, ["--hf_token", "hf_other"], {}, f"'{REPO}' is gated: it may be read"),
     "bad token": (nothing, ["--hf_token", "wrong"], {}, "http://127.0.0.1:{port} refuses access to " f"'{REPO}' (401)"),
+    "a token without the right": (nothing, ["--hf_token", "narrow"], {}, "http://127.0.0.1:{port} refuses access to " f"'{REPO}' (403)"),
     "no such revision": (nothing, ["--revision", "v7"], {}, f"'{REPO}' has no revision 'v7'\n"),
     "offline": (nothing, [], {"HF_HUB_OFFLINE": "1"}, "nothing can be downloaded while HF_HUB_OFFLINE is set"),
     "unreachable": (nothing, [], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach http://127.0.0.1:9: "),
