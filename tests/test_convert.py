@@ -279,7 +279,8 @@ def test_a_full_disk_is_said(step: Path, hf: Path, refused: Run) -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 from hekaton_hf import safetensors_file
 from hekaton.checkpoint import dcp
 from hekaton.weights.lazy import LazyTensor

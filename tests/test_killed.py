@@ -21,6 +21,7 @@ TINY = [
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     done = subprocess.run(

@@ -29,6 +29,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path) -> None:
     alone = {"single": []}

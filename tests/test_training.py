@@ -75,6 +75,7 @@ def test_resuming_is_bit_identical(whole, tmp_path, workers):
     assert same(second.final, whole.final)
 
 
+@pytest.mark.slow
 def test_two_then_one_then_four_processes_are_the_same_run(whole, tmp_path):
     total = ["--lr_scheduler.total_steps", "8"]
     runs = [

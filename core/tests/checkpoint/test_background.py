@@ -214,7 +214,9 @@ def test_a_process_that_dies_while_it_writes_leaves_the_older_step(
     """Killed; or interrupted twice, at its work and while it waits for the save."""
     end = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt as e:\n    print('waits', flush=True)\n    saves.end(e)"
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.replace("{END}", end))
+    # The shell has what it runs in the background ignore interrupts.
+    heeds = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script.write_text(heeds + KILLED.replace("{END}", end))
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -40,7 +40,10 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save(tmp_path: Path) -> None:
         assert "No space left on device" in said
 
 
-@pytest.mark.parametrize(("scheme", "every"), [("", 1), ("file://", 2)], ids=["disk", "fsspec"])
+@pytest.mark.parametrize(
+    ("scheme", "every"),
+    [pytest.param("", 1, id="disk"), pytest.param("file://", 2, id="fsspec", marks=pytest.mark.slow)],
+)
 def test_killed_at_every_moment_of_a_save(scheme: str, every: int, tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_while_saving.py")
     done = subprocess.run(

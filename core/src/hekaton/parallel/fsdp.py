@@ -63,13 +63,15 @@ def apply_fsdp(
         )
     # What is left (embeddings, last norm, output) is used at both ends of the step: gathering it anew for
     # backward, which starts where forward ended, would only cost time.
-    fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
+    root = fully_shard(
+        model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False
+    )
     for module in (module for module in model.modules() if isinstance(module, FSDPModule)):
         module.set_gradient_divide_factor(1.0)
         if not cuda:  # gloo has no pre-multiplied sum
             module.set_force_sum_reduction_for_comms(True)
-    if not cuda:  # no streams: a block's gathering overlaps with the block before only as an asynchronous one
-        model._set_unshard_async_op(True)
+    if not cuda:  # no streams: only what is asynchronous is gathered while the block before computes
+        root._set_unshard_async_op(True)
     for before, after in pairwise(module for module in shared if isinstance(module, FSDPModule)):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
