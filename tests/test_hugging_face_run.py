@@ -78,7 +78,7 @@ def test_weights_come_in_and_go_out_under_any_layout(
             "--checkpoint.initial_load_path", str(tmp_path / "hf"),
             "--checkpoint.last_save_model_only", "--checkpoint.last_save_in_hf",
         ],
-        result=str(tmp_path / "result.pt"),
+        result=str(tmp_path / "result.pt"), export_file_size=20_000,
     )  # fmt: skip
     final = torch.load(tmp_path / "result.pt", weights_only=True)["final"]
 
@@ -89,6 +89,7 @@ def test_weights_come_in_and_go_out_under_any_layout(
 
     exported = tmp_path / "run/checkpoint/step-1-hf"
     assert same(tensors_in(exported), theirs)
+    assert len(list(exported.glob("*.safetensors"))) > processes, "every rank has files of its own to write"
     assert type(AutoModelForCausalLM.from_pretrained(exported)) is LlamaForCausalLM
     assert (tmp_path / "run/checkpoint/step-1/manifest.json").exists()
 

@@ -2,19 +2,28 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from hekaton.checkpoint import formats
 from hekaton.config import check, load
 from hekaton.distributed import process_group, this_process
 from hekaton.metrics import set_up_logging
 from hekaton.trainer import Trainer
 
 
-def train(flags: list[str], result: str, config: str | None = None) -> None:
-    """Train as ``hekaton train`` does; rank 0 writes losses by step, weights and messages to ``result``."""
+def train(
+    flags: list[str], result: str, config: str | None = None, export_file_size: int | None = None
+) -> None:
+    """Train as ``hekaton train`` does; rank 0 writes losses by step, weights and messages to ``result``.
+
+    :param export_file_size: bytes of one file of an export, at most; by default as in any run.
+    """
     torch.set_num_threads(1)
+    if export_file_size is not None:
+        formats.WriteOptions = partial(formats.WriteOptions, max_shard_size=export_file_size)
     loaded = load([config] if config else [], flags)
     process = this_process()
     set_up_logging(process.rank, process.world_size)
