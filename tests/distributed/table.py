@@ -69,8 +69,9 @@ def grouped(measured: dict) -> dict:
         words = name.removesuffix(precision).split()
         layout = " ".join(word for word in words if re.fullmatch(r"(replicate|shard|cp|tp|pp)\d", word))
         option = " ".join(words[len(layout.split()) :]) if layout else ""
-        if precision == "float64 concat":
-            precision, option = "float64", "one document per row"
+        if precision.endswith(" concat"):
+            option = ", ".join(filter(None, (option, "one document per row")))
+        precision = precision.removesuffix(" concat")
         for flag, word in WORDS.items():
             option = option.replace(flag, word)
         option = option.strip().removesuffix(",")

@@ -23,3 +23,8 @@ def test_head_tail_costs_each_rank_the_same(degree):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_strategy_is_attention_over_the_whole_sequence(processes):
     run_processes(Path(__file__).with_name("context_on_processes.py"), "attend", processes=processes)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_ring_over_flash_kernels_is_attention_over_the_whole_sequence(processes):
+    run_processes(Path(__file__).with_name("context_on_processes.py"), "attend_by_flash", processes=processes)

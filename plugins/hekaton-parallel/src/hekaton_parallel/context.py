@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed import _functional_collectives as collectives
 
 from hekaton.parallel.context import ContextGroup, contiguous, head_tail
-from hekaton_parallel.ring import RingAttention
+from hekaton_parallel.ring import FlashRingAttention, RingAttention, has_flash
 
 Attend = Callable[..., torch.Tensor]
 
@@ -104,8 +104,12 @@ class Ring:
         def forward(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
         ) -> torch.Tensor:
+            result: torch.Tensor
+            if documents is None and has_flash(q):
+                result = FlashRingAttention.apply(q, k, v, group.load_balance, group.process_group)
+                return result
             parts = self.order(k.shape[2] * group.degree, group.degree, device=q.device).chunk(group.degree)
-            result: torch.Tensor = RingAttention.apply(q, k, v, documents, parts, group.process_group)
+            result = RingAttention.apply(q, k, v, documents, parts, group.process_group)
             return result
 
         return forward

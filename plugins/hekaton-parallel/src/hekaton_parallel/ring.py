@@ -1,12 +1,111 @@
-"""Ring attention: exact attention, a part of the keys and values at a time, with its backward."""
+"""Ring attention: exact attention, a part of the keys and values at a time, with its backward.
+
+Where there are no documents to keep apart, over flash kernels in torch's own loop, which merges in float32.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_aten = torch.ops.aten
+_KERNELS = {
+    "cpu": (
+        {torch.float32, torch.bfloat16},
+        _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+        (),
+    ),
+    "cuda": (
+        {torch.float16, torch.bfloat16},
+        _aten._scaled_dot_product_flash_attention.default,
+        _aten._scaled_dot_product_flash_attention_backward.default,
+        ("cum_seq_q", "cum_seq_k", "max_q", "max_k", "philox_seed", "philox_offset"),
+    ),
+}
+"""Device -> dtypes, flash attention, its backward, and what that takes of the other results of the former."""
+
+
+def has_flash(q: torch.Tensor) -> bool:
+    """Whether :class:`FlashRingAttention` takes queries of this device and dtype."""
+    return q.device.type in _KERNELS and q.dtype in _KERNELS[q.device.type][0]
+
+
+class FlashRingAttention(torch.autograd.Function):
+    """Causal attention over keys and values that travel round a process group, a flash kernel per part.
+
+    ``apply(q, k, v, load_balance, group)``: ``q`` (batch, heads, n, head_dim), ``k`` and ``v`` (batch,
+    kv_heads, n, head_dim), each rank's part in the order of ``head_tail`` or, without ``load_balance``,
+    contiguous. The loop is torch's (``torch.distributed.tensor.experimental``).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        load_balance: bool,
+        group: dist.ProcessGroup,
+    ) -> torch.Tensor:
+        from torch.distributed.tensor.experimental._context_parallel import _attention as loop
+
+        _, kernel, _, kept = _KERNELS[q.device.type]
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+        ) -> tuple[torch.Tensor, ...]:
+            whole: tuple[torch.Tensor, ...] = kernel(
+                query, _per_query_head(key, query), _per_query_head(value, query), **options
+            )
+            return whole
+
+        with _loop_options(load_balance):
+            out, lse, *others = loop._templated_ring_attention(
+                group, 2, attend, q, k, v, is_causal=True, dropout_p=0.0
+            )
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.kept = dict(zip(kept, others, strict=False))
+        ctx.load_balance, ctx.group = load_balance, group
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        from torch.distributed.tensor.experimental._context_parallel import _attention as loop
+
+        q, k, v, out, lse = ctx.saved_tensors
+        _, _, kernel, _ = _KERNELS[q.device.type]
+
+        def attend(
+            *, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+        ) -> tuple[torch.Tensor, ...]:
+            keys, values = _per_query_head(key, query), _per_query_head(value, query)
+            of_q, of_k, of_v, *_ = kernel(query=query, key=keys, value=values, **options)
+            return of_q, _per_kv_head(of_k, key), _per_kv_head(of_v, value)
+
+        with _loop_options(ctx.load_balance):
+            of_inputs = loop._templated_ring_attention_backward(
+                ctx.group, 2, attend, grads[0], "grad_out", q, k, v, out, lse, True, dropout_p=0.0, **ctx.kept
+            )
+        return *of_inputs, None, None
+
+
+@contextlib.contextmanager
+def _loop_options(load_balance: bool) -> Iterator[None]:
+    """Torch's loop takes these from a global."""
+    from torch.distributed.tensor.experimental._context_parallel._attention import _cp_options, _RotateMethod
+
+    before = _cp_options.enable_load_balance, _cp_options.rotate_method
+    _cp_options.enable_load_balance, _cp_options.rotate_method = load_balance, _RotateMethod.ALL_TO_ALL
+    try:
+        yield
+    finally:
+        _cp_options.enable_load_balance, _cp_options.rotate_method = before
 
 
 class RingAttention(torch.autograd.Function):
