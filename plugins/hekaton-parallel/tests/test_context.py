@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
 
 from hekaton.parallel.context import contiguous, head_tail
 from hekaton.testing.distributed import run_processes
+from hekaton_parallel.ring import _KERNELS, has_flash
 
 
 def test_head_tail_pairs_early_and_late_stretches():
@@ -28,3 +31,31 @@ def test_every_strategy_is_attention_over_the_whole_sequence(processes):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_ring_over_flash_kernels_is_attention_over_the_whole_sequence(processes):
     run_processes(Path(__file__).with_name("context_on_processes.py"), "attend_by_flash", processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "has"),
+    [
+        ("cpu", torch.float32, 20, True),
+        ("cpu", torch.float64, 64, False),  # torch's loop would merge it in float32
+        ("cuda", torch.bfloat16, 128, True),
+        ("cuda", torch.float32, 128, False),
+        ("cuda", torch.bfloat16, 20, False),
+        ("cuda", torch.bfloat16, 512, False),
+    ],
+)
+def test_flash_kernels_are_taken_where_they_run(device, dtype, head_dim, has):
+    with FakeTensorMode():
+        assert has_flash(torch.empty(1, 2, 4, head_dim, dtype=dtype, device=device)) is has
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_flash_kernels_backward_is_given_everything_it_takes(device):
+    _, forward, backward, kept = _KERNELS[device]
+    given = {"grad_out", "query", "key", "value", "out", "logsumexp", "dropout_p", "is_causal", *kept}
+    assert {
+        argument.name for argument in backward._schema.arguments if not argument.has_default_value()
+    } == given
+    of_forward = [str(result.type) for result in forward._schema.returns[2 : 2 + len(kept)]]
+    of_backward = {argument.name: str(argument.type) for argument in backward._schema.arguments}
+    assert of_forward == [of_backward[name] for name in kept]

@@ -32,8 +32,10 @@ _KERNELS = {
 
 
 def has_flash(q: torch.Tensor) -> bool:
-    """Whether :class:`FlashRingAttention` takes queries of this device and dtype."""
-    return q.device.type in _KERNELS and q.dtype in _KERNELS[q.device.type][0]
+    """Whether :class:`FlashRingAttention` takes queries of this device, dtype and head_dim."""
+    device, head_dim = q.device.type, q.shape[-1]
+    fits = device != "cuda" or (head_dim % 8 == 0 and head_dim <= 256)
+    return device in _KERNELS and q.dtype in _KERNELS[device][0] and fits
 
 
 class FlashRingAttention(torch.autograd.Function):
