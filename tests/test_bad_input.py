@@ -156,3 +156,29 @@ def test_overrides_are_checked_too(refused):
     message = refused(*TINY, "--model.overrides", json.dumps({"dims": 8}))
     assert "'dims'" in message
     assert "dim" in message
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "the environment's WORLD_SIZE must be a number"),
+        ({"RANK": "5"}, "RANK = 5, but there are ranks 0 to 0"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE = 4, but not RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"LOCAL_RANK": "x", "RANK": "y"}, "the environment's RANK must be a number"),
+    ],
+)
+def test_an_environment_that_no_launcher_makes(refused, monkeypatch, variables, message):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert message in refused(*TINY)
+
+
+def test_other_processes_that_do_not_come(refused, monkeypatch):
+    for name, value in {
+        "RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    message = refused(*TINY, "--comm.init_timeout_seconds", "2")
+    assert "cannot reach the other processes at 127.0.0.1:1 (MASTER_ADDR, MASTER_PORT) within 2 s" in message

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from hekaton.environment import ADDRESS, launched
+from hekaton.errors import ConfigError
+
 if TYPE_CHECKING:
     from hekaton.config.sections import CommSection
 
@@ -26,10 +29,20 @@ class Process:
 
 
 def this_process() -> Process:
-    """Read the rank and the world size from the environment, and choose the device."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
+    """Read the rank and the world size from the environment, and choose the device.
+
+    :raises ConfigError: where the environment contradicts itself, or has more processes than devices.
+    """
+    place = launched()
+    if not torch.cuda.is_available():
+        return Process(place.rank, place.world_size, torch.device("cpu"))
+    devices = torch.cuda.device_count()
+    if place.local_rank >= devices:
+        raise ConfigError(
+            f"process {place.local_rank + 1} of this machine finds {devices} CUDA device(s)",
+            hint=f"start at most {devices} processes on it, or look at CUDA_VISIBLE_DEVICES",
+        )
+    return Process(place.rank, place.world_size, torch.device("cuda", place.local_rank))
 
 
 @contextlib.contextmanager
@@ -50,13 +63,22 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
             "TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix)
         )
     alone = process.world_size == 1
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        timeout=timedelta(seconds=settings.init_timeout_seconds),
-        store=torch._C._distributed_c10d.HashStore() if alone else None,
-        rank=process.rank if alone else -1,
-        world_size=1 if alone else -1,
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            timeout=timedelta(seconds=settings.init_timeout_seconds),
+            store=torch._C._distributed_c10d.HashStore() if alone else None,
+            rank=process.rank if alone else -1,
+            world_size=1 if alone else -1,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as e:
+        address = ":".join(os.environ.get(name, "") for name in ADDRESS)
+        raise ConfigError(
+            f"cannot reach the other processes at {address} (MASTER_ADDR, MASTER_PORT) within "
+            f"{settings.init_timeout_seconds} s: {str(e).splitlines()[0]}",
+            hint="start all processes with one launcher such as torchrun; comm.init_timeout_seconds is how "
+            "long each waits",
+        ) from e
     try:
         yield
     finally:

@@ -71,7 +71,7 @@ class CheckpointError(HekatonError):
 def _rank() -> int | None:
     # Noted when the error is made: the process group may be gone by the time that it is printed.
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if distributed is None or os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     if not distributed.is_available() or not distributed.is_initialized():
         return None

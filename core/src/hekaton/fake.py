@@ -27,6 +27,7 @@ from hekaton.build import (
 )
 from hekaton.contributions import Objective, Optimizer
 from hekaton.distributed import Process
+from hekaton.environment import number
 from hekaton.errors import ConfigError
 from hekaton.forward_backward import ForwardBackward
 from hekaton.loss import Batch
@@ -47,9 +48,13 @@ def played_process(config: JobConfig) -> Process:
 
     :raises ConfigError: for a variable that is no number, or a rank beyond the world.
     """
-    world_size = _number("NGPU") * _number("NNODES") if "NGPU" in os.environ else smallest_world(config)
+    world_size = (
+        number("NGPU", default=1, at_least=1) * number("NNODES", default=1, at_least=1)
+        if "NGPU" in os.environ
+        else smallest_world(config)
+    )
     name = "FAKE_RANK" if "FAKE_RANK" in os.environ else "RANK"
-    return rank_of(world_size, _number(name, default=0), what=name)
+    return rank_of(world_size, number(name, default=0), what=name)
 
 
 def smallest_world(config: JobConfig) -> int:
@@ -69,13 +74,6 @@ def rank_of(world_size: int, rank: int, *, what: str) -> Process:
     if rank >= world_size:
         raise ConfigError(f"{what} = {rank}: there are ranks 0 to {world_size - 1}")
     return Process(rank, world_size, torch.device("cpu"))
-
-
-def _number(name: str, *, default: int = 1) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal() or int(text) < min(default, 1):
-        raise ConfigError(f"the environment's {name} must be a number, at least {default}, not '{text}'")
-    return int(text)
 
 
 @contextlib.contextmanager

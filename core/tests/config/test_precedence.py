@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hekaton.config import load
-from hekaton.config.sources import TomlFile
+from hekaton.config.toml import TomlFile
 from hekaton.errors import ConfigErrors
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hekaton import __version__
 from hekaton.contributions import Command
+from hekaton.environment import among_others
 from hekaton.errors import ConfigError, HekatonError, choices_hint
 from hekaton.plugins import CORE_PLUGIN, Contributed, Plugins
 
@@ -57,11 +58,10 @@ def report(error: HekatonError) -> None:
     the first the time to print; one that is still there after that has an error of its own, and prints it
     with its number in front, as every rank does once there is a process group.
     """
-    rank = error.rank
-    if rank is None and os.environ.get("LOCAL_RANK", "0") != "0":
+    prefix = "" if error.rank is None else f"rank {error.rank}: "
+    if error.rank is None and among_others() and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(FIRST_PRINTS)
-        rank = int(os.environ.get("RANK", os.environ["LOCAL_RANK"]))
-    prefix = "" if rank is None else f"rank {rank}: "
+        prefix = f"rank {os.environ.get('RANK', os.environ['LOCAL_RANK'])}: "
     print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
 
 

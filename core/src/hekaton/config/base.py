@@ -180,4 +180,9 @@ def toml_value(value: object, *, width: int = 80) -> str:
         )
     else:
         text = "None" if value is None else str(value)
+    return shortened(text, width)
+
+
+def shortened(text: str, width: int = 80) -> str:
+    """At most ``width`` characters of a text, with dots in place of the rest."""
     return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -24,9 +24,11 @@ from hekaton.config.base import (
     is_idle,
     marks,
     section_class,
+    shortened,
     toml_value,
     walk,
 )
+from hekaton.config.plain import MAX_DEPTH, check_plain
 from hekaton.errors import ConfigError
 
 HELP = ("-h", "--help")
@@ -78,6 +80,7 @@ def parse_flags(
         try:
             path, found, negative = _find(config, text)
             flag = Flag(path, _take(found, text, value if equals else None, rest, negative), text)
+            check_plain(flag.value, path, lambda _, text=text: text)  # type: ignore[misc]
         except ConfigError as e:
             problems.append(e)
             if not equals and rest and not rest[0].startswith("--"):
@@ -110,10 +113,11 @@ def _find(config: type[SectionModel], text: str) -> tuple[Path, FieldInfo | None
         if inner is None:
             if last:
                 return tuple(names), field, False
-            if dict in kinds(field.annotation):
+            if dict in kinds(field.annotation) and len(names) <= MAX_DEPTH and all(names):
                 return tuple(names), None, False
             break
         owner = inner
+    text = shortened(text)
     known = [f"--{dotted(path)}" for path, _, _ in walk(config)]
     elsewhere = [flag for flag in known if flag.rpartition(".")[2] == names[-1]]
     near = elsewhere[:3] or difflib.get_close_matches(text, known, n=1)
@@ -187,6 +191,8 @@ def _json_or(text: str, otherwise: Any) -> Any:
         return json.loads(text)
     except ValueError:
         return otherwise
+    except RecursionError:
+        raise ConfigError(f"{shortened(text)}: nested too deeply") from None
 
 
 INTRODUCTION = """\

@@ -14,7 +14,8 @@ from hekaton.config.base import Path, Renamed, dotted, marks, walk
 from hekaton.config.flags import Flag, parse_flags
 from hekaton.config.job import JobConfig, config_class
 from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections
-from hekaton.config.sources import Origin, Origins, Values, read_files
+from hekaton.config.sources import Origin, Origins, Values
+from hekaton.config.toml import read_files
 from hekaton.config.validation import describe, notices_and_refusals
 from hekaton.errors import ConfigErrors, HekatonError, PluginError
 from hekaton.plugins import Plugins

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
+from hekaton.config.base import NameOf, Path, default_of, dotted, marks, shortened, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
 from hekaton.config.validation import UNSET, is_off, set_value
@@ -124,7 +124,7 @@ def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:
         path = (*OVERRIDES, name)
         if name not in known:
             yield ConfigError(
-                f"{dotted(path)}: {spec.name} {flavor} has no field '{name}'",
+                f"{shortened(dotted(path))}: {spec.name} {flavor} has no field '{shortened(name)}'",
                 origin=values.origin(path),
                 hint=choices_hint(name, known),
             )

@@ -19,6 +19,7 @@ from hekaton.config.base import (
     default_of,
     dotted,
     marks,
+    shortened,
     toml_value,
     walk,
 )
@@ -27,16 +28,23 @@ from hekaton.config.sources import Values
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.plugins import Plugins
 
+MAX_PROBLEMS = 50
+"""More errors than these are counted and not described."""
+
 
 def describe(
     error: ValidationError, config: type[JobConfig], values: Values, plugins: Plugins
 ) -> dict[Path, HekatonError]:
     """An error per wrong value, with the place where it was set."""
     problems: dict[Path, HekatonError] = {}
-    for detail in error.errors():
+    details = error.errors(include_url=False, include_context=True)
+    for detail in details:
         path, index = _field_path(config, detail["loc"])
         if path in problems:  # another member of the same union
             continue
+        if len(problems) == MAX_PROBLEMS:
+            problems[("",)] = ConfigError(f"and {len(details) - MAX_PROBLEMS} more values are wrong")
+            break
         if detail["type"] == "extra_forbidden":
             problems[path] = _unknown(config, path, values, plugins)
         else:
@@ -83,11 +91,12 @@ def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> tuple
 def _unknown(config: type[JobConfig], path: Path, values: Values, plugins: Plugins) -> HekatonError:
     *inside, name = path
     is_table = bool(values.below(path)) and values.values.get(path, {}) == {}
+    shown = shortened(name)
     if not inside:
-        message = f"unknown section [{name}]" if is_table else f"'{name}' is outside of any section"
+        message = f"unknown section [{shown}]" if is_table else f"'{shown}' is outside of any section"
     else:
         what = "section" if is_table else "field"
-        message = f"unknown {what} '{name}' in [{dotted(tuple(inside))}]"
+        message = f"unknown {what} '{shown}' in [{dotted(tuple(inside))}]"
     return ConfigError(message, origin=values.origin(path), hint=unknown_field_hint(config, path, plugins))
 
 

@@ -1,0 +1,141 @@
+"""Input that is nested, long or large beyond reason: refused with its place, in time that grows with its size."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from hekaton.config import load
+from hekaton.config.toml import MAX_BYTES, TomlFile, statements
+from hekaton.errors import ConfigError
+
+DEEP = 5000
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (f"# one\n\na = {'[' * DEEP}{']' * DEEP}", "TOML: nested too deeply\n  from: run.toml, line 3"),
+        (f"a = 1\nb = {'{c = ' * DEEP}1{'}' * DEEP}", "TOML: nested too deeply\n  from: run.toml, line 2"),
+        (f"a = 1\n{'.'.join('a' * DEEP)} = 1", "TOML: nested too deeply\n  from: run.toml, line 2"),
+        (f"a = 1\n[{'.'.join('b' * 900)}]\nc = 1", "more than 32 levels deep\n  from: run.toml, line 2"),
+        (f"[model.overrides]\ndim = {'[' * 40}{']' * 40}", "32 levels deep\n  from: run.toml, line 2"),
+        (
+            f"[training]\n\nsteps = {'9' * 5000}",
+            "TOML: a number has too many digits\n  from: run.toml, line 3",
+        ),
+        (f"[training]\nsteps = 0x{'f' * 5000}", "training.steps is an integer of more than 64 bits"),
+        (f"[training]\nsteps = {2**63}", "training.steps is an integer of more than 64 bits"),
+        (
+            f"[model]\noverrides = {{a = [1, {-(2**63) - 1}]}}",
+            "model.overrides.a is an integer of more than 64",
+        ),
+    ],
+    ids=["lists", "tables", "key", "header", "override", "digits", "hexadecimal", "65 bits", "in a list"],
+)
+def test_a_file_beyond_bounds(problems, toml, message):
+    (said,) = problems(toml)
+    assert message in said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.overrides", '{"a": ' * DEEP + "1" + "}" * DEEP], "nested too deeply"),
+        (["--model.overrides.dim", "[" * DEEP + "]" * DEEP], "nested too deeply"),
+        (["--model.overrides", '{"a": ' * 100 + "1" + "}" * 100], "more than 32 levels deep"),
+        ([f"--model.overrides.{'.'.join('a' * DEEP)}", "1"], "unknown flag --model.overrides.a.a"),
+        (["--training.steps", "9" * 5000], "training.steps"),
+        (["--training.steps", str(2**63)], "an integer of more than 64 bits\n  from: --training.steps"),
+        (["--job.description", "\udcff"], "job.description: character 1 is not valid Unicode"),
+        (["--model.overrides", '{"\\ud800": 1}'], "model.overrides: character 1 is not valid Unicode"),
+    ],
+    ids=["JSON", "key of a table", "33 levels", "long flag", "digits", "64 bits", "bytes", "surrogate"],
+)
+def test_flags_beyond_bounds(problems, flags, message):
+    said = problems("", *flags)
+    assert any(message in problem for problem in said), said
+    assert all(len(problem) < 400 for problem in said)
+
+
+def test_a_file_too_large_for_a_run_file(problems):
+    (said,) = problems(f'[job]\ndescription = "{"x" * MAX_BYTES}"\n')
+    assert said == "'run.toml' has more than 4 MiB, too much for a run file"
+
+
+def test_a_file_without_an_end_is_refused():
+    with pytest.raises(ConfigError, match="'/dev/zero' has more than 4 MiB"):
+        TomlFile.read("/dev/zero")
+
+
+def test_a_long_line_is_quoted_in_part(problems):
+    (said,) = problems(f"[job]\ndescription = '{'x' * 1_000_000}")
+    assert "line 2" in said
+    assert len(said) < 400
+
+
+def test_of_very_many_mistakes_the_first_are_described(problems):
+    started = time.perf_counter()
+    said = problems("[training]\n" + "".join(f"steps_{number} = 1\n" for number in range(20_000)))
+    assert time.perf_counter() - started < 20
+    assert len(said) == 51
+    assert "from: run.toml, line 2\n" in said[0]
+    assert said[-1] == "and 19950 more values are wrong"
+
+
+def _seconds(lines: int) -> float:
+    items = "".join(f'    "layers.{number}",\n' for number in range(lines))
+    Path("run.toml").write_text(f"[plugins]\ndisable = [\n{items}]\n[training]\nsteps = 1\n")
+    started = time.perf_counter()
+    file = TomlFile.read("run.toml")
+    assert file.origin(("training", "steps"))() == f"run.toml, line {lines + 5}"
+    return time.perf_counter() - started
+
+
+def test_a_long_list_takes_time_in_proportion():
+    # 4,000 lines took 21 s when each further line had the list parsed anew.
+    _seconds(100)
+    assert _seconds(40_000) < 5
+
+
+def test_many_keys_take_time_in_proportion(plugin_flags):
+    Path("run.toml").write_text(
+        "[parallelism.plan]\n" + "".join(f"k{number} = 'colwise'\n" for number in range(20_000))
+    )
+    started = time.perf_counter()
+    loaded = load(["run.toml"], plugin_flags)
+    assert time.perf_counter() - started < 20
+    assert len(loaded.config.parallelism.plan) == 20_000
+
+
+TRICKY = '''# [comment]
+a = "# no comment ] \\" }"  # one
+b = """
+[not.a.header]
+x = 1 "" two quotes, and at the end ""\\"""""
+c = \'\'\'
+"""\' \'\'\'\'\'
+[t]  # [
+d = [ # ]
+  1, "]", \'[\',
+  { e = [2] },
+]
+[[list]]
+"f.g" = \'"\'
+[last]'''
+
+
+def test_statements_end_where_toml_says():
+    # The expected numbers were counted by hand.
+    lines = [line for line, text in statements(TRICKY) if text.strip() and not text.startswith("#")]
+    assert lines == [2, 3, 6, 8, 9, 13, 14, 15]
+    Path("run.toml").write_text(TRICKY)
+    file = TomlFile.read("run.toml")
+    assert file.tables["last"] == {}
+    assert dict(file.lines) == {
+        ("a",): 2, ("b",): 3, ("c",): 6, ("t",): 8, ("t", "d"): 9,
+        ("list",): 13, ("list", "f.g"): 14, ("last",): 15,
+    }  # fmt: skip
