@@ -127,24 +127,6 @@ class BuiltModel:
     shapes: Sequence[torch.Tensor]
 
 
-def build_model(
-    meta: MetaModel,
-    meshes: Meshes,
-    dims: ParallelDims,
-    config: JobConfig,
-    plugins: Plugins,
-    *,
-    device: torch.device,
-    seed: int,
-) -> BuiltModel:
-    """Parallelise the model, give it memory on ``device`` and its initial weights, in training mode."""
-    built = parallelize_model(meta, meshes, dims, config, plugins)
-    give_memory(built, config, device=device)
-    for part in built.parts.values():
-        initialize(part, meta.initializers, seed=seed)
-    return built
-
-
 def parallelize_model(
     meta: MetaModel, meshes: Meshes, dims: ParallelDims, config: JobConfig, plugins: Plugins
 ) -> BuiltModel:
@@ -169,6 +151,12 @@ def give_memory(built: BuiltModel, config: JobConfig, *, device: torch.device) -
     for part in built.parts.values():
         materialize(part, memory)
         part.train()
+
+
+def initialize_parts(built: BuiltModel, meta: MetaModel, *, seed: int) -> None:
+    """Give what this rank runs the weights that the model starts from."""
+    for part in built.parts.values():
+        initialize(part, meta.initializers, seed=seed)
 
 
 def make_layout(

@@ -11,25 +11,17 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from hekaton.build import (
-    BuiltModel,
-    MetaModel,
-    build_component,
-    build_meta,
-    give_memory,
-    parallelize_model,
-)
-from hekaton.contributions import Objective, Optimizer
+from hekaton.assembly import assemble
+from hekaton.build import BuiltModel, MetaModel
 from hekaton.distributed import Process
 from hekaton.environment import number
 from hekaton.errors import ConfigError
-from hekaton.forward_backward import ForwardBackward
 from hekaton.loss import Batch
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.observe import Message, Observer
@@ -131,39 +123,22 @@ def play(loaded: Loaded, process: Process) -> Played:
     if config.compile.enable:  # the compiler would see the fake tensors, and refuses them
         eager = config.compile.model_copy(update={"enable": False})
         config = config.model_copy(update={"compile": eager})
-    dims = ParallelDims.of(config, world_size=process.world_size)
-    meshes = dims.build_mesh(process.device.type)
-    meta = build_meta(config, loaded.plugins, dims)
-    # DTensors are made on the meta device: inside the mode, torch would have to compute with its indices.
-    built = parallelize_model(meta, meshes, dims, config, loaded.plugins)
-    objective = build_component(config, loaded.plugins, Objective, meta.spec.objective)
-    parameters = [parameter for part in built.parts.values() for parameter in part.parameters()]
-    with _fake_tensors() as mode:
-        give_memory(built, config, device=process.device)
-        optimizers: list[torch.optim.Optimizer] = [
-            build_component(
-                config,
-                loaded.plugins,
-                Optimizer,
-                config.optimizer.name,
-                config.optimizer,
-                list(part.parameters()),
-            )
-            for part in built.parts.values()
-        ]
-        forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
-        if forward_backward.pipeline is not None:
-            _skip_vote(forward_backward.pipeline)
-        with Observer(built.parts.values(), meta.plan, meshes, mode) as observer:
-            forward_backward(_batch(config, dims, process))
+    assembled = assemble(replace(loaded, config=config), process, memory="fake")
+    built, meshes, dims = assembled.built, assembled.meshes, assembled.dims
+    parameters = [parameter for part in assembled.parts for parameter in part.parameters()]
+    with assembled.fake_mode as mode:
+        if assembled.forward_backward.pipeline is not None:
+            _skip_vote(assembled.forward_backward.pipeline)
+        with Observer(assembled.parts, assembled.meta.plan, meshes, mode) as observer:
+            assembled.forward_backward(_batch(config, dims, process))
             peak = observer.peak
             observer.phase = "optimizer"
             clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
-            for optimizer in optimizers:
+            for optimizer in assembled.optimizers:
                 optimizer.step()
     states = [
         value
-        for optimizer in optimizers
+        for optimizer in assembled.optimizers
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
@@ -176,7 +151,7 @@ def play(loaded: Loaded, process: Process) -> Played:
     return Played(
         dims=dims,
         meshes=meshes,
-        meta=meta,
+        meta=assembled.meta,
         built=built,
         held=held,
         peak=held["parameters"] + held["optimizer state"] + peak,
@@ -226,9 +201,3 @@ def _notice_left_out(config: JobConfig) -> None:
     }
     left_out = ["dataset", "tokenizer", *(name for name, on in enabled.items() if on)]
     log.info('notice: comm.mode = "fake_backend": one step on fake tensors, without %s', ", ".join(left_out))
-
-
-def _fake_tensors() -> contextlib.AbstractContextManager[Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode(allow_non_fake_inputs=True)

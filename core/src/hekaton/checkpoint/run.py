@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from hekaton.build import model_config
 from hekaton.checkpoint import formats
 from hekaton.checkpoint.background import BackgroundSaves
 from hekaton.checkpoint.folders import Folder, folder_at
@@ -33,7 +34,12 @@ from hekaton.errors import CheckpointError
 from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
 
 if TYPE_CHECKING:
-    from hekaton.trainer import Trainer
+    from hekaton.build import MetaModel
+    from hekaton.config import JobConfig
+    from hekaton.data.loader import Loader
+    from hekaton.mesh import ParallelDims
+    from hekaton.optim import LearningRate
+    from hekaton.plugins import Plugins
 
 log = logging.getLogger("hekaton")
 
@@ -41,13 +47,93 @@ log = logging.getLogger("hekaton")
 _STATE = (MODEL, "optimizer", "lr_scheduler", "data_loader")
 
 
-class RunCheckpoints:
-    """Saves and resumes a trainer: model, optimizers, schedule, data position, random numbers, step."""
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a checkpoint holds of a run, live: saving reads it, resuming fills it.
 
-    def __init__(self, trainer: Trainer) -> None:
+    :param meta: the model that the tensors are of.
+    :param parts: the parts of the model that this rank runs.
+    :param loader: the training data; its rows are this rank's part of the global batch.
+    :param readers: the ranks that read the rows of the global batch, in the order of their rows.
+    :param rank: this rank, whose random-number generators are kept.
+    """
+
+    meta: MetaModel
+    dims: ParallelDims
+    parts: Sequence[nn.Module]
+    optimizers: Sequence[torch.optim.Optimizer]
+    learning_rate: LearningRate
+    loader: Loader
+    readers: dist.ProcessGroup
+    rank: int
+
+
+class Checkpoints(Protocol):
+    """What a run asks of its checkpoints, whether it has some or not."""
+
+    def resume(self) -> int:
+        """Restore the state from where the run left off. :returns: the steps that are done."""
+
+    def poll(self) -> None:
+        """Called before every step: finish a save that was written meanwhile, or raise its error."""
+
+    def due(self, step: int) -> bool:
+        """Whether the step just done is to be saved."""
+
+    def save(self, step: int, *, good: bool) -> None:
+        """Save the step just done. :param good: whether its loss and gradients are finite."""
+
+    def save_seed(self) -> None:
+        """Save the initial weights as step 0."""
+
+    def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Called when the run ends, with the error that ended it early, if one did."""
+
+    def close(self) -> None:
+        """Release the lock of the folder."""
+
+
+def open_checkpoints(config: JobConfig, plugins: Plugins, state: RunState) -> Checkpoints:
+    """The checkpoints of a run; with ``checkpoint.enable = false``, none.
+
+    :raises CheckpointError: when another run writes to the folder.
+    """
+    return RunCheckpoints(config, plugins, state) if config.checkpoint.enable else NoCheckpoints()
+
+
+class NoCheckpoints:
+    """A run without checkpoints: nothing is ever due, and every run starts at step 0."""
+
+    def resume(self) -> int:
+        return 0
+
+    def poll(self) -> None:
+        pass
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def save(self, step: int, *, good: bool) -> None:
+        raise AssertionError("a run without checkpoints was saved")
+
+    def save_seed(self) -> None:
+        raise AssertionError("a run without checkpoints was saved")  # a rule
+
+    def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class RunCheckpoints:
+    """Saves and resumes a run: model, optimizers, schedule, data position, random numbers, step."""
+
+    def __init__(self, config: JobConfig, plugins: Plugins, state: RunState) -> None:
         """:raises CheckpointError: when another run writes to the folder."""
-        self._trainer = trainer
-        config = trainer.config
+        self._config = config
+        self._plugins = plugins
+        self._run = state
         self._settings = config.checkpoint
         self._folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
         self._manager = CheckpointManager(
@@ -55,7 +141,7 @@ class RunCheckpoints:
             describe={
                 "model": config.model.name,
                 "flavor": config.model.flavor,
-                "layout": dataclasses.asdict(trainer.dims),
+                "layout": dataclasses.asdict(state.dims),
                 "config": as_dict(config),
             },
             keep_latest_k=config.checkpoint.keep_latest_k,
@@ -66,35 +152,34 @@ class RunCheckpoints:
         if self._settings.async_mode != "disabled" and not self._settings.load_only:
             pinned = self._settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
             self._background = BackgroundSaves(self._manager, pinned=pinned, saved=self._saved)
-            for optimizer in trainer.optimizers if pinned else ():
+            for optimizer in state.optimizers if pinned else ():
                 optimizer.register_step_pre_hook(self._hold_device)
 
-    def due(self) -> bool:
+    def due(self, step: int) -> bool:
         """Whether the step just done is to be saved."""
         if self._settings.load_only:
             return False
-        step = self._trainer.step
         first = step == 1 and self._settings.enable_first_step_checkpoint
-        return first or step % self._settings.interval == 0 or step == self._trainer.config.training.steps
+        return first or step % self._settings.interval == 0 or step == self._config.training.steps
 
-    def save(self, *, good: bool) -> None:
+    def save(self, step: int, *, good: bool) -> None:
         """Save the step just done.
 
         :param good: whether its loss and gradients are finite.
         """
-        trainer = self._trainer
-        last = trainer.step == trainer.config.training.steps
+        run = self._run
+        last = step == self._config.training.steps
         if last and self._settings.last_save_model_only:
             dtype = getattr(torch, self._settings.export_dtype)
-            self._start({"model": converted(model_tensors(trainer.model_parts), dtype)}, {}, good=good)
+            self._start(step, {"model": converted(model_tensors(run.parts), dtype)}, {}, good=good)
             return
         parts, optimizer_rest = self._state()
         info = {
             "optimizer": optimizer_rest,
-            "lr_scheduler": {"steps_done": trainer.learning_rate.steps_done},
-            "data_loader": trainer.loader.identity(),
+            "lr_scheduler": {"steps_done": run.learning_rate.steps_done},
+            "data_loader": run.loader.identity(),
         }
-        self._start(parts, info, good=good)
+        self._start(step, parts, info, good=good)
 
     def save_seed(self) -> None:
         """Save the initial weights as step 0.
@@ -107,7 +192,7 @@ class RunCheckpoints:
                 f"a seed checkpoint is the first in its folder, and {self._folder} has step-{steps[-1]}",
                 hint="choose another job.dump_folder or checkpoint.folder",
             )
-        self._saved(0, self._manager.save(0, {"model": model_tensors(self._trainer.model_parts)}, {}))
+        self._saved(0, self._manager.save(0, {"model": model_tensors(self._run.parts)}, {}))
 
     def poll(self) -> None:
         """Called before every step: finish a save that was written meanwhile, or raise what went wrong."""
@@ -131,22 +216,21 @@ class RunCheckpoints:
         assert self._background is not None
         self._background.hold_device()
 
-    def _start(self, parts: Parts, info: Mapping[str, Any], *, good: bool) -> None:
-        step = self._trainer.step
+    def _start(self, step: int, parts: Parts, info: Mapping[str, Any], *, good: bool) -> None:
         if self._background is not None:
             self._background.start(step, parts, info, good=good)
         else:
             self._saved(step, self._manager.save(step, parts, info, good=good))
 
     def _saved(self, step: int, folder: Folder) -> None:
-        self._trainer.plugins.call("hekaton_checkpoint_saved", step=step, folder=folder)
-        if step == self._trainer.config.training.steps and self._settings.last_save_in_hf:
+        self._plugins.call("hekaton_checkpoint_saved", step=step, folder=folder)
+        if step == self._config.training.steps and self._settings.last_save_in_hf:
             self._save_in_hf(folder)
 
     def _save_in_hf(self, step: Folder) -> None:
         """From the step on disk: gathering the model would take as long, and memory."""
         assert isinstance(step, Path)  # a rule
-        assets = self._trainer.config.model.hf_assets_path
+        assets = self._config.model.hf_assets_path
         formats.save(
             step,
             step.with_name(f"{step.name}-hf"),
@@ -155,22 +239,24 @@ class RunCheckpoints:
         )
 
     def _in_hf(self) -> dict[str, Any]:
-        config, plugins = self._trainer.config, self._trainer.plugins
-        spec, settings = model_config(config, plugins)
+        meta = self._run.meta
         return {
-            "weight_format": build_format(plugins, "hf"),
+            "weight_format": build_format(self._plugins, "hf"),
             "model": Counterpart(
-                spec=spec,
-                flavor=config.model.flavor,
-                config=settings,
-                adapter=adapter_of(plugins, config.model.name),
+                spec=meta.spec,
+                flavor=self._config.model.flavor,
+                config=meta.config,
+                adapter=adapter_of(self._plugins, self._config.model.name),
             ),
             "ranks": Ranks.of(),
         }
 
-    def resume(self) -> None:
-        """Go on from a checkpoint of this run; where there is none, start from ``initial_load_path``; where
-        that is not set, leave everything as it is."""
+    def resume(self) -> int:
+        """Restore a checkpoint of this run; where there is none, start from ``initial_load_path``; where
+        that is not set, leave everything as it is.
+
+        :returns: the steps that are done.
+        """
         settings = self._settings
         parts, _ = self._state()
         whole: dict[str, Any] = {"optional": ["rng"], "check": self._check_data}
@@ -178,32 +264,38 @@ class RunCheckpoints:
         if loaded is not None:
             self._restore(loaded, parts)
             log.info("resumed at step %d", loaded.step)
-        elif settings.initial_load_path is not None:
-            path = folder_at(settings.initial_load_path)
-            if settings.initial_load_in_hf:
-                assert isinstance(path, Path)  # a rule
-                overridden = self._trainer.config.model.overrides
-                formats.load(path, parts["model"], overridden=overridden, **self._in_hf())
-                log.info("started with the weights of %s", path)
-            elif settings.initial_load_model_only:
-                loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
-                log.info("started with the model of %s", loaded.folder)
-            else:
-                loaded = self._manager.load_elsewhere(path, parts, choose=self._all_of, **whole)
-                self._restore(loaded, parts)
-                log.info("started from %s at step %d", loaded.folder, loaded.step)
-        elif settings.load_only and self._trainer.process.rank == 0:
+            return loaded.step
+        if settings.initial_load_path is not None:
+            return self._start_from(folder_at(settings.initial_load_path), parts, whole)
+        if settings.load_only and self._run.rank == 0:
             log.warning("there is no checkpoint to load in %s: the run starts afresh", self._folder)
+        return 0
+
+    def _start_from(self, path: Folder, parts: Parts, whole: Mapping[str, Any]) -> int:
+        settings = self._settings
+        if settings.initial_load_in_hf:
+            assert isinstance(path, Path)  # a rule
+            formats.load(path, parts["model"], overridden=self._config.model.overrides, **self._in_hf())
+            log.info("started with the weights of %s", path)
+            return 0
+        if settings.initial_load_model_only:
+            loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
+            log.info("started with the model of %s", loaded.folder)
+            return 0
+        loaded = self._manager.load_elsewhere(path, parts, choose=self._all_of, **whole)
+        self._restore(loaded, parts)
+        log.info("started from %s at step %d", loaded.folder, loaded.step)
+        return loaded.step
 
     def _state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """The tensors of the run by part, and the optimizers' rest."""
-        trainer = self._trainer
-        optimizer, optimizer_rest = optimizer_state(trainer.model_parts, trainer.optimizers)
+        run = self._run
+        optimizer, optimizer_rest = optimizer_state(run.parts, run.optimizers)
         parts = {
-            "model": model_tensors(trainer.model_parts),
+            "model": model_tensors(run.parts),
             "optimizer": optimizer,
             "data_loader": {"cursor": self._whole_cursor()},
-            "rng": rng_tensors(trainer.process.rank),
+            "rng": rng_tensors(run.rank),
         }
         return parts, optimizer_rest
 
@@ -223,9 +315,7 @@ class RunCheckpoints:
     def _resumable(self, manifest: Manifest) -> list[str]:
         """What to load from a step of this run. A model alone is enough before the first step and after the
         last."""
-        if manifest.model_only and (
-            manifest.step == 0 or manifest.step >= self._trainer.config.training.steps
-        ):
+        if manifest.model_only and (manifest.step == 0 or manifest.step >= self._config.training.steps):
             return self._model_of(manifest)
         return self._all_of(manifest)
 
@@ -234,26 +324,24 @@ class RunCheckpoints:
 
     def _check_data(self, info: Mapping[str, Any]) -> None:
         if "data_loader" in info and "data_loader" not in self._settings.exclude_from_loading:
-            check_identity(info["data_loader"], self._trainer.loader.identity())
+            check_identity(info["data_loader"], self._run.loader.identity())
 
     def _restore(self, loaded: Loaded, parts: Parts) -> None:
         """Put what is no tensor, and no live one, back in its place."""
-        trainer, info = self._trainer, loaded.info
+        run, info = self._run, loaded.info
         if "optimizer" in loaded.parts:
-            restore_optimizers(trainer.model_parts, trainer.optimizers, parts["optimizer"], info["optimizer"])
+            restore_optimizers(run.parts, run.optimizers, parts["optimizer"], info["optimizer"])
         if "lr_scheduler" in info and "lr_scheduler" not in self._settings.exclude_from_loading:
-            trainer.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
+            run.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
         if "data_loader" in loaded.parts:
-            rows = trainer.rows
-            trainer.loader.seek(parts["data_loader"]["cursor"][rows.start : rows.stop])
+            rows = run.loader.rows
+            run.loader.seek(parts["data_loader"]["cursor"][rows.start : rows.stop])
         if "rng" in loaded.parts:
             restore_rng(parts["rng"])
-        trainer.step = loaded.step
 
     def _whole_cursor(self) -> torch.Tensor:
         """The position of every row of the global batch, (global_batch_size, 2)."""
-        trainer = self._trainer
-        mine = trainer.loader.cursor()
-        pieces = [torch.empty_like(mine) for _ in range(trainer.dims.dp)]
-        dist.all_gather(pieces, mine, group=trainer.meshes.batch["dp"].get_group())
+        mine = self._run.loader.cursor()
+        pieces = [torch.empty_like(mine) for _ in range(self._run.readers.size())]
+        dist.all_gather(pieces, mine, group=self._run.readers)
         return torch.cat(pieces)

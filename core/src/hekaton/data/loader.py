@@ -92,7 +92,8 @@ class Loader:
         anything_left: Callable[[bool], bool],
     ) -> None:
         self._stream = stream
-        self._rows = rows
+        self.rows = rows
+        """The rows of the global batch that are read here."""
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._prefetch_factor = prefetch_factor
@@ -124,7 +125,7 @@ class Loader:
 
     def seek(self, cursor: torch.Tensor) -> None:
         """Go on where the rows were when ``cursor``, (rows of this rank, 2), was taken, on whatever rank."""
-        assert cursor.shape == (len(self._rows), 2), cursor.shape
+        assert cursor.shape == (len(self.rows), 2), cursor.shape
         self.close()
         self._cursor = cursor.to("cpu", torch.int64, copy=True).numpy()
 
@@ -144,7 +145,7 @@ class Loader:
         self._steps = None
 
     def _inline(self) -> Iterator[Sequences]:
-        reader = RowReader(self._stream, self._rows, self._cursor)
+        reader = RowReader(self._stream, self.rows, self._cursor)
         while True:
             yield reader.next()
 
@@ -154,7 +155,7 @@ class Loader:
         with _forking():
             arriving = iter(
                 DataLoader(
-                    _Parts(self._stream, self._rows, self._cursor),
+                    _Parts(self._stream, self.rows, self._cursor),
                     batch_size=None,
                     num_workers=workers,
                     prefetch_factor=self._prefetch_factor,

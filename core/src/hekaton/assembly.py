@@ -1,0 +1,162 @@
+"""What a run is made of, put together in one place: for training, a dry run, a conversion in a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from hekaton.build import (
+    BuiltModel,
+    MetaModel,
+    build_component,
+    build_meta,
+    give_memory,
+    initialize_parts,
+    parallelize_model,
+)
+from hekaton.config import Loaded
+from hekaton.contributions import LRSchedule, Objective, Optimizer, Tokenizer
+from hekaton.distributed import Process
+from hekaton.errors import DataError
+from hekaton.forward_backward import ForwardBackward
+from hekaton.mesh import Meshes, ParallelDims
+from hekaton.optim import LearningRate
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
+    from hekaton.contributions import Component
+    from hekaton.data import Tokenizer as TokenizerProtocol
+    from hekaton.loss import Objective as ObjectiveProtocol
+    from hekaton.plugins import Plugins
+
+log = logging.getLogger("hekaton")
+
+Memory = Literal["device", "fake"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """What a run is made of, on this process.
+
+    :param parts: the parts of the model that this rank runs, in the order of their stages.
+    :param tokenizer: ``None`` on fake tensors, which need no data.
+    :param fake_mode: the mode that the fake tensors belong to, ``None`` on the device.
+    """
+
+    config: JobConfig
+    plugins: Plugins
+    process: Process
+    dims: ParallelDims
+    meshes: Meshes
+    meta: MetaModel
+    built: BuiltModel
+    parts: Sequence[nn.Module]
+    objective: ObjectiveProtocol
+    tokenizer: TokenizerProtocol | None
+    optimizers: Sequence[torch.optim.Optimizer]
+    learning_rate: LearningRate
+    forward_backward: ForwardBackward
+    fake_mode: Any = None
+
+    def build(self, kind: type[Component], name: str, *arguments: Any) -> Any:
+        """Build one more component of the run."""
+        return build_component(self.config, self.plugins, kind, name, *arguments)
+
+    def rows(self, global_batch_size: int) -> range:
+        """The rows of a global batch that this rank reads."""
+        rows = global_batch_size // self.dims.dp
+        first = self.meshes.batch["dp"].get_local_rank() * rows
+        return range(first, first + rows)
+
+
+def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> Assembled:
+    """Build everything that a run is made of, except what reads data and writes files.
+
+    Needs a process group of ``process.world_size``.
+
+    :param memory: ``device`` gives the model memory on ``process.device`` and its initial weights; ``fake``
+        gives it fake tensors, which have shapes and no values, under :attr:`Assembled.fake_mode`.
+    :raises HekatonError: for what the configuration asks for and cannot have.
+    """
+    config, plugins = loaded.config, loaded.plugins
+    dims = ParallelDims.of(config, world_size=process.world_size)
+    meshes = dims.build_mesh(process.device.type)
+    real = memory == "device"
+    tokenizer = (
+        build_component(config, plugins, Tokenizer, config.model.tokenizer, config.model.hf_assets_path)
+        if real
+        else None
+    )
+    meta = build_meta(config, plugins, dims)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, meta.config, config)
+        _log_model(meta, config, process)
+    # DTensors are made on the meta device: in a fake mode, torch would have to compute with its indices.
+    built = parallelize_model(meta, meshes, dims, config, plugins)
+    parts = list(built.parts.values())
+    objective = build_component(config, plugins, Objective, meta.spec.objective)
+    fake_mode = None if real else _fake_mode()
+    with fake_mode or contextlib.nullcontext():
+        give_memory(built, config, device=process.device)
+        if real:
+            initialize_parts(built, meta, seed=config.debug.seed or 0)
+        optimizers = [
+            build_component(
+                config, plugins, Optimizer, config.optimizer.name, config.optimizer, list(part.parameters())
+            )
+            for part in parts
+        ]
+        forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
+    steps = config.lr_scheduler.total_steps or config.training.steps
+    schedule = build_component(
+        config, plugins, LRSchedule, config.lr_scheduler.name, config.lr_scheduler, steps
+    )
+    return Assembled(
+        config=config,
+        plugins=plugins,
+        process=process,
+        dims=dims,
+        meshes=meshes,
+        meta=meta,
+        built=built,
+        parts=parts,
+        objective=objective,
+        tokenizer=tokenizer,
+        optimizers=optimizers,
+        learning_rate=LearningRate(optimizers, schedule),
+        forward_backward=forward_backward,
+        fake_mode=fake_mode,
+    )
+
+
+def check_vocabulary(tokenizer: TokenizerProtocol, model_config: Any, config: JobConfig) -> None:
+    """:raises DataError: when the tokenizer has more ids than the model has rows for."""
+    rows = getattr(model_config, "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise DataError(
+            f"tokenizer '{config.model.tokenizer}' has {tokenizer.vocab_size:,} ids, "
+            f"{config.model.name} {config.model.flavor} has vocab_size {rows:,}",
+            hint="choose another flavor or tokenizer, or set model.overrides.vocab_size",
+        )
+
+
+def _log_model(meta: MetaModel, config: JobConfig, process: Process) -> None:
+    if config.model.print_after_conversion:
+        log.info("the model after %d converter(s):\n%s", len(meta.converters), meta.model)
+    log.info(
+        "%s %s: %s parameters, %s on %d process(es)",
+        config.model.name, config.model.flavor, f"{sum(p.numel() for p in meta.model.parameters()):,}",
+        process.device.type, process.world_size,
+    )  # fmt: skip
+
+
+def _fake_mode() -> Any:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)

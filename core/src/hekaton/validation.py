@@ -1,0 +1,86 @@
+"""The loss on data that is not trained on."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Protocol
+
+import torch
+
+from hekaton.assembly import Assembled
+from hekaton.contributions import Dataset
+from hekaton.data import Documents
+from hekaton.distributed import all_sum
+from hekaton.reading import batch_on, run_loader
+
+
+class Validation(Protocol):
+    """What a run asks after every step."""
+
+    def due(self, step: int) -> bool:
+        """Whether the run is validated after this step."""
+
+    def __call__(self) -> dict[str, float]:
+        """:returns: the metrics of a validation."""
+
+
+def make_validation(assembled: Assembled) -> Validation:
+    """The validation that the configuration asks for; where it asks for none, one that is never due."""
+    settings = assembled.config.validation
+    if not settings.enable:
+        return NoValidation()
+    return LossOnDataset(assembled, assembled.build(Dataset, settings.dataset, settings.dataset_path))
+
+
+class NoValidation:
+    """Is never due."""
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def __call__(self) -> dict[str, float]:
+        raise AssertionError("a run without validation was validated")
+
+
+class LossOnDataset:
+    """Mean loss over the targets of a dataset, or of its first ``validation.steps`` batches."""
+
+    def __init__(self, assembled: Assembled, documents: Documents) -> None:
+        self._assembled = assembled
+        self._documents = documents
+
+    def due(self, step: int) -> bool:
+        config = self._assembled.config
+        return step % config.validation.freq == 0 or step == config.training.steps
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        assembled = self._assembled
+        settings, meshes = assembled.config.validation, assembled.meshes
+        device = assembled.process.device
+        loader = run_loader(
+            assembled,
+            self._documents,
+            seq_len=settings.seq_len,
+            global_batch_size=settings.local_batch_size * assembled.dims.dp,
+            settings=settings.dataloader,
+            repeat=False,
+        )
+        for part in assembled.parts:
+            part.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        steps = 0
+        with contextlib.closing(loader):
+            while steps != settings.steps:
+                try:
+                    batch = batch_on(device, loader.next_step())
+                except StopIteration:
+                    break
+                total, count = assembled.forward_backward.evaluate(batch)
+                sums += torch.stack((total, count))
+                steps += 1
+        for part in assembled.parts:
+            part.train()
+        loss = all_sum(sums[:1], meshes.report.get_group()).item()
+        targets = all_sum(sums[1:], meshes.loss.get_group()).item()
+        return {"validation_loss": loss / max(targets, 1.0)}
