@@ -1,11 +1,14 @@
 """One step as one of many ranks, on fake tensors."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hekaton.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "model_zoo/llama3/train_configs"
 SMALL = ["--training.seq_len", "64", "--training.local_batch_size", "4"]
@@ -69,3 +72,127 @@ def test_405b_on_512(tmp_path):
     assert done.returncode == 0, done.stderr
     # 405,853,388,800 parameters of 4 bytes on 512 ranks.
     assert "parameters           2.953 GiB" in done.stderr
+
+
+TIED = """
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "byte"
+
+[model.overrides]
+tie_embeddings = true
+
+[training]
+dataset = "python_stdlib"
+seq_len = 64
+local_batch_size = 4
+steps = 1
+"""
+
+
+@pytest.fixture
+def show(tmp_path, capsys):
+    """``hekaton config show --parallel`` of a run in this process; :returns: status, stdout, stderr."""
+
+    def of(*words, extra="", plugin=""):
+        (tmp_path / "run.toml").write_text(TIED + extra)
+        flags = []
+        if plugin:
+            path = tmp_path / f"{plugin.replace(' ', '_')}.py"
+            path.write_text(BROKEN[plugin][0].replace("mine:", f"{path.stem}:"))
+            flags = ["--plugins.load", str(path)]
+        status = main(["config", "show", "--parallel", str(tmp_path / "run.toml"), *flags, *words])
+        return status, *capsys.readouterr()
+
+    return of
+
+
+def test_a_tied_embedding_is_cut_by_tensor_parallel(show):
+    status, out, _ = show("--world_size", "4", "--parallelism.tensor_parallel_degree", "2", "--json")
+    assert status == 0
+    # By hand: 2,048 × 256 once, 6 layers of 2 × 256 × 256 + 2 × 256 × 128 + 3 × 256 × 768 cut in two by tp,
+    # the 13 norms whole, all of it cut in two by fsdp; 4 bytes each.
+    cut = 2048 * 256 + 6 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 768)
+    assert json.loads(out)["held"]["parameters"] == (cut // 4 + 13 * 256 // 2) * 4
+
+
+def test_words_that_place_a_tied_parameter_differently_are_refused(show):
+    status, _, err = show(
+        "--parallelism.tensor_parallel_degree", "2", extra='[parallelism.plan]\noutput = "replicate"\n'
+    )
+    assert status == 2
+    assert err.startswith(
+        "error: tok_embeddings.weight and output.weight are one tied parameter, and the tensor-parallel words "
+        "of their modules place it differently: cut along dim 0, and whole on every rank"
+    )
+    assert "give both modules words that cut it alike" in err
+
+
+BROKEN = {
+    "an initialiser": (
+        """
+from hekaton.contributions import Model, Ref, hookimpl
+
+def __getattr__(name):
+    if name != "spec":
+        raise AttributeError(name)
+    from dataclasses import replace
+    from hekaton.init import DepthScaled
+    from hekaton_llama3.spec import train_spec
+    init = lambda config: {**train_spec.init(config), "norm.weight": DepthScaled(1.0)}
+    return replace(train_spec, name="mine", init=init)
+
+@hookimpl
+def hekaton_models():
+    return [Model("mine", spec=Ref("mine:spec"))]
+""",
+        ["--model.name", "mine"],
+        "DepthScaled needs a layer number in the parameter's name, not 'norm.weight'",
+    ),
+    "a schedule": (
+        """
+from hekaton.contributions import LRSchedule, Ref, hookimpl
+from hekaton.errors import ConfigError
+
+def build(section, settings, training_steps):
+    raise ConfigError("no schedule for so few steps")
+
+@hookimpl
+def hekaton_lr_schedules():
+    return [LRSchedule("mine", build=Ref("mine:build"))]
+""",
+        ["--lr_scheduler.name", "mine"],
+        "no schedule for so few steps",
+    ),
+    "what a converter does after a step": (
+        """
+from hekaton.contributions import Converter, Ref, hookimpl
+from hekaton.errors import ConfigError
+
+class Broken:
+    def convert(self, model):
+        pass
+
+    def after_step(self, model_parts):
+        raise ConfigError("nothing to do for these parts")
+
+def build(section, dims):
+    return Broken()
+
+@hookimpl
+def hekaton_converters():
+    return [Converter("mine", build=Ref("mine:build"))]
+""",
+        ["--model.converters", '["mine"]'],
+        "nothing to do for these parts",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_breaks_in_a_first_step_breaks_here(what, show):
+    _, flags, message = BROKEN[what]
+    status, _, err = show("--world_size", "2", *flags, plugin=what)
+    assert status == 2
+    assert err.startswith(f"error: {message}")

@@ -31,12 +31,16 @@ LAYOUTS = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path) -> None:
-    alone = {"single": []}
+@pytest.mark.parametrize("tied", [False, True])
+def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path, tied: bool) -> None:
+    tie = ["--model.flavor", "debugmodel_tied"] if tied else []
+    # A pipeline does not take a parameter that two stages share.
+    layouts = {name: [*tie, *flags] for name, flags in LAYOUTS.items() if not (tied and "pp" in name)}
+    alone = {"single": tie}
     run_processes(SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=[])
     run_processes(
-        SCRIPT, "run", processes=4, timeout=110, folder=str(tmp_path), layouts=LAYOUTS, saved=["single"]
+        SCRIPT, "run", processes=4, timeout=110, folder=str(tmp_path), layouts=layouts, saved=["single"]
     )
     run_processes(
-        SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=list(LAYOUTS)
+        SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=list(layouts)
     )

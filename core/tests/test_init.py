@@ -80,3 +80,4 @@ def test_tied_parameters_are_drawn_once_under_the_first_name():
     assert resolve_init(model, {"a.weight": Constant(1.0), "b.weight": Constant(2.0)}, what="toy") == {
         "a.weight": Constant(1.0)
     }
+    assert resolve_init(model, {"b.weight": Constant(2.0)}, what="toy") == {"a.weight": Constant(2.0)}

@@ -17,23 +17,34 @@ SCRIPT = Path(__file__).with_name("layouts.py")
 FLOAT64 = ["--training.dtype", "float64", "--training.mixed_precision_param", "float64",
            "--training.mixed_precision_reduce", "float64"]  # fmt: skip
 FLOAT32 = ["--training.mixed_precision_param", "float32"]
+TIED = ["--model.flavor", "debugmodel_tied"]
+CONVERTERS = "--model.converters"
 
 REFERENCES = {
     "float64": FLOAT64,
     "float64 concat": [*FLOAT64, "--training.packing", "concat"],
     "float32": FLOAT32,
     "float32 concat": [*FLOAT32, "--training.packing", "concat"],
+    "float64 tied": [*FLOAT64, *TIED],
+    "float64 tied everywhere": [*FLOAT64, CONVERTERS, '["tie_everywhere"]'],
+    "float64 tied within stages": [*FLOAT64, CONVERTERS, '["tie_within_stages"]'],
     "bfloat16": [],
+    "bfloat16 tied": TIED,
 }
+IN_BFLOAT16 = {"weights": 0, "first_loss": 2e-4, "gradients": 3e-2, "grad_norm": 1e-3, "last_loss": 1e-3}
 EXACT = {"weights": 0, "first_loss": 1e-10, "gradients": 1e-10, "grad_norm": 1e-10, "last_loss": 1e-10}
 IN_FLOAT32 = {"weights": 0, "first_loss": 1e-5, "gradients": 1e-4, "grad_norm": 1e-4, "last_loss": 1e-5}
 TOLERANCES = {
     "float64": EXACT,
     "float64 concat": EXACT,
+    "float64 tied": EXACT,
+    "float64 tied everywhere": EXACT,
+    "float64 tied within stages": EXACT,
     "float32": IN_FLOAT32,
     "float32 concat": IN_FLOAT32,
     # 8 bits of mantissa: each product is rounded by up to 2**-9, and sums in another order round differently.
-    "bfloat16": {"weights": 0, "first_loss": 2e-4, "gradients": 3e-2, "grad_norm": 1e-3, "last_loss": 1e-3},
+    "bfloat16": IN_BFLOAT16,
+    "bfloat16 tied": IN_BFLOAT16,
 }
 
 
@@ -83,6 +94,37 @@ COMPILE = ("--compile.enable", "--compile.backend", "aot_eager")
 MODE = "--activation_checkpoint.mode"
 BY_OPERATOR = (MODE, "selective", "--activation_checkpoint.selective_ac_option", "op")
 
+TIES = [
+    case("tp2", reference="float64 tied"),
+    case("shard2", reference="float64 tied everywhere"),
+    *[case(layout, reference="float64 tied within stages") for layout in ("tp2", "pp2")],
+]
+MORE_TIES = [
+    *[
+        case(layout, reference="float64 tied")
+        for layout in (
+            "shard2",
+            "cp2",
+            "replicate2",
+            "tp4",
+            "shard2 tp2",
+            "cp2 tp2",
+            "replicate2 tp2",
+            "shard2 cp2 tp2",
+        )
+    ],
+    case("tp2", "--parallelism.no-sequence_parallel", reference="float64 tied"),
+    case("tp2", "--parallelism.disable_loss_parallel", reference="float64 tied"),
+    case("tp2", *ACCUMULATE, reference="float64 tied"),
+    case("tp2", *COMPILE, reference="float64 tied"),
+    case("tp2", "--training.enable_cpu_offload", reference="float64 tied"),
+    case("shard2 tp2", reference="bfloat16 tied"),
+    *[case(layout, reference="float64 tied everywhere") for layout in ("tp2", "cp2", "shard2 tp2")],
+    *[case(layout, MODE, "full", reference="float64 tied everywhere") for layout in ("shard2", "tp2")],
+    *[case(layout, *COMPILE, reference="float64 tied within stages") for layout in ("shard2", "tp2", "pp2")],
+    *[case(layout, reference="float64 tied within stages") for layout in ("shard2", "cp2", "shard2 tp2")],
+    *[case(layout, reference="float64 tied within stages") for layout in ("pp2 tp2", "shard2 pp2")],
+]
 COMPILED = [
     ("shard2", *COMPILE),
     ("tp2", *COMPILE),
@@ -176,7 +218,8 @@ FULL = [
 ]
 GROUPS = {
     "quick": [*QUICK, *MUTATIONS],
-    "matrix": FULL,
+    "ties": TIES,
+    "matrix": [*FULL, *MORE_TIES],
     "compiled": [
         *[case(*row) for row in COMPILED],
         case("cp2", *COMPILE, STRATEGY, "ring", *BY_OPERATOR, reference="float32 concat"),
@@ -231,14 +274,16 @@ def wrong(name, differences):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [name for _, name, _ in QUICK])
+@pytest.mark.parametrize("name", [name for _, name, _ in [*QUICK, *TIES]])
 def test_layout_is_the_single_process(name, differences):
     assert not wrong(name, differences)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [name for name, (_, group, _) in CASES.items() if group != "quick"])
+@pytest.mark.parametrize(
+    "name", [name for name, (_, group, _) in CASES.items() if group not in ("quick", "ties")]
+)
 def test_layout_of_the_matrix_is_the_single_process(name, differences):
     assert not wrong(name, differences)
 

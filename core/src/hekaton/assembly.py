@@ -25,6 +25,7 @@ from hekaton.contributions import LRSchedule, Objective, Optimizer, Tokenizer
 from hekaton.distributed import Process
 from hekaton.errors import DataError
 from hekaton.forward_backward import ForwardBackward
+from hekaton.init import rehearse
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.optim import LearningRate
 
@@ -100,6 +101,9 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
     # DTensors are made on the meta device: in a fake mode, torch would have to compute with its indices.
     built = parallelize_model(meta, meshes, dims, config, plugins)
     parts = list(built.parts.values())
+    if not real:
+        for part in parts:
+            rehearse(part, meta.initializers, seed=config.debug.seed or 0)
     objective = build_component(config, plugins, Objective, meta.spec.objective)
     fake_mode = None if real else _fake_mode()
     with fake_mode or contextlib.nullcontext():

@@ -20,6 +20,7 @@ from hekaton.parallel.fsdp import DTYPES, needs_fsdp
 from hekaton.parallel.pipeline import cut, stage_layout
 from hekaton.parallel.plan import ParallelPlan, check_plan
 from hekaton.parallel.tensor import TensorContext, Word, tensor_rows
+from hekaton.parallel.ties import tie, ties
 from hekaton.plugins import Plugins
 from hekaton.spec import ModelConverter, TrainSpec
 
@@ -235,14 +236,9 @@ def materialize(model: nn.Module, device: torch.device) -> None:
 
     Buffers are the model's own to fill, in ``reset_buffers()``.
     """
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    tied = ties(model)
     model.to_empty(device=device)
-    for first, *others in names.values():
-        for name in others:
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
+    tie(model, tied)
     if next(model.buffers(), None) is not None:
         reset_buffers: Any = model.reset_buffers
         reset_buffers()

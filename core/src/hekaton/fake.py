@@ -27,6 +27,7 @@ from hekaton.mesh import Meshes, ParallelDims
 from hekaton.observe import Message, Observer
 from hekaton.optim import clip_grad_norm
 from hekaton.parallel.pipeline import Pipeline
+from hekaton.spec import SteppingConverter
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig, Loaded
@@ -134,8 +135,12 @@ def play(loaded: Loaded, process: Process) -> Played:
             peak = observer.peak
             observer.phase = "optimizer"
             clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
+            assembled.learning_rate.apply()
             for optimizer in assembled.optimizers:
                 optimizer.step()
+            for converter in assembled.meta.converters:
+                if isinstance(converter, SteppingConverter):
+                    converter.after_step(assembled.parts)
     states = [
         value
         for optimizer in assembled.optimizers

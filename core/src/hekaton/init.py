@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hekaton.errors import ConfigError
+from hekaton.parallel.ties import ties
 from hekaton.patterns import resolve
 
 if TYPE_CHECKING:
@@ -86,12 +87,16 @@ class DepthScaled:
 def resolve_init(model: nn.Module, table: Mapping[str, Initializer], *, what: str) -> dict[str, Initializer]:
     """The initialiser of every parameter of the whole model.
 
-    Tied parameters are drawn once, under the first of their names; a row for another name is allowed.
+    Tied parameters are drawn once, under the first of their names, by the row of the first name that has one.
 
     :raises ConfigError: for a row that matches nothing, two rows for one name, a parameter without a row.
     """
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     rows = resolve(table, every, what=f"init table of {what}")
+    for first, *others in ties(model):
+        by = next((name for name in (first, *others) if name in rows), None)
+        if by is not None:
+            rows[first] = rows[by]
     names = [name for name, _ in model.named_parameters()]
     bare = [name for name in names if name not in rows]
     if bare:
@@ -107,6 +112,20 @@ def initialize(model: nn.Module, initializers: Mapping[str, Initializer], *, see
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _fill(parameter, initializers[name], name=name, seed=seed)
+
+
+def rehearse(model: nn.Module, initializers: Mapping[str, Initializer], *, seed: int) -> None:
+    """Go through :func:`initialize` for a model without memory: find the rows that this rank would fill, and
+    draw one row of each parameter.
+
+    :raises ConfigError: from an initialiser that does not fit its parameter.
+    """
+    for name, parameter in model.named_parameters():
+        local: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        shape = parameter.shape if parameter.dim() else (1,)
+        owned = tuple(len(indices) for indices in owned_indices(parameter))
+        assert owned == local.shape, f"'{name}' is {tuple(local.shape)} on this rank, to be filled as {owned}"
+        _draw((1, *shape[1:]), 0, initializers[name], name=name, seed=seed)
 
 
 def _fill(parameter: torch.Tensor, initializer: Initializer, *, name: str, seed: int) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hekaton.patterns import compile_pattern
+from hekaton.parallel.plan import matching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,7 @@ def head_tail(seq_len: int, degree: int, *, device: torch.device | None = None) 
 
 def inner_attentions(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """The modules where attention must see the whole sequence, as a plan names them."""
-    compiled = [compile_pattern(pattern) for pattern in patterns]
-    return [
-        module
-        for name, module in model.named_modules()
-        if any(pattern.fullmatch(name) for pattern in compiled)
-    ]
+    return [module for _, module in matching(model, patterns)]
 
 
 def apply_context_parallel(model: nn.Module, patterns: Sequence[str], strategy: ContextStrategy) -> None:

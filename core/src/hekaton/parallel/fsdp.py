@@ -10,6 +10,8 @@ from torch import nn
 
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.plan import ParallelPlan, blocks
+from hekaton.parallel.ties import ties
+from hekaton.patterns import with_owners
 
 if TYPE_CHECKING:
     from hekaton.config.sections import ParallelismSection, TrainingSection
@@ -56,8 +58,9 @@ def apply_fsdp(
     )
     offload = CPUOffloadPolicy(pin_memory=cuda) if training.enable_cpu_offload else OffloadPolicy()
     reshard = _reshard_after_forward(parallelism, dims)
-    shared = [module for _, module in blocks(model, plan)]
-    for block in shared:
+    entangled = tied_across(model, plan)
+    sharded = [module for _, module in blocks(model, plan) if module not in entangled]
+    for block in sharded:
         fully_shard(
             block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
         )
@@ -72,9 +75,29 @@ def apply_fsdp(
             module.set_force_sum_reduction_for_comms(True)
     if not cuda:  # no streams: only what is asynchronous is gathered while the block before computes
         root._set_unshard_async_op(True)
-    for before, after in pairwise(module for module in shared if isinstance(module, FSDPModule)):
+    for before, after in pairwise(module for module in sharded if isinstance(module, FSDPModule)):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
+
+
+def tied_across(model: nn.Module, plan: ParallelPlan) -> set[nn.Module]:
+    """The blocks that share a parameter with another block or with the rest of the model.
+
+    A tied parameter stays one only where all of its modules are in one group of FSDP: that of the whole
+    model has these blocks.
+    """
+    found = {module for _, module in blocks(model, plan)}
+
+    def owner(parameter: str) -> nn.Module:
+        around = (model.get_submodule(name) for name in with_owners(parameter.rpartition(".")[0]))
+        return next((module for module in around if module in found), model)
+
+    across: set[nn.Module] = set()
+    for group in ties(model):
+        owners = {owner(name) for name in group}
+        if len(owners) > 1:
+            across |= owners
+    return across
 
 
 def _reshard_after_forward(parallelism: ParallelismSection, dims: ParallelDims) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from hekaton.distributed import plain
 from hekaton.errors import ConfigError, choices_hint
-from hekaton.parallel.plan import ParallelPlan
+from hekaton.parallel.plan import ParallelPlan, module_names
 from hekaton.parallel.schedules import SINGLE_STAGE, V_SHAPED
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ def stage_layout(model: nn.Module, plan: ParallelPlan, settings: ParallelismSect
     assert plan.stages is not None
     degree = settings.pipeline_parallel_degree
     given = settings.module_fqns_per_model_part
-    layers = [
-        f"{plan.stages.layers}.{name}" for name, _ in model.get_submodule(plan.stages.layers).named_children()
-    ]
+    # By the container's own table: named_children() has a layer that is used twice only once.
+    layers = [f"{plan.stages.layers}.{name}" for name in model.get_submodule(plan.stages.layers)._modules]
     first, last = (
         settings.pipeline_parallel_first_stage_less_layers,
         settings.pipeline_parallel_last_stage_less_layers,
@@ -113,7 +112,7 @@ def _balanced(
 
 def _check_owners(model: nn.Module, modules: Sequence[Sequence[str]]) -> None:
     """Every parameter belongs to exactly one stage."""
-    known = [name for name, _ in model.named_modules() if name]
+    known = module_names(model)
     for name in (name for stage in modules for name in stage):
         if name not in known:
             raise ConfigError(
@@ -148,9 +147,9 @@ def cut(model: nn.Module, keep: Sequence[str]) -> nn.Module:
 
 
 def _prune(module: nn.Module, prefix: str, keep: Sequence[str]) -> None:
-    for name, child in list(module.named_children()):
+    for name, child in list(module._modules.items()):
         path = f"{prefix}{name}"
-        if any(f"{path}.".startswith(f"{kept}.") for kept in keep):
+        if child is None or any(f"{path}.".startswith(f"{kept}.") for kept in keep):
             continue
         if any(kept.startswith(f"{path}.") for kept in keep) or isinstance(child, nn.ModuleDict):
             _prune(child, f"{path}.", keep)

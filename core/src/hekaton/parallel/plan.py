@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -42,10 +42,24 @@ class ParallelPlan:
     stages: Stages | None = None
 
 
+def module_names(model: nn.Module) -> list[str]:
+    """The name of every module, those of a module that is shared one after the other."""
+    return [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+
+
+def matching(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules whose names match one of the patterns, in order; one that is shared comes once."""
+    compiled = [compile_pattern(pattern) for pattern in patterns]
+    seen: set[int] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) not in seen and any(pattern.fullmatch(name) for pattern in compiled):
+            seen.add(id(module))
+            yield name, module
+
+
 def blocks(model: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.Module]]:
     """The plan's blocks that ``model`` (or this stage of it) has, in order."""
-    pattern = compile_pattern(plan.block)
-    return ((name, module) for name, module in model.named_modules() if pattern.fullmatch(name))
+    return matching(model, [plan.block])
 
 
 def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
@@ -55,7 +69,7 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
     :raises ConfigError: for a row that matches no module, two rows that match the same one, or a parameter
         that no row covers.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    names = module_names(model)
     resolve({plan.block: None}, names, what=f"plan of {what}, block")
     resolve(dict.fromkeys(plan.context), names, what=f"plan of {what}, context")
     if plan.stages is not None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from hekaton.errors import ConfigError
+from hekaton.parallel.plan import module_names
+from hekaton.parallel.ties import tie, ties
 from hekaton.patterns import resolve
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def tensor_rows(
     :param overrides: pattern -> word, from ``[parallelism.plan]``.
     :raises ConfigError: when the model has no tensor rows, or a row of the user's matches nothing.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    names = module_names(model)
     rows = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
     if not rows:
         raise ConfigError(f"model '{what}' has no tensor-parallel plan: tensor_parallel_degree must be 1")
@@ -53,16 +55,19 @@ def tensor_rows(
 def apply_tensor_parallel(
     model: nn.Module, words: Mapping[str, Word], mesh: DeviceMesh, context: TensorContext
 ) -> None:
-    """Apply each module's word.
+    """Apply each module's word; tied parameters stay tied.
 
     :param words: module name -> what makes its style; modules that this stage lacks are left out.
     :param mesh: the ``tp`` axis.
+    :raises ConfigError: for a tied parameter that its modules' words place in different ways.
     """
     from torch.distributed.tensor.parallel import parallelize_module
 
-    present = {name for name, _ in model.named_modules()}
-    styles = {name: word(context) for name, word in words.items() if name in present}
-    parallelize_module(model, mesh, styles)
+    tied = ties(model)
+    modules = {name: module for name, module in model.named_modules() if name in words}
+    for name, module in modules.items():
+        parallelize_module(module, mesh, words[name](context))
+    tie(model, tied)  # each style distributes its own module's parameters
 
 
 def enable_async_tensor_parallel(mesh: DeviceMesh) -> None:

@@ -15,6 +15,9 @@ flavors = {
     "debugmodel": Llama3Config(
         dim=256, n_layers=6, n_heads=8, n_kv_heads=4, hidden_dim=768, vocab_size=2_048
     ),
+    "debugmodel_tied": Llama3Config(
+        dim=256, n_layers=6, n_heads=8, n_kv_heads=4, hidden_dim=768, vocab_size=2_048, tie_embeddings=True
+    ),
     "1B": Llama3Config(
         dim=2_048, n_layers=16, n_heads=32, n_kv_heads=8, hidden_dim=8_192,
         rope_scaling=RopeScaling(factor=32.0), tie_embeddings=True,
