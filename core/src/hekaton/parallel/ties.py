@@ -44,6 +44,8 @@ def _placement(parameter: Any) -> str:
     if not isinstance(parameter, DTensor):
         return "not distributed"
     return ", ".join(
-        "whole on every rank" if isinstance(placement, Replicate) else f"cut along dim {getattr(placement, 'dim', None)}"
+        "whole on every rank"
+        if isinstance(placement, Replicate)
+        else f"cut along dim {getattr(placement, 'dim', None)}"
         for placement in parameter.placements
     )
