@@ -1,6 +1,6 @@
 """The checks that hekaton's own plugins and models pass, for the tests of everybody else's.
 
-    from hekaton.testing import check_adapter, check_model, check_plugin
+    from hekaton.testing import check_adapter, check_model, check_plugin, run_command
 
     def test_plugin():
         check_plugin("my_package")
@@ -11,11 +11,18 @@
     def test_adapter():
         check_adapter(adapter, train_spec)
 
-:func:`hekaton.testing.distributed.run_processes` runs a function on several real processes.
+    def test_a_run(tmp_path):
+        assert run_command("train", "run.toml", processes=4, cwd=tmp_path).returncode == 0
+
+:func:`run_processes` calls a function on several real processes.
 """
 
 from hekaton.testing.adapter import check_adapter
+from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
 from hekaton.testing.model import check_model
 from hekaton.testing.plugin import check_plugin
 
-__all__ = ["check_adapter", "check_model", "check_plugin"]
+__all__ = [
+    "check_adapter", "check_model", "check_plugin", "run_command", "run_processes", "start_command",
+    "start_function",
+]  # fmt: skip
