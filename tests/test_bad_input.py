@@ -182,3 +182,23 @@ def test_other_processes_that_do_not_come(refused, monkeypatch):
         monkeypatch.setenv(name, value)
     message = refused(*TINY, "--comm.init_timeout_seconds", "2")
     assert "cannot reach the other processes at 127.0.0.1:1 (MASTER_ADDR, MASTER_PORT) within 2 s" in message
+
+
+def checked(capsys, *words: str) -> tuple[int, str]:
+    status = main(["config", "check", *TINY, *words])
+    return status, capsys.readouterr().err
+
+
+def test_the_check_reads_the_tokenizer(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, message = checked(capsys, "--model.tokenizer", "hf", "--model.hf_assets_path", "assets")
+    assert status == 2
+    assert "no tokenizer at 'assets'" in message
+    assert "from: --model.hf_assets_path" in message
+    status, message = checked(capsys, "--model.overrides.vocab_size", "100")
+    assert status == 2
+    assert "tokenizer 'byte' has 258 ids, llama3 debugmodel has vocab_size 100" in message
+    # A dry run reads no tokenizer.
+    assert checked(
+        capsys, "--model.tokenizer=hf", "--model.hf_assets_path=assets", "--comm.mode=fake_backend"
+    ) == (0, "")

@@ -16,6 +16,7 @@ from hekaton.build import (
     MetaModel,
     build_component,
     build_meta,
+    check_vocabulary,
     give_memory,
     initialize_parts,
     parallelize_model,
@@ -23,7 +24,6 @@ from hekaton.build import (
 from hekaton.config import Loaded
 from hekaton.contributions import LRSchedule, Objective, Optimizer, Tokenizer
 from hekaton.distributed import Process
-from hekaton.errors import DataError
 from hekaton.forward_backward import ForwardBackward
 from hekaton.init import rehearse
 from hekaton.mesh import Meshes, ParallelDims
@@ -137,17 +137,6 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
         forward_backward=forward_backward,
         fake_mode=fake_mode,
     )
-
-
-def check_vocabulary(tokenizer: TokenizerProtocol, model_config: Any, config: JobConfig) -> None:
-    """:raises DataError: when the tokenizer has more ids than the model has rows for."""
-    rows = getattr(model_config, "vocab_size", None)
-    if rows is not None and tokenizer.vocab_size > rows:
-        raise DataError(
-            f"tokenizer '{config.model.tokenizer}' has {tokenizer.vocab_size:,} ids, "
-            f"{config.model.name} {config.model.flavor} has vocab_size {rows:,}",
-            hint="choose another flavor or tokenizer, or set model.overrides.vocab_size",
-        )
 
 
 def _log_model(meta: MetaModel, config: JobConfig, process: Process) -> None:

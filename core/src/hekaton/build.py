@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hekaton.contributions import Component, ContextParallel, Converter, Model, ParallelStyle
-from hekaton.errors import ConfigError, choices_hint
+from hekaton.errors import ConfigError, DataError, choices_hint
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.apply import Layout, parallelize
@@ -26,6 +26,7 @@ from hekaton.spec import ModelConverter, TrainSpec
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
+    from hekaton.data import Tokenizer
 
 
 def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
@@ -65,6 +66,17 @@ def override(model: Any, overrides: Mapping[str, Any], name: str) -> Any:
                 hint=choices_hint(key, known),
             )
     return replace(model, **overrides)
+
+
+def check_vocabulary(tokenizer: Tokenizer, model_config: Any, config: JobConfig) -> None:
+    """:raises DataError: when the tokenizer has more ids than the model has rows for."""
+    rows = getattr(model_config, "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise DataError(
+            f"tokenizer '{config.model.tokenizer}' has {tokenizer.vocab_size:,} ids, "
+            f"{config.model.name} {config.model.flavor} has vocab_size {rows:,}",
+            hint="choose another flavor or tokenizer, or set model.overrides.vocab_size",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

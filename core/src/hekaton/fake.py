@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from hekaton.assembly import assemble
 from hekaton.build import BuiltModel, MetaModel
+from hekaton.config.base import MAX_PROCESSES
 from hekaton.distributed import Process
 from hekaton.environment import number
 from hekaton.errors import ConfigError
@@ -64,6 +65,8 @@ def smallest_world(config: JobConfig) -> int:
 
 def rank_of(world_size: int, rank: int, *, what: str) -> Process:
     """:raises ConfigError: for a rank beyond the world, naming ``what`` gave it."""
+    if world_size > MAX_PROCESSES:
+        raise ConfigError(f"{world_size:,} processes are more than {MAX_PROCESSES:,}")
     if rank >= world_size:
         raise ConfigError(f"{what} = {rank}: there are ranks 0 to {world_size - 1}")
     return Process(rank, world_size, torch.device("cpu"))

@@ -21,6 +21,7 @@ from hekaton import hookspecs
 from hekaton.contributions import Component, Contribution, Ref, Section
 from hekaton.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.errors import ConfigErrors, HekatonError, PluginError, UnknownName, choices_hint
+from hekaton.paths import expanded
 
 __all__ = ["CONTRIBUTION_HOOKS", "Contributed", "PluginInfo", "Plugins", "kind_name"]
 
@@ -192,6 +193,11 @@ class Plugins:
     def _load(self, target: str) -> None:
         """Add an unpackaged plugin. The user named it, so that it fails to load is never passed over."""
         before = len(self.problems)
+        try:
+            target = expanded(target)
+        except ValueError as e:
+            self.problems.append(PluginError(f"cannot load plugin '{target}': {e}", origin="plugins.load"))
+            return
         self._add(PluginInfo(module_name(target), target), lambda: import_unpackaged(target))
         info = next((info for info in self.infos if info.module == target), None)
         if info is not None and info.status in ("broken", "incompatible") and len(self.problems) == before:

@@ -15,8 +15,12 @@ from hekaton.plugins import CORE_PLUGIN
 PLUGIN = '''
 from dataclasses import dataclass
 
+import torch
+
 from hekaton.config import SectionModel
 from hekaton.contributions import Converter, Dataset, Logger, Model, Ref, Section, Tokenizer, hookimpl
+from hekaton.init import Normal
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from pydantic import PositiveInt
 
@@ -39,16 +43,32 @@ class HalvesSection(SectionModel):
     """Whether it hurts."""
 
 
+class TinyModel(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(config.dim, config.dim) for _ in range(config.n_layers)
+        )
+
+
+class NoIds:
+    vocab_size = 0
+
+
+def tokenizer(section, path):
+    return NoIds()
+
+
 def nothing(*arguments):
-    raise AssertionError("a configuration builds nothing")
+    raise AssertionError("a check builds only the model, on the meta device, and the tokenizer")
 
 
 spec = TrainSpec(
     name="llama3",
-    model=nothing,
+    model=TinyModel,
     flavors={"debugmodel": TinyConfig(), "8B": TinyConfig(dim=64), "405B": TinyConfig(dim=128)},
-    plan=nothing,
-    init=nothing,
+    plan=lambda config: ParallelPlan(block="layers.*"),
+    init=lambda config: {"layers.*.{weight,bias}": Normal(1.0)},
     defaults={"8B": {"training": {"seq_len": 4096, "steps": 77}, "optimizer": {"lr": 3e-4}}},
 )
 
@@ -60,7 +80,7 @@ def hekaton_models():
 
 @hookimpl
 def hekaton_tokenizers():
-    return [Tokenizer("hf", build=Ref("tiny_plugin:nothing"))]
+    return [Tokenizer("hf", build=Ref("tiny_plugin:tokenizer"))]
 
 
 @hookimpl

@@ -91,7 +91,7 @@ def only(problems: list[str]) -> str:
         ),
         (
             '[activation_checkpoint]\nselective_ac_option = "0"\n',
-            'activation_checkpoint.selective_ac_option must match ^([1-9][0-9]*|op)$, not "0"',
+            'activation_checkpoint.selective_ac_option must match ^([1-9][0-9]{0,5}|op)$, not "0"',
             2,
             "",
         ),

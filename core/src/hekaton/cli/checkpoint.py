@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hekaton.cli.words import as_path
 from hekaton.errors import CheckpointError, ConfigError, choices_hint
+from hekaton.urls import is_url
 
 if TYPE_CHECKING:
     from hekaton.checkpoint.inspection import Step, Tensor
@@ -61,7 +63,7 @@ def run(arguments: list[str]) -> int:
 
     from hekaton.checkpoint.inspection import find_steps
 
-    steps = find_steps(paths[0])
+    steps = find_steps(paths[0] if is_url(paths[0]) else str(as_path(paths[0])))
     if verb == "verify":
         return verify(steps)
     if verb == "show":

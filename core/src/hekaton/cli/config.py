@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from hekaton.cli.words import load_files, take_number
+from hekaton.cli.words import as_path, load_files, take_number
 from hekaton.errors import ConfigError, choices_hint
 
 USAGE = """\
@@ -44,15 +43,19 @@ def run(arguments: list[str]) -> int:
 def check(words: list[str]) -> None:
     """Print notices and ``OK``, or raise what is wrong."""
     from hekaton.config import check as check_rules
+    from hekaton.config.base import MAX_PROCESSES
 
-    world_size, words = take_number(words, "--world_size", at_least=1)
+    world_size, words = take_number(words, "--world_size", at_least=1, at_most=MAX_PROCESSES)
     loaded = load_files(words)
     import torch
 
     fake = loaded.config.comm.mode == "fake_backend"
     # What fake tensors stand for is a cluster's.
     device_type = "cuda" if fake or torch.cuda.is_available() else "cpu"
-    notices = [*loaded.notices, *check_rules(loaded, world_size=world_size, device_type=device_type)]
+    notices = [
+        *loaded.notices,
+        *check_rules(loaded, world_size=world_size, device_type=device_type, here=not fake),
+    ]
     for notice in notices:
         print(f"notice: {notice}")
     where = "" if world_size is None else f", {world_size} process{'es' if world_size > 1 else ''}"
@@ -74,15 +77,15 @@ def show(words: list[str]) -> None:
         print(f"notice: {notice}")
     data = loaded.config.model_dump(mode="json")
     sections: dict[str, list[tuple[str, str, str]]] = {}
-    for path, field, inside in walk(type(loaded.config)):
+    for at, field, inside in walk(type(loaded.config)):
         value: Any = data
-        for name in path:
+        for name in at:
             value = value[name]
-        origin = _origin(dotted(path), loaded.origins)
+        origin = _origin(dotted(at), loaded.origins)
         if not origin and (is_idle(field) or issubclass(inside[-1], CompatSection)):
             continue
-        row = (path[-1], toml_value(value, width=10_000), origin or "default")
-        sections.setdefault(dotted(path[:-1]), []).append(row)
+        row = (at[-1], toml_value(value, width=10_000), origin or "default")
+        sections.setdefault(dotted(at[:-1]), []).append(row)
     names = max(len(name) for rows in sections.values() for name, _, _ in rows)
     for section, rows in sections.items():
         print(f"\n[{section}]")
@@ -105,7 +108,7 @@ def schema(words: list[str]) -> None:
         sys.stdout.write(text)
         return
     try:
-        Path(words[0]).write_text(text, encoding="utf-8")
+        as_path(words[0]).write_text(text, encoding="utf-8")
     except OSError as e:
         raise ConfigError(f"cannot write '{words[0]}': {e.strerror}") from e
 

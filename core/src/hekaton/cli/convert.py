@@ -7,10 +7,10 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hekaton.cli import plugin_flags
+from hekaton.cli.words import as_path
 from hekaton.contributions import CheckpointFormat
 from hekaton.errors import ConfigError, choices_hint
 
@@ -74,10 +74,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parsed(words: list[str], *options: str) -> argparse.Namespace:
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("source", metavar="IN", type=Path)
-    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("source", metavar="IN", type=as_path)
+    parser.add_argument("target", metavar="OUT", type=as_path)
     for option in options:
-        of_type: Any = {"hf_assets_path": Path, "max_shard_size": _size}.get(option, str)
+        of_type: Any = {"hf_assets_path": as_path, "max_shard_size": _size}.get(option, str)
         choices = ["float32", "bfloat16", "float16"] if option == "export_dtype" else None
         parser.add_argument(f"--{option}", type=of_type, choices=choices)
     return parser.parse_args(words)

@@ -19,7 +19,9 @@ def show_layout(words: list[str]) -> None:
 
     :raises ConfigErrors: for everything that is wrong with it.
     """
-    world_size, words = take_number(words, "--world_size", at_least=1)
+    from hekaton.config.base import MAX_PROCESSES
+
+    world_size, words = take_number(words, "--world_size", at_least=1, at_most=MAX_PROCESSES)
     rank, words = take_number(words, "--rank", at_least=0)
     as_json = "--json" in words
     loaded = load_files([word for word in words if word != "--json"])
@@ -28,7 +30,7 @@ def show_layout(words: list[str]) -> None:
     from hekaton.fake import rank_of, smallest_world
 
     process = rank_of(world_size or smallest_world(loaded.config), rank or 0, what="--rank")
-    notices = [*loaded.notices, *check(loaded, world_size=process.world_size, device_type="cuda")]
+    notices = [*loaded.notices, *check(loaded, world_size=process.world_size, device_type="cuda", here=False)]
 
     from hekaton.explain import explain
 

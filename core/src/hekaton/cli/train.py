@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
     # What fake tensors stand for is a cluster's.
     device_type = "cuda" if fake else process.device.type
-    idle = check(loaded, world_size=process.world_size, device_type=device_type)
+    idle = check(loaded, world_size=process.world_size, device_type=device_type, here=not fake)
     for notice in (*loaded.notices, *idle):
         logging.getLogger("hekaton").info("notice: %s", notice)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hekaton.errors import ConfigError
+from hekaton.paths import expanded
 
 if TYPE_CHECKING:
     from hekaton.config import Loaded
@@ -19,7 +21,17 @@ def load_files(words: list[str]) -> Loaded:
     return load(files, flags)
 
 
-def take_number(words: list[str], flag: str, *, at_least: int) -> tuple[int | None, list[str]]:
+def as_path(text: str) -> Path:
+    """:raises ConfigError: for what is no path, or a home folder that is not known."""
+    try:
+        return Path(expanded(text))
+    except ValueError as e:
+        raise ConfigError(f"'{text}': {e}") from e
+
+
+def take_number(
+    words: list[str], flag: str, *, at_least: int, at_most: int = 2**31
+) -> tuple[int | None, list[str]]:
     """Take ``FLAG N`` out of the words; ``None`` where it is not among them."""
     found = None
     others = []
@@ -30,7 +42,9 @@ def take_number(words: list[str], flag: str, *, at_least: int) -> tuple[int | No
             others.append(word)
             continue
         value = value if equals else next(rest, "")
-        if not value.isdecimal() or int(value) < at_least:
+        if not (value.isascii() and value.isdecimal()) or int(value[:20]) < at_least:
             raise ConfigError(f"{flag} needs a number, at least {at_least}, not '{value}'")
+        if int(value[:20]) > at_most:
+            raise ConfigError(f"{flag} needs a number, at most {at_most}, not '{value}'")
         found = int(value)
     return found, others

@@ -3,10 +3,20 @@
 Importing this imports no torch; :func:`load` does, for the model that is named.
 """
 
-from hekaton.config.base import SectionModel
+from hekaton.config.base import PathField, SectionModel
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded, load
 from hekaton.config.output import as_dict, json_schema, to_toml
 from hekaton.config.rules import check
 
-__all__ = ["JobConfig", "Loaded", "SectionModel", "as_dict", "check", "json_schema", "load", "to_toml"]
+__all__ = [
+    "JobConfig",
+    "Loaded",
+    "PathField",
+    "SectionModel",
+    "as_dict",
+    "check",
+    "json_schema",
+    "load",
+    "to_toml",
+]

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from hekaton.contributions import Contribution
+from hekaton.paths import expanded
 
 Path: TypeAlias = tuple[str, ...]
 """Where a field is: ``("training", "dataloader", "num_workers")``."""
@@ -23,6 +24,28 @@ def _not_zero(number: int) -> int:
 
 PositiveOrAll: TypeAlias = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 """A positive number, or -1, which stands for as many as there are."""
+
+
+def _expanded(text: str) -> str:
+    return text if "://" in text else expanded(text)
+
+
+PathField: TypeAlias = Annotated[str, AfterValidator(_expanded)]
+"""A path or a URL; ``~`` at its start is the home folder."""
+
+MAX_PROCESSES = 2**20
+
+Degree: TypeAlias = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
+"""A degree of parallelism."""
+DegreeOrRest: TypeAlias = Annotated[int, Field(ge=-1, le=MAX_PROCESSES), AfterValidator(_not_zero)]
+"""A degree of parallelism, or -1 for what the others leave."""
+Rows: TypeAlias = Annotated[int, Field(gt=0, le=2**20)]
+"""Rows of a batch; each has a cursor of its own in every checkpoint."""
+RowsOrAll: TypeAlias = Annotated[int, Field(ge=-1, le=2**20), AfterValidator(_not_zero)]
+SeqLen: TypeAlias = Annotated[int, Field(gt=0, le=2**24)]
+"""Tokens of a row: 16 million at most, above the longest that models have been trained on."""
+Seconds: TypeAlias = Annotated[int, Field(gt=0, le=366 * 24 * 3600)]
+"""A time to wait, a year at most: what the libraries below count in does not overflow."""
 
 
 class SectionModel(BaseModel):

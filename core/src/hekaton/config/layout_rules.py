@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hekaton.errors import HekatonError, choices_hint
 
 if TYPE_CHECKING:
+    from hekaton.build import MetaModel
     from hekaton.config.rules import Run
+    from hekaton.mesh import ParallelDims
 
 
 def model_divides(run: Run) -> Iterator[HekatonError]:
@@ -27,7 +29,7 @@ def model_divides(run: Run) -> Iterator[HekatonError]:
         if field != "vocab_size" and ulysses > 1:
             by, degrees = tensor * ulysses, f"{degrees} × context_parallel_degree (ulysses)"
         if isinstance(size, int) and by > 1 and size % by:
-            choices = [str(degree) for degree in range(1, size + 1) if size % degree == 0 and degree <= 64]
+            choices = [str(degree) for degree in range(1, min(size, 64) + 1) if size % degree == 0]
             yield run.violation(
                 f"{degrees} = {by} does not divide {field} = {size} of {who}",
                 "parallelism.tensor_parallel_degree",
@@ -161,22 +163,13 @@ def _idle(run: Run, why: str, *names: str) -> Iterator[str]:
 def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
     """Every row of the plan, every word and every stage fits the model, which is built on the meta device."""
     settings = run.config.parallelism
-    degrees = ("tensor_parallel_degree", "pipeline_parallel_degree", "context_parallel_degree")
-    if all(getattr(settings, degree) == 1 for degree in degrees):
-        return
-    from hekaton.build import build_meta, tensor_words
-    from hekaton.mesh import ParallelDims
+    from hekaton.build import tensor_words
     from hekaton.parallel.pipeline import stage_layout
 
-    dims = ParallelDims(
-        tp=settings.tensor_parallel_degree,
-        pp=settings.pipeline_parallel_degree,
-        cp=settings.context_parallel_degree,
-    )
-    try:
-        meta = build_meta(run.config, run.plugins, dims)
-    except HekatonError as e:
-        yield e
+    dims = _dims(run)
+    meta = run.meta
+    if isinstance(meta, HekatonError):
+        yield meta
         return
     if dims.tp > 1:
         try:
@@ -200,6 +193,36 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             stage_layout(meta.model, meta.plan, settings)
         except HekatonError as e:
             yield e
+
+
+def meta_model(run: Run) -> MetaModel | HekatonError:
+    """Build the run's model on the meta device, and check its tables; returns what is wrong otherwise."""
+    from hekaton.build import build_meta
+
+    try:
+        return build_meta(run.config, run.plugins, _dims(run))
+    except HekatonError as e:
+        return e
+    except Exception as e:
+        overrides = run.set_below("model.overrides")
+        if not overrides:
+            raise  # a fault of the model's own
+        return run.violation(
+            f"{run.config.model.name} {run.config.model.flavor} cannot be built with these overrides: "
+            f"{type(e).__name__}: {e}",
+            *overrides,
+        )
+
+
+def _dims(run: Run) -> ParallelDims:
+    from hekaton.mesh import ParallelDims
+
+    settings = run.config.parallelism
+    return ParallelDims(
+        tp=settings.tensor_parallel_degree,
+        pp=settings.pipeline_parallel_degree,
+        cp=settings.context_parallel_degree,
+    )
 
 
 def _model_config(run: Run) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
 
-from hekaton.config import checkpoint_rules, compile_rules, layout_rules
+from hekaton.config import checkpoint_rules, compile_rules, layout_rules, size_rules
 from hekaton.config.base import toml_value
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded
@@ -14,12 +15,16 @@ from hekaton.config.sections import DataloaderSection
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.plugins import Plugins
 
+if TYPE_CHECKING:
+    from hekaton.build import MetaModel
+
 
 @dataclass(frozen=True)
 class Run:
     """A configuration, and where it is to run.
 
     :param world_size: number of processes, ``None`` when not known.
+    :param here: whether it is to run on this machine, which then needs what the run reads.
     """
 
     config: JobConfig
@@ -27,6 +32,7 @@ class Run:
     origins: Mapping[str, str]
     world_size: int | None
     device_type: str
+    here: bool = True
 
     def violation(self, message: str, *fields: str, hint: str = "") -> ConfigError:
         """An error that says where the fields that it is about were set."""
@@ -35,6 +41,15 @@ class Run:
 
     def is_set(self, field: str) -> bool:
         return field in self.origins
+
+    def set_below(self, field: str) -> list[str]:
+        """The keys of a table that are set."""
+        return [path for path in self.origins if path.startswith(f"{field}.")]
+
+    @cached_property
+    def meta(self) -> MetaModel | HekatonError:
+        """The model on the meta device with its tables, or why there is none."""
+        return layout_rules.meta_model(self)
 
     @property
     def data_parallel_degree(self) -> int | None:
@@ -48,15 +63,17 @@ Rule: TypeAlias = Callable[[Run], Iterator[HekatonError | str]]
 """Yields violations, and as plain strings notices: values that have no effect here, or less than they say."""
 
 
-def check(loaded: Loaded, *, world_size: int | None, device_type: str) -> tuple[str, ...]:
+def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: bool = True) -> tuple[str, ...]:
     """Check what single sections cannot.
 
     :param world_size: number of processes; ``None`` leaves out what depends on it.
     :param device_type: ``cpu`` or ``cuda``.
+    :param here: whether the run is to start on this machine, and not only to be looked at: its tokenizer must
+        be there and fit, and one process must have memory for the model.
     :returns: notices, one line each.
     :raises ConfigErrors: with every violation.
     """
-    run = Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type)
+    run = Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type, here)
     problems: list[HekatonError] = []
     notices = []
     for rule in RULES:
@@ -282,6 +299,10 @@ RULES: tuple[Rule, ...] = (
     layout_rules.microbatches_fit,
     layout_rules.layout_is_said_once,
     layout_rules.plan_can_be_carried_out,
+    size_rules.batch_is_in_bounds,
+    size_rules.weight_decay_shrinks,
+    size_rules.tokenizer_fits,
+    size_rules.model_fits_memory,
     batch_is_divisible,
     workers_have_rows,
     schedule_fits,

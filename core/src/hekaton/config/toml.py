@@ -16,6 +16,7 @@ import tomli
 from hekaton.config.base import Path
 from hekaton.config.plain import MAX_DEPTH, check_plain
 from hekaton.errors import ConfigError
+from hekaton.paths import expanded
 
 MAX_BYTES = 4 * 2**20
 """The largest run file that is read."""
@@ -34,6 +35,10 @@ class TomlFile:
     def read(cls, path: FilePath | str) -> TomlFile:
         """:raises ConfigError: when there is no such file, it is no TOML, or it is out of bounds."""
         name = os.fspath(path)
+        try:
+            path = expanded(name)
+        except ValueError as e:
+            raise ConfigError(f"cannot read '{name}': {e}") from e
         try:
             with FilePath(path).open("rb") as stream:
                 data = stream.read(MAX_BYTES + 1)

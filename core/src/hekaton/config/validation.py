@@ -65,6 +65,9 @@ def words(detail: Any) -> str:
         return f"= {value}: {message.removeprefix('Value error, ')}"
     if detail["type"] in ("model_type", "model_attributes_type"):
         return f"must be a table, not {value}"
+    for bound in detail.get("ctx", {}).values():
+        if isinstance(bound, float):  # pydantic writes 1e-30 with thirty digits
+            message = re.sub(r"(than|to) [0-9.]+$", rf"\1 {bound:g}", message)
     if detail["type"] == "string_pattern_mismatch":
         return f"must match {detail['ctx']['pattern']}, not {value}"
     message = re.sub("^Input should be ", "must be ", message).replace("a valid ", "a ")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from hekaton.cli import plugin_flags
+from hekaton.cli.words import as_path
 from hekaton.errors import ConfigError, HekatonError, choices_hint
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--assets", nargs="+", default=[])
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--revision")
-    parser.add_argument("--local_dir", type=Path, default=Path("assets", "hf"))
+    parser.add_argument("--local_dir", type=as_path, default=Path("assets", "hf"))
     parser.add_argument("--hf_token")
     return parser
 

@@ -2,22 +2,34 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from hekaton.config.base import NameOf, OnlyWith, Pointless, PositiveOrAll, SectionModel
+from hekaton.config.base import (
+    NameOf,
+    OnlyWith,
+    PathField,
+    Pointless,
+    PositiveOrAll,
+    Rows,
+    RowsOrAll,
+    SectionModel,
+    SeqLen,
+)
 from hekaton.contributions import Dataset
 
 
 class DataloaderSection(SectionModel):
     """How batches are prepared beside the training."""
 
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes per rank that read and tokenise; 0 does it in the training process."""
     persistent_workers: Annotated[bool, Pointless("workers live as long as the run in any case")] = False
     """Keep workers from one pass over the data to the next."""
     pin_memory: bool = False
     """Put batches into page-locked memory, for faster copies to CUDA."""
-    prefetch_factor: Annotated[PositiveInt | None, OnlyWith("num_workers", above=0)] = None
+    prefetch_factor: Annotated[
+        Annotated[int, Field(gt=0, le=1024)] | None, OnlyWith("num_workers", above=0)
+    ] = None
     """Batches that each worker prepares in advance."""
 
 
@@ -26,17 +38,17 @@ class TrainingSection(SectionModel):
 
     dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib"
     """The dataset, by name."""
-    dataset_path: str | None = None
+    dataset_path: PathField | None = None
     """Where the dataset's files are, for datasets that take a path."""
     packing: Literal["documents", "concat"] = "documents"
     """How documents fill sequences: ``documents`` restarts positions at each of them and hides them from each
     other, ``concat`` makes them one text."""
-    local_batch_size: PositiveInt = 8
+    local_batch_size: Rows = 8
     """Rows that a rank computes at a time."""
-    global_batch_size: PositiveOrAll = -1
+    global_batch_size: RowsOrAll = -1
     """Rows of an optimizer step over all ranks, accumulated where they are more than ranks compute at a time;
     -1 for as many as that."""
-    seq_len: PositiveInt = 2048
+    seq_len: SeqLen = 2048
     """Tokens in a row."""
     max_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
@@ -66,11 +78,11 @@ class ValidationSection(SectionModel):
     """Validate every ``freq`` steps and after the last."""
     dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib_validation"
     """The dataset, by name."""
-    dataset_path: str | None = None
+    dataset_path: PathField | None = None
     """Where the dataset's files are, for datasets that take a path."""
-    local_batch_size: PositiveInt = 8
+    local_batch_size: Rows = 8
     """Rows that a rank computes at a time."""
-    seq_len: PositiveInt = 2048
+    seq_len: SeqLen = 2048
     """Tokens in a row."""
     freq: PositiveInt = 10
     """Training steps from one validation to the next."""

@@ -1,10 +1,11 @@
 """The model and how it learns: architecture, optimizer, schedule, compilation, recomputation."""
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, NotYet, OnlyWith, Renamed, SectionModel
+from hekaton.config.base import NameOf, NotYet, OnlyWith, PathField, Renamed, SectionModel
 from hekaton.contributions import Converter, LRSchedule, Model, Optimizer, Tokenizer
 
 
@@ -12,6 +13,8 @@ def _without_null(overrides: dict[str, Any]) -> dict[str, Any]:
     for name, value in overrides.items():
         if value is None:
             raise ValueError(f"'{name}' cannot be null, which TOML does not have")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"'{name}' must be a finite number")
     return overrides
 
 
@@ -28,9 +31,9 @@ class ModelSection(SectionModel):
     """One of the model's sizes, by name."""
     tokenizer: Annotated[str, NameOf(Tokenizer)] = "hf"
     """The tokenizer, by name."""
-    hf_assets_path: str | None = None
+    hf_assets_path: PathField | None = None
     """Folder or file of the tokenizer; when not set, the one that the tokenizer plugin ships."""
-    tokenizer_path: Annotated[str | None, Renamed("model.hf_assets_path")] = None
+    tokenizer_path: Annotated[PathField | None, Renamed("model.hf_assets_path")] = None
     """Earlier name of ``hf_assets_path``."""
     converters: Annotated[list[str], NameOf(Converter)] = []
     """Changes to the freshly built model, by name, in the order in which they are made."""
@@ -45,15 +48,15 @@ class OptimizerSection(SectionModel):
 
     name: Annotated[str, NameOf(Optimizer)] = "AdamW"
     """The optimizer, by name."""
-    lr: PositiveFloat = 8e-4
+    lr: Annotated[float, Field(gt=0, le=100)] = 8e-4
     """Learning rate before the schedule's factor."""
     beta1: Beta = 0.9
     """Decay of the running mean of gradients, per step."""
     beta2: Beta = 0.95
     """Decay of the running mean of squared gradients, per step."""
-    eps: NonNegativeFloat = 1e-8
-    """Added to the denominator of the update."""
-    weight_decay: NonNegativeFloat = 0.1
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
+    """Added to the denominator of the update; without it a gradient of 0 gives NaN."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.1
     """Strength of weight decay."""
     implementation: Literal["for-loop", "foreach", "fused"] = "fused"
     """How the update runs: one parameter after another, in batches, or in one kernel."""
@@ -98,7 +101,7 @@ class ActivationCheckpointSection(SectionModel):
     """What is recomputed: nothing, every block, what ``selective_ac_option`` selects, or what the compiler
     finds cheapest within ``memory_budget``."""
     selective_ac_option: Annotated[
-        str, Field(pattern=r"^([1-9][0-9]*|op)$"), OnlyWith("mode", ("selective",))
+        str, Field(pattern=r"^([1-9][0-9]{0,5}|op)$"), OnlyWith("mode", ("selective",))
     ] = "2"
     """``"n"`` recomputes every n-th block; ``"op"`` all of each block but attention, every second matrix
     product, what a reduce-scatter gave, and ``save_ops``."""

@@ -2,9 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, NotYet, OnlyWith, PositiveOrAll, SectionModel
+from hekaton.config.base import (
+    Degree,
+    DegreeOrRest,
+    NameOf,
+    NotYet,
+    OnlyWith,
+    PathField,
+    Rows,
+    Seconds,
+    SectionModel,
+)
 from hekaton.contributions import ContextParallel
 
 Pipeline = OnlyWith("pipeline_parallel_degree", above=1)
@@ -16,15 +26,15 @@ Expert = OnlyWith("expert_parallel_degree", above=1)
 class ParallelismSection(SectionModel):
     """Degrees of each kind of parallelism; their product is the number of processes."""
 
-    data_parallel_replicate_degree: PositiveInt = 1
+    data_parallel_replicate_degree: Degree = 1
     """Copies of the model, whose gradients are summed."""
-    data_parallel_shard_degree: PositiveOrAll = -1
+    data_parallel_shard_degree: DegreeOrRest = -1
     """Ranks over which parameters, gradients and optimizer state are sharded; -1 for those that the other
     degrees leave."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
     """Whether gathered parameters are dropped between forward and backward; ``default`` is ``always`` except
     under a pipeline."""
-    tensor_parallel_degree: PositiveInt = 1
+    tensor_parallel_degree: Degree = 1
     """Ranks over which layers are cut."""
     sequence_parallel: Annotated[bool, Tensor] = True
     """Between the cut layers, each rank of tensor parallel holds its part of the sequence."""
@@ -35,7 +45,7 @@ class ParallelismSection(SectionModel):
     enable_async_tensor_parallel: bool = False
     """Overlap the communication of tensor parallel with its computation; needs CUDA, ``compile`` of the model
     and ``sequence_parallel``."""
-    pipeline_parallel_degree: PositiveInt = 1
+    pipeline_parallel_degree: Degree = 1
     """Stages into which the model's layers are divided."""
     module_fqns_per_model_part: Annotated[list[list[str]] | None, Pipeline] = None
     """Names of the modules of each stage, when they are not to be dealt out evenly."""
@@ -47,13 +57,13 @@ class ParallelismSection(SectionModel):
     """Layers in a stage; when not set, as the schedule asks for."""
     pipeline_parallel_schedule: Annotated[str, Pipeline] = "1F1B"
     """Order of the stages' microbatches, by the name that ``torch.distributed.pipelining`` has for it."""
-    pipeline_parallel_schedule_csv: Annotated[str | None, Pipeline] = ""
+    pipeline_parallel_schedule_csv: Annotated[PathField | None, Pipeline] = ""
     """File with a schedule of one's own."""
-    pipeline_parallel_microbatch_size: Annotated[PositiveInt, Pipeline] = 1
+    pipeline_parallel_microbatch_size: Annotated[Rows, Pipeline] = 1
     """Rows of a microbatch."""
     pipeline_parallel_expert_parallel_overlap: Annotated[bool, Expert] = True
     """Overlap the exchange of tokens among experts with other microbatches."""
-    context_parallel_degree: PositiveInt = 1
+    context_parallel_degree: Degree = 1
     """Ranks over which sequences are cut."""
     context_parallel_strategy: Annotated[str | None, NameOf(ContextParallel), Context] = None
     """How attention sees the whole sequence, by name; when not set, ``allgather``, or ``ring`` where
@@ -63,9 +73,9 @@ class ParallelismSection(SectionModel):
     causal attention costs each the same; ``none`` one stretch."""
     context_parallel_rotate_method: Annotated[Literal["allgather", "alltoall"], Context] = "allgather"
     """How keys and values reach the other ranks, where ``context_parallel_strategy`` does not say."""
-    expert_parallel_degree: Annotated[PositiveInt, NotYet("expert parallel")] = 1
+    expert_parallel_degree: Annotated[Degree, NotYet("expert parallel")] = 1
     """Ranks over which experts are dealt out."""
-    expert_tensor_parallel_degree: Annotated[PositiveInt, NotYet("expert tensor parallel")] = 1
+    expert_tensor_parallel_degree: Annotated[Degree, NotYet("expert tensor parallel")] = 1
     """Ranks over which each expert is cut."""
     expert_parallel_comm_backend: Annotated[Literal["standard", "deepep"], Expert] = "standard"
     """How tokens reach their experts."""
@@ -74,15 +84,15 @@ class ParallelismSection(SectionModel):
 class CommSection(SectionModel):
     """Communication among processes."""
 
-    init_timeout_seconds: PositiveInt = 300
+    init_timeout_seconds: Seconds = 300
     """How long a process waits for others until the end of the first step."""
-    train_timeout_seconds: PositiveInt = 100
+    train_timeout_seconds: Seconds = 100
     """How long it waits afterwards."""
-    trace_buf_size: NonNegativeInt = 20000
+    trace_buf_size: Annotated[int, Field(ge=0, le=10**7)] = 20000
     """Entries of NCCL's flight recorder, written when a rank waits too long; 0 turns it off."""
-    save_traces_folder: str = "comm_traces"
+    save_traces_folder: PathField = "comm_traces"
     """Folder for what the flight recorder writes, relative to ``job.dump_folder``."""
-    save_traces_file_prefix: str = "rank_"
+    save_traces_file_prefix: PathField = "rank_"
     """What the names of its files start with; the rank follows."""
     mode: Annotated[
         Literal["default", "fake_backend", "local_tensor"],

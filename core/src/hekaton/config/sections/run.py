@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, NotYet, OnlyWith, Pointless, SectionModel
+from hekaton.config.base import NameOf, NotYet, OnlyWith, PathField, Pointless, SectionModel
 from hekaton.contributions import Logger
 
 
@@ -20,16 +20,16 @@ StatePart: TypeAlias = Annotated[
 class JobSection(SectionModel):
     """The run as a whole."""
 
-    config_file: str | None = None
+    config_file: PathField | None = None
     """The TOML file of the run, for ``python -m hekaton.train``; only as a flag. ``hekaton train`` takes
     plain words before the flags."""
-    dump_folder: str = "./outputs"
+    dump_folder: PathField = "./outputs"
     """Folder for everything that the run writes; other folders are relative to it."""
     description: str = "default job"
     """A line for people who read the configuration later."""
     print_config: bool = False
     """Log the resolved configuration at the start."""
-    save_config_file: str | None = None
+    save_config_file: PathField | None = None
     """File for the resolved configuration, relative to ``dump_folder``; ``config.toml`` when not set."""
     custom_config_module: Annotated[
         str, Pointless('name modules with sections of their own in [plugins] load = ["my_module"]')
@@ -40,7 +40,7 @@ class JobSection(SectionModel):
 class PluginsSection(SectionModel):
     """Which plugins take part, besides those of installed distributions."""
 
-    load: list[str] = []
+    load: list[PathField] = []
     """Modules, or paths of ``.py`` files, to load as plugins without installing them."""
     disable: list[str] = []
     """Names of plugins to leave out, in addition to those in ``HEKATON_DISABLE``."""
@@ -51,7 +51,7 @@ class ProfilingSection(SectionModel):
 
     enable_profiling: bool = False
     """Write a kernel trace every ``profile_freq`` steps."""
-    save_traces_folder: Annotated[str, OnlyWith("enable_profiling")] = "profile_traces"
+    save_traces_folder: Annotated[PathField, OnlyWith("enable_profiling")] = "profile_traces"
     """Folder for traces, relative to ``job.dump_folder``."""
     profile_freq: Annotated[PositiveInt, OnlyWith("enable_profiling"), OnlyWith("enable_memory_snapshot")] = (
         10
@@ -63,7 +63,7 @@ class ProfilingSection(SectionModel):
     """Steps that the profiler runs before each trace without recording."""
     enable_memory_snapshot: bool = False
     """Write a snapshot of the CUDA allocator every ``profile_freq`` steps; needs CUDA."""
-    save_memory_snapshot_folder: Annotated[str, OnlyWith("enable_memory_snapshot")] = "memory_snapshot"
+    save_memory_snapshot_folder: Annotated[PathField, OnlyWith("enable_memory_snapshot")] = "memory_snapshot"
     """Folder for snapshots, relative to ``job.dump_folder``."""
 
 
@@ -78,7 +78,7 @@ class MetricsSection(SectionModel):
     """Where metrics go besides the console, by name."""
     disable_color_printing: bool = False
     """Write console lines without colour, on a terminal too."""
-    save_tb_folder: str = "tb"
+    save_tb_folder: PathField = "tb"
     """Folder for the files of loggers, relative to ``job.dump_folder``."""
     save_for_all_ranks: bool = False
     """Log on every rank, each to a folder of its own, instead of on rank 0 alone."""
@@ -93,7 +93,7 @@ class CheckpointSection(SectionModel):
 
     enable: bool = False
     """Save checkpoints, and resume from the newest one in ``folder``."""
-    folder: str = "checkpoint"
+    folder: PathField = "checkpoint"
     """Folder for checkpoints, relative to ``job.dump_folder``; or a URL such as ``s3://bucket/run``."""
     interval: PositiveInt = 500
     """Steps from one checkpoint to the next; the last step is always saved."""
@@ -111,7 +111,7 @@ class CheckpointSection(SectionModel):
         bool, Pointless("it belongs to fault tolerance, which is not available yet")
     ] = True
     """Save the data position of each replica under fault tolerance."""
-    initial_load_path: str | None = None
+    initial_load_path: PathField | None = None
     """Checkpoint to start from while ``folder`` has none: a step folder, a folder of steps (the newest whole
     one is taken), or a folder that another program wrote with ``torch.distributed.checkpoint``."""
     initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", given=True)] = True
