@@ -3,8 +3,13 @@
 #
 #   ./run_tests.sh            all of it
 #   ./run_tests.sh --quick    without the second stage (packages built and installed in clean environments)
+#   ./run_tests.sh --torch 2.14.1 --python 3.12 [--quick]
+#   ./run_tests.sh --lowest [--quick]
+#                             the tests alone, on other versions: tests/versions.sh says more
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+
+case ${1:-} in --torch | --python | --lowest | --prepare) exec tests/versions.sh "$@" ;; esac
 
 if ! python3 -c 'import hekaton, hekaton_hf, hekaton_llama3, hekaton_parallel, hekaton_tensorboard
 import build, importlinter, jsonschema, mkdocs, mypy, pytest, pytest_timeout, ruff, transformers' 2>/dev/null; then

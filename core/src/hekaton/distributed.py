@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from hekaton.environment import ADDRESS, launched
 from hekaton.errors import ConfigError
+from hekaton.torch_versions import set_group_timeout
 
 if TYPE_CHECKING:
     from hekaton.config.sections import CommSection
@@ -93,7 +94,7 @@ def set_timeout(seconds: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     for group in distributed_c10d._world.pg_map:
-        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+        set_group_timeout(seconds, group)
 
 
 def all_sum(value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
