@@ -259,6 +259,11 @@ def test_the_plugin_of_the_how_to_trains(tmp_path: Path):
     rows = [line.split(",") for line in table.read_text().splitlines()]
     assert [step for step, name, _ in rows if name == "loss"] == ["1", "2", "3", "4"]
 
+    # A run that starts again logs its steps once.
+    assert hekaton("train", "lab.toml", "--training.steps", "2", cwd=tmp_path).returncode == 0
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    assert [step for step, name, _ in rows if name == "loss"] == ["1", "2"]
+
 
 @pytest.mark.parametrize(
     ("hook", "returned", "shown"),

@@ -39,6 +39,31 @@ def test_tensorboard_shows_one_curve_over_a_restart(train, tmp_path):
     assert {"grad_norm", "lr", "tokens_per_second", "tflops", "seconds/data"} <= set(events.Tags()["scalars"])
 
 
+def scalars(folder, tag):
+    """(step, value) of each point that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_tensorboard_shows_the_steps_of_a_resumed_run_once(train, tmp_path):
+    flags = ["--metrics.enable_tensorboard", "--checkpoint.enable", "--metrics.log_freq", "1"]
+    train(*flags, "--checkpoint.interval", "2", "--optimizer.lr", "1e-3")
+    train(*flags, "--checkpoint.load_step", "2", "--optimizer.lr", "5e-4", "--training.steps", "5")
+    rates = scalars(tmp_path / "tb", "lr")
+    assert [step for step, _ in rates] == [1, 2, 3, 4, 5]
+    assert rates[1][1] > 5e-4 >= rates[2][1], "steps 3 and 4 are those of the second run"
+
+
+def test_tensorboard_shows_the_steps_of_a_run_that_starts_again_once(train, tmp_path):
+    flags = ["--metrics.enable_tensorboard", "--metrics.log_freq", "1"]
+    train(*flags)
+    train(*flags, "--training.steps", "3")
+    assert [step for step, _ in scalars(tmp_path / "tb", "loss")] == [1, 2, 3]
+
+
 def test_profiler_writes_a_trace(train, tmp_path):
     train(
         "--profiling.enable_profiling", "--profiling.profile_freq", "2", "--profiling.profiler_warmup", "1",

@@ -54,6 +54,7 @@ ALSO = [
     "hekaton.init.Normal",
     "hekaton.init.TruncatedNormal",
     "hekaton.init.DepthScaled",
+    "hekaton.metrics.ResumableLogger",
     "hekaton.spec.SteppingConverter",
     "hekaton.weights.ops.RotaryHalves",
     "hekaton.weights.ops.Fuse",

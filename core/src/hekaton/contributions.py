@@ -194,7 +194,8 @@ class Logger(Component):
     """A destination for metrics, for ``[metrics] loggers``.
 
     ``build(section, folder)`` is given the folder of this run's logs and returns an object with
-    ``log(step, metrics)`` and ``close()``; see :class:`hekaton.metrics.MetricLogger`.
+    ``log(step, metrics)`` and ``close()``, and where it keeps what earlier runs logged ``resume(step)``; see
+    :class:`hekaton.metrics.MetricLogger` and :class:`hekaton.metrics.ResumableLogger`.
     """
 
     build: Ref

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import torch
 
@@ -40,6 +40,18 @@ class MetricLogger(Protocol):
 
     def close(self) -> None:
         """Write out what is left; called once, however the run ends."""
+
+
+@runtime_checkable
+class ResumableLogger(MetricLogger, Protocol):
+    """A logger whose folder or account may hold steps of an earlier run."""
+
+    def resume(self, step: int) -> None:
+        """Called once, before the first :meth:`log`: the run resumes after ``step``, 0 for a new one.
+
+        Steps after it that were logged before belong to a run that was cut off. They are to be removed, or no
+        longer shown: this run logs them again.
+        """
 
 
 def peak_tflops(device: torch.device) -> float | None:

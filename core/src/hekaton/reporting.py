@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hekaton.assembly import Assembled
 from hekaton.contributions import Logger
-from hekaton.metrics import Console, MetricLogger, log_all
+from hekaton.metrics import Console, MetricLogger, ResumableLogger, log_all
 from hekaton.surroundings import writing_to
 
 
@@ -63,4 +63,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             for name in names:
                 loggers.append(self._assembled.build(Logger, name, folder))
                 opened.callback(loggers[-1].close)
+                if isinstance(loggers[-1], ResumableLogger):
+                    loggers[-1].resume(self._step)
         return loggers

@@ -330,6 +330,26 @@ def test_steps_of_an_abandoned_future_do_not_win_over_the_resumed_run(
     assert values_of(into) == {30.0}
 
 
+def test_exports_of_an_abandoned_future_move_with_its_steps(
+    tmp_path: Path, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = CheckpointManager(tmp_path, describe={})
+    for step in (1, 2, 3):
+        before.save(step, parts(float(step)), {})
+    # Of step 4 the export alone is left.
+    for name in ("step-1-hf", "step-3-hf", "step-3-hf.partial", "step-4-hf", "step-3hf"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    after = CheckpointManager(tmp_path, describe={})
+    assert after.load(parts(0.0), step=2)
+    after.save(3, parts(-3.0), {})
+    moved = ["step-3", "step-3-hf", "step-3-hf.partial", "step-4-hf"]
+    assert steps_in(tmp_path / "superseded") == moved
+    assert (tmp_path / "superseded/step-4-hf/config.json").read_text() == "step-4-hf"
+    assert steps_in(tmp_path) == ["step-1", "step-1-hf", "step-2", "step-3", "step-3hf", "superseded"]
+    assert all(name in caplog.text for name in moved)
+
+
 def test_a_model_tensor_that_would_look_like_another_part_is_refused(manager: Make) -> None:
     state = {"model": {"optimizer.weight": torch.ones(1)}, "optimizer": {"step": torch.ones(1)}}
     with pytest.raises(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from pathlib import Path
 
 from hekaton.checkpoint.folders import Folder, files_in, is_there, move, remove, sync, words_of, write_whole
 from hekaton.checkpoint.integrity import MANIFEST, Manifest, NotWhole, Unfinished
@@ -18,6 +19,7 @@ log = logging.getLogger("hekaton")
 SUPERSEDED = "superseded"
 UNFINISHED = "unfinished"
 _STEP = re.compile(r"step-(\d+)(\.replaced)?")
+_EXPORT = re.compile(r"step-(\d+)-.+")
 
 
 class StepFolders:
@@ -75,16 +77,21 @@ class StepFolders:
         The steps after ``came_from`` belong to a future that this run does not continue (it resumed from an
         older step than the newest, or started anew). They would win over this run's steps when it is resumed,
         so they move to ``superseded/``. A whole ``step`` of this run is kept until the new one is whole.
+        So do the exports of those steps (``step-N-hf``), whether the step is still there or not: they would
+        be taken for this run's.
         """
         self.finish_interrupted()
         self.root.mkdir(parents=True, exist_ok=True)
         aside = []
+        for export in self._exports(after=came_from):
+            self._move_aside(export, key=export.name)
+            aside.append(export.name)
         for other in self.steps():
             if not self.has_manifest(other):
                 if other >= step:
                     _remove(self.path(other))
             elif other > came_from:
-                self._supersede(other)
+                self._move_aside(self.path(other), key=MANIFEST)
                 aside.append(f"step-{other}")
         if aside:
             log.warning(
@@ -155,11 +162,19 @@ class StepFolders:
     def _replaced(self, step: int) -> Folder:
         return self.root / f"step-{step}.replaced"
 
-    def _supersede(self, step: int) -> None:
-        target = self.root / SUPERSEDED / f"step-{step}"
+    def _exports(self, *, after: int) -> list[Folder]:
+        """The folders ``step-N-...``, each the model of a step in another layout, of steps past ``after``.
+        There are none behind a URL: exports are written to the disk."""
+        if not isinstance(self.root, Path):
+            return []
+        found = [(entry, _EXPORT.fullmatch(entry.name)) for entry in sorted(self.root.iterdir())]
+        return [entry for entry, match in found if match and int(match[1]) > after and entry.is_dir()]
+
+    def _move_aside(self, folder: Folder, *, key: str) -> None:
+        target = self.root / SUPERSEDED / folder.name
         target.parent.mkdir(exist_ok=True)
-        _remove(target)
-        move(self.path(step), target, key=MANIFEST)
+        remove(target, key=key)
+        move(folder, target, key=key)
 
 
 def step_of(folder: Folder) -> int | None:
