@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from hekaton.contributions import Component, ContextParallel, Converter, Model, ParallelStyle
-from hekaton.errors import ConfigError, DataError, choices_hint
+from hekaton.errors import ConfigError, ConfigErrors, DataError, choices_hint
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
 from hekaton.parallel.context import ContextGroup
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
@@ -33,7 +34,7 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
     """The specification of the named model, and its configuration: flavor, own section, overrides.
 
     :raises UnknownName: for a model or flavor that does not exist.
-    :raises ConfigError: for an override of a field that the model does not have.
+    :raises ConfigError: for values that the model's configuration does not take.
     """
     record = plugins.get(Model, config.model.name)
     spec: TrainSpec = record.spec.load()
@@ -45,27 +46,30 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
     model = spec.flavors[flavor]
     section = plugins.section_of(record)
     if spec.configure is not None:
-        model = spec.configure(model, config.section(section) if section else None)
+        try:
+            model = spec.configure(model, config.section(section) if section else None)
+        except (ValueError, AssertionError) as e:
+            where = f"[{section}]" if section else f"model '{spec.name}'"
+            raise ConfigError(f"{where}: {e}") from e
     return spec, override(model, config.model.overrides, spec.name)
 
 
 def override(model: Any, overrides: Mapping[str, Any], name: str) -> Any:
     """The configuration with some of its fields replaced.
 
-    :raises ConfigError: for a field that it does not have.
+    :raises ConfigErrors: for fields that it does not have, and values that it does not take.
     """
     if not overrides:
         return model
-    assert is_dataclass(model)
-    assert not isinstance(model, type)
-    known = [field.name for field in fields(model)]
-    for key in overrides:
-        if key not in known:
-            raise ConfigError(
-                f"model.overrides: '{key}' is not a field of {name}'s configuration",
-                hint=choices_hint(key, known),
-            )
-    return replace(model, **overrides)
+    replaced, wrong = overridden(model, overrides)
+    if wrong:
+        raise ConfigErrors(
+            [
+                ConfigError(f"{'.'.join(('model.overrides', *one.path))} of {name}: {one}", hint=one.hint)
+                for one in wrong
+            ]
+        )
+    return replaced
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_config: Any, config: JobConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -13,6 +13,38 @@ from hekaton.parallel.plan import ParallelPlan
 
 ModelConfig: TypeAlias = Any
 """A frozen dataclass of the model's own: what its flavors differ in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run asks of its model.
+
+    :param seq_len: tokens of its longest sequence, in training or validation.
+    :param packed: whether a sequence may hold several documents, with ``positions`` and ``documents``.
+    :param pp: degree of pipeline parallel, and ``cp`` and ``tp`` those of context and tensor parallel.
+    """
+
+    seq_len: int
+    packed: bool = True
+    pp: int = 1
+    cp: int = 1
+    tp: int = 1
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model cannot do what a run asks.
+
+    :param message: the rest of a sentence that begins with the model and flavor: ``"has 1024 positions,
+        training.seq_len = 2048"``.
+    :param fields: the configuration fields that it is about, such as ``training.seq_len``; without a dot
+        fields of the model's configuration. Where they were set is shown.
+    :param hint: the cure.
+    """
+
+    message: str
+    fields: Sequence[str] = ()
+    hint: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +62,9 @@ class TrainSpec:
     :param defaults: flavor -> configuration values (``{"training": {"seq_len": 8192}}``) that hold where the
         user sets nothing.
     :param configure: ``configure(config, section)`` merges the model's own TOML section into the flavor.
+    :param check: ``check(config, facts)`` says what the model cannot do of what a run asks, for every run
+        before anything is built. What no run could do, the configuration refuses itself, with an error in
+        its ``__post_init__``.
     :param flops_per_token: ``flops_per_token(config, seq_len)``: floating-point operations of forward and
         backward per token, for TFLOP/s and MFU. Without it neither is reported.
     """
@@ -42,6 +77,7 @@ class TrainSpec:
     objective: str = "next_token"
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configure: Callable[[Any, Any], ModelConfig] | None = None
+    check: Callable[[Any, RunFacts], Iterable[Refusal]] | None = None
     flops_per_token: Callable[[Any, int], float] | None = None
 
 

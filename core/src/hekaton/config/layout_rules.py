@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hekaton.errors import HekatonError, choices_hint
+from hekaton.errors import ConfigErrors, HekatonError, choices_hint
 
 if TYPE_CHECKING:
     from hekaton.build import MetaModel
@@ -21,7 +21,7 @@ def model_divides(run: Run) -> Iterator[HekatonError]:
     ulysses = settings.context_parallel_degree if run.config.context_parallel_strategy() == "ulysses" else 1
     if tensor * ulysses == 1:
         return
-    model = _model_config(run)
+    model = run.model
     who = f"{run.config.model.name} {run.config.model.flavor}"
     for field in ("n_heads", "n_kv_heads", "vocab_size"):
         size = getattr(model, field, None)
@@ -169,7 +169,7 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
     dims = _dims(run)
     meta = run.meta
     if isinstance(meta, HekatonError):
-        yield meta
+        yield from meta.problems if isinstance(meta, ConfigErrors) else [meta]
         return
     if dims.tp > 1:
         try:
@@ -223,9 +223,3 @@ def _dims(run: Run) -> ParallelDims:
         pp=settings.pipeline_parallel_degree,
         cp=settings.context_parallel_degree,
     )
-
-
-def _model_config(run: Run) -> Any:
-    from hekaton.build import model_config
-
-    return model_config(run.config, run.plugins)[1]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from hekaton.config.base import NameOf, Path, default_of, dotted, marks, shortened, walk
+from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
-from hekaton.config.validation import UNSET, is_off, set_value
+from hekaton.config.validation import UNSET, is_off, set_value, words
 from hekaton.contributions import Component, Contribution, Logger, Model, Section
 from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
+from hekaton.overrides import overridden
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
 
 if TYPE_CHECKING:
@@ -116,36 +117,18 @@ def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:
         )
         return
     settings = spec.flavors[flavor]
-    if not dataclasses.is_dataclass(settings):
+    overrides = values.tables().get("model", {}).get("overrides")
+    if not dataclasses.is_dataclass(settings) or not isinstance(overrides, dict):
         return
-    known = [field.name for field in dataclasses.fields(settings)]
-    overrides = {path[2] for path in values.below(OVERRIDES) if len(path) > 2}
-    for name in sorted(overrides):
-        path = (*OVERRIDES, name)
-        if name not in known:
-            yield ConfigError(
-                f"{shortened(dotted(path))}: {spec.name} {flavor} has no field '{shortened(name)}'",
-                origin=values.origin(path),
-                hint=choices_hint(name, known),
-            )
-        elif path in values.values:
-            wrong = _wrong_type(type(settings), name, values.values[path])
-            if wrong:
-                yield ConfigError(f"{dotted(path)} {wrong}", origin=values.origin(path))
-
-
-def _wrong_type(settings: Any, name: str, value: object) -> str:
-    """What is wrong with a value for a field of a flavor, by the field's annotation."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from hekaton.config.validation import words
-
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(get_type_hints(settings)[name])
-    except Exception:  # a type that only the model's author knows how to check
-        return ""
-    try:
-        adapter.validate_python(value, strict=True)
-    except ValidationError as e:
-        return words(e.errors()[0])
-    return ""
+    for wrong in overridden(settings, overrides)[1]:
+        path = (*OVERRIDES, *wrong.path)
+        if not wrong.path:
+            continue  # the model's own section may change what it is about: a rule says so
+        if wrong.unknown:
+            owner = f"{spec.name} {flavor}" if len(wrong.path) == 1 else dotted(path[:-1])
+            message = f"{dotted(path)}: {owner} has no field '{path[-1]}'"
+        elif wrong.detail is not None:
+            message = f"{dotted(path)} {words(wrong.detail)}"
+        else:
+            message = f"{dotted(path)}: {wrong.message}"
+        yield ConfigError(message, origin=values.origin(path), hint=wrong.hint)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hekaton.config import checkpoint_rules, compile_rules, layout_rules, size_rules
+from hekaton.config import checkpoint_rules, compile_rules, layout_rules, model_rules, size_rules
 from hekaton.config.base import toml_value
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded
@@ -47,6 +47,11 @@ class Run:
         return [path for path in self.origins if path.startswith(f"{field}.")]
 
     @cached_property
+    def model(self) -> Any:
+        """The model's configuration, ``None`` where it is refused, which a rule says."""
+        return model_rules.model_settings(self)
+
+    @cached_property
     def meta(self) -> MetaModel | HekatonError:
         """The model on the meta device with its tables, or why there is none."""
         return layout_rules.meta_model(self)
@@ -76,11 +81,13 @@ def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: boo
     run = Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type, here)
     problems: list[HekatonError] = []
     notices = []
+    said = set()
     for rule in RULES:
         for found in rule(run):
             if isinstance(found, str):
                 notices.append(found)
-            else:
+            elif found.message not in said:  # several rules may need a model that there is not
+                said.add(found.message)
                 problems.append(found)
     if problems:
         raise ConfigErrors(problems)
@@ -294,6 +301,7 @@ ONLY_CUDA = {
 
 RULES: tuple[Rule, ...] = (
     degrees_fit,
+    model_rules.model_accepts,
     layout_rules.model_divides,
     layout_rules.sequence_divides,
     layout_rules.microbatches_fit,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, PositiveInt
+
+from hekaton.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,17 @@ class RopeScaling:
     Source: the Llama 3.1 reference implementation, ``apply_scaling``.
     """
 
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
+    factor: Annotated[float, Field(ge=1, le=1e6)]
+    low_freq_factor: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    high_freq_factor: Annotated[float, Field(gt=0, le=1e6)] = 4.0
+    original_context: PositiveInt = 8192
+
+    def __post_init__(self) -> None:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ConfigError(
+                f"low_freq_factor = {self.low_freq_factor:g} must be less than high_freq_factor = "
+                f"{self.high_freq_factor:g}"
+            )
 
 
 def inverse_frequencies(

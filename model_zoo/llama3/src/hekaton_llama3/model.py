@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import nn
 
+from hekaton.errors import ConfigError
 from hekaton_blocks import Attention, FeedForward, RopeScaling, rotary_table
 
 
@@ -21,16 +24,25 @@ class Llama3Config:
     :param tie_embeddings: the output projection is the embedding (Llama 3.2's 1B and 3B).
     """
 
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    hidden_dim: int
-    vocab_size: int = 128_256
-    norm_eps: float = 1e-5
-    rope_theta: float = 500_000.0
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt
+    hidden_dim: PositiveInt
+    vocab_size: PositiveInt = 128_256
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-5
+    rope_theta: Annotated[float, Field(ge=1, le=1e30)] = 500_000.0
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dim % self.n_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"dim = {self.dim} over n_heads = {self.n_heads} must be a whole and even number of "
+                "channels, which rotary positions turn in pairs"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
 
     @property
     def head_dim(self) -> int:

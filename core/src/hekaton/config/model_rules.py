@@ -1,0 +1,50 @@
+"""Rules of the model: its configuration holds together, and it can do what the run asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hekaton.errors import ConfigErrors, HekatonError
+
+if TYPE_CHECKING:
+    from hekaton.config.rules import Run
+
+
+def model_accepts(run: Run) -> Iterator[HekatonError]:
+    """Flavor, section and overrides make a configuration, with which the model can do what the run asks."""
+    from hekaton.build import model_config
+    from hekaton.spec import RunFacts
+
+    try:
+        spec, model = model_config(run.config, run.plugins)
+    except HekatonError as e:
+        overrides = [path for path in run.origins if path.startswith("model.overrides.")]
+        for problem in e.problems if isinstance(e, ConfigErrors) else [e]:
+            yield run.violation(problem.message, *overrides, "model.flavor", hint=problem.hint)
+        return
+    if spec.check is None:
+        return
+    config, settings = run.config, run.config.parallelism
+    facts = RunFacts(
+        seq_len=max(config.training.seq_len, config.validation.seq_len if config.validation.enable else 0),
+        packed=config.training.packing != "concat",
+        pp=settings.pipeline_parallel_degree,
+        cp=settings.context_parallel_degree,
+        tp=settings.tensor_parallel_degree,
+    )
+    for refusal in spec.check(model, facts):
+        fields = [field if "." in field else f"model.overrides.{field}" for field in refusal.fields]
+        yield run.violation(
+            f"{config.model.name} {config.model.flavor} {refusal.message}", *fields, hint=refusal.hint
+        )
+
+
+def model_settings(run: Run) -> Any:
+    """The model's configuration, ``None`` where it is refused."""
+    from hekaton.build import model_config
+
+    try:
+        return model_config(run.config, run.plugins)[1]
+    except HekatonError:
+        return None
