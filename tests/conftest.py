@@ -17,22 +17,6 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked ``cuda`` that need more devices than there are."""
-    if not any(item.get_closest_marker("cuda") for item in items):
-        return
-    import torch
-
-    there = torch.cuda.device_count()
-    left_out = [
-        item
-        for item in items
-        if (mark := item.get_closest_marker("cuda")) and mark.kwargs.get("devices", 1) > there
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
-
-
 @dataclass(frozen=True)
 class Environment:
     """A virtual environment, run without anything of the one that runs the tests."""

@@ -13,6 +13,7 @@ from hekaton.distributed import all_sum, plain
 from hekaton.errors import ConfigError
 from hekaton.loss import Batch, Objective
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.parallel.apply import compile_options
 from hekaton.parallel.context import split_sequence
 from hekaton.parallel.pipeline import Pipeline
 
@@ -41,7 +42,7 @@ class ForwardBackward:
         self._objective = objective
         self._loss = objective.loss
         if config.compile.enable and "loss" in config.compile.components:
-            self._loss = torch.compile(objective.loss, backend=config.compile.backend)
+            self._loss = torch.compile(objective.loss, **compile_options(config.compile))
         self._loss_group = meshes.loss.get_group()
         self._rows = config.training.local_batch_size
         self._device = device

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -108,10 +110,22 @@ def resolve_init(model: nn.Module, table: Mapping[str, Initializer], *, what: st
 
 
 def initialize(model: nn.Module, initializers: Mapping[str, Initializer], *, seed: int) -> None:
-    """Fill every parameter of ``model``, which may be a stage of the whole one, sharded in any way."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            _fill(parameter, initializers[name], name=name, seed=seed)
+    """Fill every parameter of ``model``, which may be a stage of the whole one, sharded in any way.
+
+    Blocks are drawn by as many threads as torch computes with; whichever draws a block, its values are the
+    same.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for fill in _fills(model, initializers, seed=seed):
+            fill()
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done in [pool.submit(fill) for fill in _fills(model, initializers, seed=seed)]:
+                done.result()
+    finally:
+        torch.set_num_threads(threads)  # MKL has one number for all threads
 
 
 def rehearse(model: nn.Module, initializers: Mapping[str, Initializer], *, seed: int) -> None:
@@ -128,30 +142,55 @@ def rehearse(model: nn.Module, initializers: Mapping[str, Initializer], *, seed:
         _draw((1, *shape[1:]), 0, initializers[name], name=name, seed=seed)
 
 
-def _fill(parameter: torch.Tensor, initializer: Initializer, *, name: str, seed: int) -> None:
+def _fills(
+    model: nn.Module, initializers: Mapping[str, Initializer], *, seed: int
+) -> Iterator[Callable[[], None]]:
+    """What fills the parameters, a block each."""
+    for name, parameter in model.named_parameters():
+        yield from _fills_of(parameter, initializers[name], name=name, seed=seed)
+
+
+def _fills_of(
+    parameter: torch.Tensor, initializer: Initializer, *, name: str, seed: int
+) -> Iterator[Callable[[], None]]:
     from torch.distributed.tensor import DTensor
 
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local = (parameter.to_local() if isinstance(parameter, DTensor) else parameter).detach()
     if local.numel() == 0:
         return
     if parameter.dim() == 0:
-        local.copy_(_draw((1,), 0, initializer, name=name, seed=seed)[0])
+        yield partial(_fill, local[None], (1,), 0, [torch.zeros(1)], initializer, name=name, seed=seed)
         return
     owned = owned_indices(parameter)
     rows_per_block = max(1, BLOCK_NUMEL // max(1, math.prod(parameter.shape[1:])))
+    blocks, counts = torch.unique_consecutive(owned[0] // rows_per_block, return_counts=True)
     filled = 0
-    for block in torch.unique_consecutive(owned[0] // rows_per_block).tolist():
+    for block, count in zip(blocks.tolist(), counts.tolist(), strict=True):
         start = block * rows_per_block
-        rows = min(rows_per_block, parameter.shape[0] - start)
-        values = _draw((rows, *parameter.shape[1:]), block, initializer, name=name, seed=seed)
-        mine = owned[0][owned[0] // rows_per_block == block] - start
-        if len(mine) != rows:
-            values = values[mine]
-        for dim, indices in enumerate(owned[1:], start=1):
-            if len(indices) != parameter.shape[dim]:
-                values = values.index_select(dim, indices)
-        local[filled : filled + len(mine)].copy_(values)
-        filled += len(mine)
+        shape = (min(rows_per_block, parameter.shape[0] - start), *parameter.shape[1:])
+        mine = [owned[0][filled : filled + count] - start, *owned[1:]]
+        target = local[filled : filled + count]
+        yield partial(_fill, target, shape, block, mine, initializer, name=name, seed=seed)
+        filled += count
+
+
+@torch.no_grad()
+def _fill(
+    target: torch.Tensor,
+    shape: tuple[int, ...],
+    block: int,
+    owned: Sequence[torch.Tensor],
+    initializer: Initializer,
+    *,
+    name: str,
+    seed: int,
+) -> None:
+    """Draw a block of rows, and keep what this rank owns of it."""
+    values = _draw(shape, block, initializer, name=name, seed=seed)
+    for dim, indices in enumerate(owned):
+        if len(indices) != shape[dim]:
+            values = values.index_select(dim, indices)
+    target.copy_(values)
 
 
 def _draw(

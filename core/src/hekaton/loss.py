@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from hekaton.cross_entropy import chunked_cross_entropy
+
 IGNORE_INDEX = -100
 """Target id that does not count."""
 
@@ -48,10 +50,12 @@ class NextToken:
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """:param outputs: logits, (batch, seq, vocab); :param targets: (batch, seq)"""
-        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        logits, labels = outputs.flatten(0, 1), targets.flatten()
+        half = outputs.dtype in (torch.bfloat16, torch.float16)
+        if half and type(outputs) is torch.Tensor and not torch.compiler.is_compiling():
+            return chunked_cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def next_token(section: Any) -> NextToken:

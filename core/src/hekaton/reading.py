@@ -46,7 +46,7 @@ def run_loader(
         packing=config.training.packing,
         repeat=repeat,
         num_workers=settings.num_workers,
-        pin_memory=settings.pin_memory and device.type == "cuda",
+        pin_memory=settings.pin_memory is not False and device.type == "cuda",
         prefetch_factor=settings.prefetch_factor,
         anything_left=anything_left,
     )

@@ -39,6 +39,7 @@ class Trainer:
         self.process = process
         self.step = 0
         set_determinism(config.debug, rank=process.rank)
+        torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
         documents = build_component(
             config, self.plugins, Dataset, config.training.dataset, config.training.dataset_path
         )

@@ -36,7 +36,8 @@ def test_every_field_at_its_default_is_accepted(load_run):
     loaded = load_run(DEFAULTS)
     assert loaded.notices == (
         "checkpoint.last_save_model_only (run.toml, line 97): no effect: checkpoint.enable is false",
-        "validation.dataset (run.toml, line 168): no effect: validation.enable is false",
+        "validation.dataset, validation.dataloader.pin_memory (run.toml, line 168; run.toml, line 177): "
+        "no effect: validation.enable is false",
     )
     assert loaded.config.training.dataset == "c4_test"
     assert loaded.config.model.hf_assets_path == "./tests/assets/tokenizer"
@@ -52,6 +53,8 @@ def test_the_defaults_are_those_of_the_core_but_for_a_few():
         "validation.dataset",
         "model.hf_assets_path",
         "checkpoint.last_save_model_only",
+        "training.dataloader.pin_memory",
+        "validation.dataloader.pin_memory",
     }
 
 

@@ -280,7 +280,8 @@ def device_matters(run: Run) -> Iterator[str]:
         for field, why in ONLY_CUDA.items():
             section, _, _ = field.rpartition(".")
             on = section != "validation.dataloader" or config.validation.enable
-            if on and run.is_set(field) and _differs(config.section(section), field):
+            value = getattr(config.section(section), field.rpartition(".")[2])
+            if on and run.is_set(field) and value is not False and _differs(config.section(section), field):
                 yield f"{field}: no effect on {run.device_type}: {why}"
     ranks = run.data_parallel_degree
     reshard = config.parallelism.fsdp_reshard_after_forward

@@ -100,8 +100,15 @@ def apply_compile(
         for inner in inner_attentions(model, layout.plan.context):
             inner.forward = torch.compiler.disable(inner.forward)  # type: ignore[no-untyped-call]
     block: Any
+    options = compile_options(settings)
     for _, block in blocks(model, layout.plan):
         if inside_checkpoint and "_recomputed" in vars(block):
-            block._recomputed = torch.compile(block._recomputed, backend=settings.backend, fullgraph=whole)
+            block._recomputed = torch.compile(block._recomputed, fullgraph=whole, **options)
         else:
-            block.compile(backend=settings.backend, fullgraph=whole)
+            block.compile(fullgraph=whole, **options)
+
+
+def compile_options(settings: CompileSection) -> dict[str, Any]:
+    """What a run's calls of ``torch.compile`` have in common."""
+    mode = {} if settings.mode == "default" else {"mode": settings.mode}  # other backends take none
+    return {"backend": settings.backend, **mode}

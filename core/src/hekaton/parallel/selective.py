@@ -29,6 +29,7 @@ KEPT = (
     "aten._scaled_dot_product_fused_attention_overrideable.default",
     "aten._scaled_dot_product_flash_attention_for_cpu.default",
     "higher_order.flex_attention",
+    "higher_order.inductor_compiled_code",  # flex attention in a block that is not compiled
     "_c10d_functional.reduce_scatter_tensor.default",
 )
 

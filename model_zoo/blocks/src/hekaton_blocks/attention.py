@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hekaton_blocks.documents import Documents, PackedDocuments, flex_attention, pack_documents
 from hekaton_blocks.rope import apply_rotary
 
 
@@ -21,7 +22,7 @@ class DocumentAttention(nn.Module):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        documents: torch.Tensor | None = None,
+        documents: Documents = None,
         *,
         queries_at: torch.Tensor | None = None,
         keys_at: torch.Tensor | None = None,
@@ -30,23 +31,28 @@ class DocumentAttention(nn.Module):
 
         :param q: (batch, n_heads, seq, head_dim)
         :param k: (batch, n_kv_heads, seq, head_dim), and ``v`` likewise; ``n_kv_heads`` divides ``n_heads``.
-        :param documents: (batch, seq), which document each token is of, the tokens of one being neighbours;
-            ``None`` for one document per row.
+        :param documents: (batch, seq), which document each token is of, the tokens of one being neighbours,
+            or what :func:`~hekaton_blocks.pack_documents` made of that; ``None`` for one document per row.
         :param queries_at: the positions in the sequence that ``q`` holds, and ``keys_at`` those of ``k`` and
             ``v``, where they are not simply all of it in order.
         :returns: (batch, n_heads, seq, head_dim)
         """
         grouped = q.shape[1] != k.shape[1]
+        if queries_at is None and keys_at is None and isinstance(documents, torch.Tensor):
+            documents = pack_documents(documents)
+        ids = documents.ids if isinstance(documents, PackedDocuments) else documents
         if queries_at is not None and keys_at is not None:
             mask = queries_at[:, None] >= keys_at
-            if documents is not None:
-                mask = (mask & (documents[:, queries_at, None] == documents[:, None, keys_at]))[:, None]
+            if ids is not None:
+                mask = (mask & (ids[:, queries_at, None] == ids[:, None, keys_at]))[:, None]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        if documents is None:
+        if ids is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        if isinstance(documents, PackedDocuments) and q.dtype != torch.float64:
+            return flex_attention(q, k, v, documents.tiles, grouped=grouped)
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._each_document(q, k, v, documents, grouped)
-        same = documents[:, None, :, None] == documents[:, None, None, :]
+            return self._each_document(q, k, v, ids, grouped)
+        same = ids[:, None, :, None] == ids[:, None, None, :]
         mask = same & torch.ones_like(same[:1]).tril()
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
@@ -77,7 +83,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
         self.inner = DocumentAttention()
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
         """:param x: (batch, seq, dim); :param rotary: from ``rotary_table``; :returns: (batch, seq, dim)"""
         # The number of heads is read off the projection: under tensor parallel a rank has only some of them.
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from hekaton.errors import ConfigError
-from hekaton_blocks import Attention, FeedForward, RopeScaling, rotary_table
+from hekaton_blocks import Attention, Documents, FeedForward, RopeScaling, pack_documents, rotary_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
         """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
         x = x + self.attention(self.attention_norm(x), rotary, documents)
         return x + self.feed_forward(self.ffn_norm(x))
@@ -96,8 +96,9 @@ class Llama3(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        packed = pack_documents(documents)
         h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
         for layer in self.layers.values():
-            h = layer(h, rotary, documents)
+            h = layer(h, rotary, packed)
         h = h if self.norm is None else self.norm(h)
         return h if self.output is None else self.output(h)

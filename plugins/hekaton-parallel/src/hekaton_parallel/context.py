@@ -2,7 +2,7 @@
 
 A strategy takes the place of an inner attention's forward, ``(q, k, v, documents)``, where ``q``, ``k`` and
 ``v`` are this rank's part of the sequence, (batch, heads, seq / cp, head_dim), and ``documents`` that of the
-whole row, (batch, seq).
+whole row, (batch, seq), as the model prepared it for attention.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class AllGather:
         attend = inner.forward
         group = self._group
 
-        def forward(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
-        ) -> torch.Tensor:
+        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
             gathered = _all_gather(torch.stack((k, v)), gather_dim=3, group=group.process_group)
             keys, values = _wait(gathered)
             keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
@@ -62,9 +60,7 @@ class Ulysses:
     def replace(self, inner: nn.Module) -> Attend:
         attend = inner.forward
 
-        def forward(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
-        ) -> torch.Tensor:
+        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
             whole = attend(*(self._to_heads(x) for x in (q, k, v)), documents)
             return self._to_sequence(whole)
 
@@ -101,13 +97,12 @@ class Ring:
     def replace(self, inner: nn.Module) -> Attend:
         group = self._group
 
-        def forward(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor | None = None
-        ) -> torch.Tensor:
+        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
             result: torch.Tensor
             if documents is None and has_flash(q):
                 result = FlashRingAttention.apply(q, k, v, group.load_balance, group.process_group)
                 return result
+            documents = getattr(documents, "ids", documents)  # hekaton_blocks.PackedDocuments has more
             parts = self.order(k.shape[2] * group.degree, group.degree, device=q.device).chunk(group.degree)
             result = RingAttention.apply(q, k, v, documents, parts, group.process_group)
             return result

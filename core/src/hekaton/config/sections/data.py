@@ -25,8 +25,9 @@ class DataloaderSection(SectionModel):
     """Processes per rank that read and tokenise; 0 does it in the training process."""
     persistent_workers: Annotated[bool, Pointless("workers live as long as the run in any case")] = False
     """Keep workers from one pass over the data to the next."""
-    pin_memory: bool = False
-    """Put batches into page-locked memory, for faster copies to CUDA."""
+    pin_memory: bool | None = None
+    """Put batches into page-locked memory, from which copies to CUDA wait for nothing; by default where there
+    is CUDA."""
     prefetch_factor: Annotated[
         Annotated[int, Field(gt=0, le=1024)] | None, OnlyWith("num_workers", above=0)
     ] = None
@@ -62,6 +63,9 @@ class TrainingSection(SectionModel):
     """Precision of the computation."""
     mixed_precision_reduce: Literal["float32", "float64"] = "float32"
     """Precision in which gradients are summed over ranks."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Precision of products of float32 matrices: ``high`` and ``medium`` let CUDA round their factors to
+    TensorFloat32 (``torch.set_float32_matmul_precision``)."""
     gc_freq: PositiveInt = 50
     """Steps from one garbage collection of Python to the next, on all ranks at once."""
     gc_debug: bool = False

@@ -92,6 +92,11 @@ class CompileSection(SectionModel):
     """What is compiled: each block of the model, and the loss."""
     backend: str = "inductor"
     """Backend of ``torch.compile``, by name."""
+    mode: Annotated[Literal["default", "max-autotune-no-cudagraphs"], OnlyWith("backend", ("inductor",))] = (
+        "default"
+    )
+    """How far the compiler goes: ``max-autotune-no-cudagraphs`` measures several kernels for each product and
+    takes the fastest, which makes the first step minutes longer."""
 
 
 class ActivationCheckpointSection(SectionModel):
