@@ -24,6 +24,7 @@ def apply_activation_checkpoint(
     settings: ActivationCheckpointSection,
     *,
     every_block: Sequence[str],
+    compiled: bool = False,
 ) -> None:
     """Checkpoint the blocks that ``settings.mode`` selects: none, all of them, every n-th, or by operator.
 
@@ -32,6 +33,7 @@ def apply_activation_checkpoint(
     :param model: the model, or the part of it that a pipeline stage runs.
     :param every_block: names of the whole model's blocks in order, so that every n-th is the same one
         wherever the pipeline is cut.
+    :param compiled: whether the blocks are compiled afterwards.
     """
     if settings.mode not in ("full", "selective"):
         return
@@ -47,7 +49,8 @@ def apply_activation_checkpoint(
     )
     if by_operator:
         linears = recomputed_linears(model, settings.per_op_sac_force_recompute_mm_shapes_by_fqns)
-        contexts = selective_contexts(settings.save_ops, weight_shapes(list(linears.values())))
+        shapes = weight_shapes(list(linears.values()))
+        contexts = selective_contexts(settings.save_ops, shapes, compiled=compiled)
         recompute = partial(recompute, context_fn=contexts)
 
     def forward(block: Any, *inputs: Any, **options: Any) -> Any:

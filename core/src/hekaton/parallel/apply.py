@@ -72,7 +72,9 @@ def parallelize(
                 enable_async_tensor_parallel(meshes.dense["tp"])
         if layout.context is not None:
             apply_context_parallel(part, layout.plan.context, layout.context)
-        apply_activation_checkpoint(part, layout.plan, config.activation_checkpoint, every_block=every_block)
+        apply_activation_checkpoint(
+            part, layout.plan, config.activation_checkpoint, every_block=every_block, compiled=compiled
+        )
         if compiled:
             # torch 2.13's compiler fails on a block of DTensors that holds all of its recomputation.
             inside = dims.tp > 1 and not recomputes_by_operator(config.activation_checkpoint)

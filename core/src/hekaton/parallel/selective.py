@@ -29,9 +29,11 @@ KEPT = (
     "aten._scaled_dot_product_fused_attention_overrideable.default",
     "aten._scaled_dot_product_flash_attention_for_cpu.default",
     "higher_order.flex_attention",
-    "higher_order.inductor_compiled_code",  # flex attention in a block that is not compiled
     "_c10d_functional.reduce_scatter_tensor.default",
 )
+
+COMPILED_ALONE = "higher_order.inductor_compiled_code"
+"""FlexAttention in a block that is not compiled; torch's compiler does not trace a policy that names it."""
 
 Shape = tuple[int, ...]
 
@@ -88,15 +90,18 @@ def weight_shapes(linears: Sequence[nn.Linear]) -> frozenset[Shape]:
     return frozenset(whole | {(weight.shape[1], weight.shape[0]) for weight in local})
 
 
-def selective_contexts(save_ops: Sequence[str], recomputed: frozenset[Shape]) -> Callable[[], Any]:
+def selective_contexts(
+    save_ops: Sequence[str], recomputed: frozenset[Shape], *, compiled: bool = False
+) -> Callable[[], Any]:
     """The ``context_fn`` of :func:`torch.utils.checkpoint.checkpoint` that keeps :data:`KEPT` and more.
 
     :param save_ops: further operators to keep; a product that is named here is kept every time.
     :param recomputed: shapes of the weights whose products are never kept, and not counted.
+    :param compiled: whether the block is compiled, with the checkpoint in it.
     """
     always = frozenset(operator(name) for name in save_ops)
     products = {operator(name): at for name, at in PRODUCTS.items() if operator(name) not in always}
-    kept = always.union(operator(name) for name in KEPT)
+    kept = always.union(operator(name) for name in (KEPT if compiled else (*KEPT, COMPILED_ALONE)))
     return partial(_contexts, kept, products, recomputed)
 
 
