@@ -19,10 +19,62 @@ from hekaton.patterns import compile_pattern, resolve
         ("*.{wq,wk}", "attention.wv", False),
         ("a.b", "aXb", False),
         ("w{1,3}", "w3", True),
+        ("w{1, 3}.x", "w3.x", True),
+        ("w*", "w12", True),
+        ("w*", "w", False),
+        ("w*", "w.x", False),
+        ("layers.**.weight", "layers.0.attention.wq.weight", True),
+        ("layers.**.weight", "layers.weight", True),
+        ("layers.**.weight", "layers.0.attention.wq.bias", False),
+        ("layers.**.weight", "layersX.weight", False),
+        ("layers.**.weight", "layers.0weight", False),
+        ("**.weight", "weight", True),
+        ("**.weight", "a.b.weight", True),
+        ("**.weight", "aweight", False),
+        ("layers.**", "layers", True),
+        ("layers.**", "layers.0.wq", True),
+        ("layers.*.**", "layers", False),
+        ("layers.*.**", "layers.0", True),
+        ("**", "a.b.c", True),
+        ("a.**.b.**.c", "a.x.b.c", True),
+        ("a.**.b.**.c", "a.c", False),
     ],
 )
 def test_what_a_pattern_matches(pattern, name, matches):
     assert bool(compile_pattern(pattern).fullmatch(name)) is matches
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "a..b",
+        ".a",
+        "a.",
+        "layers**",
+        "**s.a",
+        "a.***",
+        "{a",
+        "a}",
+        "{a,{b}}",
+        "{}",
+        "{a,}",
+        "{a.b,c}",
+        "{*,b}",
+    ],
+)
+def test_what_is_no_pattern(pattern):
+    with pytest.raises(ConfigError, match="is no pattern"):
+        compile_pattern(pattern)
+
+
+def test_a_row_that_matches_deeper_names_is_one_row_of_the_table():
+    names = ["embed.weight", "layers.0.wq.weight", "layers.0.norm.weight"]
+    assert resolve({"layers.**": 1, "embed.*": 2}, names, what="toy") == dict(
+        zip(names, [2, 1, 1], strict=True)
+    )
+    with pytest.raises(ConfigError, match=r"toy: both 'layers\.\*\*' and '\*\*\.norm\.weight' match"):
+        resolve({"layers.**": 1, "**.norm.weight": 2}, names, what="toy")
 
 
 def test_two_rows_for_one_name_are_an_error():
@@ -43,6 +95,8 @@ def test_blocks_come_in_order():
     ("plan", "message"),
     [
         (ParallelPlan(block="layer.*"), "row 'layer.*' matches nothing"),
+        (ParallelPlan(block="layers.**"), "block 'layers.**' matches 'layers' and, inside it, 'layers.0'"),
+        (ParallelPlan(block="layer*.**.*"), "matches 'layers.0' and, inside it, 'layers.0.wq'"),
         (ParallelPlan(block="layers.*", context=["layers.*.inner"]), "row 'layers.*.inner' matches nothing"),
         (ParallelPlan(block="layers.*", stages=Stages(last=["out"])), "row 'out' matches nothing"),
         (

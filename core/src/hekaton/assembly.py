@@ -104,7 +104,7 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
     if not real:
         for part in parts:
             rehearse(part, meta.initializers, seed=config.debug.seed or 0)
-    objective = build_component(config, plugins, Objective, meta.spec.objective)
+    objective = build_component(config, plugins, Objective, config.training.objective or meta.spec.objective)
     fake_mode = None if real else _fake_mode()
     with fake_mode or contextlib.nullcontext():
         give_memory(built, config, device=process.device)

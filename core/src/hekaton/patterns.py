@@ -1,6 +1,7 @@
 """Patterns over dotted names, as the plan and the init table write them.
 
-``*`` stands for one component (``layers.*.attention``), ``{a,b}`` for alternatives inside one.
+``*`` stands for one component (``layers.*.attention``) or a part of one, ``**`` for any number of components,
+none included (``layers.**.weight``), ``{a,b}`` for alternatives inside a component.
 """
 
 from __future__ import annotations
@@ -15,9 +16,27 @@ T = TypeVar("T")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The regular expression of a pattern, to be used with ``fullmatch``."""
-    pieces = re.split(r"(\*|\{[^{}]*\})", pattern)
-    return re.compile("".join(map(_piece, pieces)))
+    """The regular expression of a pattern, to be used with ``fullmatch``.
+
+    :raises ConfigError: for what is no pattern.
+    """
+    return re.compile("".join(_component(component, pattern) for component in pattern.split(".")))
+
+
+_GRAMMAR = re.compile(r"(?:\*(?!\*)|[^*{}]|\{ *[^*{}, ]+ *(?:, *[^*{}, ]+ *)*\})+")
+
+
+def _component(component: str, pattern: str) -> str:
+    start = r"(?:^|\.)"
+    if component == "**":
+        return f"(?:{start}[^.]+)*"
+    if not _GRAMMAR.fullmatch(component):
+        raise ConfigError(
+            f"'{pattern}' is no pattern: '{component}' is no component of one",
+            hint="a component is a name, in which * is some text and {a,b} one of several, or ** alone, for "
+            "any number of components",
+        )
+    return start + "".join(map(_piece, re.split(r"(\*|\{[^{}]*\})", component)))
 
 
 def _piece(piece: str) -> str:

@@ -58,7 +58,7 @@ class TrainSpec:
     :param flavors: name -> configuration, a frozen dataclass.
     :param plan: configuration -> how the model is cut; see :class:`hekaton.parallel.plan.ParallelPlan`.
     :param init: configuration -> parameter-name pattern -> initialiser. Every parameter needs a row.
-    :param objective: name of the training objective.
+    :param objective: name of the training objective, where ``[training] objective`` names no other.
     :param defaults: flavor -> configuration values (``{"training": {"seq_len": 8192}}``) that hold where the
         user sets nothing.
     :param configure: ``configure(config, section)`` merges the model's own TOML section into the flavor.

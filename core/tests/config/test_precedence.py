@@ -15,7 +15,7 @@ def test_without_anything_set_everything_has_its_default(load_run):
     loaded = load_run()
     assert loaded.config.training.steps == 10_000
     assert loaded.config.optimizer.lr == 8e-4
-    assert set(loaded.origins) == {"plugins.load"}
+    assert dict(loaded.origins) == {"plugins.load": "--plugins.load", "training.objective": "model llama3"}
     assert loaded.notices == ()
 
 
@@ -31,6 +31,7 @@ def test_each_layer_counts_more_than_the_one_before(plugin_flags):
     assert loaded.config.optimizer.lr == 3e-4
     assert dict(loaded.origins) == {
         "model.flavor": "a.toml, line 2",
+        "training.objective": "model llama3",
         "training.seq_len": "flavor 8B of llama3",
         "optimizer.lr": "flavor 8B of llama3",
         "training.steps": "a.toml, line 4",

@@ -136,9 +136,10 @@ def _move_renamed(config: type[JobConfig], values: Values) -> list[str]:
 
 
 def _with_flavor_defaults(spec: Any, values: Values) -> Values:
-    """What the user set, laid over the defaults of the flavor."""
+    """What the user set, laid over the defaults of the flavor and the model's own objective."""
     flavor = flavor_of(values)
     merged = Values()
+    merged.merge({"training": {"objective": spec.objective}}, _always(f"model {spec.name}"))
     merged.merge(spec.defaults.get(flavor, {}), _always(f"flavor {flavor} of {spec.name}"))
     for path, value in values.values.items():
         origin = values.origins[path]

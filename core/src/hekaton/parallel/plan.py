@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hekaton.errors import ConfigError
-from hekaton.patterns import compile_pattern, resolve
+from hekaton.patterns import compile_pattern, resolve, with_owners
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,14 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
         that no row covers.
     """
     names = module_names(model)
-    resolve({plan.block: None}, names, what=f"plan of {what}, block")
+    units = resolve({plan.block: None}, names, what=f"plan of {what}, block")
+    for name in units:
+        around = next((owner for owner in with_owners(name.rpartition(".")[0]) if owner in units), None)
+        if around is not None:
+            raise ConfigError(
+                f"plan of {what}: block '{plan.block}' matches '{around}' and, inside it, '{name}'",
+                hint="name the modules that repeat, which do not contain each other",
+            )
     resolve(dict.fromkeys(plan.context), names, what=f"plan of {what}, context")
     if plan.stages is not None:
         ends = [*plan.stages.first, plan.stages.layers, *plan.stages.last]

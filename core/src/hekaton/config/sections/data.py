@@ -15,7 +15,7 @@ from hekaton.config.base import (
     SectionModel,
     SeqLen,
 )
-from hekaton.contributions import Dataset
+from hekaton.contributions import Dataset, Objective
 
 
 class DataloaderSection(SectionModel):
@@ -41,6 +41,8 @@ class TrainingSection(SectionModel):
     """The dataset, by name."""
     dataset_path: PathField | None = None
     """Where the dataset's files are, for datasets that take a path."""
+    objective: Annotated[str | None, NameOf(Objective)] = None
+    """What the model is trained for, by name; when not set, what the model says, mostly ``next_token``."""
     packing: Literal["documents", "concat"] = "documents"
     """How documents fill sequences: ``documents`` restarts positions at each of them and hides them from each
     other, ``concat`` makes them one text."""

@@ -1,0 +1,112 @@
+"""``[training] objective`` takes the place of the model's own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hekaton.cli import main
+from hekaton.config import load
+from hekaton.errors import ConfigErrors
+
+PLUGIN = '''
+from hekaton.config import SectionModel
+from hekaton.contributions import Objective, Ref, Section, hookimpl
+from hekaton.loss import NextToken
+
+
+class Constant(SectionModel):
+    value: float = 3.0
+
+
+class ConstantLoss(NextToken):
+    """The same loss for every target, whatever the outputs are."""
+
+    def __init__(self, section):
+        self.value = section.value
+
+    def loss(self, outputs, targets):
+        return outputs.sum() * 0.0 + self.value * self.count(targets)
+
+
+@hookimpl
+def hekaton_objectives():
+    return [Objective("constant", build=Ref("constant_loss:ConstantLoss"))]
+
+
+@hookimpl
+def hekaton_sections():
+    return [Section("constant", schema=Ref("constant_loss:Constant"))]
+'''
+RUN = """
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "byte"
+overrides = {dim = 16, n_layers = 1, n_heads = 2, n_kv_heads = 2, hidden_dim = 16, vocab_size = 264}
+
+[training]
+objective = "constant"
+dataset = "python_stdlib"
+seq_len = 16
+local_batch_size = 2
+steps = 2
+mixed_precision_param = "float32"
+
+[metrics]
+log_freq = 1
+
+[constant]
+value = 7.5
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    path = tmp_path_factory.mktemp("plugin") / "constant_loss.py"
+    path.write_text(PLUGIN)
+    return ["--plugins.load", str(path)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run.toml").write_text(RUN)
+    return tmp_path / "run.toml"
+
+
+def test_a_run_trains_for_it(run: Path, plugin: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hekaton", "train", str(run), *plugin],
+        cwd=run.parent, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r" loss (\S+)", done.stderr) == ["7.5000"] * 2
+    assert 'objective = "constant"' in (run.parent / "outputs" / "config.toml").read_text()
+
+
+def test_an_unknown_one_is_refused_with_the_choices(run: Path, plugin: list[str]) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        load([run], [*plugin, "--training.objective", "next_tokn"])
+    assert str(caught.value).startswith(
+        "unknown objective 'next_tokn' (training.objective)\n"
+        "  from: --training.objective\n"
+        "  did you mean 'next_token'?\n"
+        "  choose one of: constant, next_token"
+    )
+
+
+def test_the_models_own_is_shown_with_its_origin(run: Path, plugin: list[str], capsys) -> None:
+    run.write_text(RUN.replace('objective = "constant"\n', "").replace("[constant]\nvalue = 7.5\n", ""))
+    assert main(["config", "show", str(run)]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["objective", '"next_token"', "model", "llama3"] in shown
+
+
+def test_the_section_of_one_that_the_run_does_not_use_has_no_effect(run: Path, plugin: list[str]) -> None:
+    loaded = load([run], [*plugin, "--training.objective", "next_token"])
+    assert any("[constant]" in notice and "no effect" in notice for notice in loaded.notices)
+    assert not any("[constant]" in notice for notice in load([run], plugin).notices)
