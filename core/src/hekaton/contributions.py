@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,12 +211,17 @@ class HFAdapter(Contribution):
     configuration that a ``config.json`` describes; for what the model cannot do it raises
     :class:`hekaton.errors.CheckpointError`. ``architectures`` are those that it reads; the first is the one
     that it writes.
+
+    ``defaults`` are the values that transformers takes for keys which a ``config.json`` leaves out; they are
+    in what ``read_config`` is given. ``model_types`` are those of folders that name no architecture.
     """
 
     table: Ref
     write_config: Ref
     read_config: Ref
     architectures: tuple[str, ...]
+    model_types: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

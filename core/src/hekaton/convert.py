@@ -30,6 +30,7 @@ from hekaton.weights.counterpart import (
     flavor_of,
     identify,
 )
+from hekaton.weights.facts import facts_of_step
 from hekaton.weights.format import WriteOptions
 from hekaton.weights.lazy import Region
 
@@ -59,7 +60,7 @@ def import_weights(
     _check_paths(source, target)
     weights = build_format(plugins, format_name).open(source)
     found = identify(plugins, weights.config, model=model, flavor=flavor, what=str(source))
-    tensors = found.table.from_hf(weights.tensors, what=str(source))
+    tensors = found.from_hf(weights, what=str(source))
     found.check_shapes(tensors, model_tensors([found.on_meta()]), what=str(source))
     describe = {
         "model": found.spec.name,
@@ -67,6 +68,7 @@ def import_weights(
         "layout": {},
         "config": {"model": {"name": found.spec.name, "flavor": found.flavor}},
         "converted_from": format_name,
+        "facts": found.facts_of(weights).to_json(),
     }
     with _whole_or_not_there(target) as partial, _watched(tensors, progress) as watched:
         write_model(partial, watched, describe=describe)
@@ -95,7 +97,8 @@ def export_weights(
     stored = open_model(source)
     found = _described(plugins, stored, model=model, flavor=flavor)
     found.check_shapes(stored.tensors, model_tensors([found.on_meta()]), what=str(source))
-    exported = export(found, stored.tensors, dtype=dtype, what=str(source))
+    facts = facts_of_step(stored.manifest.describe)
+    exported = export(found, stored.tensors, dtype=dtype, facts=facts, what=str(source))
     writer = build_format(plugins, format_name)
     with (
         _whole_or_not_there(target) as partial,

@@ -144,6 +144,7 @@ class Trainer:
 
     def _state(self) -> RunState:
         assembled = self.assembled
+        assert assembled.tokenizer is not None
         return RunState(
             meta=assembled.meta,
             dims=self.dims,
@@ -153,6 +154,7 @@ class Trainer:
             loader=self.loader,
             readers=self.meshes.batch["dp"].get_group(),
             rank=self.process.rank,
+            tokenizer=assembled.tokenizer,
         )
 
     def _profiler(self) -> Profiler:

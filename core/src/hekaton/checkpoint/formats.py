@@ -14,6 +14,7 @@ from hekaton.checkpoint.exchange import open_model
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 from hekaton.weights.counterpart import Counterpart, export, read_config
+from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.format import WeightFormat, WriteOptions
 
@@ -28,29 +29,31 @@ def load(
     model: Counterpart,
     overridden: Collection[str] = (),
     ranks: Ranks,
-) -> None:
+) -> ModelFacts:
     """Fill this rank's tensors in place; it reads what it needs of them. All ranks call it.
 
     :param tensors: those of the model that this rank has, whole or sharded.
     :param overridden: fields of the configuration that may differ from those of ``path``.
+    :returns: what ``path`` says of the model beside that.
     :raises CheckpointError: on all ranks, when ``path`` is not of this model or cannot be read.
     """
     began = time.perf_counter()
     what = str(path)
 
-    def filled() -> int:
+    def filled() -> tuple[int, ModelFacts]:
         weights = weight_format.open(path)
         there = read_config(model.adapter, weights.config, what=what)
         differences = model.differences_from(there, besides=overridden)
         if differences:
             raise CheckpointError(f"{what} is not {model}", hint="\n".join(differences))
-        ours = model.table.from_hf(weights.tensors, what=what)
+        ours = model.from_hf(weights, what=what)
         model.check_shapes(ours, tensors, what=what)
-        return fill(tensors, ours)
+        return fill(tensors, ours), model.facts_of(weights)
 
-    count = ranks.each(filled)
+    count, facts = ranks.each(filled)
     if ranks.is_first:
         log.info("loaded %s: %.3f GB on this rank in %.2f s", path, count / 1e9, time.perf_counter() - began)
+    return facts
 
 
 def save(
@@ -76,7 +79,9 @@ def save(
         partial.mkdir(parents=True)
 
     def written() -> None:
-        weights = export(model, open_model(step).tensors, dtype=None, what=str(step))
+        stored = open_model(step)
+        facts = facts_of_step(stored.manifest.describe)
+        weights = export(model, stored.tensors, dtype=None, facts=facts, what=str(step))
         weight_format.write(partial, weights, WriteOptions(assets=assets, rank=ranks.rank, ranks=ranks.size))
 
     def told(action: Callable[[], object]) -> None:

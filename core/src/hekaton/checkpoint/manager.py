@@ -78,6 +78,10 @@ class CheckpointManager:
         """
         on_disk(self._ranks, f"cannot write to the checkpoint folder {self._folders.root}", self._lock.take)
 
+    def describe_further(self, more: Mapping[str, Any]) -> None:
+        """Keep ``more``, JSON, in the ``describe`` of every manifest from here on."""
+        self._describe = {**self._describe, **more}
+
     def close(self) -> None:
         """Let other runs have the folder."""
         if self._ranks.is_first:

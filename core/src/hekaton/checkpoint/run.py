@@ -32,10 +32,12 @@ from hekaton.config import as_dict
 from hekaton.data.loader import check_identity
 from hekaton.errors import CheckpointError
 from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
+from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
 
 if TYPE_CHECKING:
     from hekaton.build import MetaModel
     from hekaton.config import JobConfig
+    from hekaton.data import Tokenizer
     from hekaton.data.loader import Loader
     from hekaton.mesh import ParallelDims
     from hekaton.optim import LearningRate
@@ -56,6 +58,7 @@ class RunState:
     :param loader: the training data; its rows are this rank's part of the global batch.
     :param readers: the ranks that read the rows of the global batch, in the order of their rows.
     :param rank: this rank, whose random-number generators are kept.
+    :param tokenizer: whose ids begin and end the texts.
     """
 
     meta: MetaModel
@@ -66,6 +69,7 @@ class RunState:
     loader: Loader
     readers: dist.ProcessGroup
     rank: int
+    tokenizer: Tokenizer
 
 
 class Checkpoints(Protocol):
@@ -146,6 +150,7 @@ class RunCheckpoints:
             },
             keep_latest_k=config.checkpoint.keep_latest_k,
         )
+        self._came_from(ModelFacts())
         if not self._settings.load_only:
             self._manager.lock()
         self._background: BackgroundSaves | None = None
@@ -263,6 +268,7 @@ class RunCheckpoints:
         loaded = self._manager.load(parts, step=settings.load_step, choose=self._resumable, **whole)
         if loaded is not None:
             self._restore(loaded, parts)
+            self._came_from(facts_of_step(loaded.describe))
             log.info("resumed at step %d", loaded.step)
             return loaded.step
         if settings.initial_load_path is not None:
@@ -275,17 +281,30 @@ class RunCheckpoints:
         settings = self._settings
         if settings.initial_load_in_hf:
             assert isinstance(path, Path)  # a rule
-            formats.load(path, parts["model"], overridden=self._config.model.overrides, **self._in_hf())
+            overridden = self._config.model.overrides
+            self._came_from(formats.load(path, parts["model"], overridden=overridden, **self._in_hf()))
             log.info("started with the weights of %s", path)
             return 0
         if settings.initial_load_model_only:
             loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
+            self._came_from(facts_of_step(loaded.describe))
             log.info("started with the model of %s", loaded.folder)
             return 0
         loaded = self._manager.load_elsewhere(path, parts, choose=self._all_of, **whole)
         self._restore(loaded, parts)
+        self._came_from(facts_of_step(loaded.describe))
         log.info("started from %s at step %d", loaded.folder, loaded.step)
         return loaded.step
+
+    def _came_from(self, facts: ModelFacts) -> None:
+        """Keep what is known of the weights that this run goes on with, and what it adds to that."""
+        tokenizer = self._run.tokenizer
+        ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        mine = ModelFacts(
+            positions=self._config.training.seq_len,
+            tokens=SpecialTokens(bos_id=tokenizer.bos_id, eos_ids=ends),
+        )
+        self._manager.describe_further({"facts": facts.then(mine).to_json()})
 
     def _state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """The tensors of the run by part, and the optimizers' rest."""

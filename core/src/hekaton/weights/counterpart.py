@@ -15,6 +15,7 @@ from hekaton.errors import CheckpointError, ConfigError, choices_hint
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
+from hekaton.weights.facts import ModelFacts, facts_of
 from hekaton.weights.format import WeightFormat, Weights
 from hekaton.weights.lazy import LazyTensor, cast
 from hekaton.weights.table import WeightTable
@@ -48,6 +49,26 @@ class Counterpart:
         with torch.device("meta"):
             return self.spec.model(self.config)
 
+    def from_hf(self, weights: Weights, *, what: str) -> dict[str, LazyTensor]:
+        """The model's tensors, made from those of a folder.
+
+        :raises CheckpointError: for tensors without a row, rows without a tensor, and tensors that the folder
+            lists and does not hold; one that the model does without may be listed.
+        """
+        table = self.table
+        absent = sorted(set(weights.absent) - table.optional)
+        if absent:
+            more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+            raise CheckpointError(
+                f"{what} lists tensors that none of its files holds",
+                hint=f"not in the files: {', '.join(absent[:_SHOWN])}{more}",
+            )
+        return table.from_hf(weights.tensors, what=what)
+
+    def facts_of(self, weights: Weights) -> ModelFacts:
+        """What a folder says beside its weights and the model's own configuration."""
+        return facts_of({**self.adapter.defaults, **weights.config}, weights.generation)
+
     def check_shapes(
         self, tensors: Mapping[str, LazyTensor], wanted: Mapping[str, torch.Tensor], *, what: str
     ) -> None:
@@ -75,13 +96,16 @@ def build_format(plugins: Plugins, name: str) -> WeightFormat:
     return built
 
 
-def export(found: Counterpart, ours: Mapping[str, LazyTensor], *, dtype: str | None, what: str) -> Weights:
+def export(
+    found: Counterpart, ours: Mapping[str, LazyTensor], *, dtype: str | None, facts: ModelFacts, what: str
+) -> Weights:
     """The model's tensors as its counterpart's, with the configuration of that."""
     tensors = found.table.to_hf(ours, what=what)
     if dtype is not None:
         tensors = {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
     config = found.adapter.write_config.load()(found.config)
-    return Weights(config={"architectures": list(found.adapter.architectures[:1]), **config}, tensors=tensors)
+    config = {"architectures": list(found.adapter.architectures[:1]), **config}
+    return Weights(config=config, tensors=tensors, facts=facts)
 
 
 def identify(
@@ -92,10 +116,7 @@ def identify(
     :raises CheckpointError: when it is not the one that was named, saying in what they differ, or when it
         fits none.
     """
-    if model is not None:
-        adapter = adapter_of(plugins, model)
-    else:
-        adapter = _only_reader(plugins, _architectures(content), what=what)
+    adapter = _only_reader(plugins, content, what=what) if model is None else adapter_of(plugins, model)
     spec: TrainSpec = plugins.get(Model, adapter.name).spec.load()
     config = read_config(adapter, content, what=what)
     return Counterpart(
@@ -103,9 +124,12 @@ def identify(
     )
 
 
-def _only_reader(plugins: Plugins, architectures: list[str], *, what: str) -> HFAdapter:
+def _only_reader(plugins: Plugins, content: Mapping[str, Any], *, what: str) -> HFAdapter:
+    architectures = _architectures(content)
     adapters = [one.record for one in plugins.all(HFAdapter).values()]
     fitting = [one for one in adapters if set(architectures) & set(one.architectures)]
+    if not architectures:
+        fitting = [one for one in adapters if content.get("model_type") in one.model_types]
     if len(fitting) != 1:
         said = (
             f"its architectures are {', '.join(architectures)}"
@@ -132,8 +156,8 @@ def read_config(adapter: HFAdapter, content: Mapping[str, Any], *, what: str) ->
             hint=f"{adapter.name} reads {', '.join(adapter.architectures)}",
         )
     try:
-        return adapter.read_config.load()(content)
-    except CheckpointError as error:
+        return adapter.read_config.load()({**adapter.defaults, **content})
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{what}: {error.message}", hint=error.hint) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from hekaton.weights.facts import ModelFacts
 from hekaton.weights.lazy import LazyTensor
 
 
@@ -16,10 +17,16 @@ class Weights:
 
     :param config: the content of its ``config.json``.
     :param tensors: by name; none of them is read yet.
+    :param generation: the content of its ``generation_config.json``, where it has one. Only read.
+    :param absent: names that the folder lists, and does not hold. Only read.
+    :param facts: what is known of the model beside that; it counts more than ``config``. Only written.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, LazyTensor]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    absent: Collection[str] = ()
+    facts: ModelFacts = field(default_factory=ModelFacts)
 
 
 @dataclass(frozen=True, kw_only=True)

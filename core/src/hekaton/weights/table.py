@@ -59,6 +59,11 @@ class WeightTable:
     tied: Mapping[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
 
+    @property
+    def optional(self) -> frozenset[str]:
+        """Names on the other side that may be absent there."""
+        return frozenset({*self.tied, *self._ignored_names()})
+
     def to_hf(self, ours: Mapping[str, LazyTensor], *, what: str) -> dict[str, LazyTensor]:
         """All tensors of the other side, made from the model's.
 
@@ -82,8 +87,7 @@ class WeightTable:
         :raises CheckpointError: as :meth:`to_hf`, and for a tied tensor that is not what it should repeat.
         """
         rows = list(self._expanded())
-        passed_over = {*self.tied, *self._ignored_names()}
-        found = [name for name in theirs if name not in passed_over]
+        found = [name for name in theirs if name not in self.optional]
         _same_names(found, [name for one in rows for name in one.hf], what)
         for name, of in self.tied.items():
             if name in theirs and not same_values(theirs[name], theirs[of]):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import RotaryHalves, WeightTable, row
 from hekaton_blocks import RopeScaling
+from hekaton_llama3 import LLAMA_DEFAULTS
 from hekaton_llama3.model import Llama3Config
 
 LONG_CONTEXT, CONTEXT = 131_072, 8_192
 """Positions that Llama 3.1 and 3.2 were made for, and Llama 3."""
-PUBLISHED_VOCABULARY, BOS, EOS = 128_256, 128_000, 128_001
 ROPE_KEYS = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -20,6 +21,12 @@ ROPE_KEYS = {
     "original_context": "original_max_position_embeddings",
 }
 """Field of :class:`RopeScaling` -> key of ``rope_scaling``."""
+_KNOWN = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "tie_word_embeddings": (False, True),
+}
 
 
 def table(config: Llama3Config) -> WeightTable:
@@ -48,9 +55,9 @@ def table(config: Llama3Config) -> WeightTable:
 
 
 def write_config(config: Llama3Config) -> dict[str, Any]:
-    """The content of ``config.json``."""
+    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
+    special tokens take the place of those here: the published model's, and none."""
     scaling = config.rope_scaling
-    published = config.vocab_size == PUBLISHED_VOCABULARY
     return {
         "model_type": "llama",
         "hidden_size": config.dim,
@@ -70,41 +77,80 @@ def write_config(config: Llama3Config) -> dict[str, Any]:
         else {"rope_type": "llama3", **{key: getattr(scaling, name) for name, key in ROPE_KEYS.items()}},
         "max_position_embeddings": CONTEXT if scaling is None else LONG_CONTEXT,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": BOS if published else None,
-        "eos_token_id": EOS if published else None,
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
 
 
 def read_config(content: Mapping[str, Any]) -> Llama3Config:
-    """The configuration that ``config.json`` describes, written by transformers before 5 or since."""
-    for key, expected in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
-        if content.get(key, expected) != expected:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model llama3 knows only {expected!r}")
+    """The configuration that ``config.json`` describes, written by transformers before 5 or since.
+
+    :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
+    """
+    content = {**LLAMA_DEFAULTS, **content}
+    for key, known in _KNOWN.items():
+        if content[key] not in known:
+            raise CheckpointError(f"{key} = {content[key]!r}: the model llama3 knows only {known[0]!r}")
+    theta, scaling = _rope(content)
+    heads = _whole(content, "num_attention_heads")
+    shared = content["num_key_value_heads"] is not None
     config = Llama3Config(
-        dim=content["hidden_size"],
-        n_layers=content["num_hidden_layers"],
-        n_heads=content["num_attention_heads"],
-        n_kv_heads=content.get("num_key_value_heads") or content["num_attention_heads"],
-        hidden_dim=content["intermediate_size"],
-        vocab_size=content["vocab_size"],
-        norm_eps=content["rms_norm_eps"],
-        rope_theta=(content.get("rope_parameters") or content)["rope_theta"],
-        rope_scaling=_scaling(content.get("rope_parameters") or content.get("rope_scaling") or {}),
-        tie_embeddings=content.get("tie_word_embeddings", False),
+        dim=_whole(content, "hidden_size"),
+        n_layers=_whole(content, "num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=_whole(content, "num_key_value_heads") if shared else heads,
+        hidden_dim=_whole(content, "intermediate_size"),
+        vocab_size=_whole(content, "vocab_size"),
+        norm_eps=_number(content, "rms_norm_eps"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tie_embeddings=bool(content["tie_word_embeddings"]),
     )
-    head_dim = content.get("head_dim") or config.head_dim
-    if head_dim != config.head_dim:
+    if content["head_dim"] is not None and _whole(content, "head_dim") * heads != config.dim:
         raise CheckpointError(
-            f"head_dim = {head_dim}: the model llama3 knows only hidden_size / num_attention_heads = "
-            f"{config.head_dim}"
+            f"head_dim = {content['head_dim']}: the model llama3 knows only hidden_size / num_attention_heads"
+            f" = {config.head_dim}"
         )
     return config
 
 
-def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+def _rope(content: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary embedding. As in transformers, ``rope_scaling`` counts where it says
+    something, ``rope_parameters`` otherwise, and a value missing there stands beside it."""
+    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"rope_parameters = {rope!r}: a JSON object was expected")
+    rope = {
+        "rope_theta": content["rope_theta"],
+        "original_max_position_embeddings": content["max_position_embeddings"],
+        "partial_rotary_factor": content.get("partial_rotary_factor"),
+        **rope,
+    }
+    if rope["partial_rotary_factor"] not in (None, 1):
+        part = rope["partial_rotary_factor"]
+        raise CheckpointError(f"partial_rotary_factor = {part!r}: the model llama3 rotates all channels")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return None
+        return _number(rope, "rope_theta"), None
     if kind != "llama3":
         raise CheckpointError(f"rope_type = {kind!r}: the model llama3 knows only 'default' and 'llama3'")
-    return RopeScaling(**{name: rope[key] for name, key in ROPE_KEYS.items()})
+    context = _whole(rope, "original_max_position_embeddings")
+    scaling = RopeScaling(
+        **{name: _number(rope, ROPE_KEYS[name]) for name in ROPE_KEYS if name != "original_context"},
+        original_context=context,
+    )
+    return _number(rope, "rope_theta"), scaling
+
+
+def _whole(content: Mapping[str, Any], key: str) -> int:
+    value = content.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{key} = {value!r}: a whole number above 0 was expected")
+    return value
+
+
+def _number(content: Mapping[str, Any], key: str) -> float:
+    value = content.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CheckpointError(f"{key} = {value!r}: a number above 0 was expected")
+    return float(value)

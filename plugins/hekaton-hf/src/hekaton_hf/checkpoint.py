@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +12,19 @@ from safetensors import SafetensorError, safe_open
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
+from hekaton.weights.facts import POSITIONS, TOKEN_IDS
 from hekaton.weights.format import Weights, WriteOptions
 from hekaton.weights.lazy import Region
+from hekaton_hf.assets import check_ids, facts_of_assets
+from hekaton_hf.folders import CONFIG, GENERATION, read_json, write_json
 from hekaton_hf.safetensors_file import DTYPES, write_file
 
-CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", GENERATION,
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def build(section: Any) -> HFFormat:
@@ -37,16 +37,19 @@ class HFFormat:
 
     def open(self, folder: Path) -> Weights:
         """:raises CheckpointError: for a file that is missing, damaged or not what it should be."""
-        config = _json(folder / CONFIG)
-        if "quantization_config" in config:
+        config = read_json(folder / CONFIG)
+        if config.get("quantization_config") is not None:
             raise CheckpointError(f"{folder} is quantized: that is not available yet")
+        generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
         tensors: dict[str, LazyTensor] = {}
+        absent: set[str] = set()
         for file, expected in _files(folder).items():
             found = _tensors_of(folder / file)
             if expected is not None:
                 _check_index(folder, file, set(expected), set(found))
+                absent |= set(expected) - set(found)
             tensors |= found
-        return Weights(config=config, tensors=tensors)
+        return Weights(config=config, tensors=tensors, generation=generation, absent=frozenset(absent))
 
     def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:
         """:raises CheckpointError: when the disk refuses, or there is no folder of assets."""
@@ -55,6 +58,8 @@ class HFFormat:
             assets = assets.parent
         if assets is not None and not assets.is_dir():
             raise CheckpointError(f"hf_assets_path: there is no folder '{assets}'")
+        if assets is not None:
+            check_ids(assets, weights.config)
         files = _shards(weights.tensors, options.max_shard_size)
         try:
             for name in list(files)[options.rank :: options.ranks]:
@@ -68,7 +73,7 @@ class HFFormat:
 def _files(folder: Path) -> dict[str, list[str] | None]:
     """Name of a file -> the tensors in it, where an index says which."""
     if (folder / INDEX).exists():
-        weight_map = _json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"'{folder / INDEX}' has no weight_map")
         files: dict[str, list[str] | None] = {}
@@ -88,9 +93,10 @@ def _files(folder: Path) -> dict[str, list[str] | None]:
 
 
 def _check_index(folder: Path, file: str, expected: set[str], found: set[str]) -> None:
-    lines = [f"not in the file: {', '.join(sorted(expected - found))}"] if expected - found else []
-    lines += [f"not in the index: {', '.join(sorted(found - expected))}"] if found - expected else []
-    if lines:
+    """What the index lists and the file lacks may be a tied tensor: the model says whether it is."""
+    if found - expected:
+        lines = [f"not in the file: {', '.join(sorted(expected - found))}"] if expected - found else []
+        lines += [f"not in the index: {', '.join(sorted(found - expected))}"]
         raise CheckpointError(f"'{folder / file}' is not as {INDEX} says", hint="\n".join(lines))
 
 
@@ -152,47 +158,23 @@ def _shards(tensors: Mapping[str, LazyTensor], max_size: int) -> dict[str, list[
 def _write_rest(folder: Path, weights: Weights, files: Mapping[str, list[str]], assets: Path | None) -> None:
     config = dict(weights.config)
     dtypes = {tensor.dtype for tensor in weights.tensors.values() if tensor.dtype.is_floating_point}
-    config["torch_dtype"] = str(max(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+    if dtypes:
+        config["torch_dtype"] = str(max(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+    facts = weights.facts
     if assets is not None:
         for name in TOKENIZER_FILES:
             if (assets / name).is_file():
                 shutil.copyfile(assets / name, folder / name)
-        config |= _token_ids(assets, config)
-    if not (folder / GENERATION).exists():
-        ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
-        _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
+        facts = facts.then(facts_of_assets(assets))
+    if facts.positions is not None:
+        config[POSITIONS] = facts.positions
+    if facts.tokens is not None:
+        config |= facts.tokens.for_config()
+    ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
+    generation = {"_from_model_config": True} if not facts.generation else dict(facts.generation)
+    write_json(folder / GENERATION, generation | ids)
     if len(files) > 1:
         total = sum(tensor.nbytes for tensor in weights.tensors.values())
         where = {key: name for name, keys in files.items() for key in keys}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-    _write_json(folder / CONFIG, config)
-
-
-def _token_ids(assets: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The begin and end marks, where the model's configuration does not fix them."""
-    if not (assets / "tokenizer.json").is_file():
-        return {}
-    from hekaton_hf.tokenizer import build as build_tokenizer
-
-    tokenizer = build_tokenizer(None, str(assets))
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    return {key: value for key, value in ids.items() if config.get(key) is None}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"'{file}' is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read '{file}': {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"cannot read '{file}': a JSON object was expected")
-    return content
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    write_json(folder / CONFIG, config)

@@ -70,7 +70,7 @@ def build(section: Any, path: str | None) -> HFTokenizer:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as e:  # tokenizers raises nothing narrower
         raise DataError(f"cannot read the tokenizer '{file}': {e}", origin="model.hf_assets_path") from e
-    marks = _marks(file.parent)
+    marks = _marks(file.parent, "bos_token", "eos_token")
     ids = {kind: _id_of(tokenizer, kind, token, file) for kind, token in marks.items()}
     return HFTokenizer(
         tokenizer,
@@ -80,8 +80,20 @@ def build(section: Any, path: str | None) -> HFTokenizer:
     )
 
 
-def _marks(folder: Path) -> dict[str, str]:
-    """``bos_token`` and ``eos_token``, as far as the files beside the tokenizer name them."""
+def pad_id(folder: Path) -> int | None:
+    """The id of the padding token that the files beside ``tokenizer.json`` name.
+
+    :raises DataError: as :func:`build`.
+    """
+    token = _marks(folder, "pad_token").get("pad_token")
+    if token is None:
+        return None
+    file = folder / "tokenizer.json"
+    return _id_of(tokenizers.Tokenizer.from_file(str(file)), "pad_token", token, file)
+
+
+def _marks(folder: Path, *kinds: str) -> dict[str, str]:
+    """Tokens such as ``bos_token``, as far as the files beside the tokenizer name them."""
     marks: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         file = folder / name
@@ -93,7 +105,7 @@ def _marks(folder: Path) -> dict[str, str]:
                 raise ValueError(f"a JSON object was expected, not {type(content).__name__}")
         except (OSError, ValueError) as e:
             raise DataError(f"cannot read '{file}': {e}", origin="model.hf_assets_path") from e
-        for kind in ("bos_token", "eos_token"):
+        for kind in kinds:
             token = content.get(kind)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):

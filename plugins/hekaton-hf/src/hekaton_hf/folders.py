@@ -1,0 +1,34 @@
+"""The JSON files of a folder that transformers saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hekaton.errors import CheckpointError
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """:raises CheckpointError: when it is missing, cannot be read, or is not a JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{file}' is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read '{file}': {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"cannot read '{file}': a JSON object was expected")
+    return content
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is safe on the disk when this returns."""
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
