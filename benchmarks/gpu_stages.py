@@ -188,7 +188,7 @@ def quick_start(emit: Emit) -> None:
 def losses_of_quick_start(steps: int) -> list[float]:
     flags = ["--training.steps", "150", "--checkpoint.no-enable", "--metrics.no-enable_tensorboard"]
     with trainer([QUICK_START], flags) as run:
-        return [run.train_step()[0].item() for _ in range(steps)]
+        return [run.train_step()[0]["loss"].item() for _ in range(steps)]
 
 
 def _environ() -> dict[str, str]:

@@ -51,8 +51,8 @@ def measure(flags: list[str], steps: int) -> None:
                 trainer.train_step()
             trainer.meter.report()
             for _ in range(steps):
-                loss, _ = trainer.train_step()
-            metrics = {"loss": loss.item(), **trainer.meter.report()}  # the loss is waited for
+                losses, _ = trainer.train_step()
+            metrics = {"loss": losses["loss"].item(), **trainer.meter.report()}  # the loss is waited for
             trainer.loader.close()
     print(json.dumps(metrics))
 

@@ -17,7 +17,7 @@ def test_loss_and_gradient_are_those_of_the_whole(monkeypatch, dtype, rows):
     targets = torch.randint(1000, (3, 100), generator=generator)
     targets[:, ::7] = IGNORE_INDEX
 
-    loss = NextToken().loss(logits, targets) / 257
+    loss = NextToken().loss(logits, {"labels": targets})["next_token"] / 257
     loss.backward()
     exact = logits.detach().double().requires_grad_()
     expected = F.cross_entropy(exact.flatten(0, 1), targets.flatten(), reduction="sum") / 257
@@ -34,7 +34,7 @@ def test_loss_and_gradient_are_those_of_the_whole(monkeypatch, dtype, rows):
 
 def test_no_target_counts():
     logits = torch.randn(1, 4, 10, dtype=torch.bfloat16, requires_grad=True)
-    loss = NextToken().loss(logits, torch.full((1, 4), IGNORE_INDEX))
+    loss = NextToken().loss(logits, {"labels": torch.full((1, 4), IGNORE_INDEX)})["next_token"]
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.abs().max() == 0

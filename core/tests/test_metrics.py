@@ -26,7 +26,7 @@ def clock(monkeypatch):
 
 def test_rates_are_per_process_and_second(clock, monkeypatch):
     monkeypatch.setattr(metrics, "peak_tflops", lambda device: 0.004)
-    meter = Meter(CPU, flops_per_token=2e6, processes=4)
+    meter = Meter(CPU, unit="tokens", flops_per_unit=2e6, processes=4)
     for _ in range(2):
         with meter.phases("data"):
             clock(0.5)
@@ -45,7 +45,7 @@ def test_rates_are_per_process_and_second(clock, monkeypatch):
 
 
 def test_a_report_starts_afresh_and_leaves_out_what_is_not_training(clock):
-    meter = Meter(CPU, flops_per_token=None, processes=1)
+    meter = Meter(CPU, unit="tokens", flops_per_unit=None, processes=1)
     meter.add(1000)
     clock(1.0)
     meter.report()

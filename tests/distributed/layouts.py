@@ -69,8 +69,9 @@ def train(flags: list[str], folder: str, *, mutation: str | None = None) -> dict
     result = {"weights": whole(trainer, lambda parameter: parameter)}
     with mutated(trainer, mutation):
         for step in range(STEPS):
-            part = trainer.forward_backward(trainer.loader.next_step())
-            loss = all_sum(part.clone(), trainer.meshes.report.get_group()).item()
+            trainer.step = step + 1
+            part = trainer.forward_backward(trainer.loader.next_step(), trainer._draw())
+            loss = all_sum(part["loss"].clone(), trainer.meshes.report.get_group()).item()
             if step == 0:
                 result["gradients"] = whole(trainer, lambda parameter: parameter.grad)
             grad_norm = trainer.optimizer_step().item()
@@ -128,17 +129,21 @@ def mutated(trainer: Trainer, mutation: str | None):
         patch.setattr(dist, name, own_part)
     elif mutation == "halved loss":
         loss = step._loss
-        patch.setattr(step, "_loss", lambda outputs, targets: loss(outputs, targets) / 2)
-    elif mutation == "positions shifted by one":
-        prepare = step._prepare
 
-        def shifted(batch):
-            inputs, targets = prepare(batch)
+        def halved(outputs, targets):
+            return {name: term / 2 for name, term in loss(outputs, targets).items()}
+
+        patch.setattr(step, "_loss", halved)
+    elif mutation == "positions shifted by one":
+        split = step._split
+
+        def shifted(inputs, targets):
+            inputs, targets = split(inputs, targets)
             if dist.get_rank() == 0:
                 inputs["positions"] = inputs["positions"] + 1
             return inputs, targets
 
-        patch.setattr(step, "_prepare", shifted)
+        patch.setattr(step, "_split", shifted)
     else:
         assert mutation is None
     yield

@@ -16,24 +16,26 @@ from hekaton.build import (
     MetaModel,
     build_component,
     build_meta,
+    build_objective,
     check_vocabulary,
     give_memory,
     initialize_parts,
     parallelize_model,
 )
 from hekaton.config import Loaded
-from hekaton.contributions import LRSchedule, Objective, Optimizer, Tokenizer
+from hekaton.contributions import LRSchedule, Optimizer, Tokenizer
 from hekaton.distributed import Process
+from hekaton.draws import Draw
 from hekaton.forward_backward import ForwardBackward
 from hekaton.init import rehearse
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.objective import TrainingObjective
 from hekaton.optim import LearningRate
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
     from hekaton.contributions import Component
     from hekaton.data import Tokenizer as TokenizerProtocol
-    from hekaton.loss import Objective as ObjectiveProtocol
     from hekaton.plugins import Plugins
 
 log = logging.getLogger("hekaton")
@@ -58,7 +60,7 @@ class Assembled:
     meta: MetaModel
     built: BuiltModel
     parts: Sequence[nn.Module]
-    objective: ObjectiveProtocol
+    objective: TrainingObjective
     tokenizer: TokenizerProtocol | None
     optimizers: Sequence[torch.optim.Optimizer]
     learning_rate: LearningRate
@@ -74,6 +76,16 @@ class Assembled:
         rows = global_batch_size // self.dims.dp
         first = self.meshes.batch["dp"].get_local_rank() * rows
         return range(first, first + rows)
+
+    def draw(self, step: int, *, global_batch_size: int, purpose: str = "training") -> Draw:
+        """The random draws of one step, for the rows that this rank reads."""
+        return Draw(
+            seed=self.config.debug.seed or 0,
+            step=step,
+            rows=self.rows(global_batch_size),
+            device=self.process.device,
+            purpose=purpose,
+        )
 
 
 def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> Assembled:
@@ -98,13 +110,13 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
     if tokenizer is not None:
         check_vocabulary(tokenizer, meta.config, config)
         _log_model(meta, config, process)
+    objective = build_objective(meta, dims, config, plugins, device=process.device)
     # DTensors are made on the meta device: in a fake mode, torch would have to compute with its indices.
-    built = parallelize_model(meta, meshes, dims, config, plugins)
+    built = parallelize_model(meta, objective, meshes, dims, config, plugins)
     parts = list(built.parts.values())
     if not real:
         for part in parts:
             rehearse(part, meta.initializers, seed=config.debug.seed or 0)
-    objective = build_component(config, plugins, Objective, config.training.objective or meta.spec.objective)
     fake_mode = None if real else _fake_mode()
     with fake_mode or contextlib.nullcontext():
         give_memory(built, config, device=process.device)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hekaton.contributions import Component, ContextParallel, Converter, Model, ParallelStyle
+from hekaton.contributions import Component, ContextParallel, Converter, Model, Objective, ParallelStyle
 from hekaton.errors import ConfigError, ConfigErrors, DataError, choices_hint
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.objective import ObjectiveContext, TrainingObjective
 from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
 from hekaton.parallel.context import ContextGroup
@@ -134,18 +135,40 @@ class BuiltModel:
     :param parts: stage -> its part of the model; without a pipeline stage 0 is all of it.
     :param layout: how the model was cut.
     :param context: the ranks that share a sequence, ``None`` without context parallel.
-    :param shapes: under a pipeline, for each stage what goes into it, and last what comes out, for one
-        microbatch on one rank, on the meta device; empty otherwise.
+    :param shapes: under a pipeline, for each stage the tensors that go into it, and last those that come out,
+        for one microbatch on one rank, on the meta device; empty otherwise.
     """
 
     parts: Mapping[int, nn.Module]
     layout: Layout
     context: ContextGroup | None
-    shapes: Sequence[torch.Tensor]
+    shapes: Sequence[Sequence[torch.Tensor]]
+
+
+def build_objective(
+    meta: MetaModel, dims: ParallelDims, config: JobConfig, plugins: Plugins, *, device: torch.device
+) -> TrainingObjective:
+    """The objective that the model is trained for."""
+    mixed = needs_fsdp(dims, config.training)
+    context = ObjectiveContext(
+        device=device,
+        dtype=DTYPES[config.training.mixed_precision_param if mixed else config.training.dtype],
+        dims=dims,
+        model=meta.config,
+        sequence_is_cut=dims.cp > 1 or (dims.pp > 1 and dims.tp > 1 and config.parallelism.sequence_parallel),
+    )
+    name = config.training.objective or meta.spec.objective
+    built: TrainingObjective = build_component(config, plugins, Objective, name, context)
+    return built
 
 
 def parallelize_model(
-    meta: MetaModel, meshes: Meshes, dims: ParallelDims, config: JobConfig, plugins: Plugins
+    meta: MetaModel,
+    objective: TrainingObjective,
+    meshes: Meshes,
+    dims: ParallelDims,
+    config: JobConfig,
+    plugins: Plugins,
 ) -> BuiltModel:
     """Parallelise the model, which stays on the meta device."""
     settings = config.parallelism
@@ -156,7 +179,7 @@ def parallelize_model(
             load_balance=settings.context_parallel_load_balancer == "headtail",
         )
     layout = make_layout(meta, dims, config, plugins, context_group)
-    shapes = _stage_shapes(meta, layout, dims, config) if layout.stages is not None else ()
+    shapes = _stage_shapes(meta, objective, layout, dims, config) if layout.stages is not None else ()
     parts = parallelize(meta.model, layout, meshes, dims, config)
     return BuiltModel(parts=parts, layout=layout, context=context_group, shapes=shapes)
 
@@ -229,22 +252,34 @@ def build_component(
 
 
 def _stage_shapes(
-    meta: MetaModel, layout: Layout, dims: ParallelDims, config: JobConfig
-) -> list[torch.Tensor]:
+    meta: MetaModel,
+    objective: TrainingObjective,
+    layout: Layout,
+    dims: ParallelDims,
+    config: JobConfig,
+) -> list[tuple[torch.Tensor, ...]]:
     """What passes between stages: found by running the model's two ends, without its layers, on meta."""
     plan, stages = meta.plan.stages, layout.stages
     assert plan is not None
     assert stages is not None
-    rows, seq = config.parallelism.pipeline_parallel_microbatch_size, config.training.seq_len // dims.cp
-    tokens = torch.empty(rows, seq, dtype=torch.long, device="meta")
-    hidden: torch.Tensor = cut(meta.model, plan.first)(tokens)
-    logits: torch.Tensor = cut(meta.model, plan.last)(hidden)
+    rows = config.parallelism.pipeline_parallel_microbatch_size
+    inputs = [one for one in objective.inputs(config.training.seq_len) if not one.optional]
+    on_meta = {one.name: one.empty(rows, device=torch.device("meta"), parts=dims.cp) for one in inputs}
+    first = tuple(on_meta[one.name] for one in inputs if one.first_stage)
+    others = {one.name: on_meta[one.name] for one in inputs if not one.first_stage}
+    hidden = _as_tuple(cut(meta.model, plan.first)(*first, **others))
+    outputs = _as_tuple(cut(meta.model, plan.last)(*hidden, **others))
     if dims.tp > 1 and layout.tensor.sequence_parallel:
-        hidden = hidden.narrow(1, 0, seq // dims.tp)
+        hidden = tuple(one.narrow(1, 0, one.shape[1] // dims.tp) for one in hidden)
     mixed = needs_fsdp(dims, config.training)
     dtype = DTYPES[config.training.mixed_precision_param if mixed else config.training.dtype]
-    between = torch.empty(hidden.shape, dtype=dtype, device="meta", requires_grad=True)
-    return [tokens, *([between] * (len(stages.modules) - 1)), logits.detach().to(dtype).requires_grad_()]
+    between = tuple(torch.empty(one.shape, dtype=dtype, device="meta", requires_grad=True) for one in hidden)
+    last = tuple(one.detach().to(dtype).requires_grad_() for one in outputs)
+    return [first, *([between] * (len(stages.modules) - 1)), last]
+
+
+def _as_tuple(value: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:

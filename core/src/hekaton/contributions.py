@@ -163,7 +163,11 @@ class Tokenizer(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Component):
-    """What a model is trained for. ``build(section)`` returns a :class:`hekaton.loss.Objective`."""
+    """What a model is trained for.
+
+    ``build(section, context)`` is given a :class:`hekaton.objective.ObjectiveContext` and returns a
+    :class:`hekaton.objective.TrainingObjective`.
+    """
 
     build: Ref
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from hekaton.assembly import assemble
+from hekaton.assembly import Assembled, assemble
 from hekaton.build import BuiltModel, MetaModel
 from hekaton.config.base import MAX_PROCESSES
 from hekaton.distributed import Process
 from hekaton.environment import number
 from hekaton.errors import ConfigError
-from hekaton.loss import Batch
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.objective import Batch
 from hekaton.observe import Message, Observer
 from hekaton.optim import clip_grad_norm
 from hekaton.parallel.pipeline import Pipeline
@@ -128,13 +128,13 @@ def play(loaded: Loaded, process: Process) -> Played:
         eager = config.compile.model_copy(update={"enable": False})
         config = config.model_copy(update={"compile": eager})
     assembled = assemble(replace(loaded, config=config), process, memory="fake")
-    built, meshes, dims = assembled.built, assembled.meshes, assembled.dims
+    meshes = assembled.meshes
     parameters = [parameter for part in assembled.parts for parameter in part.parameters()]
     with assembled.fake_mode as mode:
         if assembled.forward_backward.pipeline is not None:
             _skip_vote(assembled.forward_backward.pipeline)
         with Observer(assembled.parts, assembled.meta.plan, meshes, mode) as observer:
-            assembled.forward_backward(_batch(config, dims, process))
+            assembled.forward_backward.accumulate(*_prepared(assembled))
             peak = observer.peak
             observer.phase = "optimizer"
             clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
@@ -157,10 +157,10 @@ def play(loaded: Loaded, process: Process) -> Played:
         "optimizer state": _bytes(states),
     }
     return Played(
-        dims=dims,
+        dims=assembled.dims,
         meshes=meshes,
         meta=assembled.meta,
-        built=built,
+        built=assembled.built,
         held=held,
         peak=held["parameters"] + held["optimizer state"] + peak,
         messages=observer.messages,
@@ -180,11 +180,16 @@ def _skip_vote(pipeline: Pipeline) -> None:
     pipeline.schedule._warmup_p2p = warm_up
 
 
-def _batch(config: JobConfig, dims: ParallelDims, process: Process) -> Batch:
-    """Rows of one document each: how documents are cut depends on values, which fake tensors do not have."""
-    rows = config.global_batch_size(process.world_size) // dims.dp
-    tokens = torch.zeros(rows, config.training.seq_len, dtype=torch.long, device=process.device)
-    return {"tokens": tokens, "labels": torch.zeros_like(tokens)}
+def _prepared(assembled: Assembled) -> tuple[Batch, Batch]:
+    """Inputs and targets as the objective declares them, without those whose values decide what is computed:
+    fake tensors have none."""
+    config, objective, device = assembled.config, assembled.objective, assembled.process.device
+    rows = len(assembled.rows(config.global_batch_size(assembled.process.world_size)))
+    inputs, targets = objective.inputs(config.training.seq_len), objective.targets(config.training.seq_len)
+    return (
+        {one.name: one.empty(rows, device=device) for one in inputs if not one.optional},
+        {one.name: one.empty(rows, device=device) for one in targets if not one.optional},
+    )
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

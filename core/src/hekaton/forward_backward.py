@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from hekaton.build import BuiltModel
 from hekaton.distributed import all_sum, plain
-from hekaton.errors import ConfigError
-from hekaton.loss import Batch, Objective
+from hekaton.draws import Draw
+from hekaton.errors import ConfigError, PluginError
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.objective import Batch, TrainingObjective, check_declared
 from hekaton.parallel.apply import compile_options
 from hekaton.parallel.context import split_sequence
 from hekaton.parallel.pipeline import Pipeline
@@ -20,18 +22,24 @@ from hekaton.parallel.pipeline import Pipeline
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
 
+TOTAL = "loss"
+"""Name of the loss as a whole, beside its terms ``loss/NAME``."""
+
+_Noted: TypeAlias = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""The loss, and the mean of each term."""
+
 
 class ForwardBackward:
     """Runs a batch through the model, whole or in stages, and accumulates gradients.
 
-    The loss of every microbatch is divided by the number of targets of the whole step, over all ranks, so
+    Each term of the loss of every microbatch is divided by its count in the whole step, over all ranks, so
     that gradients need no further scaling however the step is cut.
     """
 
     def __init__(
         self,
         built: BuiltModel,
-        objective: Objective,
+        objective: TrainingObjective,
         meshes: Meshes,
         dims: ParallelDims,
         config: JobConfig,
@@ -45,11 +53,10 @@ class ForwardBackward:
             self._loss = torch.compile(objective.loss, **compile_options(config.compile))
         self._loss_group = meshes.loss.get_group()
         self._rows = config.training.local_batch_size
+        self._seq_len = config.training.seq_len
         self._device = device
         self._loss_parallel = dims.tp > 1 and not config.parallelism.disable_loss_parallel
-        # Later stages are then given a part of the sequence, of which they cannot count the positions.
-        self._hidden_are_parts = dims.pp > 1 and dims.tp > 1 and config.parallelism.sequence_parallel
-        self._count = torch.ones((), device=device)
+        self._counts: Mapping[str, torch.Tensor] = {}
         self.pipeline: Pipeline | None = None
         if dims.pp > 1:
             self.pipeline = Pipeline(
@@ -57,65 +64,123 @@ class ForwardBackward:
                 built.shapes,
                 settings=config.parallelism,
                 loss=self._mean_loss,
+                first_inputs=[one.name for one in objective.inputs(self._seq_len) if one.first_stage],
                 microbatches=self._rows // config.parallelism.pipeline_parallel_microbatch_size,
                 group=meshes.dense["pp"].get_group(),
                 device=device,
             )
         self._checked = False
+        self._losses: list[_Noted] = []
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
+    def __call__(self, batch: Batch, draw: Draw) -> dict[str, torch.Tensor]:
         """Accumulate the gradients of one step.
 
-        :param batch: tensors of (rows of this rank, seq_len).
-        :returns: this rank's part of the mean loss: summed over the ranks of ``Meshes.report`` it is the mean
-            over the step's targets.
+        :param batch: this rank's rows.
+        :returns: ``loss``, and where it has several terms each as ``loss/NAME``: this rank's part of the
+            mean. Summed over the ranks of ``Meshes.report`` it is the mean over the whole step.
         """
-        inputs, targets = self._prepare(batch)
-        self._count = all_sum(self._objective.count(targets), self._loss_group).clamp(min=1)
-        losses = []
-        for start in range(0, targets.shape[0], self._rows):
-            rows = slice(start, start + self._rows)
-            chunk = {name: value[rows] for name, value in inputs.items()}
+        inputs, targets = self._objective.prepare(batch, draw)
+        if not self._checked:
+            self._check(inputs, targets)
+            self._checked = True
+        total, terms = self.accumulate(inputs, targets)
+        if len(terms) == 1:
+            return {TOTAL: total}
+        return {TOTAL: total, **{f"{TOTAL}/{name}": term for name, term in terms.items()}}
+
+    def accumulate(self, inputs: Batch, targets: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Accumulate the gradients of what the objective has prepared: whole sequences of this rank's rows.
+
+        :returns: this rank's part of the loss, and of the mean of each term.
+        """
+        inputs, targets = self._split(inputs, targets)
+        self._counts = self._global_counts(targets)
+        losses: list[_Noted] = []
+        for start in range(0, len(next(iter(targets.values()))), self._rows):
             with self._loss_context():
-                losses.append(self._run(chunk, targets[rows]))
-        return torch.stack(losses).sum()
+                losses.append(self._run(_rows(inputs, start, self._rows), _rows(targets, start, self._rows)))
+        return self._summed(losses)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's sum of the loss over a batch's targets, and their number."""
-        inputs, targets = self._prepare(batch)
-        self._count = torch.ones((), device=self._device)
+    def evaluate(self, batch: Batch, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """This rank's sum of each term over a batch, and its count."""
+        inputs, targets = self._split(*self._objective.prepare(batch, draw))
+        counts = {name: count.clone() for name, count in self._objective.count(targets).items()}
+        self._counts = {name: torch.ones((), device=self._device) for name in self._objective.weights}
         with self._loss_context():
             if self.pipeline is not None:
-                total = self.pipeline.evaluate(inputs, targets)
+                _, sums = self._recorded(self.pipeline.evaluate, inputs, targets)
             else:
-                total = plain(self._loss(self._built.parts[0](**inputs), targets))
-        return total, self._objective.count(targets)
+                _, sums = self._recorded(self._forward, inputs, targets)
+        return sums, counts
 
-    def _prepare(self, batch: Batch) -> tuple[Batch, torch.Tensor]:
-        inputs, targets = self._objective.prepare(batch)
+    def _split(self, inputs: Batch, targets: Batch) -> tuple[Batch, Batch]:
+        """This rank's part of the sequences."""
         built = self._built
-        if built.context is not None:
-            assert built.layout.context is not None
-            inputs, targets = split_sequence(inputs, targets, built.layout.context, built.context)
-        if self._hidden_are_parts and "positions" not in inputs:
-            inputs["positions"] = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape)
-        if not self._checked:
-            self._check_inputs(inputs)
-            self._checked = True
-        return inputs, targets
+        if built.context is None:
+            return inputs, targets
+        assert built.layout.context is not None
+        declared = (self._objective.inputs(self._seq_len), self._objective.targets(self._seq_len))
+        mine = [
+            split_sequence(
+                given, {one.name: one.sequence for one in tensors}, built.layout.context, built.context
+            )
+            for given, tensors in zip((inputs, targets), declared, strict=True)
+        ]
+        return mine[0], mine[1]
 
-    def _run(self, inputs: Batch, targets: torch.Tensor) -> torch.Tensor:
+    def _global_counts(self, targets: Batch) -> dict[str, torch.Tensor]:
+        """Term -> its count over all ranks, at least 1."""
+        counts = self._objective.count(targets)
+        names = list(self._objective.weights)
+        whole = all_sum(torch.stack([counts[name] for name in names]), self._loss_group).clamp(min=1)
+        return dict(zip(names, whole.unbind(), strict=True))
+
+    def _run(self, inputs: Batch, targets: Batch) -> _Noted:
         if self.pipeline is not None:
-            return self.pipeline.forward_backward(inputs, targets)
+            return self._recorded(self.pipeline.forward_backward, inputs, targets)
+        return self._recorded(self._forward_backward, inputs, targets)
+
+    def _forward(self, inputs: Batch, targets: Batch) -> None:
+        self._mean_loss(self._built.parts[0](**inputs), targets)
+
+    def _forward_backward(self, inputs: Batch, targets: Batch) -> None:
         outputs = self._built.parts[0](**inputs)
         loss: Any = self._mean_loss(outputs, targets)
         del outputs
         loss.backward()
-        return plain(loss).detach()
 
-    def _mean_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self._loss(outputs, targets) / self._count
+    def _recorded(self, run: Any, inputs: Batch, targets: Batch) -> _Noted:
+        """The losses of a run, summed over its microbatches."""
+        self._losses = []
+        run(inputs, targets)
+        return self._summed(self._losses)
+
+    def _mean_loss(self, outputs: Any, targets: Batch) -> torch.Tensor:
+        """The loss of one microbatch as its part of the step's mean, noted down with its terms."""
+        sums = self._loss(outputs, targets)
+        means = {name: sums[name] / self._counts[name] for name in self._objective.weights}
+        weighted = [
+            mean if self._objective.weights[name] == 1.0 else mean * self._objective.weights[name]
+            for name, mean in means.items()
+        ]
+        total = weighted[0]
+        for term in weighted[1:]:
+            total = total + term
+        terms = {name: plain(mean).detach() for name, mean in means.items()}
+        self._losses.append((plain(total).detach(), terms))
+        return total
+
+    def _summed(self, losses: Sequence[_Noted]) -> _Noted:
+        if not losses:  # another rank has the last stage
+            assert self.pipeline is not None
+            zero = torch.zeros((), dtype=self.pipeline.loss_dtype, device=self._device)
+            return zero, dict.fromkeys(self._objective.weights, zero)
+        total = torch.stack([total for total, _ in losses]).sum()
+        terms = {
+            name: torch.stack([terms[name] for _, terms in losses]).sum() for name in self._objective.weights
+        }
+        return total, terms
 
     def _loss_context(self) -> contextlib.AbstractContextManager[Any]:
         if not self._loss_parallel:
@@ -124,8 +189,17 @@ class ForwardBackward:
 
         return loss_parallel()
 
-    def _check_inputs(self, inputs: Batch) -> None:
-        """Say it well when the model's forward does not take what it is given."""
+    def _check(self, inputs: Batch, targets: Batch) -> None:
+        """Compare the first batch with what the objective declares, and with the model's forward."""
+        wrong = [
+            *check_declared(inputs, self._objective.inputs(self._seq_len), what="input"),
+            *check_declared(targets, self._objective.targets(self._seq_len), what="target"),
+        ]
+        if wrong:
+            raise PluginError(
+                f"the objective {type(self._objective).__name__} does not give what it declares",
+                hint="\n".join(wrong),
+            )
         model = next(iter(self._built.parts.values()))
         try:
             inspect.signature(model.forward).bind(**inputs)
@@ -134,3 +208,7 @@ class ForwardBackward:
                 f"the model's forward does not take ({', '.join(inputs)}): {e}",
                 hint='training.packing = "concat" gives a model its tokens alone',
             ) from e
+
+
+def _rows(batch: Batch, start: int, count: int) -> Batch:
+    return {name: value[start : start + count] for name, value in batch.items()}

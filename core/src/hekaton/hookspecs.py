@@ -127,8 +127,9 @@ def hekaton_tokenizers() -> list[Tokenizer]:  # type: ignore[empty-body]
 def hekaton_objectives() -> list[Objective]:  # type: ignore[empty-body]
     """Contribute training objectives, which a model's ``TrainSpec.objective`` names.
 
-    :returns: one record per objective. ``build(section)`` returns an object that turns a batch into the
-        model's inputs and targets, counts the targets, and sums the loss over them.
+    :returns: one record per objective. ``build(section, context)`` is given device, precision, degrees and
+        the model's configuration, and returns an object that declares its inputs and targets, prepares them
+        from a batch, and gives each term of the loss as a sum and a count.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: the core contributes ``next_token``.

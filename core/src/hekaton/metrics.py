@@ -99,19 +99,23 @@ class Phases:
 
 
 class Meter:
-    """Turns tokens and seconds since the last report into rates.
+    """Turns units of work and seconds since the last report into rates.
 
-    :param flops_per_token: of forward and backward, ``None`` where the model does not tell.
+    :param unit: what is counted, as the row maker says: ``tokens``, ``images``.
+    :param flops_per_unit: of forward and backward, ``None`` where the model does not tell.
     :param processes: number of processes that share the work; rates are per process.
     """
 
-    def __init__(self, device: torch.device, *, flops_per_token: float | None, processes: int) -> None:
+    def __init__(
+        self, device: torch.device, *, unit: str, flops_per_unit: float | None, processes: int
+    ) -> None:
         self.phases = Phases(device)
         self._device = device
-        self._flops = flops_per_token
+        self._unit = unit
+        self._flops = flops_per_unit
         self._processes = processes
         self._peak = peak_tflops(device)
-        self._tokens = 0
+        self._units = 0
         self._steps = 0
         self._since = time.perf_counter()
 
@@ -119,9 +123,9 @@ class Meter:
         """Begin to count time: what went before was no training."""
         self._since = time.perf_counter()
 
-    def add(self, tokens: int) -> None:
-        """Count one step of ``tokens`` over all processes."""
-        self._tokens += tokens
+    def add(self, units: int) -> None:
+        """Count one step of ``units`` over all processes."""
+        self._units += units
         self._steps += 1
 
     def leave_out(self, seconds: float) -> None:
@@ -133,16 +137,16 @@ class Meter:
         seconds = self.phases.take()
         now = time.perf_counter()
         elapsed = max(now - self._since, 1e-9)
-        tps = self._tokens / elapsed / self._processes
-        metrics = {"tokens_per_second": tps, "step_seconds": elapsed / max(self._steps, 1)}
+        rate = self._units / elapsed / self._processes
+        metrics = {f"{self._unit}_per_second": rate, "step_seconds": elapsed / max(self._steps, 1)}
         if self._flops is not None:
-            metrics["tflops"] = tps * self._flops / 1e12
+            metrics["tflops"] = rate * self._flops / 1e12
             if self._peak is not None:
                 metrics["mfu"] = metrics["tflops"] / self._peak
         metrics |= memory_gib(self._device)
         metrics["data_wait_share"] = seconds.get("data", 0.0) / elapsed
         metrics |= {f"seconds/{name}": spent / max(self._steps, 1) for name, spent in seconds.items()}
-        self._tokens = self._steps = 0
+        self._units = self._steps = 0
         self._since = now
         return metrics
 
@@ -154,12 +158,15 @@ def memory_gib(device: torch.device) -> dict[str, float]:
     return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB}
 
 
+_RATE = "_per_second"
+_SHORT = {"tokens": "tok"}
+
 _COLUMNS = (  # metric, format, colour
     ("loss", "loss {:.4f}", "32"),
     ("validation_loss", "validation loss {:.4f}", "32"),
     ("grad_norm", "grad norm {:.3f}", "33"),
     ("lr", "lr {:.2e}", "36"),
-    ("tokens_per_second", "{:,.0f} tok/s", "34"),
+    (_RATE, "{:,.0f} {unit}/s", "34"),
     ("tflops", "{:.2f} TFLOP/s", "34"),
     ("mfu", "MFU {:.1%}", "34"),
     ("memory_gib", "{:.2f} GiB", "35"),
@@ -195,9 +202,12 @@ class Console:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         cells = [f"step {step:>6}"]
-        for name, form, colour in _COLUMNS:
+        rate = next((name for name in metrics if name.endswith(_RATE)), _RATE)
+        unit = rate.removesuffix(_RATE)
+        for column, form, colour in _COLUMNS:
+            name = rate if column == _RATE else column
             if name in metrics:
-                cell = form.format(metrics[name])
+                cell = form.format(metrics[name], unit=_SHORT.get(unit, unit))
                 cells.append(f"\033[{colour}m{cell}\033[0m" if self._colour else cell)
         self._log.info("  ".join(cells))
 

@@ -9,7 +9,7 @@ import torch
 from hekaton.assembly import Assembled
 from hekaton.data.loader import Loader, build_loader
 from hekaton.distributed import all_sum
-from hekaton.loss import Batch
+from hekaton.objective import Batch
 
 if TYPE_CHECKING:
     from hekaton.config.sections import DataloaderSection

@@ -65,7 +65,7 @@ class TrainSpec:
     :param check: ``check(config, facts)`` says what the model cannot do of what a run asks, for every run
         before anything is built. What no run could do, the configuration refuses itself, with an error in
         its ``__post_init__``.
-    :param flops_per_token: ``flops_per_token(config, seq_len)``: floating-point operations of forward and
+    :param flops_per_unit: ``flops_per_unit(config, seq_len)``: floating-point operations of forward and
         backward per token, for TFLOP/s and MFU. Without it neither is reported.
     """
 
@@ -78,7 +78,7 @@ class TrainSpec:
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configure: Callable[[Any, Any], ModelConfig] | None = None
     check: Callable[[Any, RunFacts], Iterable[Refusal]] | None = None
-    flops_per_token: Callable[[Any, int], float] | None = None
+    flops_per_unit: Callable[[Any, int], float] | None = None
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -18,6 +18,8 @@ from hekaton.checkpoint.run import RunState, open_checkpoints
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
 from hekaton.distributed import Process, all_sum, set_timeout
+from hekaton.draws import Draw
+from hekaton.forward_backward import TOTAL
 from hekaton.metrics import Meter
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
@@ -28,6 +30,8 @@ from hekaton.surroundings import collected_garbage, set_determinism, write_confi
 from hekaton.validation import make_validation
 
 log = logging.getLogger("hekaton")
+
+Losses: TypeAlias = dict[str, torch.Tensor]
 
 
 class Trainer:
@@ -48,18 +52,20 @@ class Trainer:
         self.model_parts, self.optimizers = assembled.parts, assembled.optimizers
         self.learning_rate = assembled.learning_rate
         self.forward_backward = assembled.forward_backward
+        self._global_batch_size = config.global_batch_size(process.world_size)
         self.loader = run_loader(
             assembled,
             documents,
             seq_len=config.training.seq_len,
-            global_batch_size=config.global_batch_size(process.world_size),
+            global_batch_size=self._global_batch_size,
             settings=config.training.dataloader,
         )
         self.validation = make_validation(assembled)
-        flops = assembled.meta.spec.flops_per_token
+        flops = assembled.meta.spec.flops_per_unit
         self.meter = Meter(
             process.device,
-            flops_per_token=flops(assembled.meta.config, config.training.seq_len) if flops else None,
+            unit=self.loader.unit,
+            flops_per_unit=flops(assembled.meta.config, config.training.seq_len) if flops else None,
             processes=process.world_size,
         )
 
@@ -90,17 +96,17 @@ class Trainer:
             while self.step < steps:
                 checkpoints.poll()
                 self.step += 1
-                loss, grad_norm = self.train_step()
+                losses, grad_norm = self.train_step()
                 metrics: Mapping[str, float] = {}
                 if self.step == first or reporter.due(self.step):
-                    metrics = self._metrics(loss, grad_norm)
+                    metrics = self._metrics(losses, grad_norm)
                     reporter.log(self.step, metrics)
                 reporter.advance(self.step)
                 if self.step == first:
                     set_timeout(config.comm.train_timeout_seconds)
                 if checkpoints.due(self.step):
                     with self._left_out():
-                        checkpoints.save(self.step, good=self._is_good(loss, grad_norm))
+                        checkpoints.save(self.step, good=self._is_good(losses, grad_norm))
                 if self.validation.due(self.step):
                     with self._left_out():
                         validation = self.validation()
@@ -110,21 +116,21 @@ class Trainer:
                 profiler.step()
                 collect(self.step)
 
-    def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def train_step(self) -> tuple[Losses, torch.Tensor]:
         """One optimizer step.
 
-        :returns: this rank's part of the loss (their sum over ranks is the mean over the step's targets), and
-            the gradient norm before clipping; both stay on the device.
+        :returns: this rank's part of the loss and its terms (their sum over ranks is the mean over the step),
+            and the gradient norm before clipping; all stay on the device.
         """
         phases = self.meter.phases
         with phases("data"):
             batch = batch_on(self.process.device, self.loader.next_step())
         with phases("forward_backward"):
-            loss = self.forward_backward(batch)
+            losses = self.forward_backward(batch, self._draw())
         with phases("optimizer"):
             grad_norm = self.optimizer_step()
-        self.meter.add(batch["tokens"].numel() * self.dims.dp)
-        return loss, grad_norm
+        self.meter.add(self._global_batch_size * self.loader.units_per_row)
+        return losses, grad_norm
 
     def optimizer_step(self) -> torch.Tensor:
         """Clip, step, forget the gradients; :returns: the gradient norm before clipping."""
@@ -164,18 +170,24 @@ class Trainer:
     def _run_ended(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.plugins.call("hekaton_run_ended", step=self.step, error=error)
 
-    def _metrics(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> dict[str, float]:
+    def _metrics(self, losses: Losses, grad_norm: torch.Tensor) -> dict[str, float]:
         return {
-            "loss": all_sum(loss.clone(), self.meshes.report.get_group()).item(),
+            **self._whole(losses),
             "grad_norm": grad_norm.item(),
             "lr": float(self.optimizers[0].param_groups[0]["lr"]),
             **self.meter.report(),
         }
 
-    def _is_good(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
-        return math.isfinite(all_sum(loss.clone(), self.meshes.report.get_group()).item()) and math.isfinite(
-            grad_norm.item()
-        )
+    def _whole(self, losses: Losses) -> dict[str, float]:
+        """The losses of the step over all ranks."""
+        whole = all_sum(torch.stack(list(losses.values())), self.meshes.report.get_group())
+        return dict(zip(losses, whole.tolist(), strict=True))
+
+    def _is_good(self, losses: Losses, grad_norm: torch.Tensor) -> bool:
+        return math.isfinite(self._whole(losses)[TOTAL]) and math.isfinite(grad_norm.item())
+
+    def _draw(self) -> Draw:
+        return self.assembled.draw(self.step, global_batch_size=self._global_batch_size)
 
     @contextlib.contextmanager
     def _left_out(self) -> Iterator[None]:

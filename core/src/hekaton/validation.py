@@ -58,17 +58,19 @@ class LossOnDataset:
         assembled = self._assembled
         settings, meshes = assembled.config.validation, assembled.meshes
         device = assembled.process.device
+        global_batch_size = settings.local_batch_size * assembled.dims.dp
         loader = run_loader(
             assembled,
             self._documents,
             seq_len=settings.seq_len,
-            global_batch_size=settings.local_batch_size * assembled.dims.dp,
+            global_batch_size=global_batch_size,
             settings=settings.dataloader,
             repeat=False,
         )
         for part in assembled.parts:
             part.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        weights = assembled.objective.weights
+        sums = torch.zeros(2, len(weights), dtype=torch.float64, device=device)
         steps = 0
         with contextlib.closing(loader):
             while steps != settings.steps:
@@ -76,11 +78,17 @@ class LossOnDataset:
                     batch = batch_on(device, loader.next_step())
                 except StopIteration:
                     break
-                total, count = assembled.forward_backward.evaluate(batch)
-                sums += torch.stack((total, count))
                 steps += 1
+                draw = assembled.draw(steps, global_batch_size=global_batch_size, purpose="validation")
+                totals, counts = assembled.forward_backward.evaluate(batch, draw)
+                sums[0] += torch.stack([totals[name] for name in weights])
+                sums[1] += torch.stack([counts[name] for name in weights])
         for part in assembled.parts:
             part.train()
-        loss = all_sum(sums[:1], meshes.report.get_group()).item()
-        targets = all_sum(sums[1:], meshes.loss.get_group()).item()
-        return {"validation_loss": loss / max(targets, 1.0)}
+        whole = all_sum(sums[0], meshes.report.get_group())
+        means = whole / all_sum(sums[1], meshes.loss.get_group()).clamp(min=1)
+        terms = dict(zip(weights, means.tolist(), strict=True))
+        metrics = {"validation_loss": sum(weights[name] * mean for name, mean in terms.items())}
+        if len(terms) > 1:
+            metrics |= {f"validation_loss/{name}": mean for name, mean in terms.items()}
+        return metrics

@@ -25,6 +25,9 @@ from hekaton.loss import IGNORE_INDEX
 Packing: TypeAlias = Literal["documents", "concat"]
 Integers: TypeAlias = npt.NDArray[np.int64]
 
+UNIT = "tokens"
+"""What the work of these rows is counted in."""
+
 MOST_DOCUMENTS = 64
 """A row asks for no more documents at once."""
 

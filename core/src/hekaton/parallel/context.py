@@ -70,18 +70,23 @@ def apply_context_parallel(model: nn.Module, patterns: Sequence[str], strategy: 
 
 
 def split_sequence(
-    inputs: Mapping[str, torch.Tensor], targets: torch.Tensor, strategy: ContextStrategy, group: ContextGroup
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """This rank's part of a batch.
+    tensors: Mapping[str, torch.Tensor],
+    sequence: Mapping[str, int | None],
+    strategy: ContextStrategy,
+    group: ContextGroup,
+) -> dict[str, torch.Tensor]:
+    """This rank's part of the tensors of a batch.
 
-    Positions are made where there are none: a part's own count would start at 0. ``documents`` stays whole.
-
-    :param inputs: tensors of (batch, seq, ...); :param targets: (batch, seq, ...)
-    :returns: inputs and targets of (batch, seq / cp, ...).
+    :param tensors: (rows, ...), of whole sequences.
+    :param sequence: name -> which dim of a row is the sequence; ``None`` for a tensor that stays whole.
     """
-    at = strategy.order(targets.shape[1], group.degree, device=targets.device).chunk(group.degree)[group.rank]
-    split = {
-        name: value if name == "documents" else value.index_select(1, at) for name, value in inputs.items()
-    }
-    split.setdefault("positions", at.expand(targets.shape[0], -1))
-    return split, targets.index_select(1, at)
+    split = {}
+    for name, value in tensors.items():
+        dim = sequence[name]
+        if dim is None:
+            split[name] = value
+            continue
+        length = value.shape[dim + 1]
+        at = strategy.order(length, group.degree, device=value.device).chunk(group.degree)[group.rank]
+        split[name] = value.index_select(dim + 1, at)
+    return split

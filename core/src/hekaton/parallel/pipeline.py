@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from hekaton.distributed import plain
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.parallel.plan import ParallelPlan, module_names
 from hekaton.parallel.schedules import SINGLE_STAGE, V_SHAPED
@@ -162,17 +161,21 @@ def _prune(module: nn.Module, prefix: str, keep: Sequence[str]) -> None:
 class Pipeline:
     """The stages of this rank under a schedule of :mod:`torch.distributed.pipelining`.
 
-    :param shapes: for each stage of the pipeline, the tensor that goes into it, on the meta device, for one
-        microbatch on one rank; the first stage's are the tokens.
+    :param shapes: for each stage of the pipeline, the tensors that go into it, on the meta device, for one
+        microbatch on one rank; and last those that come out.
+    :param loss: ``loss(outputs, targets)`` of one microbatch, a scalar.
+    :param first_inputs: the inputs that the first stage is given and others are not, in the order of its
+        forward's parameters.
     """
 
     def __init__(
         self,
         parts: Mapping[int, nn.Module],
-        shapes: Sequence[torch.Tensor],
+        shapes: Sequence[Sequence[torch.Tensor]],
         *,
         settings: ParallelismSection,
-        loss: Any,
+        loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
+        first_inputs: Sequence[str],
         microbatches: int,
         group: ProcessGroup,
         device: torch.device,
@@ -187,8 +190,8 @@ class Pipeline:
                 stage,
                 last + 1,
                 device,
-                input_args=(shapes[stage],),
-                output_args=(shapes[stage + 1],),
+                input_args=tuple(shapes[stage]),
+                output_args=tuple(shapes[stage + 1]),
                 group=group,
             )
             for stage, part in parts.items()
@@ -200,36 +203,50 @@ class Pipeline:
         self.schedule = make(
             stages if is_multi_stage(settings) else stages[0],
             n_microbatches=microbatches,
-            loss_fn=loss,
+            loss_fn=self._loss_of_microbatch,
             scale_grads=False,
         )
         if csv:
             self.schedule._load_csv(csv)
-        self._loss_dtype = torch.promote_types(shapes[-1].dtype, torch.float32)
+        self.loss_dtype = torch.promote_types(shapes[-1][0].dtype, torch.float32)
+        self._loss = loss
+        self._first_inputs = first_inputs
+        self._microbatches = microbatches
+        self._targets: Mapping[str, torch.Tensor] = {}
         self._has_first = 0 in parts
         self._has_last = last in parts
 
-    def forward_backward(self, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """Run the schedule over one batch, accumulating gradients.
+    def forward_backward(
+        self, inputs: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Run the schedule over one batch, accumulating gradients; ``loss`` is called on the rank of the last
+        stage, once for each microbatch.
 
-        :param inputs: what the whole model would be given; the first entry goes into the first stage only.
-        :returns: the sum of the microbatches' losses on the last stage's rank, 0 on the others.
+        :param inputs: what the whole model would be given.
         """
-        return self._run(self.schedule.step, inputs, targets)
+        self._run(self.schedule.step, inputs, targets)
 
-    def evaluate(self, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    def evaluate(self, inputs: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
         """Like :meth:`forward_backward`, without the backward."""
-        return self._run(self.schedule.eval, inputs, targets)
+        self._run(self.schedule.eval, inputs, targets)
 
-    def _run(self, schedule: Any, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        tokens, *_ = inputs.values()
-        others = dict(list(inputs.items())[1:])
-        losses: list[torch.Tensor] = []
-        first = (tokens,) if self._has_first else ()
+    def _run(
+        self, schedule: Any, inputs: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
+    ) -> None:
+        first = tuple(inputs[name] for name in self._first_inputs) if self._has_first else ()
+        others = {name: value for name, value in inputs.items() if name not in self._first_inputs}
+        self._targets = targets
         if self._has_last:
-            schedule(*first, target=targets, losses=losses, return_outputs=False, **others)
+            # torch cuts one tensor of targets into microbatches, and an objective may have several: what it
+            # cuts here only tells the number of the microbatch, by where it begins (no value is read, fake
+            # tensors have none).
+            places = torch.empty(self._microbatches)
+            schedule(*first, target=places, losses=[], return_outputs=False, **others)
         else:
             schedule(*first, return_outputs=False, **others)
-        if not losses:
-            return torch.zeros((), dtype=self._loss_dtype, device=targets.device)
-        return torch.stack([plain(loss) for loss in losses]).sum().detach()
+        self._targets = {}
+
+    def _loss_of_microbatch(self, outputs: Any, place: torch.Tensor) -> torch.Tensor:
+        index = place.storage_offset()
+        mine = {name: value.tensor_split(self._microbatches)[index] for name, value in self._targets.items()}
+        return self._loss(outputs, mine)

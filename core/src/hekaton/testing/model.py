@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 
 from hekaton.build import materialize
 from hekaton.contributions import Objective
+from hekaton.draws import Draw
 from hekaton.init import Initializer, initialize, resolve_init
-from hekaton.loss import Batch
+from hekaton.mesh import ParallelDims
+from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
 from hekaton.parallel.plan import blocks, check_plan
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
@@ -18,6 +21,8 @@ from hekaton.spec import TrainSpec
 SEQ_LEN = 16
 DOCUMENT_ENDS = 7
 """Where the second document of the test's sequences begins."""
+CPU = torch.device("cpu")
+DRAW = Draw(seed=0, step=1, rows=range(2), device=CPU)
 
 
 def check_model(spec: TrainSpec, flavor: str | None = None) -> None:
@@ -66,16 +71,25 @@ def _check_run(spec: TrainSpec, flavor: str) -> None:
     materialize(model, torch.device("cpu"))
     initialize(model, initializers, seed=0)
 
-    objective = Plugins.discover().get(Objective, spec.objective).build.load()(None)
-    batch = _batch(vocab_size=getattr(config, "vocab_size", 256))
-    inputs, targets = objective.prepare(batch)
-    outputs = model(**inputs)
+    context = ObjectiveContext(
+        device=CPU, dtype=torch.float32, dims=ParallelDims(), model=config, sequence_is_cut=False
+    )
+    record = Plugins.discover().get(Objective, spec.objective)
+    objective: TrainingObjective = record.build.load()(None, context)
     next_token = spec.objective == "next_token"
+    batch = _batch(vocab_size=getattr(config, "vocab_size", 256))
     if next_token:
-        assert outputs.shape[:-1] == targets.shape, (
+        inputs, targets = objective.prepare(batch, DRAW)
+    else:
+        inputs, targets = (_made_up(one) for one in (objective.inputs(SEQ_LEN), objective.targets(SEQ_LEN)))
+    outputs = model(**inputs)
+    if next_token:
+        assert outputs.shape[:-1] == targets["labels"].shape, (
             f"{what}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
         )
-    loss = objective.loss(outputs, targets) / objective.count(targets)
+    sums, counts = objective.loss(outputs, targets), objective.count(targets)
+    terms = [weight * sums[name] / counts[name] for name, weight in objective.weights.items()]
+    loss: Any = torch.stack(terms).sum()
     assert torch.isfinite(loss), f"{what}: the loss is {loss.item()}"
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -94,6 +108,17 @@ def _batch(*, vocab_size: int) -> Batch:
     return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "positions": positions.expand(2, -1)}
 
 
+def _made_up(declared: Sequence[BatchTensor]) -> Batch:
+    """Values for what an objective declares: numbers around 0, and where they are integers 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        one.name: torch.randn(2, *one.shape, generator=generator).to(one.dtype)
+        if one.dtype.is_floating_point
+        else torch.randint(2, (2, *one.shape), generator=generator).to(one.dtype)
+        for one in declared
+    }
+
+
 @torch.no_grad()
 def _check_sight(model: nn.Module, objective: Any, batch: Batch, *, what: str) -> None:
     """Change one token, and see which outputs change."""
@@ -103,11 +128,11 @@ def _check_sight(model: nn.Module, objective: Any, batch: Batch, *, what: str) -
     def changed_by(position: int) -> torch.Tensor:
         other = tokens.clone()
         other[:, position] = (other[:, position] + 1) % (tokens.max() + 1)
-        inputs, _ = objective.prepare({**batch, "tokens": other})
+        inputs, _ = objective.prepare({**batch, "tokens": other}, DRAW)
         difference: torch.Tensor = model(**inputs) - before
         return (difference.abs().amax(dim=(0, 2)) > 1e-5).nonzero().flatten()
 
-    inputs, _ = objective.prepare(batch)
+    inputs, _ = objective.prepare(batch, DRAW)
     before = model(**inputs)
     last_of_first, last = DOCUMENT_ENDS - 1, SEQ_LEN - 1
     assert (changed_by(last) >= last).all(), f"{what}: a token's output depends on a later token"

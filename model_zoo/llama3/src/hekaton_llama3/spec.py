@@ -98,5 +98,5 @@ train_spec = TrainSpec(
     flavors=flavors,
     plan=plan,
     init=init,
-    flops_per_token=flops_per_token,
+    flops_per_unit=flops_per_token,
 )

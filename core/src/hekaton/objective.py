@@ -1,0 +1,120 @@
+"""What an objective is to hekaton: inputs and targets that it declares, and a loss of named terms.
+
+The counts are asked for before the first forward pass, so that every microbatch's loss is divided by the
+global counts of the step, and gradients are right however the step is cut into ranks and microbatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+
+from hekaton.mesh import ParallelDims
+
+if TYPE_CHECKING:
+    from hekaton.draws import Draw
+
+Batch: TypeAlias = dict[str, torch.Tensor]
+"""Tensors by name; the first dim of each is the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveContext:
+    """The run that an objective is built for.
+
+    :param device: where batches, outputs and losses are.
+    :param dtype: the precision that the model computes in.
+    :param dims: the degrees of parallelism.
+    :param model: the configuration of the model.
+    :param sequence_is_cut: inside the model a rank may hold a part of the sequence that does not begin at
+        position 0 (context parallel; later pipeline stages under sequence parallel), so that what a model
+        would count along the sequence must be among its inputs.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    dims: ParallelDims
+    model: Any
+    sequence_is_cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTensor:
+    """One tensor that an objective gives to the model, or keeps as a target.
+
+    :param shape: that of one row, without the dim of the rows.
+    :param sequence: which dim of ``shape`` is the sequence, which context parallel splits; ``None`` for a
+        tensor that every rank needs whole.
+    :param first_stage: only the first pipeline stage is given it. Such inputs are the first parameters of the
+        model's forward, in the order of their declaration; on later stages what the stage before returned
+        takes their place. Other inputs are given to every stage by name.
+    :param optional: the model's forward does without it. A dry run leaves it out, since what is computed may
+        depend on its values.
+    """
+
+    name: str
+    shape: Sequence[int]
+    dtype: torch.dtype
+    sequence: int | None = None
+    first_stage: bool = False
+    optional: bool = False
+
+    def empty(self, rows: int, *, device: torch.device, parts: int = 1) -> torch.Tensor:
+        """(rows, *shape), uninitialised; of a sequence the size of one of ``parts``."""
+        shape = [size // parts if dim == self.sequence else size for dim, size in enumerate(self.shape)]
+        return torch.empty(rows, *shape, dtype=self.dtype, device=device)
+
+
+class TrainingObjective(Protocol):
+    """What an objective's ``build`` returns."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Name of each term -> its weight: the loss is the sum over terms of weight times sum / count."""
+
+    def inputs(self, seq_len: int) -> Sequence[BatchTensor]:
+        """What the model is given, for rows of ``seq_len``; at least one tensor of the first stage."""
+
+    def targets(self, seq_len: int) -> Sequence[BatchTensor]:
+        """What the loss is computed from beside the model's outputs."""
+
+    def prepare(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch]:
+        """Turn a batch of the row maker into inputs and targets, as they are declared.
+
+        :param batch: whole rows, on the device.
+        :param draw: the only source of random numbers.
+        """
+
+    def count(self, targets: Batch) -> Mapping[str, torch.Tensor]:
+        """Term -> the number of things that it is a mean over, a scalar integer tensor on the device."""
+
+    def loss(self, outputs: Any, targets: Batch) -> Mapping[str, torch.Tensor]:
+        """Term -> its sum over the things that :meth:`count` counts, a scalar.
+
+        :param outputs: what the model returned.
+        """
+
+
+def check_declared(given: Batch, declared: Sequence[BatchTensor], *, what: str) -> list[str]:
+    """In what the tensors of an objective differ from their declaration, a line each.
+
+    :param given: tensors of (rows, ...), of whole sequences.
+    :param what: ``input`` or ``target``.
+    """
+    known = {tensor.name: tensor for tensor in declared}
+    lines = [f"{what} '{name}' is not declared" for name in given if name not in known]
+    for name, tensor in known.items():
+        if name not in given:
+            if not tensor.optional:
+                lines.append(f"{what} '{name}' is declared and not there")
+            continue
+        shape, dtype = tuple(given[name].shape[1:]), given[name].dtype
+        if (shape, dtype) != (tuple(tensor.shape), tensor.dtype):
+            lines.append(
+                f"{what} '{name}' is declared as {tuple(tensor.shape)} of {tensor.dtype}, and is {shape} of "
+                f"{dtype}"
+            )
+    return lines
