@@ -341,7 +341,7 @@ def row_of(what: str, side: Side, run: Any, tokens: int, n_layers: int) -> dict[
 
     seconds = statistics.median(side.seconds)
     spec, settings = model_config(run.config, run.plugins)
-    tflops = tokens * spec.flops_per_token(settings, tokens) / seconds / 1e12
+    tflops = tokens * spec.flops_per_unit(settings, tokens) / seconds / 1e12
     peak = peak_tflops(DEVICE)
     return {
         "what": what, "layers": n_layers, "ms": seconds * 1e3, "tokens/s": tokens / seconds,
