@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,15 @@ def test_the_check_reads_the_tokenizer(capsys, tmp_path, monkeypatch):
     assert checked(
         capsys, "--model.tokenizer=hf", "--model.hf_assets_path=assets", "--comm.mode=fake_backend"
     ) == (0, "")
+
+
+def test_train_without_words_says_how_to_begin(refused, capsys):
+    assert main(["train"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: hekaton train FILE [FILE...] [flags]\n")
+    lines = said.split("save this as run.toml:\n")[1].split("\nand start it")[0]
+    Path("run.toml").write_text(textwrap.dedent(lines))
+    assert main(["config", "check", "run.toml", "--world_size", "1"]) == 0
+    assert capsys.readouterr().out == "OK: llama3 debugmodel, 1 process\n"
+    assert not Path("outputs").exists()
+    assert main(["train", "run.toml", *TINY, "--job.dump_folder", "out"]) == 0

@@ -1,6 +1,7 @@
 """Rates against hand calculations, the console line, which ranks speak."""
 
 import logging
+import sys
 import time
 
 import pytest
@@ -96,6 +97,32 @@ def test_the_console_line(hekaton_log, capsys):
     line = capsys.readouterr().err
     assert line.split("  ", 1)[1] == "step      7  loss 1.2500  12,346 tok/s  MFU 40.0%  data 1.5%\n"
     assert "\033" not in line  # not a terminal
+
+
+FULL = {
+    "loss": 9.8765, "grad_norm": 1.2345, "lr": 2.01e-4, "tokens_per_second": 12345.6, "tflops": 412.1,
+    "mfu": 0.41, "memory_gib": 72.6, "data_wait_share": 0.002, "seconds/data": 0.1,
+}  # fmt: skip
+
+
+def test_the_console_line_fits_into_100_columns(hekaton_log, capsys):
+    set_up_logging(0, 8)
+    Console(steps=100, step=0, colour=True).log(10000, FULL)
+    line = capsys.readouterr().err.rstrip("\n")
+    assert line.endswith("loss 9.8765  norm 1.23  lr 2.0e-04  12,346 tok/s  MFU 41.0%  72.6 GiB")
+    assert len(line) <= 100
+
+
+def test_on_a_narrow_terminal_the_last_numbers_are_left_out(hekaton_log, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    set_up_logging(0, 1)
+    console = Console(steps=100, step=0, colour=False)
+    capsys.readouterr()
+    console.log(10000, FULL)
+    console.close()
+    line = next(line for line in capsys.readouterr().err.splitlines() if "loss" in line)
+    assert line.endswith("  step  10000  loss 9.8765  norm 1.23  lr 2.0e-04")
 
 
 @pytest.mark.parametrize(("said", "ranks"), [("", {0}), ("0,2", {0, 2}), (" 1 ", {1})])

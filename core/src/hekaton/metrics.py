@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -164,14 +165,16 @@ _SHORT = {"tokens": "tok"}
 _COLUMNS = (  # metric, format, colour
     ("loss", "loss {:.4f}", "32"),
     ("validation_loss", "validation loss {:.4f}", "32"),
-    ("grad_norm", "grad norm {:.3f}", "33"),
-    ("lr", "lr {:.2e}", "36"),
+    ("grad_norm", "norm {:.2f}", "33"),
+    ("lr", "lr {:.1e}", "36"),
     (_RATE, "{:,.0f} {unit}/s", "34"),
     ("tflops", "{:.2f} TFLOP/s", "34"),
     ("mfu", "MFU {:.1%}", "34"),
-    ("memory_gib", "{:.2f} GiB", "35"),
+    ("memory_gib", "{:.1f} GiB", "35"),
     ("data_wait_share", "data {:.1%}", "35"),
 )
+_WORTH_SHOWING = 0.01
+"""The share of time spent on waiting for data from which on it is shown."""
 
 
 class Console:
@@ -201,15 +204,34 @@ class Console:
             self._progress.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        cells = [f"step {step:>6}"]
+        cells = [(f"step {step:>6}", "")]
         rate = next((name for name in metrics if name.endswith(_RATE)), _RATE)
         unit = rate.removesuffix(_RATE)
         for column, form, colour in _COLUMNS:
             name = rate if column == _RATE else column
-            if name in metrics:
-                cell = form.format(metrics[name], unit=_SHORT.get(unit, unit))
-                cells.append(f"\033[{colour}m{cell}\033[0m" if self._colour else cell)
-        self._log.info("  ".join(cells))
+            if name in metrics and not self._says_little(name, metrics):
+                cells.append((form.format(metrics[name], unit=_SHORT.get(unit, unit)), colour))
+        while self._progress is not None and len(cells) > 2 and self._width(cells) > self._columns():
+            cells.pop()
+        painted = [
+            f"\033[{colour}m{cell}\033[0m" if self._colour and colour else cell for cell, colour in cells
+        ]
+        self._log.info("  ".join(painted))
+
+    @staticmethod
+    def _says_little(name: str, metrics: Mapping[str, float]) -> bool:
+        """A rate that MFU says too, and a wait of next to nothing: loggers get them all the same."""
+        if name == "tflops":
+            return "mfu" in metrics
+        return name == "data_wait_share" and metrics[name] < _WORTH_SHOWING
+
+    def _width(self, cells: Sequence[tuple[str, str]]) -> int:
+        prefix = len(self._log.handlers[0].format(self._log.makeRecord("", 0, "", 0, "", (), None)))
+        return prefix + len("  ".join(cell for cell, _ in cells))
+
+    @staticmethod
+    def _columns() -> int:
+        return shutil.get_terminal_size(fallback=(100, 24)).columns
 
     def close(self) -> None:
         if self._progress is not None:

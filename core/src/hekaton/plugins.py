@@ -21,6 +21,7 @@ from hekaton import hookspecs
 from hekaton.contributions import Component, Contribution, Ref, Section
 from hekaton.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.errors import ConfigErrors, HekatonError, PluginError, UnknownName, choices_hint
+from hekaton.packages import install_hint
 from hekaton.paths import expanded
 
 __all__ = ["CONTRIBUTION_HOOKS", "Contributed", "PluginInfo", "Plugins", "kind_name"]
@@ -125,6 +126,9 @@ class Plugins:
         if name in known:
             return known[name].record
         hint = choices_hint(name, known)
+        install = install_hint(kind_name(kind), name)
+        if install:
+            hint = f"{install}\n{hint}"
         absent = [info for info in self.infos if info.status != "ok"]
         if absent:
             hint += "\nnot loaded, and may contribute it:"

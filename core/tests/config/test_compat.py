@@ -95,8 +95,36 @@ def test_what_is_not_available_is_refused(problems, section, line, feature):
 def test_a_converter_that_needs_a_plugin(problems):
     (message,) = problems('[model]\nconverters = ["quantize.linear.float8"]\n')
     assert message.startswith(
-        "unknown converter 'quantize.linear.float8' (model.converters)\n  from: run.toml"
+        "unknown converter 'quantize.linear.float8' (model.converters)\n  from: run.toml, line 2\n"
+        "  no plugin of hekaton contributes 'quantize.linear.float8' yet"
     )
+
+
+def test_a_converter_of_an_earlier_name(problems, load_run, plugin_file):
+    # "float8" is the name in the file that torchtitan publishes for 405B.
+    (message,) = problems('[model]\nconverters = ["halves", "float8"]\n')
+    assert message.startswith(
+        "unknown converter 'float8' (model.converters)\n  from: run.toml, line 2\n"
+        "  'float8' is called 'quantize.linear.float8' now\n"
+    )
+    other = Path("float8_plugin.py")
+    other.write_text(
+        plugin_file.read_text().split("class HalvesSection")[0].rpartition("@dataclass")[0] + FLOAT8
+    )
+    loaded = load_run('[model]\nconverters = ["halves", "float8"]\n', "--plugins.load", str(other))
+    assert loaded.config.model.converters == ["halves", "quantize.linear.float8"]
+    assert (
+        "model.converters: 'float8' is called 'quantize.linear.float8' now (run.toml, line 2)"
+        in loaded.notices
+    )
+
+
+FLOAT8 = """
+
+@hookimpl
+def hekaton_converters():
+    return [Converter("quantize.linear.float8", build=Ref("float8_plugin:nothing"))]
+"""
 
 
 DEBUG_MODEL = """\
@@ -245,8 +273,8 @@ def test_a_debug_run_loads(load_run):
     assert [notice.partition(":")[0] for notice in loaded.notices] == [
         "profiling.save_traces_folder (run.toml, line 8)",
         "checkpoint.interval (run.toml, line 55)",
-        "validation.dataset, validation.freq, validation.steps (run.toml, line 75; run.toml, line 76; "
-        "run.toml, line 77)",
+        "validation.dataset (run.toml, line 75), validation.freq (run.toml, line 76), validation.steps "
+        "(run.toml, line 77)",
         "quantize.linear.float8.filter_fqns (run.toml, line 71)",
     ]
     assert loaded.config.lr_scheduler.decay_ratio == 0.8

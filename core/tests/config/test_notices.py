@@ -15,7 +15,7 @@ import pytest
         (
             '[compile]\nbackend = "eager"\ncomponents = ["loss"]\n',
             (
-                "compile.components, compile.backend (run.toml, line 3; run.toml, line 2): no effect: "
+                "compile.components (run.toml, line 3), compile.backend (run.toml, line 2): no effect: "
                 "compile.enable is false"
             ),
         ),
@@ -30,7 +30,7 @@ import pytest
         (
             '[validation]\nfreq = 3\ndataset = "unheard of"\n',
             (
-                "validation.dataset, validation.freq (run.toml, line 3; run.toml, line 2): no effect: "
+                "validation.dataset (run.toml, line 3), validation.freq (run.toml, line 2): no effect: "
                 "validation.enable is false"
             ),
         ),

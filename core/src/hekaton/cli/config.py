@@ -44,6 +44,7 @@ def check(words: list[str]) -> None:
     """Print notices and ``OK``, or raise what is wrong."""
     from hekaton.config import check as check_rules
     from hekaton.config.base import MAX_PROCESSES
+    from hekaton.config.device_defaults import for_device
 
     world_size, words = take_number(words, "--world_size", at_least=1, at_most=MAX_PROCESSES)
     loaded = load_files(words)
@@ -52,6 +53,7 @@ def check(words: list[str]) -> None:
     fake = loaded.config.comm.mode == "fake_backend"
     # What fake tensors stand for is a cluster's.
     device_type = "cuda" if fake or torch.cuda.is_available() else "cpu"
+    loaded = for_device(loaded, device_type)
     notices = [
         *loaded.notices,
         *check_rules(loaded, world_size=world_size, device_type=device_type, here=not fake),

@@ -33,6 +33,7 @@ from hekaton.config.sections import (
 )
 from hekaton.contributions import Section
 from hekaton.errors import HekatonError, PluginError, choices_hint
+from hekaton.packages import install_hint
 from hekaton.plugins import Contributed, Plugins
 
 
@@ -168,6 +169,9 @@ def unknown_field_hint(config: type[SectionModel], path: Path, plugins: Plugins)
     hint = choices_hint(name, owner.model_fields)
     if inside and elsewhere:
         hint = f"did you mean {' or '.join(elsewhere[:3])}?\n{hint.splitlines()[-1]}"
+    install = install_hint("section", dotted(path))
+    if install:
+        hint = f"{install}\n{hint}"
     absent = [info for info in plugins.infos if info.status != "ok"]
     if absent and not inside:
         hint += "\nnot loaded, and may contribute it:"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hekaton.config.base import Path, Renamed, dotted, marks, walk
 from hekaton.config.flags import Flag, parse_flags
 from hekaton.config.job import JobConfig, config_class
-from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections
+from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections, rename_converters
 from hekaton.config.sources import Origin, Origins, Values
 from hekaton.config.toml import read_files
 from hekaton.config.validation import describe, notices_and_refusals
@@ -71,6 +71,7 @@ def load(files: Sequence[FilePath | str], flags: Sequence[str] = ()) -> Loaded:
     for flag in given:
         values.merge(_nested(flag.path, flag.value), _always(flag.text))
     notices += _move_renamed(config_type, values)
+    notices += rename_converters(values, plugins)
     if unreadable:
         raise ConfigErrors(problems)
 

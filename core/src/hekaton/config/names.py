@@ -10,9 +10,10 @@ from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
 from hekaton.config.validation import UNSET, is_off, set_value, words
-from hekaton.contributions import Component, Contribution, Logger, Model, Section
+from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
 from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
 from hekaton.overrides import overridden
+from hekaton.packages import CONVERTERS, converter_hint
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 TENSORBOARD = ("metrics", "enable_tensorboard")
 MODEL, FLAVOR, OVERRIDES = ("model", "name"), ("model", "flavor"), ("model", "overrides")
+
+
+CONVERTERS_PATH = ("model", "converters")
 
 
 def flavor_of(values: Values) -> Any:
@@ -68,7 +72,24 @@ def _unknown(
     except UnknownName as e:
         origin = values.origin(path) or f"default of {dotted(path)}"
         message = f"unknown {kind_name(kind)} '{name}' ({dotted(path)})"
-        yield UnknownName(message, origin=origin, hint=e.hint)
+        earlier = converter_hint(name) if kind is Converter else ""
+        yield UnknownName(message, origin=origin, hint=f"{earlier}\n{e.hint}" if earlier else e.hint)
+
+
+def rename_converters(values: Values, plugins: Plugins) -> list[str]:
+    """Give converters the names that they have now, where a plugin contributes those; returns notices."""
+    names = values.values.get(CONVERTERS_PATH)
+    if not isinstance(names, list):
+        return []
+    known = plugins.all(Converter)
+    notices = []
+    for index, name in enumerate(names):
+        now = CONVERTERS.get(name, "") if isinstance(name, str) and name not in known else ""
+        if now in known:
+            names[index] = now
+            place = values.origin(CONVERTERS_PATH)
+            notices.append(f"{dotted(CONVERTERS_PATH)}: '{name}' is called '{now}' now ({place})")
+    return notices
 
 
 def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> Iterator[str]:

@@ -14,6 +14,7 @@ from hekaton.config.loading import Loaded
 from hekaton.config.sections import DataloaderSection
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.plugins import Plugins
+from hekaton.processor import has_fast_bfloat16
 
 if TYPE_CHECKING:
     from hekaton.build import MetaModel
@@ -246,8 +247,15 @@ def backend_exists(run: Run) -> Iterator[HekatonError | str]:
 
 
 def precision_is_used(run: Run) -> Iterator[str]:
-    """Computing more precisely than weights are kept costs memory and time and gains little."""
+    """Computing more precisely than weights are kept costs memory and time and gains little, and so does a
+    precision that the device has no instructions for."""
     training = run.config.training
+    fields = [name for name in ("dtype", "mixed_precision_param") if getattr(training, name) == "bfloat16"]
+    if fields and run.here and run.device_type == "cpu" and not has_fast_bfloat16():
+        yield (
+            f'training.{fields[-1]} = "bfloat16": this CPU has no instructions for it (AVX512-BF16, AMX), '
+            "and takes about ten times as long as in float32"
+        )
     if training.dtype == "bfloat16" and training.mixed_precision_param == "float32":
         yield (
             'training.mixed_precision_param = "float32" computes in float32 with weights that training.dtype '

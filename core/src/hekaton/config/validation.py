@@ -146,7 +146,7 @@ def notices_and_refusals(
                     )
                 )
     notices = [
-        f"{', '.join(map(dotted, paths))} ({_places(paths, values)}): no effect: {reason}"
+        f"{', '.join(f'{dotted(path)} ({values.origin(path)})' for path in paths)}: no effect: {reason}"
         for reason, paths in idle.items()
     ]
     return notices, refusals
@@ -184,7 +184,3 @@ def _idle_because(
     return (
         f"it needs {' or '.join(f'{section}.{condition}' for condition in conditions)}" if conditions else ""
     )
-
-
-def _places(paths: list[Path], values: Values) -> str:
-    return "; ".join(dict.fromkeys(values.origin(path) for path in paths))

@@ -1,0 +1,58 @@
+"""What the other distributions of this repository contribute: an error can then say which one to install."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+
+NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "hekaton-hf": {
+        "tokenizer": ("hf",),
+        "dataset": ("c4", "c4_test", "c4_validation", "text"),
+        "section": ("text_dataset",),
+        "checkpoint format": ("hf",),
+        "command": ("convert_from_hf", "convert_to_hf", "download"),
+    },
+    "hekaton-llama3": {"model": ("llama3",), "hf adapter": ("llama3",)},
+    "hekaton-parallel": {
+        "parallel style": (
+            "colwise", "replicate", "rowwise", "sequence_norm", "vocab_embedding", "vocab_output",
+        ),
+        "context parallel": ("allgather", "ring", "ulysses"),
+    },
+    "hekaton-tensorboard": {"logger": ("tensorboard",)},
+}  # fmt: skip
+"""Distribution -> kind, as errors write it -> names."""
+
+CONVERTERS = {
+    "float8": "quantize.linear.float8",
+    "mx": "quantize.linear.mx",
+    "quantize.dense.float8": "quantize.linear.float8",
+    "quantize.moe.float8": "quantize.grouped_mm.float8",
+}
+"""Names of converters in run files for other versions of torchtitan -> what they are called now."""
+
+
+def converter_hint(name: str) -> str:
+    """What a converter of an earlier name is called now; empty for other names."""
+    now = CONVERTERS.get(name, name)
+    if now not in CONVERTERS.values():
+        return ""
+    called = f"'{name}' is called '{now}' now\n" if now != name else ""
+    return f"{called}no plugin of hekaton contributes '{now}' yet"
+
+
+def install_hint(kind: str, name: str) -> str:
+    """Which distribution contributes it, where that is not installed; empty otherwise."""
+    for distribution, kinds in NAMES.items():
+        if name in kinds.get(kind, ()) and not _is_installed(distribution):
+            return f"'{name}' comes with {distribution}: pip install {distribution}"
+    return ""
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
