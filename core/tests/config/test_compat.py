@@ -36,7 +36,7 @@ def test_every_field_at_its_default_is_accepted(load_run):
     loaded = load_run(DEFAULTS)
     assert loaded.notices == (
         "checkpoint.last_save_model_only (run.toml, line 97): no effect: checkpoint.enable is false",
-        "validation.dataset, validation.dataloader.pin_memory (run.toml, line 168; run.toml, line 177): "
+        "validation.dataset (run.toml, line 168), validation.dataloader.pin_memory (run.toml, line 177): "
         "no effect: validation.enable is false",
     )
     assert loaded.config.training.dataset == "c4_test"
