@@ -226,12 +226,12 @@ def layers_that_fit(copies: int) -> int:
     return max(1, min(8, int((memory - 13 - copies * ends) / (copies * layer + activations))))
 
 
-def shape(n_layers: int, *more: str) -> list[str]:
+def shape(n_layers: int, *more: str, rows: int = 1) -> list[str]:
     sizes = {"dim": 64, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 128, "vocab_size": 2048} if SMALL else {}
     return [
         "--model.name", "llama3", "--model.flavor", "8B", "--model.overrides.n_layers", str(n_layers),
         *itertools.chain.from_iterable((f"--model.overrides.{key}", str(n)) for key, n in sizes.items()),
-        "--training.seq_len", "128" if SMALL else "8192", "--training.local_batch_size", "1",
+        "--training.seq_len", "128" if SMALL else "8192", "--training.local_batch_size", str(rows),
         "--training.steps", "1000", "--activation_checkpoint.mode", "none",
         *(["--compile.backend", "aot_eager"] if SMALL and "--compile.enable" in more else []), *more,
     ]  # fmt: skip
@@ -304,11 +304,11 @@ class Side:
             self.peak = max(self.peak, torch.cuda.max_memory_allocated() - others)
 
 
-def against_loop(what: str, flags: Sequence[str], *, turns: int, emit: Emit) -> None:
+def against_loop(what: str, flags: Sequence[str], *, turns: int, rows: int, emit: Emit) -> None:
     compiled = "--compile.enable" in flags
     n_layers = layers_that_fit(copies=2)
     before = allocated()
-    with trainer([], shape(n_layers, *flags)) as run:
+    with trainer([], shape(n_layers, *flags, rows=rows)) as run:
         run.train_step()
         synchronize()
         held = allocated() - before
@@ -322,7 +322,7 @@ def against_loop(what: str, flags: Sequence[str], *, turns: int, emit: Emit) -> 
         for _ in range(turns):
             by_hand.measure(4, count=True, others=before + held)
             ours.measure(4, count=True, others=before + loops)
-        tokens = run.config.training.seq_len
+        tokens = run.config.training.seq_len * rows
         ratios = [b / a for a, b in zip(by_hand.seconds, ours.seconds, strict=True)]
         emit(row_of(f"{what}: loop", by_hand, run, tokens, n_layers))
         emit(
@@ -341,7 +341,7 @@ def row_of(what: str, side: Side, run: Any, tokens: int, n_layers: int) -> dict[
 
     seconds = statistics.median(side.seconds)
     spec, settings = model_config(run.config, run.plugins)
-    tflops = tokens * spec.flops_per_unit(settings, tokens) / seconds / 1e12
+    tflops = tokens * spec.flops_per_unit(settings, run.config.training.seq_len) / seconds / 1e12
     peak = peak_tflops(DEVICE)
     return {
         "what": what, "layers": n_layers, "ms": seconds * 1e3, "tokens/s": tokens / seconds,
@@ -357,7 +357,9 @@ def layers(emit: Emit) -> None:
         "eager, one document": [*concat],
         "eager, documents": [*documents],
     }.items():
-        attempt(what, lambda flags=flags, what=what: against_loop(what, flags, turns=5, emit=emit), emit)
+        for rows in (1, 2) if flags[-1] == "--compile.enable" else (1,):
+            name = f"{what}, {rows} row{'s' if rows > 1 else ''}"
+            attempt(name, partial(against_loop, name, flags, turns=5, rows=rows, emit=emit), emit)
 
 
 def recompute(emit: Emit) -> None:
@@ -375,7 +377,7 @@ def recompute(emit: Emit) -> None:
         for name, flags in (modes | ({"memory budget 0.5": budget} if compiled else {})).items():
             what = f"{'compiled' if compiled else 'eager'}, documents, {name}"
             more = [*flags, *(["--compile.enable"] if compiled else [])]
-            attempt(what, lambda what=what, more=more: alone(what, more, emit), emit)
+            attempt(what, partial(alone, what, more, emit), emit)
 
 
 def alone(what: str, flags: Sequence[str], emit: Emit) -> None:
@@ -413,7 +415,7 @@ def checkpoint(emit: Emit) -> None:
     from hekaton.distributed import process_group, this_process
     from hekaton.trainer import Trainer
 
-    n_layers, interval, steps = (2, 6, 20) if not SMALL else (2, 2, 5)
+    n_layers, interval, steps = (1, 8, 20) if not SMALL else (2, 2, 5)
     ends: list[float] = []
 
     class Watch:
@@ -433,6 +435,7 @@ def checkpoint(emit: Emit) -> None:
     flags = shape(
         n_layers, "--training.steps", str(steps), "--checkpoint.enable",
         "--checkpoint.interval", str(interval), "--checkpoint.async_mode", mode,
+        "--model.overrides.vocab_size", "32768" if not SMALL else "2048",
         "--checkpoint.keep_latest_k", "2",
     )  # fmt: skip
     process = this_process()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,17 @@ import torch
 pytestmark = pytest.mark.cuda
 
 SHAPES = ["--model.name", "llama3", "--model.tokenizer", "byte", "--training.seq_len", "256"]
+
+
+@contextlib.contextmanager
+def waiting_is_an_error():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("packing", ["documents", "concat"])
@@ -40,11 +52,8 @@ def test_the_host_does_not_wait_within_a_step(tmp_path, packing, accumulated, re
             for _ in range(2):  # kernels are compiled, memory is taken
                 trainer.train_step()
             torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
+            with waiting_is_an_error():
                 for _ in range(2):
                     loss, grad_norm = trainer.train_step()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
             assert torch.isfinite(loss).item()
             assert torch.isfinite(grad_norm).item()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 CHUNK_NUMEL = 2**27
 """Logits that are in float32 at a time: half a gibibyte."""
@@ -27,26 +28,26 @@ def chunked_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, ignore
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
-        counted = (targets != ignore_index)[:, None]
-        targets = torch.where(counted, targets[:, None], 0)
-        log_sums = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
+        ctx.save_for_backward(logits, targets)
+        ctx.ignore_index = ignore_index
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         for rows in _chunks(logits):
-            chunk = logits[rows].float()
-            log_sums[rows] = chunk.logsumexp(dim=-1, keepdim=True)
-            total += ((log_sums[rows] - chunk.gather(1, targets[rows])) * counted[rows]).sum()
-        ctx.save_for_backward(logits, targets, counted, log_sums)
+            total += F.cross_entropy(
+                logits[rows].float(), targets[rows], ignore_index=ignore_index, reduction="sum"
+            )
         return total
 
     @staticmethod
     def backward(ctx: Any, of_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, targets, counted, log_sums = ctx.saved_tensors
+        logits, targets = ctx.saved_tensors
+        counted = (targets != ctx.ignore_index)[:, None]
+        targets = torch.where(counted, targets[:, None], 0)
+        scales = counted * of_total
         grad = torch.empty_like(logits)
-        minus_one = log_sums.new_full((), -1.0)
         for rows in _chunks(logits):
-            chunk = logits[rows].float().sub_(log_sums[rows]).exp_()
-            chunk.scatter_add_(1, targets[rows], minus_one.expand(len(chunk), 1))
-            grad[rows] = chunk.mul_(counted[rows] * of_total)
+            chunk = F.softmax(logits[rows].float(), dim=-1)
+            chunk.scatter_add_(1, targets[rows], chunk.new_full((), -1.0).expand(len(chunk), 1))
+            torch.mul(chunk, scales[rows], out=grad[rows])
         return grad, None, None
 
 

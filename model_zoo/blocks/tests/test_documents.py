@@ -1,5 +1,6 @@
 """Packed documents as FlexAttention's tiles, against torch's own mask and attention document by document."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -85,6 +86,17 @@ def test_on_the_cpu_the_ids_are_all_that_is_prepared():
     assert pack_documents(None) is None
 
 
+@contextlib.contextmanager
+def waiting_is_an_error():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float32, 1e-5)])
@@ -99,11 +111,9 @@ def test_on_cuda_attention_is_that_of_the_cpu(compiled, dtype, tolerance):
     attend = DocumentAttention()
     if compiled:
         attend.compile(fullgraph=True)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        packed = pack_documents(ids.cuda(non_blocking=True))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    on_device = ids.cuda()
+    with waiting_is_an_error():
+        packed = pack_documents(on_device)
     assert isinstance(packed, PackedDocuments)
     for got, want in zip(attend_and_gradients(attend, on_cuda, packed), expected, strict=True):
         assert (got.cpu().float() - want).norm() < tolerance * want.norm()

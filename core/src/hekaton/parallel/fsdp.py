@@ -69,10 +69,10 @@ def apply_fsdp(
     root = fully_shard(
         model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False
     )
-    for module in (module for module in model.modules() if isinstance(module, FSDPModule)):
-        module.set_gradient_divide_factor(1.0)
-        if not cuda:  # gloo has no pre-multiplied sum
-            module.set_force_sum_reduction_for_comms(True)
+    if mesh.size() > 1:  # one rank divides by nothing anyway, and given a factor it copies each gradient
+        for module in (module for module in model.modules() if isinstance(module, FSDPModule)):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # a plain sum: gloo has no other
     if not cuda:  # no streams: only what is asynchronous is gathered while the block before computes
         root._set_unshard_async_op(True)
     for before, after in pairwise(module for module in sharded if isinstance(module, FSDPModule)):
