@@ -68,6 +68,10 @@ class CheckpointError(HekatonError):
     """A checkpoint cannot be written, or is not whole, or does not fit the run."""
 
 
+class TrainingError(HekatonError):
+    """Training went wrong: its numbers are no longer finite."""
+
+
 def _rank() -> int | None:
     # Noted when the error is made: the process group may be gone by the time that it is printed.
     distributed = sys.modules.get("torch.distributed")

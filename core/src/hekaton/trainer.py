@@ -19,6 +19,7 @@ from hekaton.config import Loaded
 from hekaton.contributions import Dataset
 from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
+from hekaton.finiteness import FiniteWatch, check_weights
 from hekaton.forward_backward import TOTAL
 from hekaton.metrics import Meter
 from hekaton.optim import clip_grad_norm
@@ -83,6 +84,7 @@ class Trainer:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
         with contextlib.ExitStack() as ending:
             ending.push(self._run_ended)
+            ending.push(self._check_weights)
             ending.callback(self.loader.close)
             ending.push(checkpoints.end)
             reporter = ending.enter_context(Reporter(self.assembled, step=self.step))
@@ -91,16 +93,19 @@ class Trainer:
             collect = ending.enter_context(
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
+            watch = FiniteWatch(self.process.device, rank=self.process.rank)
             first = self.step + 1
             self.meter.start()
             while self.step < steps:
                 checkpoints.poll()
                 self.step += 1
                 losses, grad_norm = self.train_step()
+                watch.note(self.step, grad_norm)
                 metrics: Mapping[str, float] = {}
                 if self.step == first or reporter.due(self.step):
                     metrics = self._metrics(losses, grad_norm)
                     reporter.log(self.step, metrics)
+                    watch.report()
                 reporter.advance(self.step)
                 if self.step == first:
                     set_timeout(config.comm.train_timeout_seconds)
@@ -169,6 +174,10 @@ class Trainer:
 
     def _run_ended(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.plugins.call("hekaton_run_ended", step=self.step, error=error)
+
+    def _check_weights(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            check_weights(self.model_parts, step=self.step, device=self.process.device)
 
     def _metrics(self, losses: Losses, grad_norm: torch.Tensor) -> dict[str, float]:
         return {
