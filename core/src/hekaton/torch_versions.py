@@ -1,12 +1,19 @@
-"""What differs between the versions of torch that are supported, each with the version that ends it."""
+"""What differs between the supported versions of torch and Python, each with the version that ends it."""
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 from datetime import timedelta
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.planner import WriteItem
+
+log = logging.getLogger("hekaton")
 
 
 def set_group_timeout(seconds: int, group: dist.ProcessGroup) -> None:
@@ -17,5 +24,50 @@ def set_group_timeout(seconds: int, group: dist.ProcessGroup) -> None:
     """
     public: Any = getattr(dist, "set_timeout", None)
     if public is None:
+        from torch.distributed import distributed_c10d
+
         public = distributed_c10d._set_pg_timeout
     public(timedelta(seconds=seconds), group)
+
+
+def tell_of_slow_guards() -> None:
+    """Call it before anything is compiled: say once what torch would say on every rank.
+
+    Python 3.13.1 ends it: 3.13.0 alone changes the versions of dicts in a way that costs guards their speed.
+    """
+    if sys.version_info[:3] != (3, 13, 0):
+        return
+    from torch._dynamo import config
+
+    if config.issue_3_13_0_warning:
+        config.issue_3_13_0_warning = False
+        log.info("compiled code checks its guards slower on Python 3.13.0 than on 3.13.1 and later")
+
+
+class NoTransforms:
+    """For ``FileSystemWriter.transforms``: items go into their file as they are.
+
+    torch's own wraps the file in a stream that is never closed, and flushes the file when it is collected:
+    after a failed save that file is closed, and Python 3.13 and later print the error. In torch up to 2.14 at
+    least.
+    """
+
+    def transform_save_stream(self, item: WriteItem, file: io.IOBase) -> tuple[IO[bytes], list[str]]:
+        return cast(IO[bytes], _LeftOpen(file)), []
+
+
+class _LeftOpen(io.RawIOBase):
+    """Writes to a file that stays open when this is closed."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return int(self._file.write(data))
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()

@@ -38,6 +38,7 @@ from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import Counted, FileRecord
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
+from hekaton.torch_versions import NoTransforms
 from hekaton.weights import LazyTensor
 
 Tensors = dict[str, torch.Tensor]
@@ -223,6 +224,7 @@ class _Writer(FileSystemWriter):
         super().__init__("", sync_files=isinstance(path, Path))
         self.path = path
         self.files = self.fs = _CheckedFiles(storage)
+        self.transforms = cast(Any, NoTransforms())
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         with plain_errors():
