@@ -49,20 +49,29 @@ def test_what_is_not_utf8_is_replaced(library: Path) -> None:
     assert "x = '\ufffd'\n" in everything(build(None, None)) + everything(build_validation(None, None))
 
 
-def test_the_fingerprint_is_of_names_and_sizes(library: Path) -> None:
+def test_the_fingerprint_is_of_the_content(library: Path) -> None:
     before = build(None, None).fingerprint
     assert build(None, None).fingerprint == before
+    assert build_validation(None, None).fingerprint != before
+    times = (library / "m002.py").stat()
     os.utime(library / "m002.py", (0, 0))
     assert build(None, None).fingerprint == before
-    assert build_validation(None, None).fingerprint != before
-    names = ["m002.py", "m004.py", "m006.py"]
+    names = ["m002.py", "m004.py", "m006.py"]  # one or more of them are not for validation
     for name in names:
-        (library / name).write_text("x = 12345\n")
-    changed = build(None, None).fingerprint
-    assert changed != before
+        (library / name).write_text(f"x = {name[3]}\n")
+    assert build(None, None).fingerprint == before
     for name in names:
-        (library / name).rename(library / f"renamed_{name}")
-    assert build(None, None).fingerprint != changed
+        (library / name).write_text("x = 9\n")  # the same size
+        os.utime(library / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert build(None, None).fingerprint != before
+
+
+def test_a_file_that_changes_while_a_run_reads(library: Path) -> None:
+    documents = build(None, None)
+    for file in library.glob("m*.py"):
+        file.write_text("x = 'other'\n")
+    with pytest.raises(DataError, match=r"'.*\.py' changed since the run started"):
+        documents.fetch([0])
 
 
 def test_a_file_that_goes_away(library: Path) -> None:

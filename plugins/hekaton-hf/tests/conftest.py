@@ -6,15 +6,12 @@ import socket
 from pathlib import Path
 from typing import NoReturn
 
-import datasets
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setenv("HEKATON_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def refuse(*arguments: object) -> NoReturn:
         raise OSError(f"the network is not there for tests: {arguments}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import datasets
+import huggingface_hub
 import pytest
 
 from hekaton.errors import DataError
@@ -48,23 +50,82 @@ def test_no_test_folder(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("build", "name"), [(build_train, "c4"), (build_validation, "c4_validation")])
-def test_offline(monkeypatch: pytest.MonkeyPatch, build, name: str) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True, raising=False)
+@pytest.mark.parametrize("how", ["no network", "HF_HUB_OFFLINE"])
+def test_offline(monkeypatch: pytest.MonkeyPatch, build, name: str, how: str) -> None:  # type: ignore[no-untyped-def]
+    if how == "HF_HUB_OFFLINE":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    began = time.monotonic()
     with pytest.raises(DataError, match=rf"cannot get dataset '{name}' \(allenai/c4, en, ") as e:
         build(None, None)
     assert "set dataset_path to read a local copy" in e.value.hint
+    assert time.monotonic() - began < 5
 
 
-def test_the_splits_that_are_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall that drops everything: one request with a time limit, and no second one."""
     asked = []
 
-    def load_dataset(*arguments: str, **options: str) -> datasets.Dataset:
-        asked.append((*arguments, options["split"]))
-        return datasets.Dataset.from_dict({"url": ["x"], "text": [options["split"]]})
+    def dataset_info(self: object, *arguments: object, timeout: float) -> None:
+        asked.append(timeout)
+        raise huggingface_hub.errors.HTTPError("timed out")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    with pytest.raises(DataError, match="timed out"):
+        build_train(None, None)
+    assert asked == [10.0]
+
+
+class Hub:
+    """What of the client is asked for the files, without a server."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, str]] = []
+        for name in ("dataset_info", "hf_hub_download", "snapshot_download"):
+            owner = huggingface_hub.HfApi if name == "dataset_info" else huggingface_hub
+            method = getattr(self, name)
+            monkeypatch.setattr(
+                owner,
+                name,
+                (lambda _, *a, **k: self.dataset_info(*a, **k)) if name == "dataset_info" else method,
+            )
+        self.is_there = True
+
+    def dataset_info(self, repo: str, *, timeout: float) -> SimpleNamespace:
+        if not self.is_there:
+            raise huggingface_hub.errors.HTTPError("no route to host")
+        names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.gz")]
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+    def hf_hub_download(self, repo: str, name: str, *, repo_type: str, revision: str) -> str:
+        assert (repo, repo_type) == ("allenai/c4", "dataset")
+        self.asked.append((name, revision))
+        return str(self.folder / name)
+
+    def snapshot_download(
+        self, repo: str, *, repo_type: str, allow_patterns: str, local_files_only: bool
+    ) -> str:
+        assert (repo, repo_type, local_files_only) == ("allenai/c4", "dataset", True)
+        return str(self.folder)
+
+
+def test_the_files_that_are_asked_of_the_hub(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(here / "hub", monkeypatch)
+    write(here / "hub/en/c4-train.00001-of-00002.json.gz", "two")
+    write(here / "hub/en/c4-train.00000-of-00002.json.gz", "one")
+    write(here / "hub/en/c4-validation.00000-of-00001.json.gz", "three")
+    write(here / "hub/en.noblocklist/c4-train.00000-of-00001.json.gz", "never")
     train, validation = build_train(None, None), build_validation(None, None)
-    assert asked == [("allenai/c4", "en", "train"), ("allenai/c4", "en", "validation")]
-    assert (train.fetch([0]), validation.fetch([0])) == (["train"], ["validation"])
+    assert hub.asked == [
+        ("en/c4-train.00000-of-00002.json.gz", "abc"),
+        ("en/c4-train.00001-of-00002.json.gz", "abc"),
+        ("en/c4-validation.00000-of-00001.json.gz", "abc"),
+    ]
+    assert train.fetch(range(len(train))) == ["one", "two"]
+    assert validation.fetch(range(len(validation))) == ["three"]
     assert train.fingerprint != validation.fingerprint
+    hub.is_there = False  # what was downloaded is read without a network
+    assert build_train(None, None).fingerprint == train.fingerprint
+    (here / "hub/en/c4-train.00001-of-00002.json.gz").unlink()
+    with pytest.raises(DataError, match="no route to host"):  # and never a part of it
+        build_train(None, None)

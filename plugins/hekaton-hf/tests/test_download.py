@@ -237,6 +237,35 @@ def test_everything_of_a_revision_to_another_folder(hub: Hub, download: Download
     assert hub.asked[0][1] == f"/api/models/{REPO}/revision/v1"
 
 
+SPELLINGS = [
+    ["--repo_id", REPO, "--assets", "index"],
+    ["--repo_id", REPO, "--assets", "index", "--hf_token=" + TOKEN],  # as in torchtitan's documentation
+    ["--repo-id=" + REPO, "--assets=index", "--hf-token", TOKEN],
+    ["--assets", "index", REPO],
+    ["--additional_patterns", "*.index.json", "--repo_id", REPO],
+]
+
+
+@pytest.mark.parametrize("words", SPELLINGS)
+def test_every_spelling_that_users_have(words: list[str], download: Download, place: Path) -> None:
+    done = download(*words)
+    assert done.returncode == 0, done.stderr
+    assert files_in(place) == {name: FILES[name] for name in KINDS["index"]}
+
+
+def test_a_pattern_without_a_file(download: Download) -> None:
+    done = download("--repo_id", REPO, "--additional_patterns", "*.absent")
+    assert done.returncode == 2
+    assert f"error: '{REPO}' has no file of the kind *.absent\n" in done.stderr
+
+
+def test_patterns_beside_kinds(download: Download, place: Path) -> None:
+    done = download("--repo_id", REPO, "--assets", "config", "--additional_patterns", "*.md", "*.pth")
+    assert done.returncode == 0, done.stderr
+    names = [*KINDS["config"], "README.md", "original/consolidated.00.pth"]
+    assert files_in(place) == {name: FILES[name] for name in names}
+
+
 LARGE = "model-00001-of-00002.safetensors"
 
 
@@ -415,7 +444,8 @@ def test_every_failure_is_one_error(case: str, hub: Hub, download: Download, tmp
         ([REPO], "say what to download: --assets or --all\n  usage: "),
         ([REPO, "--all", "--assets", "index"], "say what to download: --assets or --all\n"),
         ([REPO, "--assets", "tokeniser"], "unknown kind of files 'tokeniser'\n  did you mean 'tokenizer'?"),
-        (["--all"], "hekaton download: the following arguments are required: REPO"),
+        (["--all"], "name one repository: OWNER/NAME, or --repo_id OWNER/NAME\n  usage: "),
+        ([REPO, "--repo_id", REPO, "--all"], "name one repository: OWNER/NAME, or --repo_id OWNER/NAME\n"),
         ([REPO, "--asets", "index"], "hekaton download: unrecognized arguments: --asets index"),
     ],
 )

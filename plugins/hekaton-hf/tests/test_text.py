@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -30,7 +32,16 @@ def jsonl(path: Path, texts: list[str | None], key: str = "text", **more: object
     return path
 
 
-def read(path: str | Path | None, **section: str) -> list[str]:
+COMPRESSORS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+def read(path: str | Path | None, **section: object) -> list[str]:
     documents = build(TextDatasetSection.model_validate(section), None if path is None else str(path))
     assert isinstance(documents, Documents)
     return documents.fetch(range(len(documents)))
@@ -45,9 +56,17 @@ def test_a_json_list(here: Path) -> None:
     assert read("a.json") == TEXTS
 
 
-def test_compressed_json_lines(here: Path) -> None:
-    (here / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(here / "x", TEXTS).read_bytes()))
-    assert read("*.gz") == TEXTS
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_compressed_files_of_several_parts(here: Path, name: str, suffix: str) -> None:
+    """As ``cat a.gz b.gz`` makes them."""
+    compress = COMPRESSORS[suffix]
+    plain = jsonl(here / "x", TEXTS).read_bytes()
+    if name == "a.txt":
+        plain = "\n".join(TEXTS).encode()
+    (here / (name + suffix)).write_bytes(compress(plain[:20]) + compress(plain[20:]))
+    expected = TEXTS if name == "a.jsonl" else "\n".join(TEXTS).split("\n")
+    assert read(name + suffix, txt_documents="line") == expected
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
@@ -59,10 +78,11 @@ def test_parquet(here: Path, kind: pa.DataType) -> None:
 
 def test_what_a_document_is_in_a_txt_file(here: Path) -> None:
     (here / "a.txt").write_text("one\ntwo\n\nthree\n")
-    (here / "b.txt").write_bytes(b"four \xff")
-    assert read("*.txt") == ["one\ntwo\n\nthree\n", "four \ufffd"]
-    assert read("*.txt", txt_documents="line") == ["one", "two", "", "three", "four \ufffd"]
-    assert read("a.txt", txt_documents="paragraph") == ["one\ntwo", "three\n"]
+    (here / "b.txt").write_bytes(b"four\r\n\r\n\r\n five \r\nsix")
+    assert read("*.txt") == ["one\ntwo\n\nthree\n", "four\r\n\r\n\r\n five \r\nsix"]
+    assert read("a.txt", txt_documents="line") == ["one", "two", "", "three"]
+    assert read("b.txt", txt_documents="line") == ["four", "", "", " five ", "six"]
+    assert read("*.txt", txt_documents="paragraph") == ["one\ntwo", "three", "four", " five \r\nsix"]
 
 
 def test_another_column(here: Path) -> None:
@@ -186,7 +206,7 @@ def test_the_fingerprint_moves_with_the_files(here: Path) -> None:
     assert fingerprint("x.txt") != fingerprint("x.txt", txt_documents="line")
 
 
-def refused(path: str | None, **section: str) -> str:
+def refused(path: str | None, **section: object) -> str:
     with pytest.raises(DataError) as e:
         read(path, **section)
     return str(e.value)
@@ -218,7 +238,7 @@ def test_a_format_that_is_not_known(here: Path) -> None:
     (here / "a.parquet.gz").write_text("")
     said = refused("*")
     assert "cannot read 'a.csv' and 1 more: not a format that dataset 'text' knows" in said
-    assert ".jsonl, .json, .txt, .parquet" in said
+    assert ".jsonl, .ndjson, .json, .txt, .parquet" in said
 
 
 def test_a_column_that_is_missing(here: Path) -> None:
@@ -230,10 +250,15 @@ def test_a_column_that_is_missing(here: Path) -> None:
 
 def test_a_column_that_is_no_text(here: Path) -> None:
     path = jsonl(here / "a.jsonl", TEXTS, id=3)
-    assert f"column 'id' of '{path}' is not text but int64" in refused(str(path), text_column="id")
+    said = refused(str(path), text_column="id")
+    assert "5 rows of the data cannot be read" in said
+    assert f"'{path}', line 1: 'id' is not text but a number" in said
+    pq.write_table(pa.table({"id": [1, 2]}), here / "b.parquet")
+    said = refused("b.parquet", text_column="id")
+    assert said == f"cannot read '{here / 'b.parquet'}': column 'id' is not text but int64"
 
 
-@pytest.mark.parametrize("name", ["b.jsonl", "b.json", "b.parquet", "b.jsonl.gz"])
+@pytest.mark.parametrize("name", ["b.parquet", "b.jsonl.gz", "b.jsonl.bz2", "b.jsonl.xz", "b.jsonl.zst"])
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_broken_file_is_named(here: Path, name: str, beside: bool) -> None:
     (here / name).write_text('{"text": "one"}\n{"text": ')
@@ -241,6 +266,14 @@ def test_a_broken_file_is_named(here: Path, name: str, beside: bool) -> None:
         jsonl(here / "a.jsonl", TEXTS)
         jsonl(here / "c.jsonl", TEXTS)
     assert f"cannot read '{here / name}': " in refused("*")
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "b.jsonl.bz2", "b.jsonl.xz", "b.jsonl.zst"])
+def test_a_compressed_file_that_is_cut_off(here: Path, name: str) -> None:
+    lines = b"".join(json.dumps({"text": f"{i}" * 50}).encode() + b"\n" for i in range(1000))
+    whole = COMPRESSORS[Path(name).suffix](lines)
+    (here / name).write_bytes(whole[: len(whole) // 2])
+    assert f"cannot read '{here / name}': " in refused(name, max_bad_rows=10_000)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])
@@ -255,6 +288,11 @@ def test_nothing_in_a_parquet_file(here: Path) -> None:
     assert (
         refused("*") == f"the dataset is empty: there are no documents in '{here / 'a.parquet'}' and 1 more"
     )
+
+
+def test_no_text_in_any_document(here: Path) -> None:
+    jsonl(here / "a.jsonl", ["", None])
+    assert refused("*") == "the dataset is empty: none of its 2 documents has text in column 'text'"
 
 
 def test_an_empty_file_among_others(here: Path) -> None:

@@ -41,3 +41,20 @@ class Tokenizer(Protocol):
         """Ids of each text, without special tokens around it."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@runtime_checkable
+class PieceTokenizer(Tokenizer, Protocol):
+    """A tokenizer to which it matters where a text begins or ends: that puts a space before it, for example.
+
+    Documents of more than 262,144 characters are encoded in pieces. A tokenizer without this method encodes
+    each as if it were a text of its own.
+    """
+
+    def encode_piece(self, text: str, *, before: str, after: str) -> TokenIds:
+        """Ids of a part of a longer text.
+
+        :param before: the end of what comes before the part, empty where nothing does.
+        :param after: the beginning of what comes after it.
+        :returns: ids such that those of all parts, one after the other, are ids of the whole.
+        """

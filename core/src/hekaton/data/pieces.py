@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from hekaton.data import PieceTokenizer, TokenIds, Tokenizer
 
 PIECE = 2**18
 """Longest text that is encoded at once, in characters. Tokenizers need hundreds of bytes per token while they
 work: a piece costs tens of megabytes, a document of a gigabyte would cost a hundred gigabytes."""
+CONTEXT = 256
+"""Characters around a piece that a tokenizer is shown."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,10 @@ class Piece:
     text: str
     is_first: bool
     is_last: bool
+    before: str = ""
+    """The end of what comes before it in the document, up to ``CONTEXT`` characters."""
+    after: str = ""
+    """The beginning of what comes after it."""
 
 
 class UnreadText:
@@ -45,4 +54,25 @@ class UnreadText:
             if found != -1:
                 end = found + 1
         self._start = end
-        return Piece(self._document, text[start:end], is_first=start == 0, is_last=end == len(text))
+        return Piece(
+            self._document,
+            text[start:end],
+            is_first=start == 0,
+            is_last=end == len(text),
+            before=text[max(0, start - CONTEXT) : start],
+            after=text[end : end + CONTEXT],
+        )
+
+
+def encode_pieces(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenIds]:
+    """Ids of each piece: whole documents together, which tokenizers are fast at, and parts of longer ones as
+    parts, where the tokenizer can do that."""
+    if not isinstance(tokenizer, PieceTokenizer):
+        return tokenizer.encode_batch([piece.text for piece in pieces])
+    whole = iter(tokenizer.encode_batch([piece.text for piece in pieces if piece.is_first and piece.is_last]))
+    return [
+        next(whole)
+        if piece.is_first and piece.is_last
+        else tokenizer.encode_piece(piece.text, before=piece.before, after=piece.after)
+        for piece in pieces
+    ]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hekaton.data import Documents, TokenIds, Tokenizer
 from hekaton.data.order import document_at
-from hekaton.data.pieces import PIECE, Piece, UnreadText
+from hekaton.data.pieces import PIECE, Piece, UnreadText, encode_pieces
 from hekaton.errors import DataError
 from hekaton.loss import IGNORE_INDEX
 
@@ -107,7 +107,7 @@ class RowReader:
             pieces = [(row, piece) for row in short for piece in row.pieces()]
             if not pieces:
                 return
-            encoded = tokenizer.encode_batch([piece.text for _, piece in pieces])
+            encoded = encode_pieces(tokenizer, [piece for _, piece in pieces])
             for (row, piece), ids in zip(pieces, encoded, strict=True):
                 row.append(piece, ids, tokenizer)
                 if row.in_vain >= self._count:

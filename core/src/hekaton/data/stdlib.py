@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 
 LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
@@ -19,22 +20,33 @@ VALIDATION_SHARE = 50
 class SourceFiles:
     """Text files of a folder as documents, decoded as UTF-8 with replacement."""
 
-    def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
-        """:param files: (path relative to ``root``, size in bytes) of each document, in order."""
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        """Reads every file once, for its hash.
+
+        :param names: path of each document relative to ``root``, in order.
+        :raises DataError: when a file cannot be read.
+        """
         self._root = root
-        self._names = [name for name, _ in files]
-        listing = "".join(f"{name}\0{size}\n" for name, size in files)
-        self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self._names = names
+        self._hashes = [fingerprint(self._read(name)) for name in names]
+        self.fingerprint = fingerprint(*self._hashes)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def fetch(self, indices: Sequence[int]) -> list[str]:
-        """:raises DataError: when a file has become unreadable since it was listed."""
+        """:raises DataError: when a file cannot be read any more, or changed since the start."""
+        texts = []
+        for index in indices:
+            content = self._read(self._names[index])
+            if fingerprint(content) != self._hashes[index]:
+                raise DataError(f"'{self._root / self._names[index]}' changed since the run started")
+            texts.append(content.decode("utf-8", "replace"))
+        return texts
+
+    def _read(self, name: str) -> bytes:
         try:
-            return [
-                (self._root / self._names[index]).read_bytes().decode("utf-8", "replace") for index in indices
-            ]
+            return (self._root / name).read_bytes()
         except OSError as e:
             raise DataError(f"cannot read '{e.filename}': {e.strerror}") from e
 
@@ -56,26 +68,25 @@ def _standard_library(dataset: str, path: str | None, *, validation: bool) -> So
             hint="leave out dataset_path, or choose a dataset that reads files",
         )
     root = Path(sysconfig.get_path("stdlib"))
-    files = [file for file in sorted(_source_files(root)) if _is_for_validation(file[0]) == validation]
-    if not files:
+    names = [name for name in sorted(_source_files(root)) if _is_for_validation(name) == validation]
+    if not names:
         raise DataError(
             f"dataset '{dataset}': no Python source files in '{root}'",
             hint="this interpreter keeps its library elsewhere, perhaps compiled or zipped: "
             "choose another dataset",
         )
-    return SourceFiles(root, files)
+    return SourceFiles(root, names)
 
 
-def _source_files(root: Path) -> Iterator[tuple[str, int]]:
-    """(path relative to ``root``, size) of each file with something in it."""
+def _source_files(root: Path) -> Iterator[str]:
+    """Path relative to ``root`` of each file with something in it."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
         for name in names:
             if name.endswith(".py"):
                 file = Path(folder, name)
-                size = file.stat().st_size if file.is_file() else 0
-                if size:
-                    yield file.relative_to(root).as_posix(), size
+                if file.is_file() and file.stat().st_size:
+                    yield file.relative_to(root).as_posix()
 
 
 def _is_for_validation(name: str) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from hekaton.errors import DataError
-from hekaton_hf.files import find_files
-from hekaton_hf.text import Texts, quiet_datasets, read_texts
+from hekaton_hf.files import DataFile, FoundFiles, find_files
+from hekaton_hf.text import Texts, read_texts
 
 HUB = "allenai/c4"
+SECONDS_TO_ANSWER = 10.0
 TEST_FOLDER = "tests/assets/c4_test"
 """Where torchtitan's repository has it."""
 
@@ -43,14 +43,13 @@ def _local(split: str, path: str) -> Texts:
     for folder in (Path(path, "en"), Path(path)):
         files = sorted(folder.glob(f"c4-{split}.*.json.gz"))
         if files:
-            return read_texts([file.absolute() for file in files])
+            return read_texts(FoundFiles([DataFile(file.absolute()) for file in files]))
     return read_texts(find_files(path))
 
 
 def _from_hub(split: str) -> Texts:
     try:
-        with quiet_datasets():
-            loaded = datasets.load_dataset(HUB, "en", split=split)
+        files = _downloaded(split)
     except Exception as e:  # offline, not found, no space: each layer below has errors of its own
         name = "c4" if split == "train" else "c4_validation"
         said = str(e).strip().splitlines() or [type(e).__name__]
@@ -59,5 +58,35 @@ def _from_hub(split: str) -> Texts:
             hint="it is downloaded from the Hugging Face hub; set dataset_path to read a local copy, "
             'or set dataset = "python_stdlib"',
         ) from e
-    identity = f"{HUB}\0en\0{split}\0{len(loaded)}"
-    return Texts([loaded.data.column("text")], hashlib.sha256(identity.encode()).hexdigest()[:32])
+    return read_texts(FoundFiles([DataFile(file) for file in files]))
+
+
+def _downloaded(split: str) -> list[Path]:
+    """The files of a split, after downloading those that are not in the cache of the hub's client yet.
+
+    Whether the hub can be reached is asked once, with one request: a client's own retries may take minutes.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    pattern = f"en/c4-{split}.*.json.gz"
+    try:
+        info = HfApi().dataset_info(HUB, timeout=SECONDS_TO_ANSWER)
+    except (HTTPError, OfflineModeIsEnabled) as e:
+        try:
+            folder = snapshot_download(
+                HUB, repo_type="dataset", allow_patterns=pattern, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            raise e from None
+        files = sorted(Path(folder).glob(pattern))
+        if not _are_complete(files):
+            raise
+        return files
+    names = sorted(file.rfilename for file in info.siblings or [] if fnmatchcase(file.rfilename, pattern))
+    return [Path(hf_hub_download(HUB, name, repo_type="dataset", revision=info.sha)) for name in names]
+
+
+def _are_complete(files: Sequence[Path]) -> bool:
+    """Whether there are as many as their names say: ``c4-x.00000-of-00002.json.gz`` is the first of two."""
+    return bool(files) and all(f"-of-{len(files):05}." in file.name for file in files)

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: hekaton download REPO --assets KIND[,KIND...] [--revision NAME] [--local_dir FOLDER] [--hf_token TOKEN]
        hekaton download REPO --all [...]
+       hekaton download --repo_id REPO [...]
 
 Download files of a model repository (meta-llama/Llama-3.1-8B) from the Hugging Face Hub. A download that
 was stopped goes on where it was when the same command is given again; files that are there are kept.
@@ -38,12 +39,15 @@ was stopped goes on where it was when the same command is given again; files tha
                          config       config.json, generation_config.json
                          safetensors  the weights, and their index
                          index        only the index: which tensor is in which file
+  --additional_patterns PATTERN ...
+                       files of these names too, in whatever folder of the repository
   --all                every file of the repository
   --revision NAME      branch, tag or commit (main)
   --local_dir FOLDER   where the folder is made that is named after the repository (assets/hf)
   --hf_token TOKEN     for repositories that need one; when not given, the environment variable HF_TOKEN
                        or what `hf auth login` has stored
 
+The flags are those of torchtitan's scripts/download_hf_assets.py; dashes in them are as good as underscores.
 HF_ENDPOINT names another server than https://huggingface.co."""
 
 KINDS = {
@@ -104,15 +108,25 @@ def run(arguments: list[str]) -> int:
     if not words or set(words) & {"-h", "--help"}:
         print(USAGE)
         return 0
-    options = _parser().parse_args(words)
+    options = _parser().parse_args([_with_underscores(word) for word in words])
+    if (
+        options.repo is None and options.repo_id is None
+    ):  # `--assets KIND REPO`: argparse takes both for kinds
+        options.repo = next((word for word in options.assets if "/" in word), None)
+        options.assets = [word for word in options.assets if word != options.repo]
+    if (options.repo is None) == (options.repo_id is None):
+        raise ConfigError("name one repository: OWNER/NAME, or --repo_id OWNER/NAME", hint=_usage())
+    options.repo = options.repo or options.repo_id
     kinds = [kind for word in options.assets for kind in word.split(",") if kind]
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"unknown kind of files '{kind}'", hint=choices_hint(kind, KINDS))
-    if options.all == bool(kinds):
-        raise ConfigError("say what to download: --assets or --all", hint=USAGE.split("\n\n")[0])
+    patterns = {pattern: (pattern,) for pattern in options.additional_patterns}
+    wanted = {kind: KINDS[kind] for kind in kinds} | patterns
+    if options.all == bool(wanted):
+        raise ConfigError("say what to download: --assets or --all", hint=_usage())
     with _explained(options.repo, options.revision):
-        files, folder = _download(options, kinds or [ALL])
+        files, folder = _download(options, wanted or {ALL: ("*",)})
     total = sum(file.size for file in files)
     print(f"{len(files)} file{'s' if len(files) > 1 else ''}, {_size(total)}, in {folder}:")
     for file in files:
@@ -123,13 +137,15 @@ def run(arguments: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"hekaton download: {message}", hint=USAGE.split("\n\n")[0])
+        raise ConfigError(f"hekaton download: {message}", hint=_usage())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("repo", metavar="REPO")
+    parser.add_argument("repo", metavar="REPO", nargs="?")
+    parser.add_argument("--repo_id")
     parser.add_argument("--assets", nargs="+", default=[])
+    parser.add_argument("--additional_patterns", nargs="+", default=[])
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--revision")
     parser.add_argument("--local_dir", type=as_path, default=Path("assets", "hf"))
@@ -137,9 +153,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _download(options: argparse.Namespace, kinds: Sequence[str]) -> tuple[list[RemoteFile], Path]:
-    """Bring the files of these kinds to the disk.
+def _usage() -> str:
+    return USAGE.split("\n\n")[0]
 
+
+def _with_underscores(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+
+
+def _download(
+    options: argparse.Namespace, wanted: Mapping[str, Sequence[str]]
+) -> tuple[list[RemoteFile], Path]:
+    """Bring files to the disk.
+
+    :param wanted: kind of files -> patterns of their names.
     :returns: the files, and the folder that they are in.
     """
     from huggingface_hub import HfApi, get_token
@@ -151,7 +179,7 @@ def _download(options: argparse.Namespace, kinds: Sequence[str]) -> tuple[list[R
     info = HfApi(token=options.hf_token).model_info(
         options.repo, revision=options.revision, files_metadata=True
     )
-    files = _chosen([_remote(file) for file in info.siblings or []], kinds, options.repo)
+    files = _chosen([_remote(file) for file in info.siblings or []], wanted, options.repo)
     folder = options.local_dir / options.repo.rpartition("/")[2]
     _check_space(files, folder)
     for file in files:
@@ -166,10 +194,9 @@ def _remote(file: RepoSibling) -> RemoteFile:
     return RemoteFile(file.rfilename, file.size, checksum, is_lfs=file.lfs is not None)
 
 
-def _chosen(files: Sequence[RemoteFile], kinds: Sequence[str], repo: str) -> list[RemoteFile]:
+def _chosen(files: Sequence[RemoteFile], wanted: Mapping[str, Sequence[str]], repo: str) -> list[RemoteFile]:
     chosen: dict[str, RemoteFile] = {}
-    for kind in kinds:
-        patterns = KINDS.get(kind, ("*",))
+    for kind, patterns in wanted.items():
         of_kind = {
             file.name: file
             for file in files
@@ -181,7 +208,7 @@ def _chosen(files: Sequence[RemoteFile], kinds: Sequence[str], repo: str) -> lis
     if not chosen:
         names = ", ".join(file.name for file in files[:8]) + (", ..." if len(files) > 8 else "")
         raise DownloadError(
-            f"'{repo}' has no file of the kind {' or '.join(kinds)}", hint=f"it has: {names or 'no files'}"
+            f"'{repo}' has no file of the kind {' or '.join(wanted)}", hint=f"it has: {names or 'no files'}"
         )
     for name in chosen:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from hekaton.config import SectionModel
 
 
@@ -15,3 +17,7 @@ class TextDatasetSection(SectionModel):
 
     txt_documents: Literal["file", "line", "paragraph"] = "file"
     """What one document is in a .txt file: all of it, a line, or a paragraph, which an empty line ends."""
+
+    max_bad_rows: int = Field(default=0, ge=0)
+    """Rows that cannot be read (a line that is no JSON object, a text that is a number) are skipped, counted
+    and named, up to this number of them in all files; one more ends the run before its first step."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from hekaton.data import TokenIds
+from hekaton.data import TokenIds, pieces
 from hekaton.errors import DataError
 
 SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
@@ -42,13 +42,65 @@ class HFTokenizer:
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # which of them is up to the version
-            texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._tokenizer.encode_batch_fast(
+                [_encodable(text) for text in texts], add_special_tokens=False
+            )
         return [np.frombuffer(array("i", encoding.ids), np.int32) for encoding in encodings]
+
+    def encode_piece(self, text: str, *, before: str, after: str) -> TokenIds:
+        """Ids of a part of a text: of the tokens that lie in it when the tokenizer sees what is around it.
+
+        A token that would lie on both sides of a cut is the second part's. Both parts ask the tokenizer for
+        it with the same surroundings, and where more of the text gives other tokens they stop at the cut:
+        nothing of the text is lost or doubled.
+        """
+        whole = before + text + after
+        start, end = len(before), len(before) + len(text)
+        if before:
+            start -= self._overlap_at(whole[: start + pieces.CONTEXT], start)
+        if after:
+            end -= self._overlap_at(whole[end - pieces.CONTEXT :], pieces.CONTEXT)
+        part = whole[start:end]
+        # Most tokenizers start anew after the end of a line, and what they put before a text comes before it.
+        befores, afters = [whole[:start], "\n", ""], [whole[end:], ""]
+        while True:
+            start, end = len(befores[0]), len(befores[0]) + len(part)
+            encoding = self._encode(befores[0] + part + afters[0])
+            places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+            firsts, lasts = places[:, 0], places[:, 1]
+            if lasts.max(initial=0) < len((befores[0] + part + afters[0]).rstrip()):
+                # Places are counted without characters for which there is no token, and of no use.
+                return np.array(self._encode(part).ids, np.int32)
+            if np.any((firsts < start) & (lasts > start)):
+                del befores[0]
+            elif np.any((firsts < end) & (lasts > end)):
+                del afters[0]
+            else:
+                break
+        is_inside = firsts >= start
+        if afters[0]:
+            is_inside &= firsts < end
+        return np.array(encoding.ids, np.int32)[is_inside]
+
+    def _overlap_at(self, around: str, cut: int) -> int:
+        """How many characters before a cut the token begins that lies on both sides of it; 0 for none."""
+        on_both = [first for first, last in self._encode(around).offsets if first < cut < last]
+        return cut - min(on_both, default=cut)
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            return self._tokenizer.encode(_encodable(text), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _encodable(text: str) -> str:
+    """Of the same length."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def build(section: Any, path: str | None) -> HFTokenizer:
