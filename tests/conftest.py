@@ -45,6 +45,14 @@ class Environment:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is learned of data files does not go to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEKATON_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def distribution_folders() -> list[Path]:
     """Every folder of the repository that is a distribution."""
     found = [REPOSITORY / "core", *REPOSITORY.glob("plugins/*"), *REPOSITORY.glob("model_zoo/*")]

@@ -268,3 +268,31 @@ def test_json_that_is_nested_too_deeply_is_a_bad_row_however_deep_the_caller_is(
             assert fetched(850) == ["deep"]
     assert 500 <= deepest < 100_000
     assert "nested too deeply" in refused("a.jsonl")
+
+
+def test_a_document_that_is_longer_than_what_a_system_reads_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hekaton_hf.open_files._MOST_AT_ONCE", 5)
+    text = "größe 日本 🎉 " * 10
+    (here / "a.txt").write_text(text)
+    (here / "b.jsonl").write_text(json.dumps({"text": text}))
+    assert read("*") == [text, text]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_txt_file_of_more_than_2_gib(here: Path) -> None:
+    block = ("0123456789abcde\n" * (1 << 16)).encode()
+    with (here / "a.txt").open("wb") as stream:
+        for _ in range(2049):
+            stream.write(block)
+        stream.write(b"the end\n")
+    documents = build(TextDatasetSection(txt_documents="line"), "a.txt")
+    assert len(documents) == 2049 * (1 << 16) + 1
+    assert documents.fetch([0, len(documents) - 1, len(documents) - 2]) == [
+        "0123456789abcde", "the end", "0123456789abcde",
+    ]  # fmt: skip
+    (text,) = read("a.txt")
+    assert len(text) == 2049 * (1 << 20) + 8
+    assert text[-24:] == "0123456789abcde\nthe end\n"

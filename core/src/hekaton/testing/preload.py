@@ -24,7 +24,7 @@ HEAVY = (
     "torch.distributed.tensor",
     "torch.distributed.tensor.parallel",
     "torch.utils.data",
-    "datasets",
+    "pyarrow.parquet",
     "safetensors.torch",
     "tokenizers",
     "torch.utils.tensorboard",

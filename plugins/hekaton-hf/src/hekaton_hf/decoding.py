@@ -41,7 +41,7 @@ class UnreadableError(Exception):
         self.hint = hint
 
 
-def decode(raw: bytes) -> tuple[str, bool]:
+def decode(raw: bytes | bytearray) -> tuple[str, bool]:
     """The text of UTF-8, and whether anything in it was replaced."""
     try:
         text, replaced = raw.decode(), False
@@ -66,7 +66,7 @@ def clean(text: str) -> tuple[str, bool]:
     return _NO_TEXT.sub(_REPLACEMENT, text), True
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     """A JSON object in UTF-8. Integers are given as floats, bytes that are not UTF-8 as halves of surrogates.
 
     :raises ValueError: saying what is wrong.

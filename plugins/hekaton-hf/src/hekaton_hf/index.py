@@ -405,7 +405,7 @@ class Recorder:
             raise _unwritable(self._folder.parent, e) from e
 
 
-def changed(path: Path, when: str) -> DataError:
+def changed(path: Path | str, when: str) -> DataError:
     return DataError(
         f"'{shown(path)}' changed {when}",
         hint="nobody may write to the data of a run; start again when it is whole",

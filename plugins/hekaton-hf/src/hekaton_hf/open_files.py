@@ -6,7 +6,6 @@ import os
 import resource
 import weakref
 from collections import OrderedDict
-from pathlib import Path
 
 import xxhash
 
@@ -26,16 +25,16 @@ class OpenFiles:
     """Keeps the files open that were read last. May be used on both sides of a fork."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._open: OrderedDict[str, int] = OrderedDict()
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = min(limit, 1 << 16) // _SHARE_OF_LIMIT
-        self._states: dict[Path, FileState] = {}
+        self._states: dict[str, FileState] = {}
         """Of files that changed their state, but not their content."""
         weakref.finalize(self, _close, self._open)
 
     def read(
-        self, path: Path, start: int, length: int, *, known: tuple[FileState, str] | None = None
-    ) -> bytes:
+        self, path: str, start: int, length: int, *, known: tuple[FileState, str] | None = None
+    ) -> bytes | bytearray:
         """``length`` bytes of a file from ``start`` on.
 
         :param known: the state of the file and the hash of its content when it was indexed.
@@ -45,19 +44,16 @@ class OpenFiles:
             descriptor = self._descriptor(path)
             if known is not None:
                 self._check(path, descriptor, *known)
-            parts = []
-            while length > 0:
-                part = os.pread(descriptor, min(length, _MOST_AT_ONCE), start)
-                if not part:
-                    raise changed(path, "while the run was reading it")
-                parts.append(part)
-                start += len(part)
-                length -= len(part)
+            content: bytes | bytearray = os.pread(descriptor, min(length, _MOST_AT_ONCE), start)
+            if len(content) < length:
+                content = _read_on(descriptor, start, length, content)
+            if len(content) < length:
+                raise changed(path, "while the run was reading it")
+            return content
         except OSError as e:
             raise DataError(f"cannot read '{shown(path)}': {e.strerror}") from e
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _descriptor(self, path: Path) -> int:
+    def _descriptor(self, path: str) -> int:
         descriptor = self._open.get(path)
         if descriptor is None:
             while len(self._open) >= self._most:
@@ -67,7 +63,7 @@ class OpenFiles:
             self._open.move_to_end(path)
         return descriptor
 
-    def _check(self, path: Path, descriptor: int, state: FileState, content: str) -> None:
+    def _check(self, path: str, descriptor: int, state: FileState, content: str) -> None:
         """A new state alone (after ``chmod``, or of an equal copy) does not end a run: then all is hashed."""
         now = FileState.of(os.fstat(descriptor))
         if now in (state, self._states.get(path)):
@@ -75,6 +71,21 @@ class OpenFiles:
         if now.size != state.size or _hash(descriptor) != content:
             raise changed(path, "since the run started")
         self._states[path] = now
+
+
+def _read_on(descriptor: int, start: int, length: int, content: bytes | bytearray) -> bytearray:
+    """The rest as well, as far as there is one, in memory that is needed once."""
+    whole = bytearray(length)
+    done = len(content)
+    whole[:done] = content
+    view = memoryview(whole)
+    while done < length:
+        count = os.preadv(descriptor, [view[done : done + _MOST_AT_ONCE]], start + done)
+        if not count:
+            break
+        done += count
+    view.release()
+    return whole if done == length else whole[:done]
 
 
 def _hash(descriptor: int) -> str:
@@ -85,6 +96,6 @@ def _hash(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def _close(descriptors: OrderedDict[Path, int]) -> None:
+def _close(descriptors: OrderedDict[str, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])

@@ -23,7 +23,14 @@ class Texts:
 
     def __init__(self, indices: Sequence[Index], *, column: str, fingerprint: str) -> None:
         self._indices = indices
-        self._is_json = [[format_of(file.path) != "txt" for file in index.files] for index in indices]
+        self._groups = [
+            (
+                str(index.records),
+                str(index.texts),
+                [(str(file.path), format_of(file.path) != "txt") for file in index.files],
+            )
+            for index in indices
+        ]
         self._column = column
         self._ends = np.cumsum([len(index) for index in indices], dtype=np.int64)
         self._starts = [0, *self._ends[:-1].tolist()]
@@ -44,16 +51,16 @@ class Texts:
         return [self._text(group, int(number)) for group, number in zip(groups, indices, strict=True)]
 
     def _text(self, group: int, number: int) -> str:
-        index = self._indices[group]
+        records, texts, files = self._groups[group]
         place = (number - self._starts[group]) * RECORD.itemsize
-        record = self._files.read(index.records, place, RECORD.itemsize)
+        record = self._files.read(records, place, RECORD.itemsize)
         file, start, length = np.frombuffer(record, RECORD)[0].item()
         if file == TEXTS:
-            return decode(self._files.read(index.texts, start, length))[0]
-        path = index.files[file].path
+            return decode(self._files.read(texts, start, length))[0]
+        (path, is_json), index = files[file], self._indices[group]
         known = (index.states[file], index.reports[file].content)
         raw = self._files.read(path, start, length, known=known)
-        if not self._is_json[group][file]:
+        if not is_json:
             return decode(raw)[0]
         try:
             return text_in(parse_object(raw), self._column)[0]

@@ -18,6 +18,9 @@ from hekaton.errors import DataError
 SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
 """The tokenizer of ``python_stdlib``: 2,048 ids, see ``scripts/train_tokenizer.py`` of the repository."""
 
+_RARE = "\U000f0000"
+"""Of a private use area."""
+
 
 class HFTokenizer:
     """A ``tokenizer.json`` with its begin and end marks."""
@@ -35,6 +38,9 @@ class HFTokenizer:
         # Ids of added tokens can lie beyond the number of tokens.
         highest = max([tokenizer.get_vocab_size() - 1, *tokenizer.get_added_tokens_decoder()])
         self.vocab_size = highest + 1
+        # Where characters without a token are left out, places are counted without them, and of no use.
+        offsets = self._encode(f"{_RARE}a").offsets
+        self._knows_places = bool(offsets) and offsets[-1][1] == 2
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         """Ids of each text, as the tokenizer's own ``encode_batch`` without special tokens around it. Lone
@@ -54,6 +60,8 @@ class HFTokenizer:
         it with the same surroundings, and where more of the text gives other tokens they stop at the cut:
         nothing of the text is lost or doubled.
         """
+        if not self._knows_places:
+            return np.array(self._encode(text).ids, np.int32)
         whole = before + text + after
         start, end = len(before), len(before) + len(text)
         if before:
@@ -68,9 +76,6 @@ class HFTokenizer:
             encoding = self._encode(befores[0] + part + afters[0])
             places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
             firsts, lasts = places[:, 0], places[:, 1]
-            if lasts.max(initial=0) < len((befores[0] + part + afters[0]).rstrip()):
-                # Places are counted without characters for which there is no token, and of no use.
-                return np.array(self._encode(part).ids, np.int32)
             if np.any((firsts < start) & (lasts > start)):
                 del befores[0]
             elif np.any((firsts < end) & (lasts > end)):
