@@ -54,17 +54,22 @@ def run_processes(
     *,
     processes: int,
     timeout: float = 90.0,
+    cwd: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
     fresh: bool = False,
     **arguments: Any,
-) -> None:
+) -> tuple[Finished, ...]:
     """Call ``function(**arguments)`` of a Python file on ``processes`` processes with one thread each.
 
     The environment is that of torchrun (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
     ``MASTER_PORT``), so that ``torch.distributed.init_process_group("gloo")`` works in the function. Warnings
-    are errors. What the processes print is shown when one of them fails.
+    are errors.
 
+    :param cwd: the folder to run in; the current one.
+    :param environment: all their variables but those; the variables of this process.
     :param fresh: start interpreters instead of forking the processes.
     :param arguments: JSON values.
+    :returns: what each rank left.
     :raises AssertionError: with the output of the processes that failed, or with the stack of those that were
         not done in ``timeout`` seconds.
     """
@@ -72,7 +77,8 @@ def run_processes(
         "hekaton.testing.call",
         [str(file), function, json.dumps(arguments)],
         processes=processes,
-        environment={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=cwd,
+        environment={**(os.environ if environment is None else environment), "CUDA_VISIBLE_DEVICES": ""},
         ranks=True,
     )
     with _started(requests, fresh=fresh) as running:
@@ -84,6 +90,7 @@ def run_processes(
                 f"--- rank {rank}, {how[rank]}\n{running[rank].output()}" for rank in sorted(how)
             )
             raise AssertionError(f"{function} on {processes} processes:\n{text}")
+        return tuple(_finished(process) for process in running)
 
 
 def run_command(
@@ -108,7 +115,7 @@ def run_command(
         seconds.
     """
     requests = _requests(
-        "hekaton", words, processes=processes, cwd=cwd, environment=environment, warnings=warnings, streams=2
+        "hekaton", words, processes=processes, cwd=cwd, environment=environment, warnings=warnings
     )
     with _started(requests, fresh=fresh) as running:
         failed, late = _wait(running, timeout, grace=GRACE)
@@ -119,7 +126,7 @@ def run_command(
             raise AssertionError(f"hekaton {' '.join(words)}:\n{text}")
         for process in running:
             process.close()
-        ranks = tuple(Finished(process.poll() or 0, process.stdout, process.stderr) for process in running)
+        ranks = tuple(_finished(process) for process in running)
         status = ranks[failed[0]].returncode if failed else 0
         return FinishedCommand(status, ranks[0].stdout, ranks[0].stderr, ranks)
 
@@ -136,7 +143,7 @@ def start_command(
 
     The parameters are those of :func:`run_command`.
     """
-    requests = _requests("hekaton", words, cwd=cwd, environment=environment, warnings=warnings, streams=2)
+    requests = _requests("hekaton", words, cwd=cwd, environment=environment, warnings=warnings)
     with _started(requests, fresh=fresh) as (process,):
         yield process
 
@@ -146,6 +153,7 @@ def start_function(
     file: str | Path,
     function: str,
     *,
+    cwd: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
     fresh: bool = False,
     **arguments: Any,
@@ -153,11 +161,10 @@ def start_function(
     """``function(**arguments)`` of a Python file as a process that runs beside the test, and is killed at the
     end of the block.
 
-    :param environment: all its variables; those of this process.
-    :param arguments: JSON values.
+    The parameters are those of :func:`run_processes`.
     """
     words = [str(file), function, json.dumps(arguments)]
-    requests = _requests("hekaton.testing.call", words, environment=environment, streams=2)
+    requests = _requests("hekaton.testing.call", words, cwd=cwd, environment=environment)
     with _started(requests, fresh=fresh) as (process,):
         yield process
 
@@ -171,7 +178,6 @@ def _requests(
     environment: Mapping[str, str] | None = None,
     warnings: str = "error",
     ranks: bool = False,
-    streams: int = 1,
 ) -> list[Request]:
     """One per process; the streams are the names of files, to be put into a folder."""
     variables = dict(os.environ if environment is None else environment)
@@ -189,7 +195,7 @@ def _requests(
                 environment=variables | (torchrun if ranks or processes > 1 else {}),
                 cwd=os.path.abspath(cwd or os.curdir),
                 stdout=f"{rank}-stdout",
-                stderr=f"{rank}-stdout" if streams == 1 else f"{rank}-stderr",
+                stderr=f"{rank}-stderr",
                 warnings=warnings,
             )
         )
@@ -208,6 +214,11 @@ def _started(requests: Sequence[Request], *, fresh: bool) -> Iterator[list[Runni
             )
             running.append(stack.enter_context(RunningProcess(placed, fresh=fresh)))
         yield running
+
+
+def _finished(process: RunningProcess) -> Finished:
+    assert process.returncode is not None
+    return Finished(process.returncode, process.stdout, process.stderr)
 
 
 def _wait(running: list[RunningProcess], timeout: float, *, grace: float) -> tuple[list[int], list[int]]:

@@ -96,8 +96,8 @@ class RunningProcess:
             raise AssertionError(f"process {self.pid} has not written {text!r}:\n{self.output()}")
 
     def output(self) -> str:
-        """Both streams, one after the other unless they are one file."""
-        return self.stdout if self.stdout_file == self.stderr_file else self.stdout + self.stderr
+        """Both streams, standard output first."""
+        return self.stdout + self.stderr
 
     def send_signal(self, number: int) -> None:
         """Send a signal to it, as to any process; nothing where it has ended."""
