@@ -8,18 +8,12 @@ import io
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-# What a run imports in its course, before the forks: once instead of in each of them.
-import torch._dynamo
-import torch.distributed.fsdp  # noqa: F401
-
-import hekaton.checkpoint.dcp
-import hekaton.checkpoint.run
-import hekaton.trainer  # noqa: F401
-import hekaton_llama3.spec  # noqa: F401
+from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
 from hekaton.testing.killing import count_moments, in_a_fork, kill_at
 
@@ -60,8 +54,8 @@ def state_of(folder: Path) -> str:
     return manifest["files"]["__0_0.distcp"]["xxh3_128"]
 
 
-def run(root: Path) -> None:
-    whole, folder = root / "whole", root / "run"
+def run(root: str) -> None:
+    whole, folder = Path(root, "whole"), Path(root, "run")
     moments = count_moments(partial(on_moments, whole), lambda: train(whole))
     outcomes = []
     for i in range(MOMENTS):
@@ -73,5 +67,10 @@ def run(root: Path) -> None:
     print(json.dumps(outcomes))
 
 
-if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+def lock(folder: str, until: str) -> None:
+    """Hold the lock of a checkpoint folder until there is a file, then end as a program does."""
+    CheckpointManager(Path(folder), describe={}).lock()
+    print("locked", flush=True)
+    while not Path(until).exists():
+        time.sleep(0.01)
+    sys.exit(0)

@@ -1,12 +1,10 @@
 """Asynchronous tensor parallel: refused where it cannot be, and training where it can."""
 
-import subprocess
-import sys
-
 import pytest
 
 from hekaton.config import check, load
 from hekaton.errors import ConfigErrors
+from hekaton.testing import run_command
 
 FLAGS = [
     "--model.flavor", "debugmodel", "--parallelism.tensor_parallel_degree", "2", "--compile.enable",
@@ -38,12 +36,9 @@ def test_allowed():
 
 @pytest.mark.cuda(devices=2)
 def test_trains(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = [
         "--training.steps", "3", "--lr_scheduler.warmup_steps", "0", "--training.seq_len", "512",
         "--job.dump_folder", str(tmp_path),
     ]  # fmt: skip
-    done = subprocess.run(
-        [*launch, "-m", "hekaton.train", *FLAGS, *flags], capture_output=True, text=True, timeout=110
-    )
+    done = run_command("train", *FLAGS, *flags, processes=2, timeout=110, warnings="")
     assert done.returncode == 0, done.stderr

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from hekaton.cli import main
+from hekaton.testing import run_command
 
 TINY = [
     "--model.tokenizer", "byte",
@@ -144,10 +143,7 @@ def test_a_checkpoint_of_another_batch_size(resumed):
 
 
 def test_the_process_itself_ends_with_status_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "hekaton", "train", "--model.name", "lama3"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run_command("train", "--model.name", "lama3")
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown model 'lama3'")
     assert "Traceback" not in done.stderr

@@ -24,9 +24,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hekaton.checkpoint.integrity import FileRecord, Manifest
 from hekaton.cli import main
+from hekaton.testing import start_function
 from hekaton_llama3.model import Llama3Config
 from hekaton_llama3.spec import flavors
 
+PROGRAMS = Path(__file__).with_name("other_programs.py")
 TINY = Llama3Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=64)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -278,26 +280,6 @@ def test_a_full_disk_is_said(step: Path, hf: Path, refused: Run) -> None:
     assert all("File too large" in error for error in errors)
 
 
-SLOW = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
-from hekaton_hf import safetensors_file
-from hekaton.checkpoint import dcp
-from hekaton.weights.lazy import LazyTensor
-from hekaton.cli import main
-from hekaton_llama3.spec import flavors
-from hekaton_llama3.model import Llama3Config
-flavors["tiny"] = Llama3Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=64)
-read = LazyTensor.read
-def slowly(self, region=None):
-    print("reading", flush=True)
-    time.sleep(0.05)
-    return read(self, region)
-LazyTensor.read = slowly
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("way", ["from-hf", "to-hf", "to-torch"])
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(
@@ -305,15 +287,10 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(
 ) -> None:
     out = tmp_path / "out"
     words = [way, str(hf if way == "from-hf" else step), str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "convert", *words], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for _ in range(5):
-        assert process.stdout.readline() == "reading\n"
-    process.send_signal(by)
-    process.communicate(timeout=60)
-    assert process.returncode == (130 if by == signal.SIGINT else -by)
+    with start_function(PROGRAMS, "convert_slowly", words=words) as process:
+        process.wait_for("reading\n", times=5)
+        process.send_signal(by)
+        assert process.wait(60) == (130 if by == signal.SIGINT else -by)
     assert not out.exists()
     if by == signal.SIGINT:
         assert not list(tmp_path.glob("out*"))

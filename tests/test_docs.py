@@ -20,9 +20,13 @@ from hekaton import hookspecs
 from hekaton.config import JobConfig, check, load
 from hekaton.contributions import Section
 from hekaton.plugins import Plugins
+from hekaton.testing import run_command, run_processes
+from hekaton.testing.launcher import Finished
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+TEST_PAGE = DOCS / "how-to" / "test-a-plugin.md"
+PROGRAMS = Path(__file__).with_name("other_programs.py")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("hekaton_")}
 PLUGIN_PAGE = DOCS / "how-to" / "plugins.md"
 
@@ -53,11 +57,9 @@ def write_files(page: Path, folder: Path) -> None:
                 (folder / title).write_text(text, encoding="utf-8")
 
 
-def hekaton(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def hekaton(*arguments: str, cwd: Path) -> Finished:
     """Run the command, on one thread so that tests side by side do not wait for each other."""
-    command = [sys.executable, "-m", "hekaton", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=110)
+    return run_command(*arguments, cwd=cwd, environment=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=110)
 
 
 @pytest.fixture
@@ -124,13 +126,9 @@ def test_pages_depend_neither_on_the_terminal_nor_on_other_plugins(tmp_path: Pat
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path), "COLUMNS": "40", "FORCE_COLOR": "1", "HEKATON_DISABLE": "llama3",
     }  # fmt: skip
-    listed = subprocess.run(
-        [sys.executable, "-m", "hekaton", "plugins"], env=environment, capture_output=True, text=True
-    )
-    assert "Stranger" in listed.stdout
-    command = [sys.executable, str(DOCS / "generate.py"), "--check"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    assert "Stranger" in run_command("plugins", environment=environment).stdout
+    environment["PYTHONPATH"] += f"{os.pathsep}{DOCS}"
+    run_processes(PROGRAMS, "check_pages", processes=1, environment=environment)
 
 
 @pytest.mark.parametrize("name", HOOKS)
@@ -263,6 +261,16 @@ def test_the_plugin_of_the_how_to_trains(tmp_path: Path):
     assert hekaton("train", "lab.toml", "--training.steps", "2", cwd=tmp_path).returncode == 0
     rows = [line.split(",") for line in table.read_text().splitlines()]
     assert [step for step, name, _ in rows if name == "loss"] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", re.findall(r"^def (test_\w+)", TEST_PAGE.read_text(encoding="utf-8"), re.M))
+def test_the_tests_of_the_how_to_pass(name: str, tmp_path: Path):
+    ((_, text),) = blocks(TEST_PAGE, "python")
+    namespace: dict[str, object] = {"__name__": "test_my_model"}
+    exec(compile(text, "test_my_model.py", "exec"), namespace)
+    test = namespace[name]
+    assert callable(test)
+    test(*[tmp_path for _ in inspect.signature(test).parameters])
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,21 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hekaton.cli import main
+from hekaton.testing import run_command
 
 CONFIGS = Path(__file__).parents[1] / "model_zoo/llama3/train_configs"
 SMALL = ["--training.seq_len", "64", "--training.local_batch_size", "4"]
 
 
 def train(folder, config, world_size, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", "hekaton", "train", str(CONFIGS / config), "--comm.mode", "fake_backend", *flags],
-        cwd=folder,
-        env={**os.environ, "NGPU": str(world_size), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
+    return run_command(
+        "train", str(CONFIGS / config), "--comm.mode", "fake_backend", *flags, cwd=folder, timeout=110,
+        environment={**os.environ, "NGPU": str(world_size), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

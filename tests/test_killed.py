@@ -1,15 +1,13 @@
 """Runs that are killed, and runs that share a folder: what the next start does, and what it says."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hekaton.cli import main
+from hekaton.testing import run_processes, start_function
 
 SCRIPT = Path(__file__).with_name("killed_while_training.py")
 TINY = [
@@ -18,20 +16,12 @@ TINY = [
     "--training.seq_len", "16", "--training.local_batch_size", "1", "--lr_scheduler.total_steps", "8",
     "--checkpoint.enable", "--checkpoint.interval", "1",
 ]  # fmt: skip
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(SCRIPT), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=ENVIRONMENT,
-    )
-    assert done.returncode == 0, done.stderr
+    (done,) = run_processes(SCRIPT, "run", processes=1, timeout=200, root=str(tmp_path))
     outcomes = json.loads(done.stdout)
     assert len(outcomes) == 20
     resumed = []
@@ -44,21 +34,10 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     assert set(resumed) == {0, 1, 2, 3, 4}
 
 
-OTHER = """
-import sys
-from pathlib import Path
-from hekaton.checkpoint import CheckpointManager
-CheckpointManager(Path(sys.argv[1]), describe={}).lock()
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_second_run_on_a_folder_is_refused_before_it_writes(tmp_path, capsys):
-    command = [sys.executable, "-c", OTHER, str(tmp_path / "checkpoint")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT) as other:
-        assert other.stdout.readline() == "locked\n"
+def test_a_second_run_on_a_folder_is_refused_before_it_writes(tmp_path, tmp_path_factory, capsys):
+    end = tmp_path_factory.mktemp("other") / "end"
+    with start_function(SCRIPT, "lock", folder=str(tmp_path / "checkpoint"), until=str(end)) as other:
+        other.wait_for("locked\n")
         flags = [*TINY, "--job.dump_folder", str(tmp_path)]
         assert main(["train", *flags, "--training.steps", "1"]) == 2
         said = capsys.readouterr().err
@@ -67,7 +46,8 @@ def test_a_second_run_on_a_folder_is_refused_before_it_writes(tmp_path, capsys):
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
         assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["lock.json"]
         assert main(["train", *flags, "--training.steps", "1", "--checkpoint.load_only"]) == 0
-        other.communicate("")
+        end.touch()
+        assert other.wait(60) == 0
     assert main(["train", *flags, "--training.steps", "1"]) == 0
 
 

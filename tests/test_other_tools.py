@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,11 +14,13 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
+from hekaton.testing import run_command, run_processes
 from hekaton_blocks import RopeScaling
 from hekaton_llama3.model import Llama3, Llama3Config
 from hekaton_llama3.spec import flavors
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = Path(__file__).with_name("other_programs.py")
 PAGE = ROOT / "docs" / "how-to" / "resume-and-checkpoints.md"
 DEBUG_MODEL = ROOT / "model_zoo" / "llama3" / "train_configs" / "debug_model.toml"
 
@@ -53,25 +54,14 @@ def as_the_how_to_says(step: Path, folder: Path) -> None:
     (command,) = re.findall(r"^python -m torch\.distributed.*$", PAGE.read_text(encoding="utf-8"), re.M)
     words = command.replace("outputs/checkpoint/step-50", str(step)).split()
     (script,) = blocks("python", "weights.pt")
-    for done in (
-        subprocess.run([sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=100),
-        subprocess.run(
-            [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=100
-        ),
-    ):
-        assert done.returncode == 0, done.stderr
+    assert words[:2] == ["python", "-m"]
+    run_processes(PROGRAMS, "run_module_and_script", processes=1, cwd=folder, module=words[2:], script=script)
 
 
 def test_torch_converts_a_step_of_a_run_to_the_keys_of_meta(tmp_path: Path) -> None:
     flags = ["--training.steps", "1", "--training.seq_len", "64", "--training.local_batch_size", "1"]
     flags += ["--job.dump_folder", str(tmp_path), "--checkpoint.enable", "--metrics.no-enable_tensorboard"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hekaton", "train", str(DEBUG_MODEL), *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    done = run_command("train", str(DEBUG_MODEL), *flags, timeout=110)
     assert done.returncode == 0, done.stderr
     as_the_how_to_says(tmp_path / "checkpoint" / "step-1", tmp_path)
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from hekaton.testing import run_command, run_processes
+from hekaton.testing.launcher import Finished
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
 BLOCKS: dict[str, str] = dict(
@@ -56,7 +59,7 @@ def losses(output: str) -> list[float]:
 
 
 def check_training(
-    done: subprocess.CompletedProcess[str], *, hidden_factor: int = 3, tied: bool = True
+    done: subprocess.CompletedProcess[str] | Finished, *, hidden_factor: int = 3, tied: bool = True
 ) -> None:
     """The section's number and the converter show in the count of parameters; the dataset shows in the loss,
     since sums are written with 14 different characters: that soon, no other text is as easy to guess."""
@@ -68,12 +71,6 @@ def check_training(
     assert curve[-1] < math.log(14)
 
 
-def hekaton(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hekaton", *arguments], cwd=cwd, capture_output=True, text=True, timeout=100
-    )
-
-
 def test_the_page_has_the_blocks_that_are_tested_here():
     assert {"try it", "install", "hekaton plugins", "uninstall", "without it"} <= set(BLOCKS)
     assert {"pyproject.toml", "run.toml", "src/pocket/__init__.py", "tests/test_pocket.py"} <= set(FILES)
@@ -83,7 +80,7 @@ def test_unpackaged_the_package_by_the_path_of_its_init(tmp_path):
     write_package(tmp_path)
     ((program, *arguments),) = commands("try it")
     assert program == "hekaton"
-    check_training(hekaton(*arguments, cwd=tmp_path))
+    check_training(run_command(*arguments, cwd=tmp_path))
 
 
 def test_unpackaged_a_single_file_from_another_folder(tmp_path):
@@ -92,20 +89,25 @@ def test_unpackaged_a_single_file_from_another_folder(tmp_path):
     run = FILES["run.toml"].replace('converters = ["tied"]\n', "").replace("[tied]", "")
     (tmp_path / "run.toml").write_text(run)
     path = str(tmp_path / "plugins" / "my_plugin.py")
-    check_training(hekaton("train", "run.toml", "--plugins.load", path, cwd=tmp_path), tied=False)
+    check_training(run_command("train", "run.toml", "--plugins.load", path, cwd=tmp_path), tied=False)
 
 
 def test_unpackaged_from_the_toml_file(tmp_path):
     write_single_file(tmp_path / "my_plugin.py")
     (tmp_path / "run.toml").write_text(FILES["run.toml"] + '\n[plugins]\nload = ["my_plugin.py"]\n')
-    check_training(hekaton("train", "run.toml", cwd=tmp_path))
+    check_training(run_command("train", "run.toml", cwd=tmp_path))
 
 
 def test_the_pages_own_tests_pass(tmp_path):
     write_package(tmp_path)
-    code = "import sys; sys.path[:0] = ['src', 'tests']; import test_pocket as t;"
-    code += "t.test_the_plugin_keeps_the_rules(); t.test_the_model_keeps_its_contract()"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=100)
+    path = os.pathsep.join([str(tmp_path / "src"), str(tmp_path / "tests")])
+    for name in ("test_the_plugin_keeps_the_rules", "test_the_model_keeps_its_contract"):
+        run_processes(
+            tmp_path / "tests/test_pocket.py",
+            name,
+            processes=1,
+            environment=os.environ | {"PYTHONPATH": path},
+        )
 
 
 in_clean_environment = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -22,6 +22,8 @@ from hekaton.checkpoint.integrity import Manifest, check_sizes
 from hekaton.testing.killing import count_moments, in_a_fork, kill_at
 
 KEEP = 2
+SCHEME = ""
+"""In front of a path, to make it a URL."""
 
 
 def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -29,7 +31,7 @@ def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def manager_of(folder: Path, **arguments: Any) -> CheckpointManager:
-    where = folder_at(f"{sys.argv[2]}{folder}")
+    where = folder_at(f"{SCHEME}{folder}")
     return CheckpointManager(where, **{"describe": {}, "keep_latest_k": KEEP, **arguments})
 
 
@@ -84,8 +86,12 @@ def resumed(folder: Path) -> dict[str, Any]:
     return found | {"left": sorted(path.name for path in folder.iterdir()), "whole": sorted(whole)}
 
 
-def main(root: Path) -> None:
+def run(folder: str, scheme: str, every: int) -> None:
+    """Print what there is after each kill, of every so many moments, as JSON."""
+    global SCHEME
+    SCHEME = scheme
     logging.disable()
+    root = Path(folder)
     before = root / "before"
 
     def two_steps() -> None:
@@ -94,17 +100,13 @@ def main(root: Path) -> None:
         manager.save(2, state(2.0), {})
 
     in_a_fork(two_steps)
-    folder = root / "run"
-    shutil.copytree(before, folder)
-    moments = count_moments(on_moments, lambda: saves(folder))
+    where = root / "run"
+    shutil.copytree(before, where)
+    moments = count_moments(on_moments, lambda: saves(where))
     outcomes = []
-    for moment in range(1, moments + 1, int(sys.argv[3])):
-        shutil.rmtree(folder)
-        shutil.copytree(before, folder)
-        kill_at(moment, on_moments, lambda: saves(folder))
-        outcomes.append(in_a_fork(lambda: resumed(folder)))
+    for moment in range(1, moments + 1, every):
+        shutil.rmtree(where)
+        shutil.copytree(before, where)
+        kill_at(moment, on_moments, lambda: saves(where))
+        outcomes.append(in_a_fork(lambda: resumed(where)))
     print(json.dumps(outcomes))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +18,14 @@ from hekaton.checkpoint import CheckpointManager, dcp
 from hekaton.checkpoint.background import BackgroundSaves
 from hekaton.checkpoint.staging import Staging
 from hekaton.errors import CheckpointError
-from hekaton.testing.distributed import run_processes
+from hekaton.testing import run_processes, start_function
 
 Parts = Callable[[float], dict[str, dict[str, torch.Tensor]]]
 
 IN_THE_WAY = "(File exists|Not a directory)"
 """What a disk says where a file has the name of a folder."""
 PROCESSES = Path(__file__).with_name("background_on_processes.py")
+OTHER = Path(__file__).with_name("other_process.py")
 
 
 class Saved:
@@ -182,54 +180,18 @@ def test_a_run_that_ends_early_finishes_the_save(
     assert saved.steps == [5]
 
 
-KILLED = """
-import sys, threading, time
-from pathlib import Path
-import torch
-from hekaton.checkpoint import CheckpointManager, dcp
-from hekaton.checkpoint.background import BackgroundSaves
-
-saves = BackgroundSaves(CheckpointManager(Path(sys.argv[1]), describe={}), pinned=False, saved=lambda *_: None)
-saves.start(1, {"model": {"a": torch.full((1000,), 1.0)}}, {}, good=True)
-saves.wait()
-storage = dcp.save
-
-def slow(*arguments, **keywords):
-    storage(*arguments, **keywords)
-    print("written", flush=True)
-    time.sleep(60)
-
-dcp.save = slow
-saves.start(2, {"model": {"a": torch.full((1000,), 2.0)}}, {}, good=True)
-{END}
-"""
-
-
 @pytest.mark.parametrize(
     "signals", [[signal.SIGKILL], [signal.SIGINT, signal.SIGINT]], ids=["killed", "interrupted"]
 )
 def test_a_process_that_dies_while_it_writes_leaves_the_older_step(
-    tmp_path: Path, folder: Path, signals: list[signal.Signals]
+    folder: Path, signals: list[signal.Signals]
 ) -> None:
     """Killed; or interrupted twice, at its work and while it waits for the save."""
-    end = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt as e:\n    print('waits', flush=True)\n    saves.end(e)"
-    script = tmp_path / "killed.py"
-    # The shell has what it runs in the background ignore interrupts.
-    heeds = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    script.write_text(heeds + KILLED.replace("{END}", end))
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    with process:
-        try:
-            assert process.stdout is not None
-            for expected, number in zip(["written\n", "waits\n"], signals, strict=False):
-                assert process.stdout.readline() == expected
-                process.send_signal(number)
-            process.wait(timeout=60)
-        finally:
-            process.kill()
+    with start_function(OTHER, "save", folder=str(folder)) as process:
+        for expected, number in zip(["written\n", "waits\n"], signals, strict=False):
+            process.wait_for(expected)
+            process.send_signal(number)
+        process.wait(60)
     assert (folder / "step-2" / ".metadata").exists()
     into = {"model": {"a": torch.zeros(1000)}}
     loaded = CheckpointManager(folder, describe={}).load(into)

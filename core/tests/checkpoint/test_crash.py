@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hekaton.testing import run_processes
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -46,14 +48,9 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save(tmp_path: Path) -> None:
 )
 def test_killed_at_every_moment_of_a_save(scheme: str, every: int, tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_while_saving.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script), str(tmp_path), scheme, str(every)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=ENVIRONMENT,
+    (done,) = run_processes(
+        script, "run", processes=1, timeout=100, folder=str(tmp_path), scheme=scheme, every=every
     )
-    assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
     assert len(outcomes) > 60 / every
 

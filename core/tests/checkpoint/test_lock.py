@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,19 +20,14 @@ from hekaton.checkpoint import CheckpointManager, lock
 from hekaton.checkpoint.folders import Folder
 from hekaton.checkpoint.lock import Holder
 from hekaton.errors import CheckpointError
+from hekaton.testing import start_function
+from hekaton.testing.process import RunningProcess
 
 Make = Callable[..., CheckpointManager]
 Parts = Callable[[float], dict[str, dict[str, torch.Tensor]]]
 Messages = Callable[[], list[str]]
 
-OTHER = """
-import sys
-from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import folder_at
-CheckpointManager(folder_at(sys.argv[1]), describe={}).lock()
-print("locked", flush=True)
-sys.stdin.read()
-"""
+OTHER = Path(__file__).with_name("other_process.py")
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +37,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def other(where: Folder) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which has the lock."""
-    command = [sys.executable, "-W", "error", "-c", OTHER, str(where)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == "locked\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
+def other(where: Folder, tmp_path: Path) -> Iterator[RunningProcess]:
+    """Another process, which has the lock, and ends when there is a file ``end``."""
+    with start_function(OTHER, "lock", folder=str(where), until=str(tmp_path / "end")) as process:
+        process.wait_for("locked\n")
+        yield process
+
+
+@pytest.fixture
+def child(where: Folder, tmp_path: Path) -> Iterator[RunningProcess]:
+    """Likewise, a child of this process."""
+    with start_function(OTHER, "lock", folder=str(where), until=str(tmp_path / "end"), fresh=True) as process:
+        process.wait_for("locked\n")
+        yield process
 
 
 def put(folder: Path, holder: Holder) -> None:
@@ -70,7 +65,7 @@ def of_another_host(*, silent: timedelta = timedelta(0)) -> Holder:
 
 @pytest.mark.parametrize("where", ["disk"], indirect=True)
 def test_a_second_run_is_kept_off_before_it_writes(
-    other: subprocess.Popen[str], folder: Path, where: Folder, manager: Make
+    other: RunningProcess, folder: Path, where: Folder, manager: Make
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CheckpointError) as error:
@@ -85,11 +80,11 @@ def test_a_second_run_is_kept_off_before_it_writes(
 
 @pytest.mark.parametrize("where", ["disk"], indirect=True)
 def test_a_run_that_ended_leaves_no_lock(
-    other: subprocess.Popen[str], folder: Path, manager: Make, messages: Messages
+    other: RunningProcess, folder: Path, manager: Make, messages: Messages, tmp_path: Path
 ) -> None:
     assert (folder / "lock.json").exists()
-    other.communicate("")
-    assert other.returncode == 0
+    (tmp_path / "end").touch()
+    assert other.wait(60) == 0
     assert not (folder / "lock.json").exists()
     mine = manager()
     mine.lock()
@@ -100,15 +95,15 @@ def test_a_run_that_ended_leaves_no_lock(
 
 @pytest.mark.parametrize("where", ["disk"], indirect=True)
 def test_the_lock_of_a_killed_run_is_taken_over(
-    other: subprocess.Popen[str], where: Folder, manager: Make, parts: Parts, messages: Messages
+    child: RunningProcess, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
-    other.kill()
-    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # gone, but for its entry among the processes
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # gone, but for its entry among the processes
     mine = manager()
     mine.lock()
     (message,) = messages()
     assert re.fullmatch(
-        rf"{where}: the run that wrote here \(process {other.pid} on \S+, since \S+\) is gone: taken over",
+        rf"{where}: the run that wrote here \(process {child.pid} on \S+, since \S+\) is gone: taken over",
         message,
     )
     mine.save(1, parts(1.0), {})

@@ -13,6 +13,7 @@ import pytest
 from hekaton import __version__
 from hekaton.cli import main, report
 from hekaton.errors import ConfigError, HekatonError
+from hekaton.testing import run_command, run_processes
 
 SHOUT = """
     @hookimpl
@@ -151,7 +152,7 @@ def test_ctrl_c_is_130_and_a_bug_is_raised(install):
 def test_a_broken_pipe_that_is_not_stdout_is_raised(install, site):
     install("fail-dist", FAIL)
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = hekaton("fail", "pipe", env=os.environ | {"PYTHONPATH": path})
+    done = run_command("fail", "pipe", environment=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 1
     assert "BrokenPipeError: of a worker, not of stdout" in done.stderr
 
@@ -190,6 +191,7 @@ def test_before_the_process_group_the_first_process_of_a_node_prints_an_error(
     assert capsys.readouterr().err == printed
 
 
+@pytest.mark.slow
 def test_torchrun_shows_an_error_once(tmp_path):
     done = subprocess.run(
         [
@@ -215,28 +217,23 @@ IN_A_GROUP = """
 import datetime, torch.distributed as dist
 from hekaton.cli import report
 from hekaton.errors import DataError
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
-if dist.get_rank() == 1:
-    error = DataError("the file is gone")
-dist.barrier()
-rank = dist.get_rank()
-dist.destroy_process_group()
-if rank == 1:
-    report(error)
+
+def meet_an_error():
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
+    if dist.get_rank() == 1:
+        error = DataError("the file is gone")
+    dist.barrier()
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    if rank == 1:
+        report(error)
 """
 
 
 def test_after_the_process_group_every_rank_prints_its_own_error(tmp_path):
     (tmp_path / "script.py").write_text(IN_A_GROUP)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "rank 1: error: the file is gone\n" in done.stderr
+    ranks = run_processes(tmp_path / "script.py", "meet_an_error", processes=2)
+    assert [rank.stderr for rank in ranks] == ["", "rank 1: error: the file is gone\n"]
 
 
 @pytest.mark.parametrize(

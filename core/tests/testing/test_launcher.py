@@ -47,7 +47,6 @@ def test_a_process_has_a_group_an_environment_and_a_folder_of_its_own(
         assert rank["group"] == rank["pid"]
         assert rank["cwd"] == str(tmp_path)
         assert rank["path"][:3] == [str(tmp_path), "/first", "/second"]
-        assert rank["interrupt"]
         assert rank["descriptors"][0] == "/dev/null"
         torchrun = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         assert torchrun.items() <= rank["environment"].items()
@@ -238,6 +237,14 @@ def test_a_variable_that_is_read_at_the_start_makes_an_interpreter() -> None:
     with start_command("--version", environment=os.environ | {"TORCH_LOGS": "+all"}) as running:
         assert running.why_fresh == "TORCH_LOGS is read when a process starts"
         assert running.wait(60) == 0
+
+
+def test_what_libraries_set_when_they_are_imported_makes_no_interpreter() -> None:
+    import torch._inductor.config  # noqa: F401  (sets TORCHINDUCTOR_CACHE_DIR)
+    import transformers  # noqa: F401
+
+    with start_command("--version") as running:
+        assert running.why_fresh == ""
 
 
 def test_where_there_is_no_fork_there_are_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:

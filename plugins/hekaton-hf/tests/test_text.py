@@ -7,8 +7,6 @@ import gzip
 import json
 import lzma
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +16,7 @@ import pytest
 from hekaton.data import Documents
 from hekaton.data.loader import build_loader
 from hekaton.errors import DataError
+from hekaton.testing import run_processes
 from hekaton_hf.sections import TextDatasetSection
 from hekaton_hf.text import build
 from hekaton_hf.tokenizer import build as build_tokenizer
@@ -175,18 +174,15 @@ def test_workers_after_the_tokenizer_had_threads(
 
 def test_processes_that_open_the_same_files_at_once(here: Path) -> None:
     jsonl(here / "a.jsonl", TEXTS * 1000)
-    code = (
-        "from hekaton_hf.text import build; from hekaton_hf.sections import TextDatasetSection\n"
-        "documents = build(TextDatasetSection(), 'a.jsonl')\n"
-        "print(len(documents), documents.fetch([4999])[0], documents.fingerprint)"
-    )
-    command = [sys.executable, "-W", "error", "-c", code]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    outputs = [process.communicate(timeout=100) for process in running]
-    assert {errors for _, errors in outputs} == {""}  # and no progress bars
-    (said,) = {output for output, _ in outputs}
+    cache = os.environ["HF_DATASETS_CACHE"]
+    # It is read when datasets is imported.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}
+    ranks = run_processes(
+        Path(__file__).with_name("text_on_processes.py"), "build_and_tell", processes=3,
+        environment=environment, path="a.jsonl", cache=cache,
+    )  # fmt: skip
+    assert {rank.stderr for rank in ranks} == {""}  # and no progress bars
+    (said,) = {rank.stdout for rank in ranks}
     assert said.startswith("5000 five ")
 
 

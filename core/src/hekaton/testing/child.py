@@ -18,14 +18,18 @@ SETTINGS = {
     "OPENBLAS_NUM_THREADS": "1",  # its threads would be there at the fork
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # whether there are devices is asked without initialising CUDA
 }
-"""The server's own environment."""
+"""The server's own environment, above that of the tests."""
+
+OF_THE_TESTS = dict(os.environ)
+"""What the environment was when this was imported, before a test patched it."""
 
 APPLIED = {*SETTINGS, "PYTHONPATH", "PYTHONFAULTHANDLER"}
 """Variables that need no fresh interpreter although they are read when a process starts."""
 
 READ_AT_IMPORT = (
-    "PYTHON", "TORCH", "PYTORCH", "HF_", "HUGGING", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "OPENBLAS_",
-    "LD_", "MALLOC_", "ARROW_", "LANG", "LC_", "TZ",
+    "PYTHON", "PYTORCH_", "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TORCH_DEVICE_BACKEND", "HF_",
+    "HUGGINGFACE_", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "LD_", "MALLOC_", "ARROW_", "LANG",
+    "LC_", "TZ",
 )  # fmt: skip
 """How the names of variables begin that Python and libraries read when they start or are imported."""
 

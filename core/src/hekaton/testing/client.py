@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hekaton.testing.child import SETTINGS, Request
+from hekaton.testing.child import OF_THE_TESTS, SETTINGS, Request
 from hekaton.testing.folder import locked, server_folder
 from hekaton.testing.server import command
 
@@ -96,7 +96,7 @@ def _start(folder: Path) -> socket.socket:
             (os.POSIX_SPAWN_OPEN, 1, str(folder / "log"), write, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
-        started = os.posix_spawn(sys.executable, arguments, os.environ | SETTINGS, file_actions=streams)
+        started = os.posix_spawn(sys.executable, arguments, OF_THE_TESTS | SETTINGS, file_actions=streams)
     os.waitpid(started, 0)  # it has forked itself: no child of this process is left
     connection = _connected()
     # It answers when it has imported everything.

@@ -1,0 +1,230 @@
+"""Random runs: each is refused by name before anything is built, or computes what one process does.
+
+Sizes that divide and sizes that don't, degrees, schedules, strategies, batches. Most draws are near to something
+that trains, and about half of them have a fault that the configuration has to name.
+
+``HEKATON_TEST_SEED`` repeats the draws of a run, whose seed is printed.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hekaton.parallel.schedules import SCHEDULES
+from hekaton.testing import run_command, run_processes
+from hekaton.testing.steps import train_steps
+
+SCRIPT = Path(__file__).with_name("draws_on_processes.py")
+STEPS = 3
+NUMBERS = range(150)
+TOLERANCE = 1e-9
+"""Relative; in float64 a right layout agrees to 1e-12 or so."""
+FIXED = [
+    "--plugins.load", str(SCRIPT.with_name("short_documents.py")),
+    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--training.dataset", "short_documents", "--training.steps", str(STEPS), "--training.max_norm", "0.5",
+    "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
+    "--training.mixed_precision_reduce", "float64", "--lr_scheduler.warmup_steps", "1",
+]  # fmt: skip
+MOST_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A run to be refused, or to be what it is on one process.
+
+    :param batch: rows of a step.
+    :param alone: the flags of the model and its data, which one process takes as well.
+    :param layout: the flags that must not change what is computed.
+    """
+
+    number: int
+    processes: int
+    batch: int
+    alone: list[str]
+    layout: list[str]
+
+    @property
+    def flags(self) -> list[str]:
+        return [*FIXED, *self.alone, *self.layout]
+
+    @property
+    def reference(self) -> list[str]:
+        rows = ["--training.local_batch_size", str(self.batch)]
+        return [*FIXED, *self.alone, *rows, "--activation_checkpoint.mode", "none"]
+
+
+def draw(seed: int, number: int) -> Draw:
+    """The draw of a number, the same for the same seed."""
+    pick = random.Random(f"{seed} {number}")
+    degrees = _degrees(pick)
+    size, sizes = _sizes(pick, degrees)
+    batch, rows = _batch(pick, degrees)
+    alone = [
+        "--model.overrides", json.dumps(sizes),
+        "--training.seq_len", str(_length(pick, degrees)),
+        "--training.global_batch_size", str(batch), "--training.packing", pick.choice(["pack", "pack", "concat"]),
+    ]  # fmt: skip
+    layout = [
+        "--parallelism.data_parallel_replicate_degree", str(degrees["replicate"]),
+        "--parallelism.data_parallel_shard_degree", str(degrees["shard"]),
+        "--parallelism.context_parallel_degree", str(degrees["cp"]),
+        "--parallelism.tensor_parallel_degree", str(degrees["tp"]),
+        "--parallelism.pipeline_parallel_degree", str(degrees["pp"]),
+        "--training.local_batch_size", str(rows),
+        *_checkpointing(pick),
+    ]  # fmt: skip
+    if degrees["tp"] > 1:
+        layout += pick.choice([[], [], ["--parallelism.no-sequence_parallel"]])
+        layout += pick.choice([[], [], ["--parallelism.disable_loss_parallel"]])
+    if degrees["cp"] > 1:
+        strategy = pick.choice(["allgather", "ring", "ulysses"])
+        layout += ["--parallelism.context_parallel_strategy", strategy]
+        layout += pick.choice([[], ["--parallelism.context_parallel_load_balancer", "none"]])
+    if degrees["pp"] > 1:
+        layout += ["--parallelism.pipeline_parallel_schedule", pick.choice(SCHEDULES)]
+        layout += pick.choice([[], [], ["--parallelism.pipeline_parallel_microbatch_size", "2"]])
+    if degrees["shard"] > 1:
+        layout += pick.choice(
+            [[], [], ["--parallelism.fsdp_reshard_after_forward", pick.choice(["always", "never"])]]
+        )
+    return Draw(number, size, batch, alone, layout)
+
+
+def _degrees(pick: random.Random) -> dict[str, int]:
+    """Of which most are 1, and whose product is at most the number of processes."""
+    while True:
+        degrees = {
+            axis: pick.choice([1, 1, 1, 2, 2, 3, 4]) for axis in ("replicate", "shard", "cp", "tp", "pp")
+        }
+        if 1 < _product(degrees) <= MOST_PROCESSES:
+            return degrees
+
+
+def _product(degrees: dict[str, int]) -> int:
+    product = 1
+    for degree in degrees.values():
+        product *= degree
+    return product
+
+
+def _sizes(pick: random.Random, degrees: dict[str, int]) -> tuple[int, dict[str, int]]:
+    tp = degrees["tp"]
+    heads = pick.choice([tp * 2, tp * 4, 4, 8, 6])
+    kv_heads = pick.choice([divisor for divisor in range(1, heads + 1) if heads % divisor == 0] + [heads] * 2)
+    sizes = {
+        "dim": heads * pick.choice([4, 8, 8]),
+        "n_layers": pick.choice([1, 2, 3, 4, 5, 8]),
+        "n_heads": heads,
+        "n_kv_heads": kv_heads,
+        "hidden_dim": pick.choice([tp * 16, tp * 16, 48, 64, 50]),
+        "vocab_size": pick.choice([258, 264, 264, 276, 288]),
+    }
+    return _product(degrees), sizes
+
+
+def _batch(pick: random.Random, degrees: dict[str, int]) -> tuple[int, int]:
+    """Rows of a step, and of what a process takes at once."""
+    dp = degrees["replicate"] * degrees["shard"]
+    rows = pick.choice([1, 2, 4, 4, 8]) if degrees["pp"] == 1 else pick.choice([2, 4, 8, 8])
+    accumulated = pick.choice([1, 1, 2])
+    return pick.choice([dp * rows * accumulated] * 5 + [dp * rows * accumulated + 1]), rows
+
+
+def _length(pick: random.Random, degrees: dict[str, int]) -> int:
+    even = 2 * degrees["cp"] * degrees["tp"]
+    return pick.choice([even * 4, even * 4, even * 2, 24, 32, 30])
+
+
+def _checkpointing(pick: random.Random) -> list[str]:
+    mode = pick.choice(["none", "none", "full", "selective"])
+    option = (
+        ["--activation_checkpoint.selective_ac_option", pick.choice(["2", "op"])]
+        if mode == "selective"
+        else []
+    )
+    return ["--activation_checkpoint.mode", mode, *option]
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def seed(pytestconfig):
+    """Another one each time, the same for all workers of pytest-xdist."""
+    given = os.environ.get("HEKATON_TEST_SEED")
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(random.SystemRandom().random())
+    seed = int(given) if given else int(hashlib.sha256(run.encode()).hexdigest()[:8], 16)
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nHEKATON_TEST_SEED={seed}")
+    return seed
+
+
+@pytest.fixture(scope="module")
+def drawn(seed):
+    return {number: draw(seed, number) for number in NUMBERS}
+
+
+@pytest.fixture(scope="module")
+def checked(drawn, tmp_path_factory):
+    """Number -> status and words of ``hekaton config check``."""
+    folder = tmp_path_factory.mktemp("checked")
+    cases = {number: {"flags": its.flags, "processes": its.processes} for number, its in drawn.items()}
+    (folder / "cases.json").write_text(json.dumps(cases))
+    run_processes(SCRIPT, "check_all", processes=1, timeout=300, folder=str(folder))
+    said = json.loads((folder / "said.json").read_text())
+    return {int(number): tuple(its) for number, its in said.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, checked, tmp_path_factory):
+    """Number -> (losses and norms on its processes, alone), of those that were accepted."""
+    folder = tmp_path_factory.mktemp("trained")
+    accepted = [its for number, its in drawn.items() if checked[number][0] == 0]
+    alone = train({its.number: its.reference for its in accepted}, 1, folder)
+    spread = {}
+    for processes in sorted({its.processes for its in accepted}):
+        cases = {its.number: its.flags for its in accepted if its.processes == processes}
+        spread |= train(cases, processes, folder)
+    return {number: (spread[number], alone[number]) for number in alone}
+
+
+def train(runs, processes, folder):
+    named = {str(number): words for number, words in runs.items()}
+    numbers = train_steps(named, processes=processes, steps=STEPS, folder=folder, timeout=580)
+    return {int(number): its for number, its in numbers.items()}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_draw_is_refused_by_name_or_is_the_single_process(number, seed, drawn, checked, trained):
+    what = f"HEKATON_TEST_SEED={seed} number {number}: {' '.join(drawn[number].flags)}"
+    status, said = checked[number]
+    assert status in (0, 2), f"{what}\n{said}"
+    if status == 2:
+        assert said.startswith("error: "), f"{what}\n{said}"
+        assert "Traceback" not in said
+        return
+    spread, one = trained[number]
+    assert len(spread) == len(one) == STEPS
+    for step, (got, expected) in enumerate(zip(spread, one, strict=True)):
+        assert got == pytest.approx(expected, rel=TOLERANCE), f"step {step} of {what}"
+
+
+def test_many_draws_train_and_many_are_refused(checked):
+    statuses = Counter(status for status, _ in checked.values())
+    assert min(statuses[0], statuses[2]) > len(NUMBERS) // 6, statuses
+
+
+def test_a_run_that_is_refused_ends_with_the_words_of_the_check(drawn, checked):
+    refused = [number for number, (status, _) in checked.items() if status == 2][:4]
+    for number in refused:
+        torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(drawn[number].processes)}
+        done = run_command("train", *drawn[number].flags, environment=os.environ | torchrun)
+        assert done.returncode == 2
+        assert done.stderr == checked[number][1]
