@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from hekaton.cli import main
 from hekaton.config import load
 from hekaton.errors import ConfigErrors
+from hekaton.testing import run_command
 
 PLUGIN = '''
 from hekaton.config import SectionModel
@@ -81,10 +80,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_trains_for_it(run: Path, plugin: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hekaton", "train", str(run), *plugin],
-        cwd=run.parent, capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
+    done = run_command("train", str(run), *plugin, cwd=run.parent)
     assert done.returncode == 0, done.stderr
     assert re.findall(r" loss (\S+)", done.stderr) == ["7.5000"] * 2
     assert 'objective = "constant"' in (run.parent / "outputs" / "config.toml").read_text()

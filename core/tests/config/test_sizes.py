@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hekaton.config import check
 from hekaton.errors import ConfigErrors
+from hekaton.testing import run_command
 
 
 @pytest.mark.parametrize(
@@ -126,10 +125,7 @@ def edited(plugin_file: Path, old: str, new: str) -> list[str]:
 )
 def test_tables_are_checked_without_parallelism(plugin_file, old, new, message):
     # In a process of its own: a plugin of the same name is loaded in this one.
-    done = subprocess.run(
-        [sys.executable, "-m", "hekaton", "config", "check", *edited(plugin_file, old, new)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run_command("config", "check", *edited(plugin_file, old, new))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

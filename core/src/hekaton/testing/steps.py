@@ -65,9 +65,9 @@ def _train(words: list[str], steps: int) -> list[tuple[float, float]]:
     torch._dynamo.reset()  # what was compiled before counts towards the limit of recompilations
     trainer = Trainer(loaded, process)
     numbers = []
-    for _ in range(steps):
-        part = trainer.forward_backward(trainer.loader.next_step())
-        loss = all_sum(part.clone(), trainer.meshes.report.get_group()).item()
-        numbers.append((loss, trainer.optimizer_step().item()))
+    for trainer.step in range(1, steps + 1):
+        losses, grad_norm = trainer.train_step()
+        loss = all_sum(losses["loss"].clone(), trainer.meshes.report.get_group())
+        numbers.append((loss.item(), grad_norm.item()))
     trainer.loader.close()
     return numbers
