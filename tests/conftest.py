@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -68,6 +69,18 @@ def first_party_plugins() -> dict[str, str]:
         for name in project.get("entry-points", {}).get("hekaton", {}):
             plugins[name] = project["name"]
     return plugins
+
+
+@pytest.fixture(scope="session")
+def requirements() -> list[Requirement]:
+    """What the distributions of the repository need of others, extras aside."""
+    needed: dict[str, Requirement] = {}
+    for folder in distribution_folders():
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        for text in project["dependencies"]:
+            if not text.startswith("hekaton"):
+                needed[text] = Requirement(text)
+    return list(needed.values())
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,22 @@ def test_a_tokenizer_wins_over_files_beside_it_that_contradict_it(train: Train, 
     assert said(train("--model.hf_assets_path", "assets", folder="more"))["eos_token_id"] == [8, 5]
 
 
+def test_a_tokenizer_that_is_not_the_trained_one_is_told(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer_at(tmp_path / "assets", bos_token="w3", eos_token="w5")
+    train("--model.hf_assets_path", "assets")
+    assert main(["convert", "to-hf", "run/checkpoint/step-1", "same", "--hf_assets_path", "assets"]) == 0
+    assert "it is another one" not in capsys.readouterr().err
+    tokenizer_at(tmp_path / "other", bos_token="w3", eos_token="w6")
+    assert main(["convert", "to-hf", "run/checkpoint/step-1", "out", "--hf_assets_path", "other"]) == 0
+    assert (
+        "the tokenizer in 'other' ends texts with id 6, the model was trained with 5"
+        in capsys.readouterr().err
+    )
+    assert said(tmp_path / "out")["eos_token_id"] == 6
+
+
 def test_what_the_source_says_goes_through_a_conversion(tmp_path: Path) -> None:
     source(
         tmp_path / "hf", max_position_embeddings=2048, bos_token_id=11, eos_token_id=[12, 13], pad_token_id=14,

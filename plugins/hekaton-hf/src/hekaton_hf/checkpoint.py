@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
-from hekaton.weights.facts import POSITIONS, TOKEN_IDS
+from hekaton.weights.facts import POSITIONS, TOKEN_IDS, SpecialTokens
 from hekaton.weights.format import Weights, WriteOptions
 from hekaton.weights.lazy import Region
 from hekaton_hf.assets import check_ids, facts_of_assets
 from hekaton_hf.folders import CONFIG, GENERATION, read_json, write_json
 from hekaton_hf.safetensors_file import DTYPES, write_file
+
+log = logging.getLogger("hekaton")
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -165,7 +168,9 @@ def _write_rest(folder: Path, weights: Weights, files: Mapping[str, list[str]], 
         for name in TOKENIZER_FILES:
             if (assets / name).is_file():
                 shutil.copyfile(assets / name, folder / name)
-        facts = facts.then(facts_of_assets(assets))
+        beside = facts_of_assets(assets)
+        _warn_of_another_tokenizer(assets, before=facts.tokens, beside=beside.tokens)
+        facts = facts.then(beside)
     if facts.positions is not None:
         config[POSITIONS] = facts.positions
     if facts.tokens is not None:
@@ -178,3 +183,19 @@ def _write_rest(folder: Path, weights: Weights, files: Mapping[str, list[str]], 
         where = {key: name for name, keys in files.items() for key in keys}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     write_json(folder / CONFIG, config)
+
+
+def _warn_of_another_tokenizer(
+    assets: Path, *, before: SpecialTokens | None, beside: SpecialTokens | None
+) -> None:
+    trained = set() if before is None else set(before.eos_ids)
+    copied = set() if beside is None else set(beside.eos_ids)
+    if trained and copied and not trained & copied:
+        log.warning(
+            "the tokenizer in '%s' ends texts with id %s, the model was trained with %s: it is another one",
+            assets, _listed(copied), _listed(trained),
+        )  # fmt: skip
+
+
+def _listed(ids: set[int]) -> str:
+    return " or ".join(map(str, sorted(ids)))
