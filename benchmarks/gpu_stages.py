@@ -409,13 +409,16 @@ def attempt(what: str, work: Callable[[], object], emit: Emit) -> None:
 
 
 def checkpoint(emit: Emit) -> None:
-    """Steps with and without a save in the background, by the time from one step's end to the next."""
+    """Steps with and without a save in the background, by the time from one step's end to the next.
+
+    Between two saves lies more time than one takes: a save that comes sooner waits for the one before.
+    """
     from hekaton.config import check, load
     from hekaton.contributions import hookimpl
     from hekaton.distributed import process_group, this_process
     from hekaton.trainer import Trainer
 
-    n_layers, interval, steps = (1, 8, 20) if not SMALL else (2, 2, 5)
+    n_layers, interval, steps = (1, 150, 455) if not SMALL else (2, 2, 5)
     ends: list[float] = []
 
     class Watch:
