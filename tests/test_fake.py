@@ -165,8 +165,8 @@ from hekaton.contributions import Converter, Ref, hookimpl
 from hekaton.errors import ConfigError
 
 class Broken:
-    def convert(self, model):
-        pass
+    def convert(self, draft):
+        return draft
 
     def after_step(self, model_parts):
         raise ConfigError("nothing to do for these parts")

@@ -88,10 +88,11 @@ seen = {"steps": [], "after_step": 0}
 class Freeze:
     """Freezes every norm."""
 
-    def convert(self, model):
-        for module in model.modules():
+    def convert(self, draft):
+        for module in draft.model.modules():
             if isinstance(module, nn.RMSNorm):
                 module.weight.requires_grad_(False)
+        return draft
 
     def after_step(self, model_parts):
         seen["after_step"] += 1

@@ -78,6 +78,7 @@ def train(flags: list[str], folder: str, *, mutation: str | None = None) -> dict
             if step == 0:
                 result |= {"first_loss": loss, "grad_norm": grad_norm}
     result["last_loss"] = loss
+    result["buffers"] = whole_buffers(trainer)
     trainer.loader.close()
     return result
 
@@ -94,6 +95,19 @@ def whole(trainer: Trainer, what) -> dict[str, torch.Tensor]:
     return {name: tensor for part in everywhere for name, tensor in part.items()}
 
 
+def whole_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The buffers that a checkpoint keeps, of all stages of a pipeline."""
+    mine = {
+        name: tensor.clone()
+        for part in trainer.model_parts
+        for name, tensor in part.state_dict().items()
+        if name in dict(part.named_buffers())
+    }
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
+    return {name: tensor for part in everywhere for name, tensor in part.items()}
+
+
 def difference(result: dict, expected: dict) -> dict[str, float]:
     """Relative differences; of gradients the largest norm-wise, of weights whether any bit."""
     assert result["weights"].keys() == expected["weights"].keys()
@@ -105,6 +119,10 @@ def difference(result: dict, expected: dict) -> dict[str, float]:
     return {
         "weights": float(
             not all(torch.equal(w, expected["weights"][name]) for name, w in result["weights"].items())
+        ),
+        "buffers": float(
+            result["buffers"].keys() != expected["buffers"].keys()
+            or not all(torch.equal(b, expected["buffers"][name]) for name, b in result["buffers"].items())
         ),
         "gradients": gradients[worst],
         "worst_gradient": worst,

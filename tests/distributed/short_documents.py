@@ -43,13 +43,15 @@ class Tie:
         self.groups = groups
         self.shared = shared
 
-    def convert(self, model):
+    def convert(self, draft):
+        model = draft.model
         for first, *others in self.groups:
             for name in others:
                 model.get_submodule(name).weight = model.get_submodule(first).weight
         if self.shared:
             first, second = self.shared
             model.layers[second] = model.layers[first]
+        return draft
 
 
 def within_stages(section, dims):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hekaton.contributions import Component, ContextParallel, Converter, Model, Objective, ParallelStyle
+from hekaton.draft import Draft, apply_converters
 from hekaton.errors import ConfigError, ConfigErrors, DataError, choices_hint
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
@@ -23,6 +24,7 @@ from hekaton.parallel.pipeline import cut, stage_layout
 from hekaton.parallel.plan import ParallelPlan, check_plan
 from hekaton.parallel.tensor import TensorContext, Word, tensor_rows
 from hekaton.parallel.ties import tie, ties
+from hekaton.patterns import with_owners
 from hekaton.plugins import Plugins
 from hekaton.spec import ModelConverter, TrainSpec
 
@@ -86,7 +88,10 @@ def check_vocabulary(tokenizer: Tokenizer, model_config: Any, config: JobConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class MetaModel:
-    """The whole model before it is cut: on the meta device, converted, its tables resolved."""
+    """The whole model before it is cut: on the meta device, converted, its tables resolved.
+
+    :param draft: the model after the converters; it says how an export merges what they added.
+    """
 
     spec: TrainSpec
     config: Any
@@ -94,6 +99,7 @@ class MetaModel:
     plan: ParallelPlan
     initializers: Mapping[str, Initializer]
     converters: Sequence[ModelConverter]
+    draft: Draft
 
 
 def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaModel:
@@ -106,25 +112,23 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
             model = spec.model(settings)
     finally:
         torch.set_default_dtype(default)
-    if next(model.buffers(), None) is not None and not hasattr(model, "reset_buffers"):
-        raise ConfigError(
-            f"model '{spec.name}' has buffers and no reset_buffers() to fill them",
-            hint="models are built without memory: define reset_buffers(), or compute the values in forward",
-        )
-    converters = []
-    for name in config.model.converters:
-        converter = build_component(config, plugins, Converter, name, dims)
-        converter.convert(model)
-        converters.append(converter)
-    plan = spec.plan(settings)
-    check_plan(model, plan, what=spec.name)
+    draft = Draft(
+        what=spec.name, config=settings, model=model, plan=spec.plan(settings), init=spec.init(settings)
+    )
+    converters = {
+        name: build_component(config, plugins, Converter, name, dims) for name in config.model.converters
+    }
+    draft = apply_converters(draft, converters)
+    buffer_owners(draft.model, what=spec.name)
+    check_plan(draft.model, draft.plan, what=spec.name)
     return MetaModel(
         spec=spec,
         config=settings,
-        model=model,
-        plan=plan,
-        initializers=resolve_init(model, spec.init(settings), what=spec.name),
-        converters=converters,
+        model=draft.model,
+        plan=draft.plan,
+        initializers=resolve_init(draft.model, draft.init, what=spec.name),
+        converters=list(converters.values()),
+        draft=draft,
     )
 
 
@@ -189,7 +193,7 @@ def give_memory(built: BuiltModel, config: JobConfig, *, device: torch.device) -
     offloaded stay on the CPU."""
     memory = torch.device("cpu") if config.training.enable_cpu_offload else device
     for part in built.parts.values():
-        materialize(part, memory)
+        materialize(part, memory, buffers=device)
         part.train()
 
 
@@ -218,6 +222,7 @@ def make_layout(
     return Layout(
         plan=meta.plan,
         words=tensor_words(meta, config, plugins) if dims.tp > 1 else {},
+        parallelize=meta.spec.parallelize,
         tensor=TensorContext(
             sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
         ),
@@ -231,6 +236,8 @@ def tensor_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[s
 
     :raises UnknownName: for a word that nobody contributes, :class:`ConfigError` for a row that does not fit.
     """
+    if meta.spec.parallelize is not None and not meta.plan.tensor:
+        return {}
     rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
     for word in sorted(set(rows.values())):
         plugins.get(ParallelStyle, word)
@@ -282,14 +289,44 @@ def _as_tuple(value: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Ten
     return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
 
-def materialize(model: nn.Module, device: torch.device) -> None:
+def buffer_owners(model: nn.Module, *, what: str) -> list[nn.Module]:
+    """The modules whose ``reset_buffers()`` fills the buffers of a model, from the outside in: for each
+    buffer the nearest one around it that has the method.
+
+    :raises ConfigError: for a buffer that none of them owns.
+    """
+    modules = dict(model.named_modules())
+    owners: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        if all(buffer is None for buffer in module._buffers.values()):
+            continue
+        around = [*with_owners(name), ""]
+        owner = next((one for one in around if hasattr(modules[one], "reset_buffers")), None)
+        if owner is None:
+            where = f": {', '.join(module._buffers)} of '{name}'" if name else ""
+            raise ConfigError(
+                f"model '{what}' has buffers and no reset_buffers() to fill them{where}",
+                hint="models are built without memory: define reset_buffers() on the module that has them, "
+                "or compute the values in forward",
+            )
+        owners[owner] = modules[owner]
+    return [module for name, module in modules.items() if name in owners]
+
+
+def materialize(model: nn.Module, device: torch.device, *, buffers: torch.device | None = None) -> None:
     """Give a model on the meta device memory on ``device``, uninitialised; tied parameters stay tied.
 
-    Buffers are the model's own to fill, in ``reset_buffers()``.
+    Buffers are filled by the modules that own them, in ``reset_buffers()``.
+
+    :param buffers: where they are, if not on ``device``: they are not offloaded with the parameters.
     """
     tied = ties(model)
     model.to_empty(device=device)
     tie(model, tied)
-    if next(model.buffers(), None) is not None:
-        reset_buffers: Any = model.reset_buffers
-        reset_buffers()
+    for module in model.modules() if buffers not in (None, device) else ():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=buffers)
+    owner: Any
+    for owner in buffer_owners(model, what=type(model).__name__):
+        owner.reset_buffers()

@@ -132,7 +132,7 @@ class ContextParallel(Component):
 class Converter(Component):
     """A model converter for ``[model] converters``.
 
-    ``build(section, dims)`` returns an object with ``convert(model)`` and, where it needs one,
+    ``build(section, dims)`` returns an object with ``convert(draft)`` and, where it needs one,
     ``after_step(model_parts)``; see :class:`hekaton.spec.ModelConverter`.
     """
 
@@ -236,6 +236,14 @@ class CheckpointFormat(Component):
     """
 
     build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Contribution):
+    """A rule between sections. ``rule(run)`` is given a :class:`hekaton.config.rules.Run` and yields
+    violations, and notices as plain strings; its module is light to import, since every run imports it."""
+
+    rule: Ref
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from hekaton.build import override
+from hekaton.build import build_meta, override
 from hekaton.checkpoint.exchange import StoredModel, open_model, write_model
 from hekaton.checkpoint.folders import sync
 from hekaton.checkpoint.state import model_tensors
+from hekaton.config.job import config_class
 from hekaton.contributions import Model
-from hekaton.errors import CheckpointError
+from hekaton.draft import Draft
+from hekaton.errors import CheckpointError, HekatonError
+from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.weights import LazyTensor
@@ -167,7 +172,33 @@ def _described(
                 f"{stored.folder} is {name} {of_flavor}, not {flavor}", hint="\n".join(differences)
             )
     overrides = describe.get("config", {}).get("model", {}).get("overrides", {})
-    return Counterpart(spec=spec, flavor=chosen, config=override(config, overrides, name), adapter=adapter)
+    return Counterpart(
+        spec=spec,
+        flavor=chosen,
+        config=override(config, overrides, name),
+        adapter=adapter,
+        draft=_converted(plugins, stored),
+    )
+
+
+def _converted(plugins: Plugins, stored: StoredModel) -> Draft | None:
+    """The draft of the run that saved a checkpoint, where that had converters.
+
+    :raises CheckpointError: when a converter, or what it was configured with, is not there any more.
+    """
+    content = stored.manifest.describe.get("config", {})
+    if not content.get("model", {}).get("converters"):
+        return None
+    config_type, _ = config_class(plugins)
+    try:
+        config = config_type.model_validate_json(json.dumps(content), strict=True)
+        return build_meta(config, plugins, ParallelDims()).draft
+    except (ValidationError, HekatonError) as error:
+        names = ", ".join(content["model"]["converters"])
+        raise CheckpointError(
+            f"{stored.folder} was trained with the converters {names}, which cannot be run again: {error}",
+            hint="install the plugins that the run had, or name them with --plugins.load",
+        ) from error
 
 
 def _check_source(source: Path) -> None:

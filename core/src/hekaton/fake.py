@@ -137,6 +137,9 @@ def play(loaded: Loaded, process: Process) -> Played:
             assembled.forward_backward.accumulate(*_prepared(assembled))
             peak = observer.peak
             observer.phase = "optimizer"
+            if assembled.meta.spec.before_step is not None:
+                with torch.no_grad():
+                    assembled.meta.spec.before_step(assembled.parts, meshes)
             clip_grad_norm(parameters, config.training.max_norm, pipeline=meshes.dense["pp"].get_group())
             assembled.learning_rate.apply()
             for optimizer in assembled.optimizers:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from hekaton.contributions import (
+    Check,
     CheckpointFormat,
     Command,
     ContextParallel,
@@ -31,6 +32,7 @@ from hekaton.urls import UrlPath
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
+    from hekaton.control import RunControl
 
 hookspec = pluggy.HookspecMarker("hekaton")
 
@@ -78,12 +80,14 @@ def hekaton_context_parallel() -> list[ContextParallel]:  # type: ignore[empty-b
 def hekaton_converters() -> list[Converter]:  # type: ignore[empty-body]
     """Contribute model converters, which a run enables by name, in order, with ``[model] converters``.
 
-    A converter changes the freshly built model on the meta device, before it is parallelised: it swaps linear
-    layers, wraps modules, freezes parameters.
+    A converter changes the draft of a model, before it is parallelised: the module on the meta device (it
+    swaps linear layers, adds parameters), rows and words of its plan, its init table, which parameters are
+    trained, and how an export merges what was added.
 
     :returns: one record per converter. ``build(section, dims)`` is called with the converter's own
         configuration section and the :class:`hekaton.mesh.ParallelDims` of the run, and must return an object
-        with ``convert(model)``; an optional ``after_step(model_parts)`` runs after each optimizer step.
+        with ``convert(draft)``, which returns the :class:`hekaton.draft.Draft`, changed; an optional
+        ``after_step(model_parts)`` runs after each optimizer step.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
     """
 
@@ -208,21 +212,42 @@ def hekaton_commands() -> list[Command]:  # type: ignore[empty-body]
 
 
 @hookspec
-def hekaton_run_started(config: "JobConfig", step: int) -> None:
-    """Called on every rank when the model is built and loaded, before the first step.
+def hekaton_checks() -> list[Check]:  # type: ignore[empty-body]
+    """Contribute rules between sections, which every run is checked by before anything is built.
 
-    :param config: the resolved configuration.
-    :param step: the number of steps already done, 0 for a fresh run.
+    :returns: one record per rule. ``rule(run)`` is given a :class:`hekaton.config.rules.Run` and yields
+        violations (``run.violation(message, "section.field", hint=...)``) and, as plain strings, notices. It
+        yields nothing in a run that its plugin has no part in.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
     """
 
 
 @hookspec
-def hekaton_step_ended(step: int, metrics: Mapping[str, float]) -> None:
+def hekaton_run_started(config: "JobConfig", step: int, control: "RunControl") -> None:
+    """Called on every rank when the model is built and loaded, before the first step.
+
+    :param config: the resolved configuration.
+    :param step: the number of steps already done, 0 for a fresh run.
+    :param control: what asks the run to save or to stop, at any time: a signal handler may keep it.
+    """
+
+
+@hookspec
+def hekaton_step_ended(step: int, metrics: Mapping[str, float], control: "RunControl") -> None:
     """Called on every rank after each optimizer step.
 
     :param step: the number of steps done, from 1.
     :param metrics: the numbers of this step where it was logged, and ``validation_loss`` where it was
         validated; empty otherwise.
+    :param control: ``control.ask(stop=True, save=True, reason=...)``, on any rank, ends the run after a save:
+        after this step on one process, after the next on several.
+
+    Example: a plugin stops a run at a loss::
+
+        @hookimpl
+        def hekaton_step_ended(step, metrics, control):
+            if metrics.get("loss", math.inf) < 2.0:
+                control.ask(stop=True, save=True, reason="the loss is below 2")
     """
 
 

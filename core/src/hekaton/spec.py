@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
 from hekaton.init import Initializer
 from hekaton.parallel.plan import ParallelPlan
+
+if TYPE_CHECKING:
+    from hekaton.draft import Draft
+    from hekaton.mesh import Meshes, ParallelDims
+    from hekaton.parallel.apply import Layout
 
 ModelConfig: TypeAlias = Any
 """A frozen dataclass of the model's own: what its flavors differ in."""
@@ -54,7 +59,8 @@ class TrainSpec:
     :param name: the model's name, as in ``[model] name``.
     :param model: ``model(config)`` builds the module, on whatever device is current (hekaton uses meta);
         its ``forward(**inputs)`` takes what the objective prepares and returns the outputs that it scores.
-        A module with buffers has a method ``reset_buffers()`` that fills them once they have memory.
+        A module with buffers, or one around it, has a method ``reset_buffers()`` that fills them once they
+        have memory. Persistent buffers are saved, resharded and exported as parameters are.
     :param flavors: name -> configuration, a frozen dataclass.
     :param plan: configuration -> how the model is cut; see :class:`hekaton.parallel.plan.ParallelPlan`.
     :param init: configuration -> parameter-name pattern -> initialiser. Every parameter needs a row.
@@ -66,7 +72,16 @@ class TrainSpec:
         before anything is built. What no run could do, the configuration refuses itself, with an error in
         its ``__post_init__``.
     :param flops_per_unit: ``flops_per_unit(config, seq_len)``: floating-point operations of forward and
-        backward per token, for TFLOP/s and MFU. Without it neither is reported.
+        backward per unit of work (per token), for TFLOP/s and MFU. Without it neither is reported.
+    :param before_step: ``before_step(parts, meshes)`` is called once per optimizer step, when the gradients
+        of the whole step are there and before they are clipped, without gradients being recorded: for state
+        that is no parameter, such as a router's bias. ``parts`` are the parts of the model on this rank;
+        what is counted in them is summed over ``meshes.loss``.
+    :param parallelize: the way out for a model that no plan can express.
+        ``parallelize(part, layout, meshes, dims, config)`` takes the place of tensor and context parallel,
+        activation checkpointing, compilation and FSDP of one part of the model, on the meta device, in
+        place; it may call the functions of :mod:`hekaton.parallel`. The plan cuts pipeline stages before.
+        Each parameter's gradient must be the sum over the ranks of ``meshes.loss``.
     """
 
     name: str
@@ -79,14 +94,16 @@ class TrainSpec:
     configure: Callable[[Any, Any], ModelConfig] | None = None
     check: Callable[[Any, RunFacts], Iterable[Refusal]] | None = None
     flops_per_unit: Callable[[Any, int], float] | None = None
+    before_step: Callable[[Sequence[nn.Module], Meshes], None] | None = None
+    parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, Any], None] | None = None
 
 
 @runtime_checkable
 class ModelConverter(Protocol):
     """What a converter's ``build`` returns. It may also define ``after_step(model_parts)``."""
 
-    def convert(self, model: nn.Module) -> None:
-        """Change ``model`` in place. Its parameters are on the meta device."""
+    def convert(self, draft: Draft) -> Draft:
+        """Change the model, its plan, its init table, what is trained, or how it is exported."""
 
 
 @runtime_checkable

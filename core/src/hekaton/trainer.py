@@ -17,6 +17,7 @@ from hekaton.build import build_component
 from hekaton.checkpoint.run import RunState, open_checkpoints
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
+from hekaton.control import RunControl
 from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
 from hekaton.finiteness import FiniteWatch, check_weights
@@ -43,6 +44,7 @@ class Trainer:
         self.plugins = loaded.plugins
         self.process = process
         self.step = 0
+        self.control = RunControl()
         set_determinism(config.debug, rank=process.rank)
         torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
         documents = build_component(
@@ -89,7 +91,8 @@ class Trainer:
             ending.push(checkpoints.end)
             reporter = ending.enter_context(Reporter(self.assembled, step=self.step))
             profiler = ending.enter_context(contextlib.closing(self._profiler()))
-            self.plugins.call("hekaton_run_started", config=config, step=self.step)
+            ending.callback(self.control.close)
+            self.plugins.call("hekaton_run_started", config=config, step=self.step, control=self.control)
             collect = ending.enter_context(
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
@@ -117,9 +120,17 @@ class Trainer:
                         validation = self.validation()
                     reporter.log(self.step, validation)
                     metrics = {**metrics, **validation}
-                self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics)
+                self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
                 profiler.step()
                 collect(self.step)
+                asked = self.control.agreed()
+                if asked.save and not checkpoints.due(self.step):
+                    log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))
+                    with self._left_out():
+                        checkpoints.save(self.step, good=self._is_good(losses, grad_norm))
+                if asked.stop:
+                    log.info("stopping after step %d: %s", self.step, "; ".join(asked.reasons))
+                    break
 
     def train_step(self) -> tuple[Losses, torch.Tensor]:
         """One optimizer step.
@@ -139,6 +150,10 @@ class Trainer:
 
     def optimizer_step(self) -> torch.Tensor:
         """Clip, step, forget the gradients; :returns: the gradient norm before clipping."""
+        before_step = self.assembled.meta.spec.before_step
+        if before_step is not None:
+            with torch.no_grad():
+                before_step(self.model_parts, self.meshes)
         parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
         grad_norm = clip_grad_norm(
             parameters, self.config.training.max_norm, pipeline=self.meshes.dense["pp"].get_group()

@@ -203,7 +203,7 @@ def test_a_refused_plugin_hears_no_lifecycle_hook():
         module.hekaton_step_ended = hookimpl(lambda step: heard.append(step))
         plugins.register(module, name=name)
     assert len(plugins.problems) == 2
-    plugins.call("hekaton_step_ended", step=1, metrics={})
+    plugins.call("hekaton_step_ended", step=1, metrics={}, control=None)
     assert heard == []
 
 
@@ -220,10 +220,10 @@ def test_lifecycle_hooks_are_called_on_every_plugin_with_what_they_ask_for(tmp_p
     plugins.register(two, name="two")
     plugins.check()
 
-    plugins.call("hekaton_step_ended", step=3, metrics={"loss": 2.5})
+    plugins.call("hekaton_step_ended", step=3, metrics={"loss": 2.5}, control=None)
     assert sorted(heard, key=str) == [(3, 2.5), 3]
     heard.clear()
-    plugins.call("hekaton_run_started", config="the configuration", step=0)
+    plugins.call("hekaton_run_started", config="the configuration", step=0, control=None)
     plugins.call("hekaton_checkpoint_saved", step=3, folder=tmp_path)
     error = ValueError("stopped")
     plugins.call("hekaton_run_ended", step=3, error=error)

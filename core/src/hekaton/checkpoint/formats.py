@@ -17,6 +17,7 @@ from hekaton.weights.counterpart import Counterpart, export, read_config
 from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.format import WeightFormat, WriteOptions
+from hekaton.weights.merge import added
 
 log = logging.getLogger("hekaton")
 
@@ -48,7 +49,9 @@ def load(
             raise CheckpointError(f"{what} is not {model}", hint="\n".join(differences))
         ours = model.from_hf(weights, what=what)
         model.check_shapes(ours, tensors, what=what)
-        return fill(tensors, ours), model.facts_of(weights)
+        # What converters add keeps its initial values.
+        there_too = {name: tensor for name, tensor in tensors.items() if name not in added(model.merges)}
+        return fill(there_too, ours), model.facts_of(weights)
 
     count, facts = ranks.each(filled)
     if ranks.is_first:

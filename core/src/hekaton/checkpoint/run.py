@@ -118,7 +118,7 @@ class NoCheckpoints:
         return False
 
     def save(self, step: int, *, good: bool) -> None:
-        raise AssertionError("a run without checkpoints was saved")
+        log.warning("step %d is not saved: checkpoint.enable is false", step)
 
     def save_seed(self) -> None:
         raise AssertionError("a run without checkpoints was saved")  # a rule
@@ -173,6 +173,9 @@ class RunCheckpoints:
         :param good: whether its loss and gradients are finite.
         """
         run = self._run
+        if self._settings.load_only:
+            log.warning("step %d is not saved: checkpoint.load_only is set", step)
+            return
         last = step == self._config.training.steps
         if last and self._settings.last_save_model_only:
             dtype = getattr(torch, self._settings.export_dtype)
@@ -252,6 +255,7 @@ class RunCheckpoints:
                 flavor=self._config.model.flavor,
                 config=meta.config,
                 adapter=adapter_of(self._plugins, self._config.model.name),
+                draft=meta.draft,
             ),
             "ranks": Ranks.of(),
         }

@@ -176,7 +176,7 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             tensor_words(meta, run.config, run.plugins)
         except HekatonError as e:
             yield e
-    if dims.cp > 1 and not meta.plan.context:
+    if dims.cp > 1 and not meta.plan.context and meta.spec.parallelize is None:
         yield run.violation(
             f"model '{run.config.model.name}' has no context-parallel plan: "
             "context_parallel_degree must be 1",

@@ -12,6 +12,7 @@ from hekaton.config.base import toml_value
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded
 from hekaton.config.sections import DataloaderSection
+from hekaton.contributions import Check
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.plugins import Plugins
 from hekaton.processor import has_fast_bfloat16
@@ -83,7 +84,8 @@ def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: boo
     problems: list[HekatonError] = []
     notices = []
     said = set()
-    for rule in RULES:
+    contributed: list[Rule] = [one.record.rule.load() for one in loaded.plugins.all(Check).values()]
+    for rule in (*RULES, *contributed):
         for found in rule(run):
             if isinstance(found, str):
                 notices.append(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ class Layout:
     :param tensor: the switches of the words.
     :param context: the context-parallel strategy, ``None`` without context parallel.
     :param stages: the pipeline's stages, ``None`` without a pipeline.
+    :param parallelize: the model's own function in place of the steps that follow the pipeline, see
+        ``TrainSpec.parallelize``.
     """
 
     plan: ParallelPlan
@@ -49,6 +51,7 @@ class Layout:
     tensor: TensorContext
     context: ContextStrategy | None = None
     stages: StageLayout | None = None
+    parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, JobConfig], None] | None = None
 
 
 def parallelize(
@@ -67,6 +70,9 @@ def parallelize(
     set_memory_budget(config.activation_checkpoint, Path(config.job.dump_folder, "memory_budget_pareto"))
     compiled = config.compile.enable and "model" in config.compile.components
     for part in parts.values():
+        if layout.parallelize is not None:
+            layout.parallelize(part, layout, meshes, dims, config)
+            continue
         if dims.tp > 1:
             apply_tensor_parallel(part, layout.words, meshes.dense["tp"], layout.tensor)
             if config.parallelism.enable_async_tensor_parallel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hekaton.contributions import CheckpointFormat, HFAdapter, Model
+from hekaton.draft import Draft, Merge
 from hekaton.errors import CheckpointError, ConfigError, choices_hint
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
@@ -18,6 +19,7 @@ from hekaton.spec import TrainSpec
 from hekaton.weights.facts import ModelFacts, facts_of
 from hekaton.weights.format import WeightFormat, Weights
 from hekaton.weights.lazy import LazyTensor, cast
+from hekaton.weights.merge import merged, unmerged
 from hekaton.weights.table import WeightTable
 
 _SHOWN = 10
@@ -25,12 +27,16 @@ _SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Counterpart:
-    """A model in one flavor, and its counterpart elsewhere."""
+    """A model in one flavor, and its counterpart elsewhere.
+
+    :param draft: the model after the run's converters, where it has some.
+    """
 
     spec: TrainSpec
     flavor: str
     config: Any
     adapter: HFAdapter
+    draft: Draft | None = None
 
     def __str__(self) -> str:
         return f"{self.spec.name} {self.flavor}".rstrip()
@@ -38,7 +44,14 @@ class Counterpart:
     @property
     def table(self) -> WeightTable:
         table: WeightTable = self.adapter.table.load()(self.config)
-        return table
+        if self.draft is None or not self.draft.rows:
+            return table
+        return dataclasses.replace(table, rows=[*table.rows, *self.draft.rows])
+
+    @property
+    def merges(self) -> Sequence[Merge]:
+        """How tensors of a converted model become those of the model as it was."""
+        return self.draft.merges if self.draft is not None else ()
 
     def differences_from(self, there: Any, *, besides: Collection[str] = ()) -> list[str]:
         """The fields of the configuration in which it differs from another one, a line each."""
@@ -46,6 +59,8 @@ class Counterpart:
 
     def on_meta(self) -> nn.Module:
         """The model, in no memory."""
+        if self.draft is not None:
+            return self.draft.model
         with torch.device("meta"):
             return self.spec.model(self.config)
 
@@ -63,7 +78,7 @@ class Counterpart:
                 f"{what} lists tensors that none of its files holds",
                 hint=f"not in the files: {', '.join(absent[:_SHOWN])}{more}",
             )
-        return table.from_hf(weights.tensors, what=what)
+        return unmerged(self.merges, table.from_hf(weights.tensors, what=what))
 
     def facts_of(self, weights: Weights) -> ModelFacts:
         """What a folder says beside its weights and the model's own configuration."""
@@ -100,7 +115,7 @@ def export(
     found: Counterpart, ours: Mapping[str, LazyTensor], *, dtype: str | None, facts: ModelFacts, what: str
 ) -> Weights:
     """The model's tensors as its counterpart's, with the configuration of that."""
-    tensors = found.table.to_hf(ours, what=what)
+    tensors = found.table.to_hf(merged(found.merges, ours), what=what)
     if dtype is not None:
         tensors = {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
     config = found.adapter.write_config.load()(found.config)

@@ -1,0 +1,72 @@
+"""Stopping a run and saving it on request, at a step that all ranks agree on."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of a run, and why."""
+
+    save: bool = False
+    stop: bool = False
+    reasons: tuple[str, ...] = ()
+
+
+class RunControl:
+    """What hooks and signal handlers may ask of a run, on any rank and from any thread.
+
+    A request is carried out by all ranks after the same step: the one at which it is made on one process, the
+    next on several. Agreement costs no waiting: flags go over gloo while the next step is computed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = Request()
+        self._sent = Request()
+        self._work: Any = None
+        self._flags = torch.zeros(2, dtype=torch.int32)
+
+    def ask(self, *, save: bool = False, stop: bool = False, reason: str) -> None:
+        """Ask the run to save a checkpoint, to stop, or both: then it saves first.
+
+        :param reason: for the log.
+        """
+        with self._lock:
+            asked = self._asked
+            self._asked = Request(asked.save or save, asked.stop or stop, (*asked.reasons, reason))
+
+    def agreed(self) -> Request:
+        """What all ranks carry out now. Called by all of them after every step."""
+        with self._lock:
+            asked, self._asked = self._asked, Request()
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return asked
+        answer = self._answer()
+        self._sent = asked
+        self._flags = torch.tensor([asked.save, asked.stop], dtype=torch.int32)
+        self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, async_op=True)
+        return answer
+
+    def close(self) -> None:
+        """Wait for the messages that are under way. Called by all ranks at the end."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+    def _answer(self) -> Request:
+        if self._work is None:
+            return Request()
+        self.close()
+        save, stop = self._flags.tolist()
+        if not (save or stop):
+            return Request()
+        reasons: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, self._sent.reasons)
+        return Request(bool(save), bool(stop), tuple(dict.fromkeys(one for rank in reasons for one in rank)))

@@ -1,0 +1,102 @@
+"""A model before it is cut, and everything about it that a converter may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hekaton.errors import ConfigError, PluginError
+from hekaton.init import Initializer
+from hekaton.parallel.plan import ParallelPlan
+from hekaton.patterns import resolve
+
+if TYPE_CHECKING:
+    from hekaton.weights.table import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Tensors of a converted model that an export makes into one of the model as it was.
+
+    :param into: the name of the tensor of the unconverted model.
+    :param parts: the names of the tensors that it is made from.
+    :param make: ``make(parts)`` is given their values, whole and on the CPU, and returns the merged one, of
+        the shape and dtype of ``like``.
+    :param like: which of ``parts`` has the shape and dtype of the result, and is what an import fills.
+    """
+
+    into: str
+    parts: Sequence[str]
+    make: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    like: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a converter is given, and what it returns, changed: ``replace(draft, plan=...)``.
+
+    :param what: the model's name, for messages.
+    :param config: the model's configuration.
+    :param model: the module on the meta device; it may be changed in place.
+    :param plan: how the model is cut. :meth:`with_words` replaces words of its tensor rows.
+    :param init: parameter-name pattern -> initialiser; parameters that are added need a row.
+    :param trained: patterns of the parameters that are trained; ``None`` for all that require a gradient in
+        the module. Others are frozen: they get no gradient and no optimizer state.
+    :param merges: how an export makes tensors of the model as it was from those of the converted one.
+    :param rows: rows of the weight table for parameters that are added and exported by themselves.
+    """
+
+    what: str
+    config: Any
+    model: nn.Module
+    plan: ParallelPlan
+    init: Mapping[str, Initializer]
+    trained: Sequence[str] | None = None
+    merges: Sequence[Merge] = ()
+    rows: Sequence[Row] = ()
+
+    def with_words(self, words: Mapping[str, str]) -> Draft:
+        """The draft with words of the plan's tensor rows replaced (``{"colwise": "float8_colwise"}``)."""
+        rows = {pattern: words.get(word, word) for pattern, word in self.plan.tensor.items()}
+        return replace(self, plan=replace(self.plan, tensor=rows))
+
+    def with_rows(
+        self, *, tensor: Mapping[str, str] | None = None, init: Mapping[str, Initializer] | None = None
+    ) -> Draft:
+        """The draft with rows added to the plan's tensor rows, where it has any, and to the init table."""
+        plan = self.plan
+        if tensor and plan.tensor:
+            plan = replace(plan, tensor={**plan.tensor, **tensor})
+        return replace(self, plan=plan, init={**self.init, **(init or {})})
+
+
+def apply_converters(draft: Draft, converters: Mapping[str, Any]) -> Draft:
+    """The draft after every converter, in order.
+
+    :param converters: name -> what the converter's ``build`` returned.
+    :raises PluginError: when one returns something else than a draft.
+    """
+    for name, converter in converters.items():
+        changed = converter.convert(draft)
+        if not isinstance(changed, Draft):
+            raise PluginError(
+                f"converter '{name}' returned {type(changed).__name__}, not a Draft",
+                hint="convert(draft) returns the draft, changed or as it was",
+            )
+        draft = changed
+    if draft.trained is not None:
+        _freeze_all_but(draft.model, draft.trained, what=draft.what)
+    return draft
+
+
+def _freeze_all_but(model: nn.Module, patterns: Sequence[str], *, what: str) -> None:
+    parameters = dict(model.named_parameters())
+    trained = resolve(dict.fromkeys(patterns), parameters, what=f"trained parameters of {what}")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in trained)
+    if not trained:
+        raise ConfigError(f"no parameter of {what} is trained", hint="name some in the draft's 'trained'")

@@ -1,0 +1,83 @@
+"""Contributions that are no text model: equal to one process on every layout, and in the dry run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hekaton.testing.distributed import NamedLayout, run_processes
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "layouts.py"
+FLOAT64 = [
+    "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
+    "--training.mixed_precision_reduce", "float64",
+]  # fmt: skip
+PLUGIN = ["--plugins.load", str(HERE / "toys.py")]
+RUNS = {
+    "denoiser": [
+        *PLUGIN, "--model.name", "denoiser", "--model.overrides", "{}", "--training.objective", "masked_denoising"
+    ],
+    "z-loss": [*PLUGIN, "--training.objective", "next_token_z"],
+}  # fmt: skip
+RECOMPUTED = ["--activation_checkpoint.mode", "full"]
+ACCUMULATED = ["--training.local_batch_size", "1"]
+CASES = [
+    (run, layout, *flags)
+    for run in RUNS
+    for layout, *flags in [
+        ("shard2", *ACCUMULATED),
+        ("shard2", *RECOMPUTED),
+        ("tp2",),
+        ("tp2", "--parallelism.no-sequence_parallel", "--parallelism.disable_loss_parallel"),
+        ("cp2",),
+        ("pp2", *RECOMPUTED),
+        ("pp2", "--parallelism.pipeline_parallel_schedule", "ZBVZeroBubble"),
+    ]
+]
+
+
+def described(run, layout, *flags):
+    layout = NamedLayout(layout)
+    rows = (
+        [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(8 // layout.dp)]
+    )
+    return {"flags": [*FLOAT64, *RUNS[run], *layout.flags, *rows, *flags], "reference": run}
+
+
+def name(case):
+    return " ".join(case)
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contracts")
+    references = {run: described(run, "shard1") for run in RUNS}
+    run_processes(
+        SCRIPT, "run", processes=1, timeout=110, cases=references, folder=str(folder), reference=True
+    )
+    cases = {name(case): described(*case) for case in CASES}
+    run_processes(SCRIPT, "run", processes=2, timeout=400, cases=cases, folder=str(folder), reference=False)
+    return json.loads((folder / "differences-2.json").read_text())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_a_layout_is_the_single_process(case, differences):
+    got = differences[name(case)]
+    assert got["weights"] == got["buffers"] == 0
+    assert max(got[key] for key in ("gradients", "first_loss", "grad_norm", "last_loss")) < 1e-10
+
+
+@pytest.mark.parametrize("degree", ["pipeline", "context", "tensor"])
+def test_the_dry_run_takes_float_inputs(degree, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hekaton", "train", *RUNS["denoiser"], "--comm.mode", "fake_backend",
+         "--model.tokenizer", "byte", "--training.seq_len", "64", f"--parallelism.{degree}_parallel_degree", "2"],
+        cwd=tmp_path, env={**os.environ, "NGPU": "8"}, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "one step went through as rank 0 of 8" in done.stderr

@@ -1,0 +1,233 @@
+"""A plugin for test_contracts.py: an objective with two terms on float inputs, a model that counts what passes
+through it, and the next token with a z-loss."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+from hekaton.contributions import Model, Objective, ParallelStyle, Ref, hookimpl
+from hekaton.init import Constant, Normal
+from hekaton.loss import IGNORE_INDEX, NextToken
+from hekaton.objective import BatchTensor
+from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.recomputation import is_recomputed
+from hekaton.spec import TrainSpec
+from hekaton_blocks import Attention, FeedForward, rotary_table
+
+CHANNELS, CHOICES = 4, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    dim: int = 64
+    n_layers: int = 6
+    n_heads: int = 8
+    n_kv_heads: int = 4
+    hidden_dim: int = 96
+    vocab_size: int = 264
+
+    @property
+    def head_dim(self):
+        return self.dim // self.n_heads
+
+
+class Router(nn.Module):
+    """Scales each position by the choice that it makes, with a bias that evens the choices out."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bias", torch.empty(CHOICES))
+        self.register_buffer("counts", torch.empty(CHOICES, dtype=torch.long), persistent=False)
+
+    def reset_buffers(self):
+        self.bias.zero_()
+        self.counts.zero_()
+
+    def forward(self, x):
+        """:param x: (batch, seq, dim), whole on every rank of tensor parallel."""
+        local = x.to_local() if isinstance(x, DTensor) else x
+        with torch.no_grad():
+            choice = (local[..., :CHOICES] + self.bias).argmax(-1)
+            if self.training and not is_recomputed():
+                self.counts += nn.functional.one_hot(choice, CHOICES).sum((0, 1))
+            scale = (1.0 + 0.25 * choice.to(local.dtype)).unsqueeze(-1)
+        if isinstance(x, DTensor):
+            scale = DTensor.from_local(scale, x.device_mesh, [Replicate()], run_check=False)
+        return x * scale
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim)
+        self.router = Router()
+        self.attention = Attention(config.dim, config.n_heads, config.n_kv_heads, config.head_dim)
+        self.ffn_norm = nn.RMSNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+
+    def forward(self, x, rotary):
+        x = x + self.attention(self.router(self.attention_norm(x)), rotary, None)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Denoiser(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.into = nn.Linear(CHANNELS, config.dim, bias=False)
+        self.layers = nn.ModuleDict({str(i): Block(config) for i in range(config.n_layers)})
+        self.norm = nn.RMSNorm(config.dim)
+        self.out = nn.Linear(config.dim, CHANNELS, bias=False)
+
+    def forward(self, values, positions=None):
+        """:param values: (batch, seq, CHANNELS); on later stages (batch, seq, dim)"""
+        if positions is None:
+            positions = torch.arange(values.shape[1], device=values.device)
+        rotary = rotary_table(positions, self.config.head_dim, 10_000.0, None)
+        h = values if self.into is None else self.into(values)
+        for layer in self.layers.values():
+            h = layer(h, rotary)
+        h = h if self.norm is None else self.norm(h)
+        return h if self.out is None else self.out(h)
+
+
+def balance(parts, meshes):
+    """Raise the bias of what was chosen too seldom in the step, over all ranks that saw other positions."""
+    for router in (module for part in parts for module in part.modules() if isinstance(module, Router)):
+        dist.all_reduce(router.counts, group=meshes.loss.get_group())
+        chosen = router.counts.to(router.bias.dtype)
+        router.bias += 0.125 * (chosen.mean() - chosen).sign()
+        router.counts.zero_()
+
+
+spec = TrainSpec(
+    name="denoiser",
+    model=Denoiser,
+    flavors={"debugmodel": Config()},
+    plan=lambda config: ParallelPlan(
+        block="layers.*",
+        tensor={
+            "into": "lift",
+            "layers.*.{attention_norm,ffn_norm}": "sequence_norm",
+            "layers.*.attention.{wq,wk,wv}": "colwise",
+            "layers.*.attention.wo": "rowwise",
+            "layers.*.feed_forward.{w1,w3}": "colwise",
+            "layers.*.feed_forward.w2": "rowwise",
+            "norm": "sequence_norm",
+            "out": "gathered",
+        },
+        context=["layers.*.attention.inner"],
+        stages=Stages(first=["into"], layers="layers", last=["norm", "out"]),
+    ),
+    init=lambda config: {
+        "{into,out}.weight": Normal(0.3),
+        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
+        "layers.*.attention.{wq,wk,wv,wo}.weight": Normal(0.1),
+        "layers.*.feed_forward.{w1,w2,w3}.weight": Normal(0.1),
+        "norm.weight": Constant(1.0),
+    },
+    objective="masked_denoising",
+    before_step=balance,
+)
+
+
+class MaskedDenoising:
+    """Restore the positions that were replaced by noise; and keep outputs small."""
+
+    weights = {"restore": 1.0, "size": 0.25}  # noqa: RUF012
+
+    def __init__(self, context):
+        self.context = context
+
+    def inputs(self, seq_len):
+        values = BatchTensor(
+            name="values", shape=(seq_len, CHANNELS), dtype=self.context.dtype, sequence=0, first_stage=True
+        )
+        positions = BatchTensor(name="positions", shape=(seq_len,), dtype=torch.long, sequence=0)
+        return [values, positions] if self.context.sequence_is_cut else [values]
+
+    def targets(self, seq_len):
+        return [
+            BatchTensor(name="clean", shape=(seq_len, CHANNELS), dtype=self.context.dtype, sequence=0),
+            BatchTensor(name="masked", shape=(seq_len,), dtype=torch.bool, sequence=0),
+        ]
+
+    def prepare(self, batch, draw):
+        tokens = batch["tokens"]
+        waves = torch.arange(1, CHANNELS + 1, device=tokens.device)
+        clean = (tokens.unsqueeze(-1) * waves).to(self.context.dtype).sin()
+        masked = draw.uniform("masked", tokens.shape[1:]) < 0.4
+        noise = draw.normal("noise", clean.shape[1:]).to(self.context.dtype)
+        inputs = {"values": torch.where(masked.unsqueeze(-1), noise, clean)}
+        if self.context.sequence_is_cut:
+            inputs["positions"] = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        return inputs, {"clean": clean, "masked": masked}
+
+    def count(self, targets):
+        every = targets["masked"].new_full((), targets["clean"].numel(), dtype=torch.long)
+        return {"restore": targets["masked"].sum(), "size": every}
+
+    def loss(self, outputs, targets):
+        wrong = (outputs - targets["clean"]).square().sum(-1)
+        return {"restore": (wrong * targets["masked"]).sum(), "size": outputs.square().sum()}
+
+
+def masked_denoising(section, context):
+    return MaskedDenoising(context)
+
+
+class WithZLoss(NextToken):
+    """The next token, and the squared logarithm of the partition function (PaLM, section 5)."""
+
+    weights = {"next_token": 1.0, "z": 1e-2}  # noqa: RUF012
+
+    def count(self, targets):
+        count = super().count(targets)["next_token"]
+        return {"next_token": count, "z": count.clone()}
+
+    def loss(self, outputs, targets):
+        counted = targets["labels"] != IGNORE_INDEX
+        whole = outputs.full_tensor() if isinstance(outputs, DTensor) else outputs
+        z = (whole.logsumexp(-1).square() * counted).sum()
+        term = super().loss(outputs, targets)["next_token"]
+        if isinstance(term, DTensor):
+            z = DTensor.from_local(z, term.device_mesh, [Replicate()], run_check=False)
+        return {"next_token": term, "z": z}
+
+
+def with_z_loss(section, context):
+    return WithZLoss(needs_positions=context.sequence_is_cut)
+
+
+def lift(section, context):
+    between = Shard(1) if context.sequence_parallel else Replicate()
+    return RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
+
+
+def gathered(section, context):
+    return ColwiseParallel(output_layouts=Replicate())
+
+
+@hookimpl
+def hekaton_models():
+    return [Model("denoiser", spec=Ref("toys:spec"), summary="denoises positions")]
+
+
+@hookimpl
+def hekaton_objectives():
+    return [
+        Objective("masked_denoising", build=Ref("toys:masked_denoising"), summary="restores positions"),
+        Objective("next_token_z", build=Ref("toys:with_z_loss"), summary="the next token, with a z-loss"),
+    ]
+
+
+@hookimpl
+def hekaton_parallel_styles():
+    return [
+        ParallelStyle("lift", build=Ref("toys:lift"), summary="into the residual stream"),
+        ParallelStyle("gathered", build=Ref("toys:gathered"), summary="out of it"),
+    ]
