@@ -1,6 +1,7 @@
 """What a user gets wrong, through the command itself: one clear message, status 2, no traceback."""
 
 import json
+import os
 import shutil
 import textwrap
 from pathlib import Path
@@ -90,6 +91,44 @@ def test_an_empty_dataset(refused):
     assert "empty.jsonl" in refused(
         *TINY, "--training.dataset", "text", "--training.dataset_path", "empty.jsonl"
     )
+
+
+def test_a_broken_row_is_found_before_the_first_step(refused, capfd):
+    lines = [json.dumps({"text": f"document {number} " * 50}) for number in range(100)]
+    Path("rows.jsonl").write_text("\n".join([*lines, '{"text": ']))
+    message = refused(*TINY, "--training.dataset", "text", "--training.dataset_path", "rows.jsonl")
+    assert "1 row of the data cannot be read" in message
+    assert "rows.jsonl', line 101: not JSON" in message
+    assert "step: " not in message + capfd.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["lines are swapped", "an edit of the same size", "nothing"])
+def test_data_that_changed_is_noticed_when_a_run_resumes(tmp_path, monkeypatch, capsys, change):
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"text": f"document {number:02} " * 20}) + "\n" for number in range(20)]
+    data = Path("rows.jsonl")
+    data.write_text("".join(lines))
+    times = (data.stat().st_atime_ns, data.stat().st_mtime_ns)
+    flags = [
+        *TINY,
+        "--checkpoint.enable",
+        "--training.dataset",
+        "text",
+        "--training.dataset_path",
+        "rows.jsonl",
+    ]
+    assert main(["train", *flags]) == 0
+    if change == "lines are swapped":
+        lines[3], lines[4] = lines[4], lines[3]
+    elif change == "an edit of the same size":
+        lines[7] = lines[7].replace("document", "Document")
+    data.write_text("".join(lines))
+    os.utime(data, ns=times)
+    capsys.readouterr()
+    status = main(["train", *flags, "--training.steps", "3"])
+    message = capsys.readouterr().err
+    assert status == (0 if change == "nothing" else 2)
+    assert ("the documents differ" in message) == (change != "nothing")
 
 
 def test_a_tokenizer_that_cannot_be_read(refused):

@@ -84,12 +84,19 @@ def test_a_file_system_that_tells_nothing(here: Path, monkeypatch: pytest.Monkey
     assert len(fingerprints) == 3
 
 
-def test_a_change_within_the_same_tick_waits_for_the_next(here: Path) -> None:
-    """A state that was taken at once could be the state of what is written a moment later."""
-    path = here / "a.jsonl"
-    for number in range(30):
-        path.write_text(f'{{"text": "{number:02}"}}\n')
-        assert read("a.jsonl") == [f"{number:02}"]
+def test_a_change_that_no_sample_shows(here: Path) -> None:
+    """In the middle of a large file, of the same size, with the times set back."""
+    path = write(here / "a.jsonl", [f"{number:07}" for number in range(50_000)])
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    first = documents("a.jsonl")
+    content = path.read_bytes()
+    place = 20 * 1000 + 10  # between the first two samples, 67 kB apart
+    path.write_bytes(content[:place] + b"9" + content[place + 1 :])
+    os.utime(path, ns=times)
+    second = documents("a.jsonl")
+    assert (first.fingerprint, second.fetch([1000])) != (second.fingerprint, ["0001000"])
+    assert second.fetch([1000]) == ["9001000"]
+    assert second.fingerprint != first.fingerprint
 
 
 def test_the_fingerprint_is_of_the_content_and_its_order(here: Path) -> None:
