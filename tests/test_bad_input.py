@@ -93,13 +93,13 @@ def test_an_empty_dataset(refused):
     )
 
 
-def test_a_broken_row_is_found_before_the_first_step(refused, capfd):
+def test_a_broken_row_is_found_before_the_first_step(refused):
     lines = [json.dumps({"text": f"document {number} " * 50}) for number in range(100)]
     Path("rows.jsonl").write_text("\n".join([*lines, '{"text": ']))
     message = refused(*TINY, "--training.dataset", "text", "--training.dataset_path", "rows.jsonl")
     assert "1 row of the data cannot be read" in message
     assert "rows.jsonl', line 101: not JSON" in message
-    assert "step: " not in message + capfd.readouterr().out
+    assert "step: " not in message
 
 
 @pytest.mark.parametrize("change", ["lines are swapped", "an edit of the same size", "nothing"])

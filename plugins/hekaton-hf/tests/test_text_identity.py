@@ -305,7 +305,7 @@ def test_processes_that_start_together_share_the_reading(here: Path) -> None:
     for number in range(6):
         write(here / f"{number}.jsonl", [f"text {number}"] * 2000)
     code = (
-        "import time\n"
+        "import os, pathlib, time\n"
         "from hekaton_hf import index\n"
         "from hekaton_hf.sections import TextDatasetSection\n"
         "from hekaton_hf.text import build\n"
@@ -316,7 +316,10 @@ def test_processes_that_start_together_share_the_reading(here: Path) -> None:
         "    print(path.name)\n"
         "    real(file, path, *arguments, **options)\n"
         "index.read_file = slow\n"
-        "documents = build(TextDatasetSection(), '*')\n"
+        "pathlib.Path(f'ready-{os.getpid()}').touch()\n"
+        "while len(list(pathlib.Path().glob('ready-*'))) < 3:\n"
+        "    time.sleep(0.01)\n"
+        "documents = build(TextDatasetSection(), '*.jsonl')\n"
         "print(len(documents), documents.fetch([11_999])[0], documents.fingerprint)"
     )
     running = [
@@ -332,6 +335,7 @@ def test_processes_that_start_together_share_the_reading(here: Path) -> None:
     assert [errors for _, errors in outputs] == [""] * 3
     files = [line for output, _ in outputs for line in output.splitlines()[:-1]]
     assert sorted(files) == [f"{number}.jsonl" for number in range(6)]
+    assert max(len(output.splitlines()) for output, _ in outputs) < 7  # none did it all
     (last,) = {output.splitlines()[-1] for output, _ in outputs}
     assert last.startswith("12000 text 5 ")
 
