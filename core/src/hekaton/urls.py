@@ -75,11 +75,6 @@ class UrlPath:
         with self._store() as (store, path):
             return store.open(path, mode)  # type: ignore[no-any-return]
 
-    def read_text(self, encoding: str) -> str:
-        with self._store() as (store, path):
-            data: bytes = store.cat_file(path)
-        return data.decode(encoding)
-
     def write_whole(self, data: bytes) -> None:
         """Write a file that has all of its content or is not there: a plain ``file://`` has no such write."""
         with self._store() as (store, path):
@@ -91,10 +86,23 @@ class UrlPath:
         with self._store() as (store, path):
             return int(store.info(path)["size"] or 0)
 
+    def file_size(self) -> int:
+        """:raises OSError: when it is not a regular file."""
+        with self._store() as (store, path):
+            info = store.info(path)
+        if info["type"] != "file":
+            raise OSError(errno.EINVAL, "it is not a regular file", self.url)
+        return int(info["size"] or 0)
+
     def is_dir(self) -> bool:
         # By info: fsspec's own isdir and exists take any error for absence.
         with self._store() as (store, path):
             return bool(store.info(path)["type"] == "directory")
+
+    def is_symlink(self) -> bool:
+        """Whether it is a link on a disk: stores have none."""
+        with self._store() as (store, path):
+            return bool(store.info(path).get("islink"))
 
     def iterdir(self) -> Iterator[UrlPath]:
         return (self / name for name, _ in self._entries())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.folders import Folder
@@ -50,6 +53,29 @@ def parts() -> Callable[[float], dict[str, dict[str, torch.Tensor]]]:
         }
 
     return make
+
+
+@pytest.fixture
+def signed() -> Callable[..., None]:
+    """Make the manifest of a step agree with its files and with itself, as whoever forges one would."""
+
+    def sign(step: Path, *, version: int = 3, **changes: Any) -> None:
+        content = json.loads((step / "manifest.json").read_text())
+        del content["sha256"]
+        for name, record in content["files"].items():
+            data = (step / name).read_bytes()
+            checksum = {"xxh3_128": xxhash.xxh3_128_hexdigest(data)}
+            if version == 1:
+                checksum = {"sha256": hashlib.sha256(data).hexdigest()}
+            record.clear()
+            record.update(size=len(data), **checksum)
+        if version < 3:
+            del content["tensors"]
+        content = {**content, "format": version, **changes}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        (step / "manifest.json").write_text(json.dumps(content | {"sha256": digest}))
+
+    return sign
 
 
 @pytest.fixture

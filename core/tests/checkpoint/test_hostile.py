@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import xxhash
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesStorageMetadata, Metadata
 
 from hekaton.checkpoint import CheckpointManager
@@ -51,14 +50,10 @@ def step(folder: Path, manager: Make, parts: Parts) -> Path:
     return folder / "step-1"
 
 
-def sign_again(step: Path) -> None:
-    """Make the manifest agree with the files, as whoever forges a checkpoint would."""
-    manifest = Manifest.from_json((step / "manifest.json").read_text())
-    files = {}
-    for name in manifest.files:
-        data = (step / name).read_bytes()
-        files[name] = FileRecord(len(data), f"xxh3_128:{xxhash.xxh3_128_hexdigest(data)}")
-    (step / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
+@pytest.fixture
+def sign_again(signed: Callable[..., None]) -> Callable[[Path], None]:
+    """Of format 2, which says nowhere but in ``.metadata`` where a tensor is."""
+    return lambda step: signed(step, version=2)
 
 
 def honest_metadata(step: Path) -> Metadata:
@@ -73,7 +68,9 @@ def refusal(make: Make, parts: Parts) -> str:
     return str(error.value)
 
 
-def test_a_payload_as_the_metadata(step: Path, proof: Path, manager: Make, parts: Parts) -> None:
+def test_a_payload_as_the_metadata(
+    step: Path, proof: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     (step / ".metadata").write_bytes(pickle.dumps(Payload(proof)))
     sign_again(step)
     assert ".metadata asks for posix.system, which no tensor needs: refused" in refusal(manager, parts)
@@ -82,7 +79,7 @@ def test_a_payload_as_the_metadata(step: Path, proof: Path, manager: Make, parts
 
 @pytest.mark.parametrize("place", ["planner_data", "storage_meta", "version", "state_dict_metadata"])
 def test_a_payload_within_the_metadata(
-    place: str, step: Path, proof: Path, manager: Make, parts: Parts
+    place: str, step: Path, proof: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     forged = dataclasses.replace(honest_metadata(step), **{place: {"norm.weight": Payload(proof)}})
     (step / ".metadata").write_bytes(pickle.dumps(forged))
@@ -112,7 +109,9 @@ def test_no_other_global_is_admitted(name: str, protocol: int, step: Path) -> No
         read_metadata(step, [])
 
 
-def test_an_item_that_is_not_a_tensor(step: Path, manager: Make, parts: Parts) -> None:
+def test_an_item_that_is_not_a_tensor(
+    step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     """DCP reads such an item with an unrestricted unpickler, so it must not come to that."""
     forged = honest_metadata(step)
     forged.state_dict_metadata["norm.weight"] = BytesStorageMetadata()
@@ -122,7 +121,9 @@ def test_an_item_that_is_not_a_tensor(step: Path, manager: Make, parts: Parts) -
 
 
 @pytest.mark.parametrize("target", ["../step-2/__0_0.distcp", "/etc/hostname", "manifest.json"])
-def test_metadata_that_points_outside_the_step(target: str, step: Path, manager: Make, parts: Parts) -> None:
+def test_metadata_that_points_outside_the_step(
+    target: str, step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     forged = honest_metadata(step)
     next(iter(forged.storage_data.values())).relative_path = target
     (step / ".metadata").write_bytes(pickle.dumps(forged))
@@ -130,7 +131,9 @@ def test_metadata_that_points_outside_the_step(target: str, step: Path, manager:
     assert f".metadata points to '{target}', not a file of the step" in refusal(manager, parts)
 
 
-def test_metadata_that_asks_for_transforms(step: Path, manager: Make, parts: Parts) -> None:
+def test_metadata_that_asks_for_transforms(
+    step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     forged = honest_metadata(step)
     next(iter(forged.storage_data.values())).transform_descriptors = ["stream.zstd"]
     (step / ".metadata").write_bytes(pickle.dumps(forged))
@@ -145,7 +148,9 @@ def test_a_manifest_that_names_files_elsewhere(step: Path, manager: Make, parts:
     assert "manifest.json names '../../secret', which is not a file of the step" in refusal(manager, parts)
 
 
-def test_a_payload_in_place_of_a_tensor(step: Path, proof: Path, manager: Make, parts: Parts) -> None:
+def test_a_payload_in_place_of_a_tensor(
+    step: Path, proof: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     """Every item of the .distcp file becomes a file of torch.save, with the payload as its pickle."""
     honest = honest_metadata(step)
     item = step / "item"
@@ -165,10 +170,8 @@ def test_a_payload_in_place_of_a_tensor(step: Path, proof: Path, manager: Make, 
         stored.offset, stored.length = 0, len(data)
     (step / ".metadata").write_bytes(pickle.dumps(honest))
     sign_again(step)
-    with pytest.raises(
-        CheckpointError, match=r"cannot read the checkpoint .*step-1: Weights only load failed"
-    ):
-        manager().load(parts(0.0))
+    refused = "__0_0.distcp asks for posix.system, which no tensor needs: refused"
+    assert refused in refusal(manager, parts)
     assert not proof.exists()
 
 
@@ -191,13 +194,17 @@ def test_a_payload_in_place_of_json(name: str, step: Path, proof: Path, manager:
     assert not proof.exists()
 
 
-def test_metadata_that_is_no_pickle(step: Path, manager: Make, parts: Parts) -> None:
+def test_metadata_that_is_no_pickle(
+    step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     (step / ".metadata").write_bytes(b"garbled")
     sign_again(step)
-    assert "step-1: .metadata cannot be read: " in refusal(manager, parts)
+    assert "step-1: .metadata contains the pickle opcode GET, which" in refusal(manager, parts)
 
 
-def test_metadata_that_is_something_else(step: Path, manager: Make, parts: Parts) -> None:
+def test_metadata_that_is_something_else(
+    step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
+) -> None:
     (step / ".metadata").write_bytes(pickle.dumps({"norm.weight": 1}))
     sign_again(step)
     assert "step-1: .metadata is not the metadata of a checkpoint" in refusal(manager, parts)
@@ -213,14 +220,14 @@ class AsPython3110(pickle.Pickler):
 
 
 def test_enumerations_as_other_releases_of_python_name_them(step: Path) -> None:
+    honest = read_metadata(step, ["__0_0.distcp"])
     with (step / ".metadata").open("r+b") as stream:
         metadata = pickle.load(stream)
         stream.seek(0)
         AsPython3110(stream).dump(metadata)
         stream.truncate()
     assert b"getattr" in (step / ".metadata").read_bytes()
-    again = read_metadata(step, ["__0_0.distcp"])
-    assert again.state_dict_metadata == metadata.state_dict_metadata
+    assert read_metadata(step, ["__0_0.distcp"]) == honest
 
 
 @pytest.mark.parametrize("owner", [_MEM_FORMAT_ENCODING, Metadata, torch.Size])
@@ -230,7 +237,8 @@ def test_no_other_attribute_is_admitted(owner: Any, step: Path) -> None:
             return getattr, (owner, "__class__")
 
     (step / ".metadata").write_bytes(pickle.dumps(Attribute()))
-    with pytest.raises(NotWhole, match=r"asks for the attribute '__class__' of .*: refused"):
+    refused = r"asks for builtins\.getattr of something else than a tensor's: refused"
+    with pytest.raises(NotWhole, match=refused):
         read_metadata(step, [])
 
 
@@ -243,5 +251,5 @@ def test_all_that_torch_writes_is_admitted(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save(state, checkpoint_id=tmp_path / "step")
-    metadata = read_metadata(tmp_path / "step", ["__0_0.distcp"])
-    assert set(metadata.state_dict_metadata) == set(state)
+    tensors = read_metadata(tmp_path / "step", ["__0_0.distcp"])
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {name: name for name in state}

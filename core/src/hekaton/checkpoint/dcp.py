@@ -1,53 +1,56 @@
-"""Tensors to and from a step folder, through torch.distributed.checkpoint (DCP).
+"""Tensors to a step folder, through torch.distributed.checkpoint (DCP).
 
-Imported only when a checkpoint is written or read: DCP is part of no run without one.
+Imported only when a checkpoint is written: DCP is part of no run without one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import mmap
 import os
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import (
     FileSystem,
     FileSystemBase,
-    FileSystemReader,
     FileSystemWriter,
     _StorageInfo,
 )
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from hekaton.checkpoint.direct import DirectFile
 from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import Counted, FileRecord
 from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.stored import StoredChunk, StoredTensor, StoredTensors
 from hekaton.errors import CheckpointError
 from hekaton.torch_versions import NoTransforms
 from hekaton.weights import LazyTensor
 
-Tensors = dict[str, torch.Tensor]
+
+@dataclass(frozen=True)
+class Written:
+    """What a rank wrote."""
+
+    files: dict[str, FileRecord]
+    tensors: StoredTensors
+    """Where the tensors of all ranks are: on rank 0, which has it from the others, and empty elsewhere."""
 
 
-def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> dict[str, FileRecord]:
+def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> Written:
     """Write the tensors of all ranks into ``folder``; each rank writes its own shards.
 
-    :returns: the files that this rank wrote.
     :raises CheckpointError: on all ranks, when one of them cannot write.
     """
     writer = _Writer(folder)
@@ -59,10 +62,10 @@ def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> di
             process_group=ranks.group,
             no_dist=ranks.alone,
         )
-    return writer.files.records
+    return writer.written()
 
 
-def write_lazily(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, FileRecord]:
+def write_lazily(tensors: Mapping[str, LazyTensor], folder: Path) -> Written:
     """As :func:`write`, from this process alone, reading each tensor when it is its turn."""
     writer = _WriterInTurn(folder)
     alone = Ranks(None, 0, 1)
@@ -71,61 +74,7 @@ def write_lazily(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, F
     }
     with _alone_quietly(alone), _without_zip_checksums(), _told(f"cannot write the checkpoint {folder}"):
         save(dict(shapes), storage_writer=writer, planner=_ReadInTurn(tensors), no_dist=True)
-    return writer.files.records
-
-
-def read(state: Mapping[str, torch.Tensor], folder: Folder, metadata: Metadata, ranks: Ranks) -> None:
-    """Fill the tensors in place; each rank reads what its shards need.
-
-    :param metadata: as read and checked by :func:`hekaton.checkpoint.integrity.read_metadata`.
-    :raises CheckpointError: on all ranks, when one of them cannot read.
-    """
-    with _alone_quietly(ranks), _told(f"cannot read the checkpoint {folder}"):
-        load(
-            dict(state),
-            storage_reader=_Reader(folder, metadata),
-            planner=_TensorsOnly(),
-            process_group=ranks.group,
-            no_dist=ranks.alone,
-        )
-
-
-def read_item(file: Folder, offset: int, length: int) -> torch.Tensor:
-    """One tensor, or one rank's shard of it, as it lies in a ``.distcp`` file.
-
-    Its memory is that of a file on the disk, where that can be, and is read as it is touched.
-
-    :raises CheckpointError: when what is there is not a tensor and nothing else.
-    """
-    try:
-        with file.open("rb") as stream:
-            view = cast(Any, _create_file_view(cast(io.IOBase, stream), offset, length))
-            with torch.serialization.skip_data():
-                tensor = torch.load(view, map_location="cpu", weights_only=True)
-            if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(f"cannot read {file}: {type(tensor).__name__} in place of a tensor")
-            if (
-                tensor.numel()
-                and tensor.is_contiguous()
-                and tensor.untyped_storage().nbytes() == tensor.nbytes
-                and isinstance(file, Path)
-            ):
-                view.seek(0)
-                reader: Any = torch._C.PyTorchFileReader(view)
-                record = reader.get_record_offset("data/0")
-                return _mapped(stream.fileno(), offset + record, tensor)
-            view.seek(0)
-            return cast(torch.Tensor, torch.load(view, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(f"cannot read {file}: {reason}") from error
-
-
-def _mapped(file: int, offset: int, like: torch.Tensor) -> torch.Tensor:
-    """The bytes at ``offset``, taken for a tensor of this shape and dtype."""
-    before = offset % mmap.ALLOCATIONGRANULARITY
-    memory = mmap.mmap(file, before + like.nbytes, access=mmap.ACCESS_COPY, offset=offset - before)
-    return torch.frombuffer(memory, dtype=like.dtype, count=like.numel(), offset=before).view(like.shape)
+    return writer.written()
 
 
 class _ReadInTurn(DefaultSavePlanner):
@@ -225,14 +174,38 @@ class _Writer(FileSystemWriter):
         self.path = path
         self.files = self.fs = _CheckedFiles(storage)
         self.transforms = cast(Any, NoTransforms())
+        self._tensors: StoredTensors = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         with plain_errors():
             return super().write_data(plan, planner)
 
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        self._tensors = _stored(metadata)
+
+    def written(self) -> Written:
+        return Written(self.files.records, self._tensors)
+
     def storage_meta(self) -> StorageMeta:
         # The name only: a folder can be moved, and where it was first is nobody's business.
         return StorageMeta(checkpoint_id=_name(self.path), save_id=self.save_id)
+
+
+def _stored(metadata: Metadata) -> StoredTensors:
+    """DCP's own account of what was written, as plain data."""
+    places = {(index.fqn, tuple(index.offset or ())): place for index, place in metadata.storage_data.items()}
+    tensors = {}
+    for name, item in metadata.state_dict_metadata.items():
+        assert isinstance(item, TensorStorageMetadata)
+        chunks = []
+        for chunk in item.chunks:
+            place = places[name, tuple(chunk.offsets)]
+            where = (place.relative_path, place.offset, place.length)
+            chunks.append(StoredChunk(*where, tuple(chunk.offsets), tuple(chunk.sizes)))
+        dtype = str(item.properties.dtype).removeprefix("torch.")
+        tensors[name] = StoredTensor(dtype, tuple(item.size), tuple(chunks))
+    return tensors
 
 
 class _WriterInTurn(_Writer):
@@ -253,24 +226,6 @@ class _WriterInTurn(_Writer):
         written: Future[list[WriteResult]] = Future()
         written.set_result(results)
         return written
-
-
-class _Reader(FileSystemReader):
-    """Reads with metadata that has been vetted, instead of unpickling the file itself."""
-
-    def __init__(self, folder: Folder, metadata: Metadata) -> None:
-        super().__init__("")
-        storage, self.path = _storage_of(folder)
-        self.fs = cast(FileSystem, storage)
-        self._metadata = metadata
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._metadata
-
-
-class _TensorsOnly(DefaultLoadPlanner):
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise CheckpointError(f"'{read_item.dest_index.fqn}' is not a tensor: refused, it could hold code")
 
 
 @contextlib.contextmanager

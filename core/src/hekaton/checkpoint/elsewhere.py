@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from hekaton.checkpoint.folders import Folder, files_in, is_there
 from hekaton.checkpoint.integrity import (
@@ -12,15 +12,13 @@ from hekaton.checkpoint.integrity import (
     MODEL,
     FileRecord,
     Manifest,
-    NotWhole,
+    check_places,
     read_metadata,
 )
 from hekaton.checkpoint.matching import part_of
 from hekaton.checkpoint.storage import StepFolders
+from hekaton.checkpoint.stored import StoredTensors
 from hekaton.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
 
 Kind: TypeAlias = Literal["steps", "step", "of another program"]
 
@@ -60,20 +58,14 @@ def manifest_elsewhere(folder: Folder) -> Manifest:
     )
 
 
-def read_metadata_elsewhere(folder: Folder, files: Mapping[str, FileRecord]) -> Metadata:
+def read_metadata_elsewhere(folder: Folder, files: Mapping[str, FileRecord]) -> StoredTensors:
     """Which tensor of the model is where; what else the folder holds is left out.
 
     :raises NotWhole: when it cannot be read, asks for code, or a file is shorter than it says.
     """
-    metadata = read_metadata(folder, files, leave_out_others=True)
-    tensors = metadata.state_dict_metadata
-    for key in [key for key in tensors if part_of(key, _PARTS_ELSEWHERE) != MODEL]:
-        del tensors[key]
-    for index, stored in (metadata.storage_data or {}).items():
-        size = files[stored.relative_path].size
-        if index.fqn in tensors and size < stored.offset + stored.length:
-            raise NotWhole(
-                f"{stored.relative_path} has {size:,} bytes, and {METADATA} counts on "
-                f"{stored.offset + stored.length:,}"
-            )
-    return metadata
+    tensors = {
+        name: tensor
+        for name, tensor in read_metadata(folder, files, leave_out_others=True).items()
+        if part_of(name, _PARTS_ELSEWHERE) == MODEL
+    }
+    return check_places(METADATA, tensors, files)

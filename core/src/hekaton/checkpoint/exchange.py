@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
 import hekaton
 from hekaton.checkpoint.elsewhere import manifest_elsewhere, read_metadata_elsewhere
+from hekaton.checkpoint.folders import open_file, words_of
 from hekaton.checkpoint.integrity import (
     MANIFEST,
     METADATA,
@@ -23,16 +25,15 @@ from hekaton.checkpoint.integrity import (
     NotWhole,
     check_contents,
     check_sizes,
-    read_metadata,
+    stored_in,
 )
+from hekaton.checkpoint.items import values_in
 from hekaton.checkpoint.matching import part_of
 from hekaton.checkpoint.storage import commit_manifest, read_manifest
+from hekaton.checkpoint.stored import StoredChunk, StoredTensor, StoredTensors, dtypes
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.lazy import Region
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ def open_model(folder: Path) -> StoredModel:
         if own:
             manifest = read_manifest(folder)
             check_sizes(folder, manifest.files)
-            metadata = read_metadata(folder, manifest.files)
+            stored = stored_in(folder, manifest)
         else:
             manifest = dataclasses.replace(manifest_elsewhere(folder), describe={})
-            metadata = read_metadata_elsewhere(folder, manifest.files)
+            stored = read_metadata_elsewhere(folder, manifest.files)
     except NotWhole as reason:
         raise CheckpointError(f"the checkpoint {folder} cannot be read: {reason}") from reason
-    return StoredModel(folder, manifest, _model_tensors(folder, metadata, manifest))
+    return StoredModel(folder, manifest, _model_tensors(folder, stored, manifest))
 
 
 def write_model(folder: Path, tensors: Mapping[str, LazyTensor], *, describe: Mapping[str, Any]) -> None:
@@ -85,7 +86,7 @@ def write_model(folder: Path, tensors: Mapping[str, LazyTensor], *, describe: Ma
     """
     from hekaton.checkpoint import dcp
 
-    files = dcp.write_lazily(tensors, folder)
+    written = dcp.write_lazily(tensors, folder)
     manifest = Manifest(
         step=0,
         good=True,
@@ -99,74 +100,70 @@ def write_model(folder: Path, tensors: Mapping[str, LazyTensor], *, describe: Ma
         parts=(MODEL,),
         describe=describe,
         info={},
-        files=dict(sorted(files.items())),
+        files=dict(sorted(written.files.items())),
+        tensors=written.tensors,
     )
     commit_manifest(folder, manifest)
 
 
-def _model_tensors(folder: Path, metadata: Metadata, manifest: Manifest) -> dict[str, LazyTensor]:
-    items = cast("dict[str, TensorStorageMetadata]", metadata.state_dict_metadata)
-    chunks = _Chunks(folder, metadata)
+def _model_tensors(folder: Path, stored: StoredTensors, manifest: Manifest) -> dict[str, LazyTensor]:
     return {
         name: LazyTensor(
-            tuple(item.size),
-            item.properties.dtype,
-            lambda region, name=name, item=item: chunks.read(name, item, region),  # type: ignore[misc]
+            tensor.shape,
+            dtypes()[tensor.dtype],
+            lambda region, name=name, tensor=tensor: _read(folder, name, tensor, region),  # type: ignore[misc]
         )
-        for name, item in items.items()
+        for name, tensor in stored.items()
         if part_of(name, manifest.parts) == MODEL
     }
 
 
-class _Chunks:
-    """The pieces in which tensors are stored."""
+def _read(folder: Path, name: str, stored: StoredTensor, region: Region) -> torch.Tensor:
+    """A box of a tensor, out of the chunks in which it is stored."""
+    sizes = [part.stop - part.start for part in region]
+    values: torch.Tensor | None = None
+    filled = 0
+    for chunk in stored.chunks:
+        start = [max(part.start, offset) for part, offset in zip(region, chunk.offsets, strict=True)]
+        stop = [
+            min(part.stop, offset + size)
+            for part, offset, size in zip(region, chunk.offsets, chunk.sizes, strict=True)
+        ]
+        if any(a >= b for a, b in zip(start, stop, strict=True)):
+            continue
+        inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, chunk.offsets, strict=True))
+        piece = _mapped(folder, name, chunk, dtypes()[stored.dtype])[inside]
+        if list(piece.shape) == sizes:
+            return piece
+        if values is None:
+            values = torch.empty(sizes, dtype=piece.dtype, device="cpu")
+        into = tuple(
+            slice(a - part.start, b - part.start) for a, b, part in zip(start, stop, region, strict=True)
+        )
+        values[into] = piece
+        filled += prod(b - a for a, b in zip(start, stop, strict=True))
+    if filled != prod(sizes):
+        raise CheckpointError(f"{folder}: '{name}' is not stored whole")
+    return torch.empty(sizes, dtype=dtypes()[stored.dtype]) if values is None else values
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
-        self._folder = folder
-        self._places = {
-            (index.fqn, tuple(index.offset or ())): place
-            for index, place in (metadata.storage_data or {}).items()
-        }
 
-    def read(self, name: str, item: TensorStorageMetadata, region: Region) -> torch.Tensor:
-        sizes = [part.stop - part.start for part in region]
-        values: torch.Tensor | None = None
-        filled = 0
-        for chunk in item.chunks:
-            start = [max(part.start, offset) for part, offset in zip(region, chunk.offsets, strict=True)]
-            stop = [
-                min(part.stop, offset + size)
-                for part, offset, size in zip(region, chunk.offsets, chunk.sizes, strict=True)
-            ]
-            if any(a >= b for a, b in zip(start, stop, strict=True)):
-                continue
-            inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, chunk.offsets, strict=True))
-            piece = self._chunk(name, item, tuple(chunk.offsets), tuple(chunk.sizes))[inside]
-            if list(piece.shape) == sizes:
-                return piece
-            if values is None:
-                values = torch.empty(sizes, dtype=item.properties.dtype, device="cpu")
-            into = tuple(
-                slice(a - part.start, b - part.start) for a, b, part in zip(start, stop, region, strict=True)
+def _mapped(folder: Path, name: str, chunk: StoredChunk, dtype: torch.dtype) -> torch.Tensor:
+    """A chunk, whose memory is that of the file and is read as it is touched."""
+    file = folder / chunk.file
+    try:
+        with open_file(file) as stream:
+            values = values_in(stream, chunk.start, chunk.length)
+            if values.sizes != chunk.sizes or values.dtype != dtype:
+                raise CheckpointError(f"{folder}: '{name}' is not stored as it is described")
+            before = values.start % mmap.ALLOCATIONGRANULARITY
+            memory = mmap.mmap(
+                stream.fileno(), before + values.nbytes, access=mmap.ACCESS_COPY, offset=values.start - before
             )
-            values[into] = piece
-            filled += prod(b - a for a, b in zip(start, stop, strict=True))
-        if values is None or filled != prod(sizes):
-            raise CheckpointError(f"{self._folder}: '{name}' is not stored whole")
-        return values
-
-    def _chunk(
-        self, name: str, item: TensorStorageMetadata, offsets: tuple[int, ...], sizes: tuple[int, ...]
-    ) -> torch.Tensor:
-        place = self._places.get((name, offsets))
-        if place is None:
-            raise CheckpointError(f"{self._folder}: '{name}' is not stored whole")
-        from hekaton.checkpoint import dcp
-
-        tensor = dcp.read_item(self._folder / place.relative_path, place.offset, place.length)
-        if tensor.shape != torch.Size(sizes) or tensor.dtype != item.properties.dtype:
-            raise CheckpointError(f"{self._folder}: '{name}' is not stored as {METADATA} says")
-        return tensor
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {words_of(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"cannot read {file}: it {error}") from error
+    return values.of(torch.frombuffer(memory, dtype=torch.uint8, count=values.nbytes, offset=before))
 
 
 def _steps_in(folder: Path) -> str:

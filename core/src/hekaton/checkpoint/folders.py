@@ -6,11 +6,13 @@ when it is whole, and no folder can be renamed: a move copies, the file that mak
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from hekaton.urls import UrlPath, is_url
 
@@ -38,23 +40,99 @@ def write_whole(file: Folder, data: bytes) -> None:
 
 
 def size_of(file: Folder) -> int:
-    return file.size() if isinstance(file, UrlPath) else file.stat().st_size
+    """The size of a regular file in bytes.
+
+    :raises OSError: when it is not there, or something else: a folder, a FIFO, a device, a socket.
+    """
+    if isinstance(file, UrlPath):
+        return file.file_size()
+    return _size_of_regular(file, file.stat())
+
+
+def open_file(file: Folder) -> IO[bytes]:
+    """Open a regular file for reading, without a buffer where it is on a disk.
+
+    Whatever else carries its name is not opened: a FIFO would wait for a writer, a device would do what
+    devices do when they are opened.
+
+    :raises OSError: as :func:`size_of`.
+    """
+    size_of(file)
+    if isinstance(file, UrlPath):
+        return file.open("rb")
+    # Another process may have put something else there since: that must not wait either.
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _size_of_regular(file, os.fstat(descriptor))
+        return open(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(file: Folder, *, limit: int) -> bytes:
+    """Read a regular file of at most ``limit`` bytes.
+
+    :raises OSError: when it is larger, and as :func:`size_of`.
+    """
+    with open_file(file) as stream:
+        pieces, left = [], limit + 1
+        while left and (piece := stream.read(left)):
+            pieces.append(piece)
+            left -= len(piece)
+    if not left:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(file))
+    return b"".join(pieces)
+
+
+def _size_of_regular(file: Path, status: os.stat_result) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+    return status.st_size
 
 
 def files_in(folder: Folder) -> dict[str, int]:
-    """The files of a folder, and their sizes in bytes."""
+    """The regular files of a folder, and their sizes in bytes."""
     if isinstance(folder, UrlPath):
         return folder.files()
     return {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
 
 
 def is_there(path: Folder) -> bool:
-    """:raises OSError: when it cannot be told. What is taken for absent may be removed."""
+    """Whether there is a file, folder or anything else of this name; a link that leads nowhere is not.
+
+    :raises OSError: when it cannot be told. What is taken for absent may be removed.
+    """
     try:
-        size_of(path)
+        if isinstance(path, UrlPath):
+            path.size()
+        else:
+            path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def check_subfolder(folder: Folder) -> None:
+    """Check that a name in a checkpoint folder is a folder, or a link to one, or free.
+
+    :raises OSError: naming what stands in the way.
+    """
+    if isinstance(folder, UrlPath):
+        if is_there(folder) and not folder.is_dir():
+            raise OSError(errno.ENOTDIR, f"'{folder.name}' is not a folder", str(folder))
+        return
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        if folder.is_symlink():
+            why = f"'{folder.name}' is a link that leads nowhere"
+            raise OSError(errno.ENOENT, why, str(folder)) from None
+        return
+    except OSError as error:
+        raise OSError(error.errno, f"'{folder.name}': {words_of(error)}", str(folder)) from error
+    if not stat.S_ISDIR(mode):
+        raise OSError(errno.ENOTDIR, f"'{folder.name}' is not a folder", str(folder))
 
 
 def move(folder: Folder, target: Folder, *, key: str) -> None:
@@ -69,13 +147,21 @@ def move(folder: Folder, target: Folder, *, key: str) -> None:
         remove(folder, key=key)
     else:
         assert isinstance(target, Path)
-        folder.rename(target)
+        if folder.is_symlink() and folder.parent != target.parent:
+            target.symlink_to(folder.resolve())  # a relative one would lead elsewhere from there
+            folder.unlink()
+        else:
+            folder.rename(target)
         sync(target.parent)
 
 
 def remove(folder: Folder, *, key: str) -> None:
-    """Remove a folder, ``key`` first: cut short, it counts for nothing."""
-    if not is_there(folder):
+    """Remove a folder, ``key`` first: cut short, it counts for nothing. Of a link, the link alone."""
+    if not (is_there(folder) or (isinstance(folder, Path) and folder.is_symlink())):
+        return
+    if folder.is_symlink():
+        folder.unlink()
+        sync(folder.parent)
         return
     (folder / key).unlink(missing_ok=True)
     if isinstance(folder, UrlPath):

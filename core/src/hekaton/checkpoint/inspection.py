@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from math import prod
+from typing import Any
 
 from hekaton.checkpoint.folders import Folder, folder_at, is_there, words_of
 from hekaton.checkpoint.integrity import (
@@ -21,13 +22,12 @@ from hekaton.checkpoint.integrity import (
     check_sizes,
     check_step,
     read_metadata,
+    stored_in,
 )
 from hekaton.checkpoint.storage import StepFolders, read_manifest, step_of
+from hekaton.checkpoint.stored import dtypes
 from hekaton.errors import CheckpointError
 from hekaton.urls import check_url, is_url
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 DEFAULT_FOLDER = "checkpoint"  # as [checkpoint] folder has it
 _READERS = 4
@@ -135,7 +135,10 @@ def verify(step: Step, advance: Callable[[int], None] | None = None) -> list[str
     wrong = list(dict.fromkeys(problem for problem in problems if problem))
     if not wrong:
         try:
-            read_metadata(step.folder, manifest.files)
+            # Other tools go by it, where we go by the manifest.
+            tensors = read_metadata(step.folder, manifest.files)
+            if tensors != stored_in(step.folder, manifest):
+                raise NotWhole(f"{METADATA} describes other tensors than {MANIFEST}")
         except NotWhole as reason:
             wrong.append(str(reason))
     return wrong
@@ -168,17 +171,17 @@ def tensors_of(step: Step) -> list[Tensor]:
     parts: tuple[str, ...] = ()
     if step.manifest is not None:
         parts = step.manifest.parts
-        metadata = read_metadata(step.folder, step.manifest.files)
+        tensors = stored_in(step.folder, step.manifest)
     else:
         files = manifest_elsewhere(step.folder).files
-        metadata = read_metadata(step.folder, files, leave_out_others=True)
+        tensors = read_metadata(step.folder, files, leave_out_others=True)
     return [
         Tensor(
             name,
             part_of(name, parts) if parts else "",
-            tuple(tensor.size),
-            str(tensor.properties.dtype).removeprefix("torch."),
-            tensor.size.numel() * tensor.properties.dtype.itemsize,
+            tensor.shape,
+            tensor.dtype,
+            prod(tensor.shape) * dtypes()[tensor.dtype].itemsize,
         )
-        for name, tensor in cast("dict[str, TensorStorageMetadata]", metadata.state_dict_metadata).items()
+        for name, tensor in tensors.items()
     ]

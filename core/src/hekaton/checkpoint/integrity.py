@@ -1,24 +1,33 @@
-"""What makes a step whole: its manifest, the checksums in it, and metadata that cannot run code."""
+"""What makes a step whole: its manifest, the checksums in it, and metadata that is data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import string
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import xxhash
 
-from hekaton.checkpoint.folders import Folder, size_of, words_of
+from hekaton.checkpoint.folders import Folder, open_file, read_file, size_of, words_of
+from hekaton.checkpoint.pickled import MAX_BYTES, NotPlain
+from hekaton.checkpoint.stored import (
+    NotDescribed,
+    StoredTensor,
+    StoredTensors,
+    check_files,
+    check_lengths,
+    from_json,
+    to_json,
+)
 
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
-
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 1 << 28
+"""Bytes: room for the places of some million pieces of tensors."""
 METADATA = ".metadata"
 MODEL = "model"
 
@@ -47,26 +56,39 @@ class FileRecord:
         return {"size": self.size, algorithm: digest}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FileRecord:
-        """:raises ValueError: when it has no checksum of a known kind."""
-        (algorithm,) = set(content) - {"size"}
+    def from_json(cls, content: Any) -> FileRecord:
+        """:raises ValueError: when it is no such record, or has no checksum of a known kind."""
+        if not isinstance(content, dict) or len(content) != 2 or "size" not in content:
+            raise ValueError("what it says of a file is not its size and checksum")
+        (algorithm,) = content.keys() - {"size"}
         if algorithm not in _CHECKSUMS:
-            raise ValueError(f"checksums of the kind {algorithm!r} are not known")
-        return cls(int(content["size"]), f"{algorithm}:{content[algorithm]}")
+            raise ValueError(f"checksums of the kind {algorithm[:40]!r} are not known")
+        size, digest = content["size"], content[algorithm]
+        is_digest = isinstance(digest, str) and set(digest) <= set(string.hexdigits)
+        if type(size) is not int or not 0 <= size < 2**63 or not is_digest:
+            raise ValueError("what it says of a file is not its size and checksum")
+        return cls(size, f"{algorithm}:{digest}")
+
+    def new_checksum(self) -> Any:
+        """An empty checksum of this record's kind, to be given the content by ``update``."""
+        return _CHECKSUMS[self.checksum.partition(":")[0]]()
+
+    def has(self, checksum: Any) -> bool:
+        """Whether this is the checksum of the record."""
+        return bool(checksum.hexdigest() == self.checksum.partition(":")[2])
 
     def is_of(self, file: IO[bytes], advance: Callable[[int], None] | None = None) -> bool:
         """Whether the checksum is that of the file, which is read through.
 
         :param advance: called with the number of bytes of each piece read.
         """
-        algorithm, _, digest = self.checksum.partition(":")
-        checksum = _CHECKSUMS[algorithm]()
+        checksum = self.new_checksum()
         buffer = memoryview(bytearray(_PIECE))
         while size := file.readinto(buffer):  # type: ignore[attr-defined]
             checksum.update(buffer[:size])
             if advance is not None:
                 advance(size)
-        return bool(checksum.hexdigest() == digest)
+        return self.has(checksum)
 
 
 class Counted:
@@ -106,6 +128,8 @@ class Manifest:
     info: Mapping[str, Any]
     """State of the run that is not a tensor."""
     files: Mapping[str, FileRecord]
+    tensors: StoredTensors | None = None
+    """Where each tensor lies; ``None`` in formats 1 and 2, which leave that to ``.metadata``."""
 
     @property
     def size(self) -> int:
@@ -118,29 +142,101 @@ class Manifest:
         return self.parts == (MODEL,)
 
     def to_json(self) -> str:
+        content = {name: getattr(self, name) for name in _FIELDS}
         files = {name: record.to_json() for name, record in self.files.items()}
-        content = json.loads(json.dumps({"format": FORMAT, **asdict(self), "files": files}))
-        return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
+        content = json.loads(json.dumps({"format": FORMAT, **content, "files": files}))
+        tensors = "{}" if not self.tensors else to_json(self.tensors)
+        digest = _digest_of(content | {"tensors": json.loads(tensors)})
+        # A tensor a line: indented like the rest, each of its numbers would have one.
+        text = json.dumps({**content, "sha256": digest}, indent=1)
+        return text.removesuffix("\n}") + f',\n "tensors": {tensors}\n}}\n'
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """:raises NotWhole: when it was cut short or changed, or is of a later format."""
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """:raises NotWhole: when it was cut short or changed, is of a later format, or of none."""
         try:
             content = json.loads(text)
-            written = content.pop("sha256")
-            version = content.pop("format")
+            if not isinstance(content, dict):
+                raise ValueError("it is not a table")
+            written = content.pop("sha256", None)
+            version = content.get("format")
+            if type(version) is not int or version < 1:
+                raise ValueError("it does not say its format")
             if version > FORMAT:
                 raise NotWhole(f"{MANIFEST} is of format {version}, this version of hekaton reads {FORMAT}")
-            if written != _digest_of({"format": version, **content}):
+            if written != _digest_of(content):
                 raise NotWhole(f"{MANIFEST} was changed after it was written: its checksum differs")
-            files = {name: FileRecord.from_json(record) for name, record in content.pop("files").items()}
-            manifest = cls(**content | {"parts": tuple(content["parts"]), "files": files})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            _check_fields(content, version)
+            files = {name: FileRecord.from_json(record) for name, record in content["files"].items()}
+        except (ValueError, RecursionError) as error:
             raise NotWhole(f"{MANIFEST} cannot be read: {error}") from error
         for name in files:
-            if Path(name).name != name:
+            if Path(name).name != name or "\0" in name:
                 raise NotWhole(f"{MANIFEST} names {name!r}, which is not a file of the step")
-        return manifest
+        try:
+            tensors = from_json(content["tensors"]) if version > 2 else None
+        except NotDescribed as error:
+            raise NotWhole(f"{MANIFEST} {error}") from error
+        fields = {name: content[name] for name in _FIELDS}
+        return cls(**fields | {"parts": tuple(content["parts"]), "files": files, "tensors": tensors})
+
+
+_FIELDS: Mapping[str, type] = {
+    "step": int,
+    "good": bool,
+    "saved_at": str,
+    "processes": int,
+    "versions": dict,
+    "parts": list,
+    "describe": dict,
+    "info": dict,
+}
+"""The fields of a manifest beside ``files`` and ``tensors``, and their types in JSON."""
+_DESCRIBED: Mapping[str, type] = {"model": str, "flavor": str, "layout": dict, "config": dict}
+"""What readers look for in ``describe``."""
+_MAX_DEPTH = 32
+
+
+def _check_fields(content: Mapping[str, Any], version: int) -> None:
+    """:raises ValueError: when a field is missing, unknown, or of another type."""
+    types = {**_FIELDS, "format": int, "files": dict, **({"tensors": dict} if version > 2 else {})}
+    for name in sorted(types.keys() ^ content.keys()):
+        raise ValueError(f"its field {name[:40]!r} is {'missing' if name in types else 'not known'}")
+    for name, kind in types.items():
+        _check_type(name, content[name], kind)
+    for name in ("step", "processes"):
+        if not 0 <= content[name] < 2**63:
+            raise ValueError(f"its {name} is out of range")
+    for name in ("versions", "parts"):
+        values = content[name].values() if name == "versions" else content[name]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"its {name} are not text")
+    for name, kind in _DESCRIBED.items():
+        if content["describe"].get(name) is not None:
+            _check_type(f"describe.{name}", content["describe"][name], kind)
+    for name in ("describe", "info"):
+        _check_values(name, content[name])
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise ValueError(f"its {name} is of type {type(value).__name__} and not {kind.__name__}")
+
+
+def _check_values(name: str, value: Any) -> None:
+    """Refuse what breaks those that copy or print it later: deep nesting, and half of a surrogate pair."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        for one in level:
+            for text in [one] if isinstance(one, str) else one if isinstance(one, dict) else ():
+                text.encode()  # raises a ValueError
+        inner = [
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        ]
+        level = [value for values in inner for value in values]
+        if not level:
+            return
+    raise ValueError(f"its {name} is nested more than {_MAX_DEPTH} deep")
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
@@ -182,7 +278,7 @@ def check_contents(
     """Read the named files through; say what is wrong with the first that differs from its checksum."""
     for name in names:
         try:
-            with (folder / name).open("rb") as stream:
+            with open_file(folder / name) as stream:
                 same = files[name].is_of(stream, advance)
         except OSError as error:
             return f"{name} cannot be read: {words_of(error)}"
@@ -202,80 +298,46 @@ def shared_out(files: Mapping[str, FileRecord], ranks: int) -> list[list[str]]:
     return shares
 
 
-_DCP = "torch.distributed.checkpoint"
-_ADMITTED = {
-    "pathlib": {"PosixPath"},
-    "pathlib._local": {"PosixPath"},  # where Python 3.13 keeps it
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    f"{_DCP}.filesystem": {"_StorageInfo"},
-    f"{_DCP}.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-}
+def stored_in(folder: Folder, manifest: Manifest) -> StoredTensors:
+    """Which tensor of a step is where: as its manifest says or, in older formats, ``.metadata``.
+
+    :raises NotWhole: when it is not said, or not of tensors in the files of the step.
+    """
+    if manifest.tensors is None:
+        return check_places(METADATA, read_metadata(folder, manifest.files), manifest.files)
+    return check_places(MANIFEST, manifest.tensors, manifest.files)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads the pickle of DCP's metadata: admits the classes that describe tensors, and no other global."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        if (module, name) == ("builtins", "getattr"):
-            return _memory_format
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _ADMITTED.get(module, ()):
-            return super().find_class(module, name)
-        raise NotWhole(f"{METADATA} asks for {module}.{name}, which no tensor needs: refused")
-
-
-def _memory_format(owner: Any, name: str) -> Any:
-    """In place of ``getattr``, by which early releases of Python 3.11 name the member of an enumeration."""
-    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
-
-    if owner is _MEM_FORMAT_ENCODING and name in _MEM_FORMAT_ENCODING.__members__:
-        return _MEM_FORMAT_ENCODING[name]
-    raise NotWhole(f"{METADATA} asks for the attribute {name!r} of {owner!r}, which no tensor needs: refused")
-
-
-def read_metadata(folder: Folder, files: Iterable[str], *, leave_out_others: bool = False) -> Metadata:
-    """Read DCP's ``.metadata`` without running any code that it names.
+def read_metadata(
+    folder: Folder, files: Collection[str], *, leave_out_others: bool = False
+) -> dict[str, StoredTensor]:
+    """Read DCP's ``.metadata`` as data: nothing that it asks for is carried out.
 
     :param files: the files that it may point to.
     :param leave_out_others: leave out what is not a tensor, instead of refusing the whole.
     :raises NotWhole: when it asks for anything else, cannot be read, or holds what is not a tensor.
     """
-    import torch
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+    from hekaton.checkpoint.metadata import stored_tensors
 
-    known = set(files)
     try:
-        with (folder / METADATA).open("rb") as stream:
-            metadata = _Unpickler(stream).load()
-        if not isinstance(metadata, Metadata):
-            raise NotWhole(f"{METADATA} is not the metadata of a checkpoint")
-        for key, item in list(metadata.state_dict_metadata.items()):
-            if not isinstance(item, TensorStorageMetadata):
-                if leave_out_others:
-                    del metadata.state_dict_metadata[key]
-                    continue
-                raise NotWhole(f"{METADATA} lists {key!r}, which is not a tensor: refused")
-            if not (isinstance(item.size, torch.Size) and isinstance(item.properties.dtype, torch.dtype)):
-                raise NotWhole(f"{METADATA} does not describe {key!r} as a tensor")
-        for stored in (metadata.storage_data or {}).values():
-            if stored.relative_path not in known:
-                raise NotWhole(f"{METADATA} points to {stored.relative_path!r}, not a file of the step")
-            if stored.transform_descriptors:
-                raise NotWhole(f"{METADATA} asks for transforms of its files: refused")
-    except NotWhole:
-        raise
-    except Exception as error:  # a broken pickle can raise anything
-        raise NotWhole(f"{METADATA} cannot be read: {type(error).__name__}: {error}") from error
-    return metadata
+        tensors = stored_tensors(
+            read_file(folder / METADATA, limit=MAX_BYTES), leave_out_others=leave_out_others
+        )
+        check_files(tensors, files)
+    except OSError as error:
+        raise NotWhole(f"{METADATA} cannot be read: {words_of(error)}") from error
+    except (NotPlain, NotDescribed) as error:
+        raise NotWhole(f"{METADATA} {error}") from error
+    return tensors
+
+
+def check_places(
+    said_by: str, tensors: Mapping[str, StoredTensor], files: Mapping[str, FileRecord]
+) -> Mapping[str, StoredTensor]:
+    """:raises NotWhole: when a tensor is not within the files; :returns: the tensors."""
+    try:
+        check_files(tensors, files)
+        check_lengths(tensors, {name: record.size for name, record in files.items()})
+    except NotDescribed as error:
+        raise NotWhole(f"{said_by} {error}") from error
+    return tensors

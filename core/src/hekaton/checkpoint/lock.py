@@ -1,12 +1,14 @@
 """One run per checkpoint folder: a file in it says who writes there, and shows signs of life.
 
 A run that is gone leaves its lock behind: the next one finds that out and takes it over. On the same machine
-the process is looked up; from elsewhere a sign of life is waited for, since clocks of two hosts may differ.
+the process is looked up; from elsewhere a sign of life is waited for. No time of another host is compared
+with a clock here: the two may differ by hours.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import logging
 import os
@@ -14,11 +16,11 @@ import platform
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hekaton.checkpoint.folders import Folder, words_of, write_whole
+from hekaton.checkpoint.folders import Folder, read_file, words_of, write_whole
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")
@@ -28,8 +30,8 @@ BEAT = 15.0
 """Seconds between two signs of life."""
 SILENCE = 60.0
 """Seconds without a sign of life after which a run on another machine is taken to be gone."""
-LONG_AGO = 3600.0
-"""Seconds since the last sign, by the clocks of two hosts, that need no waiting."""
+_MAX_SIZE = 1 << 16
+_MAX_TEXT = 1000
 SETTLE = 0.2
 """Seconds after which, of two runs that took the lock at once, the first sees that it has lost."""
 
@@ -48,7 +50,25 @@ class Holder:
     """When the process started, in ticks since the boot: numbers of processes are used again."""
     token: str
     beat: str
-    """The last sign of life."""
+    """The last sign of life. It says when for people; another run looks only at whether it changes."""
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Holder:
+        """:raises ValueError: when it is not what a run writes."""
+        try:
+            content = json.loads(data)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        names = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or content.keys() != names:
+            raise ValueError("it does not hold what a lock holds")
+        for name, value in content.items():
+            if name == "pid":
+                if type(value) is not int or not 0 < value < 2**31:
+                    raise ValueError("its pid is not the number of a process")
+            elif not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
+                raise ValueError(f"its {name} is not a line of text")
+        return cls(**content)
 
     @classmethod
     def me(cls) -> Holder:
@@ -90,6 +110,9 @@ class FolderLock:
         :raises CheckpointError: when another run holds it.
         """
         self._root.mkdir(parents=True, exist_ok=True)
+        found = self._found()
+        if isinstance(found, str):
+            log.warning("%s: taking over %s, which no run wrote: %s", self._root, LOCK, found)
         mine = Holder.me()
         while (held := self._read()) != mine:
             if held is not None and not held.is_this_process:
@@ -131,34 +154,42 @@ class FolderLock:
     def _lives(self, held: Holder) -> bool:
         if held._is_of_this_machine:
             return held._runs
-        age = datetime.now(UTC) - datetime.fromisoformat(held.beat)
-        if age.total_seconds() > LONG_AGO:
-            return False
         log.warning("%s: waiting up to %.0f s for a sign of life of %s", self._root, SILENCE, held)
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
             time.sleep(min(1.0, SILENCE / 10))
             now = self._read()
-            if now is None or now.beat != held.beat:
+            if now is None or (now.token, now.beat) != (held.token, held.beat):
                 return now is not None
         return False
 
     def _show_life(self, mine: Holder, stop: threading.Event) -> None:
         while not stop.wait(BEAT):
             try:
-                held = self._read()
-                if held is None or held.token != mine.token:
+                found = self._found()
+                if found is None or (isinstance(found, Holder) and found.token != mine.token):
                     return
                 self._write(replace(mine, beat=_now()))
             except OSError as error:
                 log.warning("cannot renew %s: %s", self._file, words_of(error))
 
     def _read(self) -> Holder | None:
-        """``None`` also for a file that no run wrote whole."""
+        """``None`` also for a file that no run wrote."""
+        found = self._found()
+        return found if isinstance(found, Holder) else None
+
+    def _found(self) -> Holder | str | None:
+        """Who holds the lock, or why no run can have written it; ``None`` when there is none."""
         try:
-            return Holder(**json.loads(self._file.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+            return Holder.from_json(read_file(self._file, limit=_MAX_SIZE))
+        except FileNotFoundError:
             return None
+        except ValueError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EFBIG):  # no regular file, or no small one
+                return words_of(error)
+            raise
 
     def _write(self, holder: Holder) -> None:
         write_whole(self._file, (json.dumps(asdict(holder), indent=1) + "\n").encode())

@@ -15,13 +15,14 @@ import torch.distributed as dist
 
 import hekaton
 from hekaton.checkpoint.folders import Folder
-from hekaton.checkpoint.integrity import MODEL, FileRecord, Manifest
+from hekaton.checkpoint.integrity import MODEL, FileRecord, Manifest, shared_out
 from hekaton.checkpoint.lock import FolderLock
 from hekaton.checkpoint.matching import Parts, compare, flat, part_of, united
-from hekaton.checkpoint.opening import Choose, Step, find, on_disk, open_elsewhere
+from hekaton.checkpoint.opening import Choose, Step, on_all, on_disk, use_elsewhere, use_newest
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.state import not_finite
 from hekaton.checkpoint.storage import StepFolders
+from hekaton.checkpoint.stored import StoredTensors
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")
@@ -76,7 +77,12 @@ class CheckpointManager:
 
         :raises CheckpointError: when another run writes there, naming it, or the folder cannot be written.
         """
-        on_disk(self._ranks, f"cannot write to the checkpoint folder {self._folders.root}", self._lock.take)
+
+        def prepared() -> None:
+            self._folders.check_names()
+            self._lock.take()
+
+        on_disk(self._ranks, f"cannot write to the checkpoint folder {self._folders.root}", prepared)
 
     def describe_further(self, more: Mapping[str, Any]) -> None:
         """Keep ``more``, JSON, in the ``describe`` of every manifest from here on."""
@@ -129,10 +135,11 @@ class CheckpointManager:
         try:
             on_disk(self._ranks, writing, lambda: self._folders.make_room(step, came_from=self._came_from))
             written = dcp.write(state, folder, self._ranks)
-            gathered = self._ranks.gather((written, info, not_finite(parts.get(MODEL, {}))))
+            gathered = self._ranks.gather((written.files, info, not_finite(parts.get(MODEL, {}))))
             broken = [name for *_, names in gathered for name in names]
             good = good and not broken
-            manifest = self._manifest(step, parts, [(files, info) for files, info, _ in gathered], good=good)
+            of_ranks = [(files, info) for files, info, _ in gathered]
+            manifest = self._manifest(step, parts, of_ranks, tensors=written.tensors, good=good)
             on_disk(self._ranks, writing, lambda: self._folders.commit(step, manifest))
         except CheckpointError:
             self._ranks.first(lambda: self._folders.abandon(step))
@@ -171,14 +178,17 @@ class CheckpointManager:
             ends the loading.
         :returns: ``None`` when there is no step: no folder of one, or those of saves that were interrupted.
         :raises CheckpointError: when there are step folders and none can be used, the wanted step is not
-            there or not whole, or the checkpoint is of another model.
+            there or not whole, or the checkpoint is of another model. What the tensors hold then is
+            undefined: a step is verified while it is read.
         """
         began = time.perf_counter()
-        found = find(self._folders, self._ranks, choose, step=step)
-        if found is None:
-            return None
-        loaded = self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
-        self._came_from = loaded.step
+
+        def fill(found: Step) -> Loaded:
+            return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
+
+        loaded = use_newest(self._folders, self._ranks, choose, fill, step=step)
+        if loaded is not None:
+            self._came_from = loaded.step
         return loaded
 
     def load_elsewhere(
@@ -197,8 +207,11 @@ class CheckpointManager:
         :raises CheckpointError: when there is no checkpoint, it cannot be used or does not fit.
         """
         began = time.perf_counter()
-        found = open_elsewhere(path, self._ranks, choose)
-        return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
+
+        def fill(found: Step) -> Loaded:
+            return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
+
+        return use_elsewhere(path, self._ranks, choose, fill)
 
     def steps(self) -> list[int]:
         """The steps that there are, whole or not, oldest first."""
@@ -215,14 +228,17 @@ class CheckpointManager:
         check: Callable[[Mapping[str, Any]], None] | None,
         began: float,
     ) -> Loaded:
-        from hekaton.checkpoint import dcp
+        from hekaton.checkpoint.reading import read
 
         manifest, folder = found.manifest, found.folder
         if check is not None:
             check(manifest.info)
         wanted = {name: parts[name] for name in choose(manifest)} if choose is not None else parts
         chosen = self._fitting(wanted, found, folder, optional)
-        dcp.read(flat(chosen), folder, found.metadata, self._ranks)
+        files = manifest.files
+        unverified = {name: record for name, record in files.items() if name not in found.verified}
+        mine = shared_out(unverified, self._ranks.size)[self._ranks.rank]
+        on_all(self._ranks, lambda: read(flat(chosen), folder, found.tensors, files, verify=mine))
         if self._ranks.is_first:
             seconds = time.perf_counter() - began
             unread = sorted(set(manifest.parts) - set(chosen))
@@ -233,7 +249,7 @@ class CheckpointManager:
     def _fitting(self, parts: Parts, found: Step, folder: Folder, optional: Collection[str]) -> Parts:
         """The parts to load; all ranks come to the same answer."""
         manifest = found.manifest
-        of_ranks = self._ranks.gather(compare(parts, found.metadata, manifest.parts))
+        of_ranks = self._ranks.gather(compare(parts, found.tensors, manifest.parts))
         differences = {part: united([one[part] for one in of_ranks]) for part in parts}
         chosen = dict(parts)
         for part in optional:
@@ -272,6 +288,7 @@ class CheckpointManager:
         parts: Parts,
         gathered: Sequence[tuple[Mapping[str, FileRecord], Mapping[str, Any]]],
         *,
+        tensors: StoredTensors,
         good: bool,
     ) -> Manifest:
         files = {name: record for written, _ in gathered for name, record in written.items()}
@@ -292,6 +309,7 @@ class CheckpointManager:
             describe=self._describe,
             info=info,
             files=dict(sorted(files.items())),
+            tensors=tensors,
         )
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 
 from hekaton.checkpoint.integrity import MODEL
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from hekaton.checkpoint.stored import StoredTensors
 
 _SHOWN = 4
 
@@ -64,9 +61,8 @@ class Differences:
         return "\n".join(lines)
 
 
-def compare(wanted: Parts, metadata: Metadata, stored_parts: Iterable[str]) -> dict[str, Differences]:
+def compare(wanted: Parts, stored: StoredTensors, stored_parts: Iterable[str]) -> dict[str, Differences]:
     """The differences of each wanted part, as this rank sees them."""
-    stored = cast("dict[str, TensorStorageMetadata]", metadata.state_dict_metadata)
     keys: dict[str, list[str]] = {}
     stored_parts = list(stored_parts)
     for key in stored:
@@ -79,14 +75,14 @@ def compare(wanted: Parts, metadata: Metadata, stored_parts: Iterable[str]) -> d
             missing=tuple(key for key in here if key not in stored),
             unwanted=tuple(key for key in keys.get(part, ()) if key not in here),
             shapes=tuple(
-                (key, tuple(stored[key].size), tuple(here[key].shape))
+                (key, stored[key].shape, tuple(here[key].shape))
                 for key in both
-                if tuple(stored[key].size) != tuple(here[key].shape)
+                if stored[key].shape != tuple(here[key].shape)
             ),
             dtypes=tuple(
-                (key, _name(stored[key].properties.dtype), _name(here[key].dtype))
+                (key, stored[key].dtype, _name(here[key].dtype))
                 for key in both
-                if stored[key].properties.dtype != here[key].dtype
+                if stored[key].dtype != _name(here[key].dtype)
             ),
         )
     return found

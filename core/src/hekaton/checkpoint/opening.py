@@ -1,30 +1,28 @@
-"""Which step to load: found and read through by all ranks together, before any tensor is touched."""
+"""Which step to load: found by all ranks together, and used by all of them or none."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metadata_elsewhere
 from hekaton.checkpoint.folders import Folder, words_of
 from hekaton.checkpoint.integrity import (
     MANIFEST,
+    METADATA,
     Manifest,
     NotWhole,
     Unfinished,
     check_contents,
     check_step,
-    read_metadata,
-    shared_out,
+    stored_in,
 )
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.storage import StepFolders, read_manifest
+from hekaton.checkpoint.stored import StoredTensors
 from hekaton.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata
 
 log = logging.getLogger("hekaton")
 
@@ -33,44 +31,51 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is as its manifest says."""
+    """A step whose files are there, and what is in them."""
 
     folder: Folder
     manifest: Manifest
-    metadata: Metadata
+    tensors: StoredTensors
+    verified: frozenset[str] = frozenset()
+    """Files that were compared with their checksums already, or have none."""
 
 
 Choose: TypeAlias = Callable[[Manifest], Collection[str]]
 """Which parts to fill from a step; raises NotWhole to pass it over. Called on all ranks."""
+Use: TypeAlias = Callable[[Step], T]
+"""Reads a step; raises NotWhole, on all ranks, to pass it over."""
 
 
-def find(folders: StepFolders, ranks: Ranks, choose: Choose | None, *, step: int = -1) -> Step | None:
-    """The newest whole, good step, or the one of a number; the same on all ranks.
+def use_newest(
+    folders: StepFolders, ranks: Ranks, choose: Choose | None, use: Use[T], *, step: int = -1
+) -> T | None:
+    """Use the newest step that is good and proves whole, or the one of a number; the same on all ranks.
 
-    :returns: ``None`` when there is no step: no folder of one, or those of saves that were interrupted.
+    :returns: what ``use`` returned; ``None`` when there is no step: no folder of one, or those of saves that
+        were interrupted.
     :raises CheckpointError: on all ranks, when there are some and none can be used, or not the wanted one.
     """
     root = folders.root
     steps = on_disk(ranks, f"cannot read the checkpoint folder {root}", folders.found)
     if step >= 0:
-        return _wanted(root, steps, step, ranks, choose)
-    return _newest(root, steps, ranks, choose, cure="to start afresh, move that folder away")
+        return _wanted(root, steps, step, ranks, choose, use)
+    return _newest(root, steps, ranks, choose, use, cure="to start afresh, move that folder away")
 
 
-def open_elsewhere(path: Folder, ranks: Ranks, choose: Choose) -> Step:
-    """The checkpoint at a path: a step folder, a folder of steps, or a folder of another program.
+def use_elsewhere(path: Folder, ranks: Ranks, choose: Choose, use: Use[T]) -> T:
+    """Use the checkpoint at a path: a step folder, a folder of steps, or a folder of another program.
 
     :raises CheckpointError: on all ranks, when there is none or it cannot be used.
     """
     cannot = f"cannot read the checkpoint {path}"
     kind = on_disk(ranks, cannot, lambda: kind_of(path))
     if kind == "steps":
-        step = _newest(path, on_disk(ranks, cannot, StepFolders(path).found), ranks, choose)
-        if step is None:
+        used = _newest(path, on_disk(ranks, cannot, StepFolders(path).found), ranks, choose, use)
+        if used is None:
             raise CheckpointError(f"{cannot}: no save has ended there yet")
-        return step
+        return used
     try:
-        return _opened(path, ranks, choose) if kind == "step" else _opened_bare(path, ranks, choose)
+        return use(_opened(path, ranks, choose) if kind == "step" else _opened_bare(path, ranks, choose))
     except NotWhole as reason:
         raise CheckpointError(f"the checkpoint {path} cannot be loaded: {reason}") from reason
 
@@ -88,12 +93,12 @@ def on_disk(ranks: Ranks, what: str, action: Callable[[], T]) -> T:
 
 
 def _wanted(
-    root: Folder, steps: Mapping[int, Folder], wanted: int, ranks: Ranks, choose: Choose | None
-) -> Step:
+    root: Folder, steps: Mapping[int, Folder], wanted: int, ranks: Ranks, choose: Choose | None, use: Use[T]
+) -> T:
     if wanted not in steps:
         raise CheckpointError(f"there is no checkpoint step-{wanted} in {root}", hint=_available(list(steps)))
     try:
-        return _opened(steps[wanted], ranks, choose, step=wanted)
+        return use(_opened(steps[wanted], ranks, choose, step=wanted))
     except NotWhole as reason:
         others = [step for step in steps if step != wanted]
         raise CheckpointError(
@@ -102,12 +107,18 @@ def _wanted(
 
 
 def _newest(
-    root: Folder, steps: Mapping[int, Folder], ranks: Ranks, choose: Choose | None, *, cure: str = ""
-) -> Step | None:
+    root: Folder,
+    steps: Mapping[int, Folder],
+    ranks: Ranks,
+    choose: Choose | None,
+    use: Use[T],
+    *,
+    cure: str = "",
+) -> T | None:
     broken = []
     for number, folder in reversed(list(steps.items())):
         try:
-            return _opened(folder, ranks, choose, step=number, good=True)
+            return use(_opened(folder, ranks, choose, step=number, good=True))
         except NotWhole as reason:
             if not isinstance(reason, Unfinished):
                 broken.append(f"step-{number}: {reason}")
@@ -148,32 +159,37 @@ def _opened(
     if isinstance(manifest, NotWhole):
         raise manifest
     files = manifest.files
-    mine = shared_out(files, ranks.size)[ranks.rank]
-    for problem in ranks.gather(check_contents(folder, files, mine)):
-        if problem is not None:
-            raise NotWhole(problem)
-    return Step(folder, manifest, _on_all(ranks, lambda: read_metadata(folder, files)))
+    # Few bytes, and what they say must not be a consequence of damage.
+    damage = on_all(ranks, lambda: check_contents(folder, files, [METADATA]))
+    if damage is not None:
+        raise NotWhole(damage)
+    return Step(folder, manifest, on_all(ranks, lambda: stored_in(folder, manifest)), frozenset({METADATA}))
 
 
 def _opened_bare(folder: Folder, ranks: Ranks, choose: Choose) -> Step:
     """Read what there is of a step that has no manifest; raises as :func:`_opened`."""
     manifest = on_disk(ranks, f"cannot read the checkpoint {folder}", lambda: manifest_elsewhere(folder))
     choose(manifest)
-    metadata = _on_all(ranks, lambda: read_metadata_elsewhere(folder, manifest.files))
+    tensors = on_all(ranks, lambda: read_metadata_elsewhere(folder, manifest.files))
     if ranks.is_first:
         log.info("notice: %s has no %s: there are no checksums to verify its files with", folder, MANIFEST)
-    return Step(folder, manifest, metadata)
+    return Step(folder, manifest, tensors, frozenset(manifest.files))
 
 
-def _on_all(ranks: Ranks, action: Callable[[], T]) -> T:
+def on_all(ranks: Ranks, action: Callable[[], T]) -> T:
     """Let every rank do it; :raises NotWhole: on all of them, when one does."""
-    try:
-        done, problem = action(), None
-    except NotWhole as reason:
-        problem = str(reason)
-    for problem_there in ranks.gather(problem):
-        if problem_there is not None:
-            raise NotWhole(problem_there)
+
+    def told() -> T | NotWhole:
+        try:
+            return action()
+        except NotWhole as reason:
+            return reason
+
+    done = ranks.each(told)
+    for problem in ranks.gather(str(done) if isinstance(done, NotWhole) else None):
+        if problem is not None:
+            raise NotWhole(problem)
+    assert not isinstance(done, NotWhole)
     return done
 
 

@@ -6,13 +6,25 @@ half-written or half-removed folder look whole.
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections import defaultdict
 from pathlib import Path
 
-from hekaton.checkpoint.folders import Folder, files_in, is_there, move, remove, sync, words_of, write_whole
-from hekaton.checkpoint.integrity import MANIFEST, Manifest, NotWhole, Unfinished
+from hekaton.checkpoint.folders import (
+    Folder,
+    check_subfolder,
+    files_in,
+    is_there,
+    move,
+    read_file,
+    remove,
+    sync,
+    words_of,
+    write_whole,
+)
+from hekaton.checkpoint.integrity import MANIFEST, MAX_MANIFEST, Manifest, NotWhole, Unfinished
 
 log = logging.getLogger("hekaton")
 
@@ -55,6 +67,24 @@ class StepFolders:
             else self.path(step)
             for step in sorted(set(names.values()))
         }
+
+    def check_names(self) -> None:
+        """Check, before a run begins, that nothing stands in the way of its saves.
+
+        :raises OSError: when what should be a folder is something else, or ``superseded`` is on another disk,
+            to which no folder can be renamed.
+        """
+        if not is_there(self.root):
+            return
+        names = [entry.name for entry in self.root.iterdir() if _STEP.fullmatch(entry.name)]
+        for name in (SUPERSEDED, *sorted(names)):
+            check_subfolder(self.root / name)
+        superseded = self.root / SUPERSEDED
+        if isinstance(self.root, Path) and isinstance(superseded, Path) and superseded.exists():
+            if superseded.stat().st_dev != self.root.stat().st_dev:
+                raise OSError(errno.EXDEV, f"'{SUPERSEDED}' leads to another disk", str(superseded))
+            for name in names:
+                check_subfolder(superseded / name)
 
     def saved(self) -> list[int]:
         """The steps that were saved to the end, whether or not they are whole still."""
@@ -186,15 +216,13 @@ def step_of(folder: Folder) -> int | None:
 def read_manifest(folder: Folder) -> Manifest:
     """:raises NotWhole: when there is none, or it cannot be read; Unfinished when there never was one."""
     try:
-        return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Manifest.from_json(read_file(folder / MANIFEST, limit=MAX_MANIFEST))
     except FileNotFoundError:
         if _is_unfinished(folder):
             raise Unfinished("saving it was interrupted") from None
         raise NotWhole(f"it has no {MANIFEST}") from None
     except OSError as error:
         raise NotWhole(f"{MANIFEST} cannot be read: {words_of(error)}") from error
-    except UnicodeDecodeError as error:
-        raise NotWhole(f"{MANIFEST} cannot be read: {error}") from error
 
 
 def _is_unfinished(folder: Folder) -> bool:
@@ -204,9 +232,15 @@ def _is_unfinished(folder: Folder) -> bool:
 
 
 def commit_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Make a folder whose files are written into a step that exists."""
+    """Make a folder whose files are written into a step that exists.
+
+    :raises OSError: when it cannot be written, or no run would read it back.
+    """
     sync(folder)
-    write_whole(folder / MANIFEST, manifest.to_json().encode())
+    data = manifest.to_json().encode()
+    if len(data) > MAX_MANIFEST:
+        raise OSError(errno.EFBIG, f"{MANIFEST} has more than {MAX_MANIFEST:,} bytes", str(folder))
+    write_whole(folder / MANIFEST, data)
 
 
 def _remove(folder: Folder) -> None:
