@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ import xxhash
 from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.folders import Folder
 from hekaton.urls import UrlPath
+
+streams: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("streams.py"))))
 
 DESCRIBE = {"config": {"training": {"steps": 30}}, "model": "llama3", "flavor": "8B", "layout": {"tp": 1}}
 
@@ -76,6 +80,19 @@ def signed() -> Callable[..., None]:
         (step / "manifest.json").write_text(json.dumps(content | {"sha256": digest}))
 
     return sign
+
+
+@pytest.fixture
+def unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the test reads: no class or module, no file and no variable is other afterwards."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "file").write_text("content")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    before = streams.world(folder)
+    yield
+    assert streams.world(folder) == before
 
 
 @pytest.fixture

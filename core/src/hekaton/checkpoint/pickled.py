@@ -274,6 +274,8 @@ class _Machine:
 
     def _set_items(self) -> None:
         values = self._to_mark()
+        if len(values) % 2:
+            raise NotPlain(f"cannot be read: broken at byte {self._at}")
         self._objects += len(values)
         self._top(Table).pairs.extend(zip(values[::2], values[1::2], strict=True))
 
