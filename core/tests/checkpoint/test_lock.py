@@ -58,8 +58,9 @@ def put(folder: Path, holder: Holder) -> None:
     (folder / "new").rename(folder / "lock.json")
 
 
-def of_another_host(*, silent: timedelta = timedelta(0)) -> Holder:
-    beat = (datetime.now(UTC) - silent).isoformat()
+def of_another_host(*, clock: timedelta = timedelta(0)) -> Holder:
+    """:param clock: how far that host's clock is from ours."""
+    beat = (datetime.now(UTC) + clock).isoformat()
     return replace(Holder.me(), host="node-7", machine="another", beat=beat)
 
 
@@ -120,14 +121,17 @@ def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_lock(
     assert "is gone: taken over" in messages()[0]
 
 
-def test_a_run_on_another_host_shows_that_it_lives(folder: Path, manager: Make) -> None:
-    holder = of_another_host()
+@pytest.mark.parametrize("hours", [-2, 0, 2])
+def test_a_run_on_another_host_shows_that_it_lives(hours: int, folder: Path, manager: Make) -> None:
+    """Whatever its clock says: its signs of life are compared with each other."""
+    clock = timedelta(hours=hours)
+    holder = of_another_host(clock=clock)
     put(folder, holder)
     stop = threading.Event()
 
     def lives() -> None:
         while not stop.wait(0.05):
-            put(folder, replace(holder, beat=datetime.now(UTC).isoformat()))
+            put(folder, replace(holder, beat=(datetime.now(UTC) + clock).isoformat()))
 
     living = threading.Thread(target=lives)
     living.start()
@@ -152,24 +156,56 @@ def test_a_run_on_another_host_that_is_silent_is_gone(
     assert taken.endswith("is gone: taken over")
 
 
-def test_one_that_has_been_silent_for_hours_is_not_waited_for(
-    folder: Path, manager: Make, messages: Messages, monkeypatch: pytest.MonkeyPatch
+GARBAGE = {
+    "": "Expecting value",
+    "{": "Expecting property name",
+    "[" * 60_000: "it is nested too deeply",
+    '{"pid": 1}': "it does not hold what a lock holds",
+    "[]": "it does not hold what a lock holds",
+    "x" * 100_000: "it has 100,000 bytes, more than 65,536",
+    b"\xff\xfe\x00": "codec can't decode",
+}
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_lock_that_no_run_wrote_keeps_nobody_off(
+    content: str | bytes, folder: Path, where: Folder, manager: Make, messages: Messages
 ) -> None:
-    monkeypatch.setattr(lock, "SILENCE", 1000.0)
-    put(folder, of_another_host(silent=timedelta(hours=2)))
-    mine = manager()
-    mine.lock()
-    mine.close()
-    assert len(messages()) == 1
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[]"])
-def test_a_lock_that_nobody_wrote_whole_keeps_nobody_off(content: str, folder: Path, manager: Make) -> None:
     folder.mkdir(parents=True)
-    (folder / "lock.json").write_text(content)
+    (folder / "lock.json").write_bytes(content.encode() if isinstance(content, str) else content)
     mine = manager()
     mine.lock()
     mine.close()
+    (message,) = messages()
+    assert message.startswith(f"{where}: taking over lock.json, which no run wrote: ")
+    assert GARBAGE[content] in message
+
+
+WRONG = {
+    "beat": [None, 1, 2.5, "", [], {}, "yesterday", "2026-13-45", "x" * 2000, "\x1b[2J"],
+    "pid": [None, "1", 1.0, -1, 0, True, 2**70],
+    "host": [None, 7, "x" * 2000, "a\nb"],
+    "since": [None, 0],
+    "machine": [None, ["x"]],
+    "started": [None, 5],
+    "token": [None, 3],
+}
+
+
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+@pytest.mark.parametrize("field", WRONG)
+def test_a_lock_with_a_field_of_another_type_or_form_keeps_nobody_off(
+    field: str, folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SILENCE", 0.01)
+    folder.mkdir(parents=True)
+    for value in WRONG[field]:
+        content = {**asdict(of_another_host()), field: value}
+        (folder / "lock.json").write_text(json.dumps(content))
+        mine = manager()
+        mine.lock()
+        mine.close()
+        assert not (folder / "lock.json").exists()
 
 
 def test_a_run_that_lost_its_lock_writes_no_more(folder: Path, manager: Make, parts: Parts) -> None:

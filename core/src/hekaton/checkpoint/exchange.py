@@ -16,7 +16,7 @@ import torch
 
 import hekaton
 from hekaton.checkpoint.elsewhere import manifest_elsewhere, read_metadata_elsewhere
-from hekaton.checkpoint.folders import open_file, words_of
+from hekaton.checkpoint.folders import is_there, open_file, words_of
 from hekaton.checkpoint.integrity import (
     MANIFEST,
     METADATA,
@@ -60,8 +60,8 @@ def open_model(folder: Path) -> StoredModel:
 
     :raises CheckpointError: when it is not one, or not whole.
     """
-    own = (folder / MANIFEST).is_file()
-    if not own and not (folder / METADATA).is_file():
+    own = is_there(folder / MANIFEST)
+    if not own and not is_there(folder / METADATA):
         raise CheckpointError(
             f"'{folder}' is not a checkpoint, or not whole: it has no {MANIFEST}", hint=_steps_in(folder)
         )

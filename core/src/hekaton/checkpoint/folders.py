@@ -75,13 +75,15 @@ def read_file(file: Folder, *, limit: int) -> bytes:
 
     :raises OSError: when it is larger, and as :func:`size_of`.
     """
+    if (size := size_of(file)) > limit:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {limit:,}", str(file))
     with open_file(file) as stream:
         pieces, left = [], limit + 1
         while left and (piece := stream.read(left)):
             pieces.append(piece)
             left -= len(piece)
     if not left:
-        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(file))
+        raise OSError(errno.EFBIG, f"it grew beyond {limit:,} bytes", str(file))
     return b"".join(pieces)
 
 

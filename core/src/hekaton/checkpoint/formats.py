@@ -77,7 +77,9 @@ def save(
 
     def prepared() -> None:
         for folder in (partial, target):
-            if folder.exists():
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.exists():
                 shutil.rmtree(folder)
         partial.mkdir(parents=True)
 

@@ -192,8 +192,6 @@ _FIELDS: Mapping[str, type] = {
     "info": dict,
 }
 """The fields of a manifest beside ``files`` and ``tensors``, and their types in JSON."""
-_DESCRIBED: Mapping[str, type] = {"model": str, "flavor": str, "layout": dict, "config": dict}
-"""What readers look for in ``describe``."""
 _MAX_DEPTH = 32
 
 
@@ -211,9 +209,15 @@ def _check_fields(content: Mapping[str, Any], version: int) -> None:
         values = content[name].values() if name == "versions" else content[name]
         if not all(isinstance(value, str) for value in values):
             raise ValueError(f"its {name} are not text")
-    for name, kind in _DESCRIBED.items():
-        if content["describe"].get(name) is not None:
-            _check_type(f"describe.{name}", content["describe"][name], kind)
+    described = {name: content["describe"].get(name) for name in ("model", "flavor")}
+    for name, value in described.items():
+        if value is not None:
+            _check_type(f"describe.{name}", value, str)
+    for path in ("layout", "config", "config.model", "config.model.overrides"):
+        table: Any = content["describe"]
+        for name in path.split("."):
+            table = table.get(name, {})
+            _check_type(f"describe.{path}", table, dict)
     for name in ("describe", "info"):
         _check_values(name, content[name])
 

@@ -16,11 +16,12 @@ from torch import nn
 from hekaton.checkpoint import formats
 from hekaton.checkpoint.background import BackgroundSaves
 from hekaton.checkpoint.folders import Folder, folder_at
-from hekaton.checkpoint.integrity import MODEL, Manifest, NotWhole
+from hekaton.checkpoint.integrity import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.manager import CheckpointManager, Loaded
 from hekaton.checkpoint.matching import Parts
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.state import (
+    check_info,
     converted,
     model_tensors,
     optimizer_state,
@@ -333,6 +334,10 @@ class RunCheckpoints:
                 f"it holds {what}, from which no run can go on; one can start with it: "
                 "checkpoint.initial_load_path, checkpoint.initial_load_model_only"
             )
+        try:
+            check_info(manifest.info)
+        except ValueError as error:
+            raise NotWhole(f"{MANIFEST} cannot be used: {error}") from error
         return [name for name in manifest.parts if name not in excluded]
 
     def _resumable(self, manifest: Manifest) -> list[str]:

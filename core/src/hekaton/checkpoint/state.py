@@ -14,6 +14,7 @@ from hekaton.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 
+_SCALARS = (bool, int, float, str)
 _VALUES = "values"
 _UNSTARTED = "unstarted"
 
@@ -89,7 +90,7 @@ def optimizer_state(
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{name}.{key}"] = value
-            elif value is None or isinstance(value, bool | int | float | str):
+            elif value is None or isinstance(value, _SCALARS):
                 values[f"{name}.{key}"] = value
             else:
                 raise CheckpointError(
@@ -131,12 +132,47 @@ def rng_tensors(rank: int) -> Tensors:
 
 
 def restore_rng(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Set this rank's generators to states that :func:`rng_tensors` named and loading filled."""
+    """Set this rank's generators to states that :func:`rng_tensors` named and loading filled.
+
+    :raises CheckpointError: when they are not states of generators.
+    """
     for name, state in tensors.items():
-        if name.endswith(".cuda"):
-            torch.cuda.set_rng_state(state)
-        else:
-            torch.set_rng_state(state)
+        try:
+            if name.endswith(".cuda"):
+                torch.cuda.set_rng_state(state)
+            else:
+                torch.set_rng_state(state)
+        except (RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's 'rng.{name}' is not the state of a random-number generator",
+                hint='go on without it: checkpoint.exclude_from_loading = ["rng"]',
+            ) from error
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Check the types of what a manifest holds of optimizers, schedule and data.
+
+    :raises ValueError: when it is not what a run saves.
+    """
+    optimizer, schedule, data = (info.get(name) for name in ("optimizer", "lr_scheduler", "data_loader"))
+    if "optimizer" in info and not (
+        isinstance(optimizer, Mapping)
+        and optimizer.keys() == {_VALUES, _UNSTARTED}
+        and all(isinstance(part, Mapping) for part in optimizer.values())
+        and all("." in name for name in optimizer[_VALUES])
+        and all(value is None or isinstance(value, _SCALARS) for value in optimizer[_VALUES].values())
+    ):
+        raise ValueError("what it says of the optimizer is not what a run saves")
+    if "lr_scheduler" in info and not (
+        isinstance(schedule, Mapping)
+        and type(schedule.get("steps_done")) is int
+        and schedule["steps_done"] >= 0
+    ):
+        raise ValueError("what it says of the learning rate is not what a run saves")
+    if "data_loader" in info and not (
+        isinstance(data, Mapping) and all(isinstance(value, _SCALARS) for value in data.values())
+    ):
+        raise ValueError("what it says of the data is not what a run saves")
 
 
 def _optimized(

@@ -76,15 +76,18 @@ class StepFolders:
         """
         if not is_there(self.root):
             return
-        names = [entry.name for entry in self.root.iterdir() if _STEP.fullmatch(entry.name)]
-        for name in (SUPERSEDED, *sorted(names)):
-            check_subfolder(self.root / name)
         superseded = self.root / SUPERSEDED
-        if isinstance(self.root, Path) and isinstance(superseded, Path) and superseded.exists():
-            if superseded.stat().st_dev != self.root.stat().st_dev:
-                raise OSError(errno.EXDEV, f"'{SUPERSEDED}' leads to another disk", str(superseded))
-            for name in names:
-                check_subfolder(superseded / name)
+        check_subfolder(superseded)
+        for folder in (self.root, superseded):
+            for entry in folder.iterdir() if is_there(folder) else ():
+                if _STEP.fullmatch(entry.name) or _EXPORT.fullmatch(entry.name):
+                    check_subfolder(entry)
+        if (
+            isinstance(superseded, Path)
+            and superseded.exists()
+            and superseded.stat().st_dev != superseded.parent.stat().st_dev
+        ):
+            raise OSError(errno.EXDEV, f"'{SUPERSEDED}' leads to another disk", str(superseded))
 
     def saved(self) -> list[int]:
         """The steps that were saved to the end, whether or not they are whole still."""

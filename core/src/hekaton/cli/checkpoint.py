@@ -144,7 +144,10 @@ def show(step: Step, *, tensors: bool, as_json: bool) -> None:
     if config := step.described("config"):
         import tomli_w
 
-        blocks.append(tomli_w.dumps(config))
+        try:
+            blocks.append(tomli_w.dumps(config))
+        except TypeError as error:  # null, which a run never saves
+            raise CheckpointError(f"cannot show the configuration in {step.folder}: {error}") from error
     _print("\n\n".join(blocks))
 
 
