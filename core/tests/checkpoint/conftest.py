@@ -63,7 +63,7 @@ def parts() -> Callable[[float], dict[str, dict[str, torch.Tensor]]]:
 def signed() -> Callable[..., None]:
     """Make the manifest of a step agree with its files and with itself, as whoever forges one would."""
 
-    def sign(step: Path, *, version: int = 3, **changes: Any) -> None:
+    def sign(step: Path, /, *, version: int = 3, **changes: Any) -> None:
         content = json.loads((step / "manifest.json").read_text())
         del content["sha256"]
         for name, record in content["files"].items():

@@ -6,16 +6,25 @@ import json
 import random
 import runpy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.integrity import Manifest, NotWhole
+from hekaton.checkpoint.state import check_info
 from hekaton.checkpoint.stored import StoredTensor
+from hekaton.cli import main
+from hekaton.errors import CheckpointError
 
 streams: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("streams.py"))))
+
+Make = Callable[..., CheckpointManager]
+Parts = Callable[[float], dict[str, dict[str, torch.Tensor]]]
 
 SECONDS = 2.0
 MEMORY = 300 << 20
@@ -100,3 +109,124 @@ def test_mutated_manifests_are_refused_in_words(unchanged: None, monkeypatch: py
         assert Manifest.from_json(found.to_json()) == found
     assert 0 < read_ones < 20_000
     assert streams.peak() - before < MEMORY
+
+
+FIELDS: list[tuple[str, list[Any], str]] = [
+    ("step", ["1", 1.0, True, None, [], -1, 2**70], "step"),
+    ("good", [1, "true", None], "good"),
+    ("saved_at", [0, None], "saved_at"),
+    ("processes", ["2", None, -1], "processes"),
+    ("versions", [[], None, {"torch": 2}], "versions"),
+    ("parts", ["model", None, [1], {}], "parts"),
+    ("describe", [[], None, {"model": 1}, {"layout": [1]}, {"config": "x"}, {"config": {"model": []}},
+                  {"config": {"model": {"overrides": 3}}}, {"config": None}], "describe"),
+    ("info", [[], None, 5], "info"),
+    ("files", [[], None, {"x": 1}, {"x": {}}, {"x": {"size": "1", "xxh3_128": ""}},
+               {"x": {"size": 1, "xxh3_128": 5}}, {"x": {"size": -1, "xxh3_128": ""}},
+               {"x": {"size": 1, "md5": ""}}], "file|checksum"),
+    ("tensors", [[], None, {"x": 1}, {"x": {"dtype": "float32"}}, {"x": {"dtype": 1, "shape": [], "chunks": []}},
+                 {"x": {"dtype": "float32", "shape": [-1], "chunks": []}},
+                 {"x": {"dtype": "float32", "shape": [2**62, 4], "chunks": []}},
+                 {"x": {"dtype": "float32", "shape": [True], "chunks": []}},
+                 {"x": {"dtype": "float32", "shape": [1] * 65, "chunks": []}},
+                 {"x": {"dtype": "float32", "shape": [2], "chunks": [["a", 0, 1, [1], [2]]]}},
+                 {"x": {"dtype": "float32", "shape": [2], "chunks": [["a", 0, 1, [], [2]]]}},
+                 {"x": {"dtype": "float32", "shape": [2], "chunks": [[1, 0, 1, [0], [2]]]}},
+                 {"x": {"dtype": "hub", "shape": [0], "chunks": []}}], "tensor|describe|dtype|within"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "values", "said"), FIELDS, ids=[field for field, *_ in FIELDS])
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+def test_a_field_of_another_type_is_named_by_all_that_read_manifests(
+    field: str,
+    values: list[Any],
+    said: str,
+    folder: Path,
+    manager: Make,
+    parts: Parts,
+    signed: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manager().save(1, parts(1.0), {})
+    step = folder / "step-1"
+    honest = (step / "manifest.json").read_bytes()
+    for value in values:
+        (step / "manifest.json").write_bytes(honest)
+        signed(step, **{field: value})
+        with pytest.raises(CheckpointError, match=rf"step-1: manifest\.json .*({said})"):
+            manager().load(parts(0.0))
+        for words in (["ls", folder], ["ls", folder, "--json"], ["verify", folder], ["show", step]):
+            assert main(["checkpoint", *map(str, words)]) in (0, 1, 2), words
+        assert main(["convert", "to-torch", str(step), str(folder / "out.pt")]) == 2
+        assert not (folder / "out.pt").exists()
+
+
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+def test_a_configuration_that_is_no_toml_cannot_be_shown(
+    folder: Path, manager: Make, parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager(describe={"config": {"model": {"name": None}}}).save(1, parts(1.0), {})
+    assert main(["checkpoint", "show", str(folder)]) == 2
+    assert "cannot show the configuration in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["disk"], indirect=True)
+def test_tensors_beyond_the_end_of_their_file_or_stored_in_part_are_refused(
+    folder: Path, manager: Make, parts: Parts, signed: Callable[..., None]
+) -> None:
+    manager().save(1, parts(1.0), {})
+    step = folder / "step-1"
+    content = json.loads((step / "manifest.json").read_text())
+    size = content["files"]["__0_0.distcp"]["size"]
+    (chunk,) = content["tensors"]["norm.weight"]["chunks"]
+    forged = {
+        f"counts on {chunk[1] + size:,} bytes of __0_0.distcp, which has {size:,}": [
+            [*chunk[:2], size, *chunk[3:]]
+        ],
+        "not all of 'norm.weight' is stored": [],
+        "points to 'manifest.json', not a file of the step": [["manifest.json", *chunk[1:]]],
+        "__0_0.distcp holds another tensor than it should": [[*chunk[:3], [0], [2]], [*chunk[:3], [2], [2]]],
+        "__0_0.distcp does not hold a tensor where one should be": [[chunk[0], chunk[1] + 1, *chunk[2:]]],
+    }
+    for said, chunks in forged.items():
+        tensors = {
+            **content["tensors"],
+            "norm.weight": {**content["tensors"]["norm.weight"], "chunks": chunks},
+        }
+        signed(step, tensors=tensors)
+        with pytest.raises(CheckpointError) as error:
+            manager().load(parts(0.0))
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"optimizer": None},
+        {"optimizer": []},
+        {"optimizer": {"values": {}}},
+        {"optimizer": {"values": [], "unstarted": {}}},
+        {"optimizer": {"values": {"nodot": 1}, "unstarted": {}}},
+        {"optimizer": {"values": {"a.b": [1]}, "unstarted": {}}},
+        {"lr_scheduler": None},
+        {"lr_scheduler": {}},
+        {"lr_scheduler": {"steps_done": "3"}},
+        {"lr_scheduler": {"steps_done": -3}},
+        {"data_loader": None},
+        {"data_loader": {"seed": [1]}},
+    ],
+)
+def test_what_a_run_kept_beside_its_tensors_is_checked_before_it_is_used(info: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is not what a run saves"):
+        check_info(info)
+
+
+def test_what_a_run_saves_is_accepted() -> None:
+    model = torch.nn.Linear(2, 2)
+    from hekaton.checkpoint.state import optimizer_state
+
+    _, rest = optimizer_state([model], [torch.optim.AdamW(model.parameters())])
+    data = {"documents": "x", "seed": 1, "packing": "on"}
+    info = {"optimizer": rest, "lr_scheduler": {"steps_done": 3}, "data_loader": data}
+    check_info(json.loads(json.dumps(info)))

@@ -35,6 +35,7 @@ INDEX = f"{DCP}.metadata.MetadataIndex"
 SECONDS = 2.0
 """Of the processor, for one stream; honest ones take a thousandth of that."""
 MEMORY = 300 << 20
+WRITTEN = Path(__file__).with_name("written_by")
 
 
 def read(stream: bytes) -> dict[str, StoredTensor] | None:
@@ -211,6 +212,20 @@ def test_all_spellings_of_metadata_say_the_same(tmp_path: Path) -> None:
                 place.offset,
                 place.length,
             )
+
+
+@pytest.mark.parametrize("file", sorted(WRITTEN.iterdir()), ids=lambda file: file.stem)
+def test_metadata_of_other_versions_is_read(file: Path) -> None:
+    """As those versions of torch and Python wrote it: of two tensors and a text, saved by hand."""
+    stored = read(file.read_bytes())
+    assert stored is not None
+    assert {key: (tensor.dtype, tensor.shape) for key, tensor in stored.items()} == {
+        "layers.0.weight": ("float32", (3, 4)),
+        "scale": ("bfloat16", ()),
+    }
+    chunks = sorted((chunk.start, chunk.length) for tensor in stored.values() for chunk in tensor.chunks)
+    assert all(length > 0 for _, length in chunks)
+    assert chunks[0][0] + chunks[0][1] <= chunks[1][0], "one after the other"
 
 
 def words() -> list[bytes]:
