@@ -144,7 +144,10 @@ class Manifest:
     def to_json(self) -> str:
         content = {name: getattr(self, name) for name in _FIELDS}
         files = {name: record.to_json() for name, record in self.files.items()}
-        content = json.loads(json.dumps({"format": FORMAT, **content, "files": files}))
+        version = FORMAT if self.tensors is not None else 2
+        content = json.loads(json.dumps({"format": version, **content, "files": files}))
+        if self.tensors is None:
+            return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
         tensors = "{}" if not self.tensors else to_json(self.tensors)
         digest = _digest_of(content | {"tensors": json.loads(tensors)})
         # A tensor a line: indented like the rest, each of its numbers would have one.
