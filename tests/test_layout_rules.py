@@ -23,6 +23,15 @@ def said(*flags: str, world_size: int | None = None, model: str = "llama3") -> s
     [
         ([TP, "3"], ["does not divide n_heads = 8", "choose one of 1, 2, 4, 8", f"from: {TP}"]),
         ([TP, "8"], ["does not divide n_kv_heads = 4", "choose one of 1, 2, 4"]),
+        (
+            [TP, "4", "--model.overrides.hidden_dim", "66"],
+            [
+                "tensor_parallel_degree = 4 does not divide hidden_dim = 66 of llama3 debugmodel, by which "
+                "layers.*.feed_forward.w1, layers.*.feed_forward.w2, layers.*.feed_forward.w3 are cut",
+                "choose one of 1, 2, or another word in [parallelism.plan]",
+                f"from: {TP}",
+            ],
+        ),
         ([TP, "2", "--model.overrides.vocab_size", "2049"], ["does not divide vocab_size = 2049"]),
         (
             [TP, "2", CP, "4", f"{P}context_parallel_strategy", "ulysses"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from hekaton.build import MetaModel
     from hekaton.config.rules import Run
     from hekaton.mesh import ParallelDims
+    from hekaton.parallel.tensor import Word
 
 
 def model_divides(run: Run) -> Iterator[HekatonError]:
@@ -173,9 +176,11 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
         return
     if dims.tp > 1:
         try:
-            tensor_words(meta, run.config, run.plugins)
+            words = tensor_words(meta, run.config, run.plugins)
         except HekatonError as e:
             yield e
+        else:
+            yield from _cuts_are_even(run, meta, words)
     if dims.cp > 1 and not meta.plan.context and meta.spec.parallelize is None:
         yield run.violation(
             f"model '{run.config.model.name}' has no context-parallel plan: "
@@ -193,6 +198,34 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             stage_layout(meta.model, meta.plan, settings)
         except HekatonError as e:
             yield e
+
+
+def _cuts_are_even(run: Run, meta: MetaModel, words: Mapping[str, Word]) -> Iterator[HekatonError]:
+    """Every weight can be cut by the word that it has; what heads and vocabulary say is not repeated."""
+    from hekaton.parallel.tensor import TensorContext, cut_sizes
+
+    settings = run.config.parallelism
+    degree = settings.tensor_parallel_degree
+    if any(model_divides(run)):
+        return
+    context = TensorContext(
+        sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
+    )
+    who = f"{run.config.model.name} {run.config.model.flavor}"
+    sizes = cut_sizes(meta.model, words, context)
+    heads = [getattr(run.model, field, 0) or 0 for field in ("n_heads", "n_kv_heads")]
+    common = math.gcd(*sizes.values(), *heads)
+    choices = [str(choice) for choice in range(1, min(common, 64) + 1) if common % choice == 0]
+    for size in sorted({size for size in sizes.values() if size % degree}):
+        patterns = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, its in sizes.items() if its == size}
+        fields = [name for name, value in vars(run.model).items() if type(value) is int and value == size]
+        what = f"{fields[0]} = {size}" if len(fields) == 1 else f"{size}"
+        yield run.violation(
+            f"parallelism.tensor_parallel_degree = {degree} does not divide {what} of {who}, by which "
+            f"{', '.join(sorted(patterns))} are cut",
+            "parallelism.tensor_parallel_degree",
+            hint=f"choose one of {', '.join(choices)}, or another word in [parallelism.plan]",
+        )
 
 
 def meta_model(run: Run) -> MetaModel | HekatonError:

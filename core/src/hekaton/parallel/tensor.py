@@ -52,6 +52,26 @@ def tensor_rows(
     return rows | resolve(overrides, names, what="[parallelism.plan]")
 
 
+def cut_sizes(model: nn.Module, words: Mapping[str, Word], context: TensorContext) -> dict[str, int]:
+    """Module name -> the size by which its weight is cut, for words that are styles of torch's.
+
+    Those cut a dim into as many parts as there are ranks, and compute with parts of one size only: what is
+    cut must be divisible. A style of another kind answers for itself.
+
+    :param model: the whole model.
+    """
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+    sizes = {}
+    for name, module in model.named_modules():
+        if name in words and isinstance(module, nn.Linear | nn.Embedding):
+            style = words[name](context)
+            if isinstance(style, ColwiseParallel | RowwiseParallel):
+                outputs, inputs = (0, 1) if isinstance(module, nn.Linear) else (1, 0)
+                sizes[name] = module.weight.shape[outputs if isinstance(style, ColwiseParallel) else inputs]
+    return sizes
+
+
 def apply_tensor_parallel(
     model: nn.Module, words: Mapping[str, Word], mesh: DeviceMesh, context: TensorContext
 ) -> None:

@@ -57,15 +57,15 @@ def replicate(section: Any, context: TensorContext) -> ParallelStyle:
     return _Whole()
 
 
-class _Embedding(ParallelStyle):
+class _Embedding(RowwiseParallel):
     def __init__(self, layout: Placement) -> None:
-        self._layout = layout
+        super().__init__(input_layouts=Replicate(), output_layouts=layout)
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def leave(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return _Wait.apply(output) if isinstance(output, AsyncCollectiveTensor) else output
 
-        RowwiseParallel(input_layouts=Replicate(), output_layouts=self._layout)._apply(module, device_mesh)
+        super()._apply(module, device_mesh)
         module.register_forward_hook(leave)
         return module
 
