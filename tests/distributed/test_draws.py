@@ -8,15 +8,17 @@ that trains, and about half of them have a fault that the configuration has to n
 
 import hashlib
 import json
+import math
 import os
 import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from hekaton.parallel.schedules import SCHEDULES
+from hekaton.parallel.schedules import SCHEDULES, SINGLE_STAGE, microbatches_needed
 from hekaton.testing import run_command, run_processes
 from hekaton.testing.steps import train_steps
 
@@ -64,12 +66,14 @@ def draw(seed: int, number: int) -> Draw:
     """The draw of a number, the same for the same seed."""
     pick = random.Random(f"{seed} {number}")
     degrees = _degrees(pick)
-    size, sizes = _sizes(pick, degrees)
-    batch, rows = _batch(pick, degrees)
+    strategy = pick.choice(["allgather", "ring", "ulysses"])
+    schedule = pick.choice(SCHEDULES)
+    sizes = _sizes(pick, degrees, ulysses=strategy == "ulysses", schedule=schedule)
+    batch, rows, microbatch = _batch(pick, degrees, schedule)
     alone = [
-        "--model.overrides", json.dumps(sizes),
-        "--training.seq_len", str(_length(pick, degrees)),
-        "--training.global_batch_size", str(batch), "--training.packing", pick.choice(["pack", "pack", "concat"]),
+        "--model.overrides", json.dumps(sizes), "--training.seq_len", str(_length(pick, degrees)),
+        "--training.global_batch_size", str(batch),
+        "--training.packing", pick.choice(["documents", "documents", "concat"]),
     ]  # fmt: skip
     layout = [
         "--parallelism.data_parallel_replicate_degree", str(degrees["replicate"]),
@@ -84,72 +88,70 @@ def draw(seed: int, number: int) -> Draw:
         layout += pick.choice([[], [], ["--parallelism.no-sequence_parallel"]])
         layout += pick.choice([[], [], ["--parallelism.disable_loss_parallel"]])
     if degrees["cp"] > 1:
-        strategy = pick.choice(["allgather", "ring", "ulysses"])
         layout += ["--parallelism.context_parallel_strategy", strategy]
         layout += pick.choice([[], ["--parallelism.context_parallel_load_balancer", "none"]])
     if degrees["pp"] > 1:
-        layout += ["--parallelism.pipeline_parallel_schedule", pick.choice(SCHEDULES)]
-        layout += pick.choice([[], [], ["--parallelism.pipeline_parallel_microbatch_size", "2"]])
+        layout += ["--parallelism.pipeline_parallel_schedule", schedule]
+        layout += ["--parallelism.pipeline_parallel_microbatch_size", str(microbatch)]
     if degrees["shard"] > 1:
-        layout += pick.choice(
-            [[], [], ["--parallelism.fsdp_reshard_after_forward", pick.choice(["always", "never"])]]
-        )
-    return Draw(number, size, batch, alone, layout)
+        reshard = ["--parallelism.fsdp_reshard_after_forward", pick.choice(["always", "never"])]
+        layout += pick.choice([[], [], reshard])
+    return Draw(number, math.prod(degrees.values()), batch, alone, layout)
+
+
+T = TypeVar("T")
+
+
+def _mostly(pick: random.Random, right: list[T], wrong: list[T]) -> T:
+    """One that can be, but for one in ten; several such choices make a draw."""
+    return pick.choice(right if pick.random() < 0.9 else wrong)
 
 
 def _degrees(pick: random.Random) -> dict[str, int]:
     """Of which most are 1, and whose product is at most the number of processes."""
     while True:
-        degrees = {
-            axis: pick.choice([1, 1, 1, 2, 2, 3, 4]) for axis in ("replicate", "shard", "cp", "tp", "pp")
-        }
-        if 1 < _product(degrees) <= MOST_PROCESSES:
+        axes = ("replicate", "shard", "cp", "tp", "pp")
+        degrees = {axis: pick.choice([1, 1, 1, 2, 2, 3, 4]) for axis in axes}
+        if 1 < math.prod(degrees.values()) <= MOST_PROCESSES:
             return degrees
 
 
-def _product(degrees: dict[str, int]) -> int:
-    product = 1
-    for degree in degrees.values():
-        product *= degree
-    return product
-
-
-def _sizes(pick: random.Random, degrees: dict[str, int]) -> tuple[int, dict[str, int]]:
+def _sizes(pick: random.Random, degrees: dict[str, int], *, ulysses: bool, schedule: str) -> dict[str, int]:
     tp = degrees["tp"]
-    heads = pick.choice([tp * 2, tp * 4, 4, 8, 6])
-    kv_heads = pick.choice([divisor for divisor in range(1, heads + 1) if heads % divisor == 0] + [heads] * 2)
-    sizes = {
-        "dim": heads * pick.choice([4, 8, 8]),
-        "n_layers": pick.choice([1, 2, 3, 4, 5, 8]),
+    cut = tp * (degrees["cp"] if ulysses else 1)
+    kv_heads = _mostly(pick, [cut, cut, 2 * cut], [1, 2, 3, 4])
+    heads = kv_heads * _mostly(pick, [1, 2], [1, 3])
+    stages = degrees["pp"] * (1 if schedule in SINGLE_STAGE else 2)
+    return {
+        "dim": heads * pick.choice([4, 8]),
+        "n_layers": _mostly(pick, [stages + 1, stages + 2, 2 * stages, 5], [1, 2, 3]),
         "n_heads": heads,
         "n_kv_heads": kv_heads,
-        "hidden_dim": pick.choice([tp * 16, tp * 16, 48, 64, 50]),
-        "vocab_size": pick.choice([258, 264, 264, 276, 288]),
+        "hidden_dim": _mostly(pick, [tp * 16, tp * 15], [48, 64, 50]),
+        "vocab_size": _mostly(pick, [264, 288, 264 * tp], [259, 262, 265]),
     }
-    return _product(degrees), sizes
 
 
-def _batch(pick: random.Random, degrees: dict[str, int]) -> tuple[int, int]:
-    """Rows of a step, and of what a process takes at once."""
+def _batch(pick: random.Random, degrees: dict[str, int], schedule: str) -> tuple[int, int, int]:
+    """Rows of a step, of what a process takes at once, and of a microbatch."""
     dp = degrees["replicate"] * degrees["shard"]
-    rows = pick.choice([1, 2, 4, 4, 8]) if degrees["pp"] == 1 else pick.choice([2, 4, 8, 8])
-    accumulated = pick.choice([1, 1, 2])
-    return pick.choice([dp * rows * accumulated] * 5 + [dp * rows * accumulated + 1]), rows
+    microbatch, needed = pick.choice([1, 1, 2]), 1
+    if degrees["pp"] > 1:
+        needed = microbatches_needed(schedule, degrees["pp"]) * microbatch
+    rows = _mostly(pick, [needed, 2 * needed], [1, 2, 3])
+    whole = dp * rows
+    return _mostly(pick, [whole, whole, 2 * whole], [whole + 1, 3]), rows, microbatch
 
 
 def _length(pick: random.Random, degrees: dict[str, int]) -> int:
     even = 2 * degrees["cp"] * degrees["tp"]
-    return pick.choice([even * 4, even * 4, even * 2, 24, 32, 30])
+    return _mostly(pick, [even * 4, even * 2, even * 3], [24, 32, 30])
 
 
 def _checkpointing(pick: random.Random) -> list[str]:
     mode = pick.choice(["none", "none", "full", "selective"])
-    option = (
-        ["--activation_checkpoint.selective_ac_option", pick.choice(["2", "op"])]
-        if mode == "selective"
-        else []
-    )
-    return ["--activation_checkpoint.mode", mode, *option]
+    option = ["--activation_checkpoint.selective_ac_option", pick.choice(["2", "op"])]
+    return ["--activation_checkpoint.mode", mode, *(option if mode == "selective" else [])]
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -224,7 +226,10 @@ def test_many_draws_train_and_many_are_refused(checked):
 def test_a_run_that_is_refused_ends_with_the_words_of_the_check(drawn, checked):
     refused = [number for number, (status, _) in checked.items() if status == 2][:4]
     for number in refused:
-        torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(drawn[number].processes)}
+        torchrun = {
+            "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(drawn[number].processes),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+        }  # fmt: skip
         done = run_command("train", *drawn[number].flags, environment=os.environ | torchrun)
         assert done.returncode == 2
         assert done.stderr == checked[number][1]
