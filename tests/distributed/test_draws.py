@@ -154,7 +154,7 @@ def _checkpointing(pick: random.Random) -> list[str]:
     return ["--activation_checkpoint.mode", mode, *(option if mode == "selective" else [])]
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def trained(drawn, checked, tmp_path_factory):
 
 def train(runs, processes, folder):
     named = {str(number): words for number, words in runs.items()}
-    numbers = train_steps(named, processes=processes, steps=STEPS, folder=folder, timeout=580)
+    numbers = train_steps(named, processes=processes, steps=STEPS, folder=folder, timeout=900)
     return {int(number): its for number, its in numbers.items()}
 
 

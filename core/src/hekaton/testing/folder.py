@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 _RUN = uuid.uuid4().hex
 
 
+@functools.cache  # whatever a test makes of the folder of temporary files
 def server_folder() -> Path:
     """That of this test run, the same for all workers of pytest-xdist."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", _RUN)
