@@ -20,7 +20,7 @@ from hekaton.errors import ConfigErrors
 from hekaton.init import initialize, resolve_init
 from hekaton.parallel.activation import apply_activation_checkpoint, set_memory_budget
 from hekaton.parallel.apply import Layout, apply_compile
-from hekaton.parallel.pipeline import cut
+from hekaton.parallel.pipeline import StageLayout, cut
 from hekaton.parallel.plan import blocks
 from hekaton.parallel.tensor import TensorContext
 from hekaton_llama3.model import Llama3, Llama3Config
@@ -169,7 +169,16 @@ def test_another_mode_leaves_no_budget_behind():
 
 def test_where_the_pipeline_is_cut_does_not_matter():
     with torch.device("meta"):
-        stage = cut(Llama3(CONFIG), ["layers.1", "layers.2", "layers.3"])
+        stages = StageLayout(
+            modules=[
+                ["tok_embeddings", "layers.0"],
+                ["layers.1", "layers.2", "layers.3"],
+                ["norm", "output"],
+            ],
+            ranks=[0, 1, 2],
+            layers="layers",
+        )
+        stage = cut(Llama3(CONFIG), stages, stages.modules[1])
     section = ActivationCheckpointSection(**EVERY_SECOND)
     apply_activation_checkpoint(stage, PLAN, section, every_block=EVERY_BLOCK)
     recomputed = [name for name, block in blocks(stage, PLAN) if "forward" in vars(block)]

@@ -19,9 +19,10 @@ from hekaton.objective import ObjectiveContext, TrainingObjective
 from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
 from hekaton.parallel.context import ContextGroup
+from hekaton.parallel.contract import needed_inputs, run_end
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
 from hekaton.parallel.pipeline import cut, stage_layout
-from hekaton.parallel.plan import ParallelPlan, check_plan
+from hekaton.parallel.plan import ParallelPlan, check_plan, ends
 from hekaton.parallel.tensor import TensorContext, Word, tensor_rows
 from hekaton.parallel.ties import tie, ties
 from hekaton.patterns import with_owners
@@ -265,17 +266,20 @@ def _stage_shapes(
     dims: ParallelDims,
     config: JobConfig,
 ) -> list[tuple[torch.Tensor, ...]]:
-    """What passes between stages: found by running the model's two ends, without its layers, on meta."""
-    plan, stages = meta.plan.stages, layout.stages
-    assert plan is not None
+    """What passes between stages: found by running the model's two ends, without its layers, on meta.
+
+    :raises ConfigError: for a model whose forward does not keep the contract of stages.
+    """
+    stages = layout.stages
     assert stages is not None
     rows = config.parallelism.pipeline_parallel_microbatch_size
-    inputs = [one for one in objective.inputs(config.training.seq_len) if not one.optional]
+    inputs = needed_inputs(meta.model, objective.inputs(config.training.seq_len))
     on_meta = {one.name: one.empty(rows, device=torch.device("meta"), parts=dims.cp) for one in inputs}
     first = tuple(on_meta[one.name] for one in inputs if one.first_stage)
     others = {one.name: on_meta[one.name] for one in inputs if not one.first_stage}
-    hidden = _as_tuple(cut(meta.model, plan.first)(*first, **others))
-    outputs = _as_tuple(cut(meta.model, plan.last)(*hidden, **others))
+    begin, end = (cut(meta.model, stages, keep) for keep in ends(meta.model, meta.plan))
+    hidden = run_end(begin, first, others, which="first", what=meta.spec.name)
+    outputs = run_end(end, hidden, others, which="last", what=meta.spec.name)
     if dims.tp > 1 and layout.tensor.sequence_parallel:
         hidden = tuple(one.narrow(1, 0, one.shape[1] // dims.tp) for one in hidden)
     mixed = needs_fsdp(dims, config.training)
@@ -283,10 +287,6 @@ def _stage_shapes(
     between = tuple(torch.empty(one.shape, dtype=dtype, device="meta", requires_grad=True) for one in hidden)
     last = tuple(one.detach().to(dtype).requires_grad_() for one in outputs)
     return [first, *([between] * (len(stages.modules) - 1)), last]
-
-
-def _as_tuple(value: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
 
 def buffer_owners(model: nn.Module, *, what: str) -> list[nn.Module]:

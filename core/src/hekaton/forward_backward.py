@@ -16,7 +16,8 @@ from hekaton.errors import ConfigError, PluginError
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import Batch, TrainingObjective, check_declared
 from hekaton.parallel.apply import compile_options
-from hekaton.parallel.context import split_sequence
+from hekaton.parallel.context import inner_attentions, split_sequence
+from hekaton.parallel.contract import attention_failed
 from hekaton.parallel.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -142,13 +143,24 @@ class ForwardBackward:
         return self._recorded(self._forward_backward, inputs, targets)
 
     def _forward(self, inputs: Batch, targets: Batch) -> None:
-        self._mean_loss(self._built.parts[0](**inputs), targets)
+        self._mean_loss(self._whole(inputs), targets)
 
     def _forward_backward(self, inputs: Batch, targets: Batch) -> None:
-        outputs = self._built.parts[0](**inputs)
+        outputs = self._whole(inputs)
         loss: Any = self._mean_loss(outputs, targets)
         del outputs
         loss.backward()
+
+    def _whole(self, inputs: Batch) -> Any:
+        built = self._built
+        try:
+            return built.parts[0](**inputs)
+        except TypeError as e:
+            replaced = inner_attentions(built.parts[0], built.layout.plan.context if built.context else ())
+            failed = attention_failed(e, replaced)
+            if failed is None:
+                raise
+            raise failed from e
 
     def _recorded(self, run: Any, inputs: Batch, targets: Batch) -> _Noted:
         """The losses of a run, summed over its microbatches."""

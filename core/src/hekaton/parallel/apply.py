@@ -66,7 +66,10 @@ def parallelize(
     every_block = [name for name, _ in blocks(model, layout.plan)]
     if layout.stages is not None:
         rank = meshes.dense["pp"].get_local_rank()
-        parts = {stage: cut(model, layout.stages.modules[stage]) for stage in layout.stages.of_rank(rank)}
+        parts = {
+            stage: cut(model, layout.stages, layout.stages.modules[stage])
+            for stage in layout.stages.of_rank(rank)
+        }
     set_memory_budget(config.activation_checkpoint, Path(config.job.dump_folder, "memory_budget_pareto"))
     compiled = config.compile.enable and "model" in config.compile.components
     for part in parts.values():

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from hekaton.parallel.contract import check_attention
 from hekaton.parallel.plan import matching
 
 
@@ -39,6 +40,10 @@ class ContextStrategy(Protocol):
     order: Callable[..., torch.Tensor]
     """``order(seq_len, degree, device=...)``: the positions in the order in which ranks hold them."""
 
+    passes: Sequence[str] | None
+    """What the replaced attention is called with beside ``q``, ``k``, ``v`` and ``documents``; ``None`` where
+    it is not called any more."""
+
     traceable: bool
     """Whether ``torch.compile`` can trace what :meth:`replace` returns; it stays uncompiled otherwise."""
 
@@ -64,8 +69,13 @@ def inner_attentions(model: nn.Module, patterns: Sequence[str]) -> list[nn.Modul
 
 
 def apply_context_parallel(model: nn.Module, patterns: Sequence[str], strategy: ContextStrategy) -> None:
-    """Replace the forward of every inner attention that the plan names."""
-    for module in inner_attentions(model, patterns):
+    """Replace the forward of every inner attention that the plan names.
+
+    :raises ConfigError: for one that cannot be called as the strategy does.
+    """
+    for name, module in matching(model, patterns):
+        if strategy.passes is not None:
+            check_attention(name, module, strategy.passes)
         module.forward = strategy.replace(module)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from hekaton.errors import ConfigError, choices_hint
-from hekaton.parallel.plan import ParallelPlan, module_names
+from hekaton.parallel.contract import check_output, stage_failed
+from hekaton.parallel.plan import ParallelPlan, ends, module_names
 from hekaton.parallel.schedules import SINGLE_STAGE, V_SHAPED
 
 if TYPE_CHECKING:
@@ -27,10 +28,17 @@ class StageLayout:
 
     :param modules: for each stage, in order, the names of its modules.
     :param ranks: for each stage, the pipeline rank that runs it.
+    :param layers: the name of the container of the layers.
     """
 
     modules: Sequence[Sequence[str]]
     ranks: Sequence[int]
+    layers: str
+
+    @property
+    def listed(self) -> list[str]:
+        """All modules that stages are made of."""
+        return [name for stage in self.modules for name in stage]
 
     def of_rank(self, rank: int) -> list[int]:
         """The stages that a rank runs, in order."""
@@ -67,7 +75,7 @@ def stage_layout(model: nn.Module, plan: ParallelPlan, settings: ParallelismSect
         stages = degree * per_rank
         if settings.pipeline_parallel_layers_per_stage is not None:
             stages = math.ceil((len(layers) + first + last) / settings.pipeline_parallel_layers_per_stage)
-        modules = _balanced(layers, plan, stages, first, last)
+        modules = _balanced(layers, ends(model, plan), stages, first, last)
     if len(modules) % degree or (not is_multi_stage(settings) and len(modules) != degree):
         raise ConfigError(
             f"{len(modules)} pipeline stages do not fit {degree} ranks under schedule "
@@ -84,13 +92,12 @@ def stage_layout(model: nn.Module, plan: ParallelPlan, settings: ParallelismSect
     else:
         ranks = [stage % degree for stage in range(len(modules))]
     _check_owners(model, modules)
-    return StageLayout(modules=modules, ranks=ranks)
+    return StageLayout(modules=modules, ranks=ranks, layers=plan.stages.layers)
 
 
 def _balanced(
-    layers: Sequence[str], plan: ParallelPlan, stages: int, first: int, last: int
+    layers: Sequence[str], outer: tuple[Sequence[str], Sequence[str]], stages: int, first: int, last: int
 ) -> list[list[str]]:
-    assert plan.stages is not None
     if stages > len(layers):
         raise ConfigError(f"{stages} pipeline stages are more than the model's {len(layers)} layers")
     weight, extra = divmod(len(layers) + first + last, stages)
@@ -104,8 +111,7 @@ def _balanced(
         )
     left = iter(layers)
     modules = [[next(left) for _ in range(size)] for size in sizes]
-    modules[0][:0] = plan.stages.first
-    modules[-1] += plan.stages.last
+    modules[0][:0], modules[-1][len(modules[-1]) :] = outer
     return modules
 
 
@@ -137,25 +143,48 @@ def _check_owners(model: nn.Module, modules: Sequence[Sequence[str]]) -> None:
             )
 
 
-def cut(model: nn.Module, keep: Sequence[str]) -> nn.Module:
-    """A copy of a model on the meta device that has only the modules ``keep``; those missing are ``None``,
-    and missing children of a ``ModuleDict`` or ``ModuleList`` are gone."""
+def cut(model: nn.Module, stages: StageLayout, keep: Sequence[str]) -> nn.Module:
+    """A copy of a model on the meta device for one stage.
+
+    Of the modules that stages are made of it has those in ``keep``. Of the container of the layers the others
+    are gone, so that it is iterated as before; what else is missing is ``None``. Modules that belong to no
+    stage, having no parameters, are in every one.
+    """
     part = copy.deepcopy(model)
-    _prune(part, "", keep)
+    _prune(part, "", keep, stages)
     return part
 
 
-def _prune(module: nn.Module, prefix: str, keep: Sequence[str]) -> None:
+def _prune(module: nn.Module, prefix: str, keep: Sequence[str], stages: StageLayout) -> None:
+    # By the tables of modules: named_children() has a module that is used twice only once.
     for name, child in list(module._modules.items()):
         path = f"{prefix}{name}"
-        if child is None or any(f"{path}.".startswith(f"{kept}.") for kept in keep):
+        if child is None or _within(path, keep):
             continue
-        if any(kept.startswith(f"{path}.") for kept in keep) or isinstance(child, nn.ModuleDict):
-            _prune(child, f"{path}.", keep)
-        elif isinstance(module, nn.ModuleDict):
-            del module[name]
+        listed = _within(path, stages.listed)
+        inside = any(other.startswith(f"{path}.") for other in (*stages.listed, stages.layers))
+        if path == stages.layers or inside or (isinstance(child, nn.ModuleList) and listed):
+            _prune(child, f"{path}.", keep, stages)
+        elif not listed:
+            continue
+        elif isinstance(module, nn.ModuleList | nn.Sequential) or prefix == f"{stages.layers}.":
+            del module._modules[name]  # the containers' own del would number the others anew
         else:
-            setattr(module, name, None)
+            module._modules[name] = None
+
+
+def _within(path: str, modules: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{module}.") for module in modules)
+
+
+def _check_once(part: nn.Module, expected: Sequence[torch.Tensor], stage: int) -> None:
+    """Compare the first output of a stage with what the next one makes room for: torch does not."""
+
+    def check(module: nn.Module, inputs: Any, output: Any) -> None:
+        handle.remove()
+        check_output(output, expected, stage=stage)
+
+    handle = part.register_forward_hook(check)
 
 
 class Pipeline:
@@ -213,6 +242,10 @@ class Pipeline:
         self._first_inputs = first_inputs
         self._microbatches = microbatches
         self._targets: Mapping[str, torch.Tensor] = {}
+        self._stages = list(parts)
+        for stage, part in parts.items():
+            if stage != last:
+                _check_once(part, shapes[stage + 1], stage)
         self._has_first = 0 in parts
         self._has_last = last in parts
 
@@ -236,14 +269,19 @@ class Pipeline:
         first = tuple(inputs[name] for name in self._first_inputs) if self._has_first else ()
         others = {name: value for name, value in inputs.items() if name not in self._first_inputs}
         self._targets = targets
+        # torch cuts one tensor of targets into microbatches, and an objective may have several: what it cuts
+        # here only tells the number of the microbatch, by where it begins (no value is read, fake tensors
+        # have none).
+        scored: dict[str, Any] = {}
         if self._has_last:
-            # torch cuts one tensor of targets into microbatches, and an objective may have several: what it
-            # cuts here only tells the number of the microbatch, by where it begins (no value is read, fake
-            # tensors have none).
-            places = torch.empty(self._microbatches)
-            schedule(*first, target=places, losses=[], return_outputs=False, **others)
-        else:
-            schedule(*first, return_outputs=False, **others)
+            scored = {"target": torch.empty(self._microbatches), "losses": []}
+        try:
+            schedule(*first, return_outputs=False, **scored, **others)
+        except RuntimeError as e:
+            failed = stage_failed(e, stages=self._stages)
+            if failed is None:
+                raise
+            raise failed from e
         self._targets = {}
 
     def _loss_of_microbatch(self, outputs: Any, place: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,10 @@ from hekaton.patterns import compile_pattern, resolve, with_owners
 class Stages:
     """Where a pipeline may be cut: between the children of ``layers``.
 
-    :param first: modules that belong to the first stage.
-    :param layers: the container whose children are dealt out.
-    :param last: modules that belong to the last stage.
+    :param first: modules that belong to the first stage, names or patterns.
+    :param layers: the container whose children are dealt out: a ``ModuleList``, ``ModuleDict`` or
+        ``Sequential``.
+    :param last: modules that belong to the last stage, names or patterns.
     """
 
     first: Sequence[str] = ()
@@ -57,6 +58,17 @@ def matching(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, n
             yield name, module
 
 
+def ends(model: nn.Module, plan: ParallelPlan) -> tuple[list[str], list[str]]:
+    """The names of the modules that only the first stage of a pipeline has, and only the last."""
+    assert plan.stages is not None
+    names = module_names(model)
+    first, last = (
+        [name for name in names if any(compile_pattern(pattern).fullmatch(name) for pattern in patterns)]
+        for patterns in (plan.stages.first, plan.stages.last)
+    )
+    return first, last
+
+
 def blocks(model: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.Module]]:
     """The plan's blocks that ``model`` (or this stage of it) has, in order."""
     return matching(model, [plan.block])
@@ -80,8 +92,10 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
             )
     resolve(dict.fromkeys(plan.context), names, what=f"plan of {what}, context")
     if plan.stages is not None:
-        ends = [*plan.stages.first, plan.stages.layers, *plan.stages.last]
-        resolve(dict.fromkeys(ends), names, what=f"plan of {what}, stages")
+        rows = [*plan.stages.first, plan.stages.layers, *plan.stages.last]
+        resolve(dict.fromkeys(rows), names, what=f"plan of {what}, stages")
+        if plan.stages.layers not in names:
+            raise ConfigError(f"plan of {what}, stages: layers = '{plan.stages.layers}' is no module's name")
     covered = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
     if not covered:
         return

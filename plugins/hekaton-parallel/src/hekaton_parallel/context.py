@@ -28,6 +28,7 @@ _all_gather = (
 class AllGather:
     """Every rank gathers all keys and values, and attends with its own queries (Llama 3, section 3.3.2)."""
 
+    passes = ("queries_at", "keys_at")
     traceable = True
 
     def __init__(self, group: ContextGroup) -> None:
@@ -51,6 +52,7 @@ class AllGather:
 class Ulysses:
     """All-to-all from parts of the sequence to parts of the heads and back (Jacobs et al., 2023)."""
 
+    passes = ()
     traceable = True
 
     def __init__(self, group: ContextGroup) -> None:
@@ -88,6 +90,7 @@ class Ring:
     """Keys and values travel round the ranks; partial results are merged by their log-sum-exp
     (Liu et al., 2023, "Ring Attention with Blockwise Transformers")."""
 
+    passes = None
     traceable = False
 
     def __init__(self, group: ContextGroup) -> None:
