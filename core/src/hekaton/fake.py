@@ -27,6 +27,7 @@ from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import Batch
 from hekaton.observe import Message, Observer
 from hekaton.optim import clip_grad_norm
+from hekaton.parallel.contract import needed_inputs
 from hekaton.parallel.pipeline import Pipeline
 from hekaton.spec import SteppingConverter
 
@@ -184,13 +185,13 @@ def _skip_vote(pipeline: Pipeline) -> None:
 
 
 def _prepared(assembled: Assembled) -> tuple[Batch, Batch]:
-    """Inputs and targets as the objective declares them, without those whose values decide what is computed:
-    fake tensors have none."""
+    """Inputs and targets as the objective declares them, as far as possible without those whose values decide
+    what is computed: fake tensors have none."""
     config, objective, device = assembled.config, assembled.objective, assembled.process.device
     rows = len(assembled.rows(config.global_batch_size(assembled.process.world_size)))
     inputs, targets = objective.inputs(config.training.seq_len), objective.targets(config.training.seq_len)
     return (
-        {one.name: one.empty(rows, device=device) for one in inputs if not one.optional},
+        {one.name: one.empty(rows, device=device) for one in needed_inputs(assembled.parts[0], inputs)},
         {one.name: one.empty(rows, device=device) for one in targets if not one.optional},
     )
 

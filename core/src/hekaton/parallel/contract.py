@@ -21,7 +21,7 @@ MISTAKES = (AttributeError, TypeError, KeyError, IndexError, ValueError, Asserti
 
 
 def needed_inputs(model: nn.Module, declared: Sequence[BatchTensor]) -> list[BatchTensor]:
-    """The inputs that a model cannot do without: optional ones only where its forward has no default for them."""
+    """The inputs that a model cannot do without: optional ones where its forward has no default."""
     parameters = inspect.signature(model.forward).parameters
     required = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
     return [one for one in declared if not one.optional or one.name in required]

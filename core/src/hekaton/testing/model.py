@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from hekaton.build import materialize
-from hekaton.contributions import Objective
-from hekaton.draws import Draw
-from hekaton.init import Initializer, initialize, resolve_init
-from hekaton.mesh import ParallelDims
-from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
+from hekaton.init import Initializer, resolve_init
+from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
-from hekaton.plugins import Plugins
-from hekaton.spec import TrainSpec
-
-SEQ_LEN = 16
-DOCUMENT_ENDS = 7
-"""Where the second document of the test's sequences begins."""
-CPU = torch.device("cpu")
-DRAW = Draw(seed=0, step=1, rows=range(2), device=CPU)
+from hekaton.spec import RunFacts, TrainSpec
+from hekaton.testing.model_layouts import check_claimed_layouts
+from hekaton.testing.plain_run import DOCUMENT_ENDS, DRAW, SEQ_LEN, plain_run
 
 
-def check_model(spec: TrainSpec, flavor: str | None = None) -> None:
-    """Check a model's tables in every flavor, and run one flavor in float32 on the CPU.
+def check_model(spec: TrainSpec, flavor: str | None = None, *, layouts: bool = True) -> tuple[str, ...]:
+    """Check a model's tables in every flavor, and run one flavor in float32 on the CPU, under every layout.
 
     Every flavor is a frozen dataclass from which the model builds on the meta device; every row of the plan
     and of the init table matches something, every parameter has an initialiser. The flavor that runs gives a
     finite loss and a finite gradient for every parameter. A model trained to predict the next token must not
     see later tokens, nor another document's.
 
+    Then it takes one step on two processes under every layout that its plan claims: FSDP always, tensor
+    parallel with ``tensor`` rows, context parallel (``allgather``) with ``context`` rows, a pipeline with
+    ``stages``. The loss and the gradient of every parameter are those of one process.
+
     :param flavor: the one to run; by default that with the fewest parameters.
+    :param layouts: whether to start those processes. They import the specification, which a module must have
+        a name for.
+    :returns: the layouts that ran, by their short names (``shard2``, ``tp2``, ``cp2``, ``pp2``). One that is
+        refused by name is left out: a pipeline that would cut a tied parameter, heads that 2 does not divide.
     :raises AssertionError: naming the flavor and what is wrong with it.
     :raises ConfigError: from the tables, naming the row or the parameter.
     """
@@ -47,6 +46,7 @@ def check_model(spec: TrainSpec, flavor: str | None = None) -> None:
     run = flavor or min(sizes, key=lambda name: sizes[name])
     assert run in spec.flavors, f"{spec.name} has no flavor '{run}'"
     _check_run(spec, run)
+    return check_claimed_layouts(spec, run) if layouts else ()
 
 
 def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict[str, Initializer]]:
@@ -66,57 +66,19 @@ def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict
 
 def _check_run(spec: TrainSpec, flavor: str) -> None:
     what = f"{spec.name} {flavor}"
-    config = spec.flavors[flavor]
-    model, initializers = _on_meta(spec, flavor, config)
-    materialize(model, torch.device("cpu"))
-    initialize(model, initializers, seed=0)
-
-    context = ObjectiveContext(
-        device=CPU, dtype=torch.float32, dims=ParallelDims(), model=config, sequence_is_cut=False
-    )
-    record = Plugins.discover().get(Objective, spec.objective)
-    objective: TrainingObjective = record.build.load()(None, context)
-    next_token = spec.objective == "next_token"
-    batch = _batch(vocab_size=getattr(config, "vocab_size", 256))
-    if next_token:
-        inputs, targets = objective.prepare(batch, DRAW)
-    else:
-        inputs, targets = (_made_up(one) for one in (objective.inputs(SEQ_LEN), objective.targets(SEQ_LEN)))
-    outputs = model(**inputs)
-    if next_token:
-        assert outputs.shape[:-1] == targets["labels"].shape, (
-            f"{what}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
-        )
-    sums, counts = objective.loss(outputs, targets), objective.count(targets)
-    terms = [weight * sums[name] / counts[name] for name, weight in objective.weights.items()]
-    loss: Any = torch.stack(terms).sum()
-    assert torch.isfinite(loss), f"{what}: the loss is {loss.item()}"
-    loss.backward()
-    for name, parameter in model.named_parameters():
+    if spec.check is not None:
+        refusals = [
+            refusal.message for refusal in spec.check(spec.flavors[flavor], RunFacts(seq_len=SEQ_LEN))
+        ]
+        assert not refusals, f"{what} {'; '.join(refusals)}"
+    run = plain_run(spec, flavor)
+    assert math.isfinite(run.loss), f"{what}: the loss is {run.loss}"
+    for name, parameter in run.model.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None, f"{what}: the loss does not depend on '{name}'"
-            assert torch.isfinite(parameter.grad).all(), f"{what}: the gradient of '{name}' is not finite"
-    if next_token:
-        _check_sight(model, objective, batch, what=what)
-
-
-def _batch(*, vocab_size: int) -> Batch:
-    """Two sequences of two documents each; tensors of (2, SEQ_LEN)."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (2, SEQ_LEN + 1), generator=generator)
-    positions = torch.cat([torch.arange(DOCUMENT_ENDS), torch.arange(SEQ_LEN - DOCUMENT_ENDS)])
-    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "positions": positions.expand(2, -1)}
-
-
-def _made_up(declared: Sequence[BatchTensor]) -> Batch:
-    """Values for what an objective declares: numbers around 0, and where they are integers 0 and 1."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        one.name: torch.randn(2, *one.shape, generator=generator).to(one.dtype)
-        if one.dtype.is_floating_point
-        else torch.randint(2, (2, *one.shape), generator=generator).to(one.dtype)
-        for one in declared
-    }
+            assert name in run.gradients, f"{what}: the loss does not depend on '{name}'"
+            assert run.gradients[name].isfinite().all(), f"{what}: the gradient of '{name}' is not finite"
+    if run.batch is not None:
+        _check_sight(run.model, run.objective, run.batch, what=what)
 
 
 @torch.no_grad()

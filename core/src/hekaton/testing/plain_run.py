@@ -1,0 +1,107 @@
+"""One step of a model in one process, without anything of a layout: what every layout must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hekaton.build import materialize
+from hekaton.contributions import Objective
+from hekaton.draws import Draw
+from hekaton.init import initialize, resolve_init
+from hekaton.mesh import ParallelDims
+from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
+from hekaton.plugins import Plugins
+from hekaton.spec import TrainSpec
+
+ROWS = 2
+SEQ_LEN = 16
+DOCUMENT_ENDS = 7
+"""Where the second document of the test's sequences begins."""
+CPU = torch.device("cpu")
+DRAW = Draw(seed=0, step=1, rows=range(ROWS), device=CPU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainRun:
+    """What one step gave.
+
+    :param batch: of the row maker, ``None`` for objectives other than ``next_token``.
+    """
+
+    model: nn.Module
+    objective: TrainingObjective
+    batch: Batch | None
+    inputs: Batch
+    targets: Batch
+    loss: float
+    gradients: dict[str, torch.Tensor]
+
+
+def plain_run(spec: TrainSpec, flavor: str) -> PlainRun:
+    """Build a model in float32 on the CPU, in eval mode, and run one forward and backward.
+
+    :raises AssertionError: for logits of another shape than (batch, seq, vocab).
+    """
+    config = spec.flavors[flavor]
+    with torch.device("meta"):
+        model = spec.model(config)
+    initializers = resolve_init(model, spec.init(config), what=f"{spec.name} {flavor}")
+    materialize(model, CPU)
+    initialize(model, initializers, seed=0)
+    model.eval()
+    context = ObjectiveContext(
+        device=CPU, dtype=torch.float32, dims=ParallelDims(), model=config, sequence_is_cut=False
+    )
+    objective: TrainingObjective = (
+        Plugins.discover().get(Objective, spec.objective).build.load()(None, context)
+    )
+    batch = None
+    if spec.objective == "next_token":
+        batch = _batch(vocab_size=getattr(config, "vocab_size", 256))
+        inputs, targets = objective.prepare(batch, DRAW)
+    else:
+        inputs, targets = (_made_up(one) for one in (objective.inputs(SEQ_LEN), objective.targets(SEQ_LEN)))
+    outputs = model(**inputs)
+    if batch is not None:
+        assert outputs.shape[:-1] == targets["labels"].shape, (
+            f"{spec.name} {flavor}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
+        )
+    sums, counts = objective.loss(outputs, targets), objective.count(targets)
+    terms = [weight * sums[name] / counts[name] for name, weight in objective.weights.items()]
+    loss: Any = torch.stack(terms).sum()
+    loss.backward()
+    return PlainRun(
+        model=model,
+        objective=objective,
+        batch=batch,
+        inputs=inputs,
+        targets=targets,
+        loss=loss.item(),
+        gradients={
+            name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+        },
+    )
+
+
+def _batch(*, vocab_size: int) -> Batch:
+    """Two sequences of two documents each; tensors of (2, SEQ_LEN)."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (2, SEQ_LEN + 1), generator=generator)
+    positions = torch.cat([torch.arange(DOCUMENT_ENDS), torch.arange(SEQ_LEN - DOCUMENT_ENDS)])
+    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "positions": positions.expand(2, -1)}
+
+
+def _made_up(declared: Sequence[BatchTensor]) -> Batch:
+    """Values for what an objective declares: numbers around 0, and where they are integers 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        one.name: torch.randn(2, *one.shape, generator=generator).to(one.dtype)
+        if one.dtype.is_floating_point
+        else torch.randint(2, (2, *one.shape), generator=generator).to(one.dtype)
+        for one in declared
+    }
