@@ -116,6 +116,14 @@ def test_ids_are_those_of_the_whole_text(trained: dict[str, HFTokenizer], kind: 
     assert in_pieces(tokenizer, text) == at_once(tokenizer, text)
 
 
+@pytest.mark.parametrize("kind", ["llama 2", "metaspace, always", "byte level"])
+def test_cuts_in_the_middle_of_tokens(trained: dict[str, HFTokenizer], kind: str) -> None:
+    """Text without a space or line end has no better place for a cut."""
+    text = "".join("".join(build_stdlib(None, None).fetch(range(3, 60, 10))).split())[:20_000]
+    assert len(text) == 20_000
+    assert in_pieces(trained[kind], text) == at_once(trained[kind], text)
+
+
 def test_the_shipped_tokenizer_too() -> None:
     tokenizer = build(None, None)
     for text in build_stdlib(None, None).fetch(range(0, 100, 20)):

@@ -53,7 +53,5 @@ def _holds_text(kind: pa.DataType) -> bool:
 def _as_bytes(values: pa.Array) -> list[bytes | None]:
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
     found: list[bytes | None] = values.cast(pa.large_binary()).to_pylist()
     return found
