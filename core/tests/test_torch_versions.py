@@ -65,13 +65,14 @@ def test_an_item_leaves_its_file_open_and_a_closed_file_alone(monkeypatch: pytes
 def test_slow_guards_are_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from torch._dynamo import config
 
-    monkeypatch.setattr(config, "issue_3_13_0_warning", True)
     caplog.set_level("INFO", "hekaton")
-    monkeypatch.setattr(sys, "version_info", (3, 12, 4, "final", 0))
-    torch_versions.tell_of_slow_guards()
-    assert not caplog.messages
-    monkeypatch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
-    torch_versions.tell_of_slow_guards()
-    torch_versions.tell_of_slow_guards()
-    assert len(caplog.messages) == 1
-    assert config.issue_3_13_0_warning is False
+    with config.patch(issue_3_13_0_warning=True):
+        monkeypatch.setattr(sys, "version_info", (3, 12, 4, "final", 0))
+        torch_versions.tell_of_slow_guards()
+        assert not caplog.messages
+        monkeypatch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
+        torch_versions.tell_of_slow_guards()
+        torch_versions.tell_of_slow_guards()
+        assert len(caplog.messages) == 1
+        assert config.issue_3_13_0_warning is False
+        monkeypatch.undo()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hekaton.torch_versions import expect_cleared_events
+
 if TYPE_CHECKING:
     from hekaton.config.sections import ProfilingSection
 
@@ -43,6 +45,7 @@ class Profiler:
                 on_trace_ready=self._write_trace,
                 record_shapes=True,
             )
+            expect_cleared_events()
             self._profiler.start()
         if settings.enable_memory_snapshot:
             torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import warnings
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -42,6 +43,14 @@ def tell_of_slow_guards() -> None:
     if config.issue_3_13_0_warning:
         config.issue_3_13_0_warning = False
         log.info("compiled code checks its guards slower on Python 3.13.0 than on 3.13.1 and later")
+
+
+def expect_cleared_events() -> None:
+    """Call it before a profiler with cycles starts: a trace is written when its cycle ends.
+
+    torch 2.11 warns that the events of a cycle are gone after it; 2.13 does not.
+    """
+    warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle", UserWarning)
 
 
 class NoTransforms:
