@@ -38,5 +38,5 @@ if [[ $checked == *'comm.mode = "fake_backend"' ]]; then
     exec "$python" -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"
 fi
 
-exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NGPU" \
+exec "$python" -m hekaton.launch --standalone --nproc_per_node="$NGPU" \
     -m hekaton.train --job.config_file "$CONFIG_FILE" "$@"

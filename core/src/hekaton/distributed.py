@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from hekaton.environment import ADDRESS, launched
 from hekaton.errors import ConfigError
+from hekaton.first_error import first_error_is_shown
 from hekaton.torch_versions import set_group_timeout
 
 if TYPE_CHECKING:
@@ -57,20 +59,27 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
     if cuda:
         torch.cuda.set_device(process.device)
         folder = os.path.join(dump_folder, settings.save_traces_folder)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(f"cannot write to '{folder}': {e.strerror}") from e
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(settings.trace_buf_size))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1" if settings.trace_buf_size > 0 else "0")
         os.environ.setdefault(
             "TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix)
         )
-    alone = process.world_size == 1
+    timeout = timedelta(seconds=settings.init_timeout_seconds)
     try:
+        if process.world_size == 1:
+            store = torch._C._distributed_c10d.HashStore()
+        else:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            timeout=timedelta(seconds=settings.init_timeout_seconds),
-            store=torch._C._distributed_c10d.HashStore() if alone else None,
-            rank=process.rank if alone else -1,
-            world_size=1 if alone else -1,
+            timeout=timeout,
+            store=store,
+            rank=process.rank,
+            world_size=process.world_size,
         )
     except (dist.DistNetworkError, dist.DistStoreError) as e:
         address = ":".join(os.environ.get(name, "") for name in ADDRESS)
@@ -80,8 +89,10 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
             hint="start all processes with one launcher such as torchrun; comm.init_timeout_seconds is how "
             "long each waits",
         ) from e
+    shown = contextlib.nullcontext() if process.world_size == 1 else first_error_is_shown(store, process.rank)
     try:
-        yield
+        with shown:
+            yield
     finally:
         dist.destroy_process_group()
 

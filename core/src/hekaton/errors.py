@@ -72,6 +72,10 @@ class TrainingError(HekatonError):
     """Training went wrong: its numbers are no longer finite."""
 
 
+class RaisedElsewhere(HekatonError):
+    """Another rank raised an error before this one did; the message is empty where it is the same."""
+
+
 def _rank() -> int | None:
     # Noted when the error is made: the process group may be gone by the time that it is printed.
     distributed = sys.modules.get("torch.distributed")

@@ -59,6 +59,7 @@ def test_what_is_no_home_folder_stays(load_run):
             '[job]\ndump_folder = "~nobody_of_that_name/x"\n',
             "the home folder of '~nobody_of_that_name' is not known; for a name, write ./~nobody_of_that_name",
         ),
+        (f'[checkpoint]\nfolder = "a/{"x" * 256}"\n', "a name in a path has at most 255 bytes"),
         ('[checkpoint]\nfolder = "a\\u0000b"\n', "a path cannot contain the character NUL"),
     ],
 )

@@ -58,6 +58,8 @@ def report(error: HekatonError) -> None:
     the first the time to print; one that is still there after that has an error of its own, and prints it
     with its number in front, as every rank does once there is a process group.
     """
+    if not str(error):
+        return
     prefix = "" if error.rank is None else f"rank {error.rank}: "
     if error.rank is None and among_others() and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(FIRST_PRINTS)
