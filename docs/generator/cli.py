@@ -36,9 +36,9 @@ processes:
 torchrun --standalone --nproc_per_node 2 -m hekaton.train --job.config_file my_run.toml --training.steps 20
 ```
 
-`python -m hekaton.launch` takes the options of torchrun. It leaves out torchrun's own report where a process has
-said what is wrong, and ends with that process's exit status. `./run_train.sh` of the repository uses it, and sets
-up the environment on first use.
+`python -m hekaton.launch` takes the options of torchrun. It leaves out torchrun's own report where a process
+has said what is wrong, and ends with that process's exit status. `./run_train.sh` of the repository uses it,
+and sets up the environment on first use.
 """
 
 ENVIRONMENT = """\
