@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,4 +73,27 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         HFFormat().open(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="a JSON object was expected"):
+        HFFormat().open(tmp_path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["config.json", INDEX, "model.safetensors"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a link to a device", "a folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, name: str, tmp_path: Path) -> None:
+    HFFormat().write(tmp_path, WEIGHTS, WriteOptions())
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(tmp_path / name)
+    elif kind == "a folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=rf"cannot read '.*{name}': it is not a regular file"):
+        HFFormat().open(tmp_path)
+
+
+def test_a_configuration_of_gigabytes_is_refused_by_its_size(tmp_path: Path) -> None:
+    HFFormat().write(tmp_path, WEIGHTS, WriteOptions())
+    os.truncate(tmp_path / "config.json", 3 << 30)
+    with pytest.raises(CheckpointError, match=r"it has 3,221,225,472 bytes, more than 67,108,864"):
         HFFormat().open(tmp_path)

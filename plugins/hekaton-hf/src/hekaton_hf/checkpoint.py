@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hekaton.checkpoint.folders import size_of, words_of
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.facts import POSITIONS, TOKEN_IDS, SpecialTokens
@@ -106,6 +107,7 @@ def _check_index(folder: Path, file: str, expected: set[str], found: set[str]) -
 def _tensors_of(file: Path) -> dict[str, LazyTensor]:
     tensors = {}
     try:
+        size_of(file)  # which is a regular file's: the library would wait for the writer of a FIFO
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118, it is not a dict
                 view = opened.get_slice(name)
@@ -117,7 +119,9 @@ def _tensors_of(file: Path) -> dict[str, LazyTensor]:
                 tensors[name] = LazyTensor(tuple(view.get_shape()), dtype, _loader(file, name))
     except FileNotFoundError as error:
         raise CheckpointError(f"'{file}' is missing") from error
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{file}': {words_of(error)}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"cannot read '{file}': {error}") from error
     return tensors
 
@@ -126,6 +130,7 @@ def _loader(file: Path, name: str) -> Any:
     def load(region: Region) -> torch.Tensor:
         # Opened anew each time: what an open file has shown of itself counts as memory of the process.
         try:
+            size_of(file)
             with safe_open(file, framework="pt") as opened:
                 view = opened.get_slice(name)
                 if all(

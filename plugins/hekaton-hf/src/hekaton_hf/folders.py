@@ -8,18 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hekaton.checkpoint.folders import read_file, words_of
 from hekaton.errors import CheckpointError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+MAX_JSON = 1 << 26
+"""Bytes: several times what the index of the largest published models has."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """:raises CheckpointError: when it is missing, cannot be read, or is not a JSON object."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_file(file, limit=MAX_JSON).decode())
     except FileNotFoundError as error:
         raise CheckpointError(f"'{file}' is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{file}': {words_of(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read '{file}': {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"cannot read '{file}': a JSON object was expected")

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from hekaton.checkpoint.folders import read_file
 from hekaton.data import TokenIds, pieces
 from hekaton.errors import DataError
 
 SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
 """The tokenizer of ``python_stdlib``: 2,048 ids, see ``scripts/train_tokenizer.py`` of the repository."""
+MAX_BYTES = 1 << 28
+"""Of a tokenizer's file: ten times the largest published ones."""
 
 _RARE = "\U000f0000"
 """Of a private use area."""
@@ -123,7 +126,7 @@ def build(section: Any, path: str | None) -> HFTokenizer:
             hint="give a folder with a tokenizer.json; left out, it is the tokenizer that hekaton-hf ships",
         )
     try:
-        content = file.read_bytes()
+        content = read_file(file, limit=MAX_BYTES)
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as e:  # tokenizers raises nothing narrower
         raise DataError(f"cannot read the tokenizer '{file}': {e}", origin="model.hf_assets_path") from e
@@ -157,10 +160,10 @@ def _marks(folder: Path, *kinds: str) -> dict[str, str]:
         if not file.is_file():
             continue
         try:
-            content = json.loads(file.read_bytes())
+            content = json.loads(read_file(file, limit=MAX_BYTES))
             if not isinstance(content, dict):
                 raise ValueError(f"a JSON object was expected, not {type(content).__name__}")
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise DataError(f"cannot read '{file}': {e}", origin="model.hf_assets_path") from e
         for kind in kinds:
             token = content.get(kind)
