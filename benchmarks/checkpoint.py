@@ -6,7 +6,8 @@ The state is that of a run in float32: weights and the two moments of AdamW, 12 
 of 4096 x 4096 and smaller. All sides write the same bytes, in turns, with one fsync of each file inside the
 measured time; what an earlier side left to be written is flushed before the clock starts. All read from the
 page cache into the tensors that a run would hold; dd reads into nothing. Medians of the ratios within a turn
-are printed, and which part of a save its checksums take. Goal: under 10%.
+are printed, and which part of a save its checksums take. Goals: checksums under 10% of a save; a load, which
+verifies what it reads, at least 2.5 times as fast as torch's own DCP, which does not.
 
 Then how long training waits for a save: done at once, or started in the background (``async_mode = "async"``)
 when the one before is done; beside them one copy of the state within memory, the least that it can cost on a
