@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+
+from hekaton.testing import run_command
 
 PLUGIN = """
 import os
@@ -31,13 +31,8 @@ FLAGS = [
 def test_a_run_stops_on_request(processes, asking, stopped_at, tmp_path):
     """On two processes one of them asks, and both hear of it a step later."""
     (tmp_path / "stopper.py").write_text(PLUGIN)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "hekaton", "train", *FLAGS],
-        cwd=tmp_path,
-        env={**os.environ, "ASKING": str(asking), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
+    environment = {**os.environ, "ASKING": str(asking), "OMP_NUM_THREADS": "1"}
+    done = run_command("train", *FLAGS, processes=processes, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     assert f"stopping after step {stopped_at}: the loss is good enough" in done.stderr
     steps = tmp_path / "outputs" / "checkpoint"
