@@ -20,6 +20,10 @@ RUNS = {
     "denoiser": [
         *PLUGIN, "--model.name", "denoiser", "--model.overrides", "{}", "--training.objective", "masked_denoising"
     ],
+    "muon": [
+        "--optimizer.name", "Muon",
+        "--optimizer.groups", '[{"match": "*norm*", "weight_decay": 0.0, "lr_factor": 0.5}]',
+    ],
     "z-loss": [*PLUGIN, "--training.objective", "next_token_z"],
 }  # fmt: skip
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]

@@ -31,6 +31,7 @@ from hekaton.init import rehearse
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import TrainingObjective
 from hekaton.optim import LearningRate
+from hekaton.parameters import group_names, initial_rates, parameter_groups, roles, trained_names
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -122,12 +123,7 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
         give_memory(built, config, device=process.device)
         if real:
             initialize_parts(built, meta, seed=config.debug.seed or 0)
-        optimizers = [
-            build_component(
-                config, plugins, Optimizer, config.optimizer.name, config.optimizer, list(part.parameters())
-            )
-            for part in parts
-        ]
+        optimizers = build_optimizers(parts, meta, config, plugins)
         forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
     steps = config.lr_scheduler.total_steps or config.training.steps
     schedule = build_component(
@@ -145,10 +141,31 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
         objective=objective,
         tokenizer=tokenizer,
         optimizers=optimizers,
-        learning_rate=LearningRate(optimizers, schedule),
+        learning_rate=LearningRate(optimizers, schedule, rates=initial_rates(config.optimizer)),
         forward_backward=forward_backward,
         fake_mode=fake_mode,
     )
+
+
+def build_optimizers(
+    parts: Sequence[nn.Module], meta: MetaModel, config: JobConfig, plugins: Plugins
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of this rank's parts; a part in which nothing is trained has none.
+
+    :raises ConfigError: for a row of ``[[optimizer.groups]]`` that matches nothing.
+    """
+    vocab_size = getattr(meta.config, "vocab_size", None)
+    model_roles = roles(meta.model, vocab_size=vocab_size if isinstance(vocab_size, int) else None)
+    names = group_names(trained_names(meta.model), config.optimizer, what=meta.spec.name)
+    optimizers: list[torch.optim.Optimizer] = []
+    for part in parts:
+        groups = parameter_groups(part, names, model_roles, config.optimizer)
+        if groups:
+            built = build_component(
+                config, plugins, Optimizer, config.optimizer.name, config.optimizer, groups
+            )
+            optimizers += [built] if isinstance(built, torch.optim.Optimizer) else built
+    return optimizers
 
 
 def _log_model(meta: MetaModel, config: JobConfig, process: Process) -> None:

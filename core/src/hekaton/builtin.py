@@ -1,6 +1,16 @@
 """What the core itself contributes, through the same door as everybody else."""
 
-from hekaton.contributions import Command, Dataset, LRSchedule, Objective, Optimizer, Ref, Tokenizer, hookimpl
+from hekaton.contributions import (
+    Command,
+    Dataset,
+    LRSchedule,
+    Objective,
+    Optimizer,
+    Ref,
+    Section,
+    Tokenizer,
+    hookimpl,
+)
 
 HEKATON_API = ">=1,<2"
 
@@ -64,7 +74,20 @@ def hekaton_objectives() -> list[Objective]:
 def hekaton_optimizers() -> list[Optimizer]:
     return [
         Optimizer("AdamW", build=Ref("hekaton.optim:adamw"), summary="Adam with decoupled weight decay"),
+        Optimizer(
+            "Muon",
+            section="muon",
+            build=Ref("hekaton.muon:build"),
+            summary="orthogonal momentum for matrices, AdamW for the rest",
+        ),
         Optimizer("Adam", build=Ref("hekaton.optim:adam"), summary="Adam with L2 regularisation"),
+    ]
+
+
+@hookimpl
+def hekaton_sections() -> list[Section]:
+    return [
+        Section("muon", schema=Ref("hekaton.config.sections.muon:MuonSection"), summary="settings of Muon")
     ]
 
 

@@ -176,8 +176,9 @@ class Objective(Component):
 class Optimizer(Component):
     """An optimizer for ``[optimizer] name``.
 
-    ``build(section, settings, params)`` is given the ``[optimizer]`` section and the parameters of one model
-    part, and returns a :class:`torch.optim.Optimizer`.
+    ``build(section, settings, groups)`` is given the ``[optimizer]`` section and the trained parameters of
+    one model part, in :class:`hekaton.parameters.ParameterGroup` with names, roles, rates and decays. It
+    returns a :class:`torch.optim.Optimizer`, or a list of several that share the parameters out.
     """
 
     build: Ref

@@ -144,11 +144,12 @@ def hekaton_objectives() -> list[Objective]:  # type: ignore[empty-body]
 def hekaton_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
     """Contribute optimizers, which a run selects with ``[optimizer] name``.
 
-    :returns: one record per optimizer. ``build(section, settings, params)`` returns a
-        :class:`torch.optim.Optimizer`; parameters may be DTensors.
+    :returns: one record per optimizer. ``build(section, settings, groups)`` is given groups of named
+        parameters with their roles, and returns a :class:`torch.optim.Optimizer` or several; parameters may
+        be DTensors. What it keeps of a parameter is saved: of the parameter's placements, or whole.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
-    Example: the core contributes ``AdamW`` and ``Adam``.
+    Example: the core contributes ``AdamW``, ``Adam`` and ``Muon``.
     """
 
 

@@ -10,18 +10,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from hekaton.parameters import REST, ParameterGroup
+
 if TYPE_CHECKING:
     from hekaton.config.sections import LRSchedulerSection, OptimizerSection
 
 
-def adamw(section: Any, settings: OptimizerSection, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019); weight decay applies to every parameter."""
-    return torch.optim.AdamW(params, **_adam_settings(settings))
+def adamw(
+    section: Any, settings: OptimizerSection, groups: Sequence[ParameterGroup]
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); weight decay applies to every parameter of a group."""
+    return torch.optim.AdamW([group.as_torch() for group in groups], **_adam_settings(settings))
 
 
-def adam(section: Any, settings: OptimizerSection, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def adam(section: Any, settings: OptimizerSection, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba, 2015); weight decay is added to the gradient."""
-    return torch.optim.Adam(params, **_adam_settings(settings))
+    return torch.optim.Adam([group.as_torch() for group in groups], **_adam_settings(settings))
 
 
 def _adam_settings(settings: OptimizerSection) -> dict[str, Any]:
@@ -72,19 +76,35 @@ def warmup_stable_decay(
 class LearningRate:
     """Sets the learning rate of every parameter group to its initial one times the schedule's factor."""
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], factor: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        factor: Callable[[int], float],
+        *,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        """:param rates: group of the whole model -> its rate before the factor, for :meth:`report`."""
         self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group in self._groups:
             group["initial_lr"] = group["lr"]
         self._factor = factor
+        self._rates = rates or {}
+        self._last = 1.0
         self.steps_done = 0
 
     def apply(self) -> float:
-        """Set the rate for the step to come, and return the first group's."""
-        factor = self._factor(self.steps_done)
+        """Set the rate for the step to come, and return the schedule's factor."""
+        self._last = self._factor(self.steps_done)
         for group in self._groups:
-            group["lr"] = group["initial_lr"] * factor
-        return float(self._groups[0]["lr"])
+            group["lr"] = group["initial_lr"] * self._last
+        return self._last
+
+    def report(self) -> dict[str, float]:
+        """``lr``, and where there are several groups each one's rate as ``lr/NAME``, of the last step; of all
+        groups of the model, whichever of its stages this rank runs."""
+        rates = {name: rate * self._last for name, rate in self._rates.items()}
+        others = {f"lr/{name}": rate for name, rate in rates.items() if name != REST}
+        return {"lr": rates[REST], **others}
 
 
 def clip_grad_norm(

@@ -198,7 +198,7 @@ class Trainer:
         return {
             **self._whole(losses),
             "grad_norm": grad_norm.item(),
-            "lr": float(self.optimizers[0].param_groups[0]["lr"]),
+            **self.learning_rate.report(),
             **self.meter.report(),
         }
 

@@ -246,6 +246,8 @@ def type_words(annotation: Any) -> str:
         return f"list of {type_words(arguments[0])}"
     if origin is dict or annotation is dict:
         return "table"
+    if isinstance(annotation, type) and issubclass(annotation, SectionModel):
+        return "tables"
     return getattr(annotation, "__name__", str(annotation))
 
 

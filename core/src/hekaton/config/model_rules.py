@@ -48,3 +48,16 @@ def model_settings(run: Run) -> Any:
         return model_config(run.config, run.plugins)[1]
     except HekatonError:
         return None
+
+
+def optimizer_groups_match(run: Run) -> Iterator[HekatonError]:
+    """Every row of [[optimizer.groups]] matches parameters that are trained."""
+    meta = run.meta
+    if not run.config.optimizer.groups or isinstance(meta, HekatonError):
+        return
+    from hekaton.parameters import group_names, trained_names
+
+    try:
+        group_names(trained_names(meta.model), run.config.optimizer, what=run.config.model.name)
+    except HekatonError as e:
+        yield run.violation(e.message, "optimizer.groups", hint=e.hint)

@@ -30,8 +30,17 @@ def as_dict(config: JobConfig) -> dict[str, Any]:
         table = tables
         for name in path[:-1]:
             table = table.setdefault(name, {})
-        table[path[-1]] = value
+        table[path[-1]] = _without_none(value)
     return tables
+
+
+def _without_none(value: Any) -> Any:
+    """Rows without their keys that are not set, for which TOML has no word."""
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if item is not None}
+    return value
 
 
 def to_toml(config: JobConfig) -> str:

@@ -313,6 +313,7 @@ ONLY_CUDA = {
 RULES: tuple[Rule, ...] = (
     degrees_fit,
     model_rules.model_accepts,
+    model_rules.optimizer_groups_match,
     layout_rules.model_divides,
     layout_rules.sequence_divides,
     layout_rules.microbatches_fit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -25,7 +25,7 @@ from hekaton.config.base import (
 )
 from hekaton.config.job import JobConfig, class_at, unknown_field_hint
 from hekaton.config.sources import Values
-from hekaton.errors import ConfigError, HekatonError
+from hekaton.errors import ConfigError, HekatonError, choices_hint
 from hekaton.plugins import Plugins
 
 MAX_PROBLEMS = 50
@@ -45,7 +45,14 @@ def describe(
         if len(problems) == MAX_PROBLEMS:
             problems[("",)] = ConfigError(f"and {len(details) - MAX_PROBLEMS} more values are wrong")
             break
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] == "extra_forbidden" and index:  # a key of a row of an array of tables
+            key, known = str(detail["loc"][-1]), _row_fields(config, path)
+            problems[path] = ConfigError(
+                f"unknown field '{shortened(key)}' in [[{dotted(path)}]]",
+                origin=values.origin(path),
+                hint=choices_hint(key, known),
+            )
+        elif detail["type"] == "extra_forbidden":
             problems[path] = _unknown(config, path, values, plugins)
         else:
             expected = str(detail.get("ctx", {}).get("expected", ""))
@@ -89,6 +96,14 @@ def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> tuple
         path.append(str(part))
         owner = class_at(owner, (str(part),))
     return tuple(path), ""
+
+
+def _row_fields(config: type[SectionModel], path: Path) -> list[str]:
+    """The fields of the rows of an array of tables."""
+    owner = class_at(config, path[:-1])
+    assert owner is not None
+    (row,) = get_args(owner.model_fields[path[-1]].annotation)
+    return list(row.model_fields)
 
 
 def _unknown(config: type[JobConfig], path: Path, values: Values, plugins: Plugins) -> HekatonError:

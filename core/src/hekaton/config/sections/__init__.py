@@ -6,6 +6,7 @@ from hekaton.config.sections.model import (
     CompileSection,
     LRSchedulerSection,
     ModelSection,
+    OptimizerGroup,
     OptimizerSection,
 )
 from hekaton.config.sections.processes import CommSection, ParallelismSection
@@ -29,6 +30,7 @@ __all__ = [
     "LRSchedulerSection",
     "MetricsSection",
     "ModelSection",
+    "OptimizerGroup",
     "OptimizerSection",
     "ParallelismSection",
     "PluginsSection",

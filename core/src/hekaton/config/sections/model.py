@@ -43,6 +43,17 @@ class ModelSection(SectionModel):
     """Log the model after the converters ran."""
 
 
+class OptimizerGroup(SectionModel):
+    """Parameters that are treated apart: a row of ``[[optimizer.groups]]``."""
+
+    match: str = "*"
+    """Pattern of parameter names; ``*`` stands for any characters, as in ``*norm*``."""
+    lr_factor: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Their learning rate as a multiple of ``optimizer.lr``."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """Strength of their weight decay; ``optimizer.weight_decay`` when not set."""
+
+
 class OptimizerSection(SectionModel):
     """How weights follow gradients."""
 
@@ -60,6 +71,9 @@ class OptimizerSection(SectionModel):
     """Strength of weight decay."""
     implementation: Literal["for-loop", "foreach", "fused"] = "fused"
     """How the update runs: one parameter after another, in batches, or in one kernel."""
+    groups: list[OptimizerGroup] = []
+    """Parameters with a rate or a decay of their own: rows of ``match`` (a pattern of names, in which ``*``
+    stands for any characters), ``lr_factor`` and ``weight_decay``. The first row that matches counts."""
     early_step_in_backward: Annotated[bool, NotYet("stepping the optimizer within backward")] = False
     """Update each parameter as soon as its gradient is there."""
 
