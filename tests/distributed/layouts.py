@@ -88,7 +88,10 @@ def whole(trainer: Trainer, what) -> dict[str, torch.Tensor]:
     mine = {}
     for part in trainer.model_parts:
         for name, parameter in part.named_parameters():
-            tensor = what(parameter).detach()
+            tensor = what(parameter)
+            if tensor is None:  # no gradient: frozen
+                continue
+            tensor = tensor.detach()
             mine[name] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
     everywhere = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, mine)
@@ -111,6 +114,7 @@ def whole_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
 def difference(result: dict, expected: dict) -> dict[str, float]:
     """Relative differences; of gradients the largest norm-wise, of weights whether any bit."""
     assert result["weights"].keys() == expected["weights"].keys()
+    assert result["gradients"].keys() == expected["gradients"].keys()
     gradients = {
         name: ((grad - expected["gradients"][name]).norm() / expected["gradients"][name].norm()).item()
         for name, grad in result["gradients"].items()

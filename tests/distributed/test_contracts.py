@@ -24,6 +24,7 @@ RUNS = {
         "--optimizer.name", "Muon",
         "--optimizer.groups", '[{"match": "*norm*", "weight_decay": 0.0, "lr_factor": 0.5}]',
     ],
+    "adapters": [*PLUGIN, "--model.converters", "adapt_values"],
     "z-loss": [*PLUGIN, "--training.objective", "next_token_z"],
 }  # fmt: skip
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]

@@ -1,7 +1,7 @@
 """A plugin for test_contracts.py: an objective with two terms on float inputs, a model that counts what passes
 through it, and the next token with a z-loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
-from hekaton.contributions import Model, Objective, ParallelStyle, Ref, hookimpl
+from hekaton.contributions import Converter, Model, Objective, ParallelStyle, Ref, hookimpl
+from hekaton.draft import Merge
 from hekaton.init import Constant, Normal
 from hekaton.loss import IGNORE_INDEX, NextToken
 from hekaton.objective import BatchTensor
@@ -19,6 +20,7 @@ from hekaton.spec import TrainSpec
 from hekaton_blocks import Attention, FeedForward, rotary_table
 
 CHANNELS, CHOICES = 4, 3
+SCALE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +205,49 @@ def with_z_loss(section, context):
     return WithZLoss(needs_positions=context.sequence_is_cut)
 
 
+class Adapted(nn.Module):
+    """A frozen linear layer and a product of two thin ones beside it (LoRA; Hu et al., 2021)."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.a = nn.Linear(base.in_features, 2, bias=False, device="meta", dtype=base.weight.dtype)
+        self.b = nn.Linear(2, base.out_features, bias=False, device="meta", dtype=base.weight.dtype)
+
+    def forward(self, x):
+        return self.base(x) + SCALE * self.b(self.a(x))
+
+
+class AdaptValues:
+    def convert(self, draft):
+        merges = []
+        for i in draft.model.layers:
+            block = draft.model.layers[i].attention
+            block.wv = Adapted(block.wv)
+            name = f"layers.{i}.attention.wv"
+            parts = [f"{name}.base.weight", f"{name}.a.weight", f"{name}.b.weight"]
+            merges.append(Merge(into=f"{name}.weight", parts=parts, make=merge))
+        qkv = "layers.*.attention.{wq,wk,wv}"
+        tensor = {pattern: word for pattern, word in draft.plan.tensor.items() if pattern != qkv}
+        init = dict(draft.init)
+        values = init.pop(f"{qkv}.weight")
+        attention = "layers.*.attention"
+        init |= {f"{attention}.{{wq,wk}}.weight": values, f"{attention}.wv.{{base,a,b}}.weight": values}
+        draft = replace(draft, plan=replace(draft.plan, tensor=tensor), init=init, merges=merges)
+        words = {f"{attention}.{{wq,wk}}": "colwise", f"{attention}.wv.{{base,b}}": "colwise"}
+        words[f"{attention}.wv.a"] = "replicate"
+        return replace(draft.with_rows(tensor=words), trained=["layers.*.attention.wv.{a,b}.weight"])
+
+
+def merge(parts):
+    base, a, b = parts
+    return base + SCALE * (b @ a)
+
+
+def adapt_values(section, dims):
+    return AdaptValues()
+
+
 def lift(section, context):
     between = Shard(1) if context.sequence_parallel else Replicate()
     return RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
@@ -215,6 +260,13 @@ def gathered(section, context):
 @hookimpl
 def hekaton_models():
     return [Model("denoiser", spec=Ref("toys:spec"), summary="denoises positions")]
+
+
+@hookimpl
+def hekaton_converters():
+    return [
+        Converter("adapt_values", build=Ref("toys:adapt_values"), summary="adapters beside a frozen model")
+    ]
 
 
 @hookimpl
