@@ -16,10 +16,12 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-llama3": {"model": ("llama3",), "hf adapter": ("llama3",)},
     "hekaton-parallel": {
         "parallel style": (
-            "colwise", "replicate", "rowwise", "sequence_norm", "vocab_embedding", "vocab_output",
+            "colwise", "head_norm", "replicate", "rowwise", "sequence_norm", "vocab_embedding",
+            "vocab_output",
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
     },
+    "hekaton-qwen3": {"model": ("qwen3",), "hf adapter": ("qwen3",)},
     "hekaton-tensorboard": {"logger": ("tensorboard",)},
 }  # fmt: skip
 """Distribution -> kind, as errors write it -> names."""

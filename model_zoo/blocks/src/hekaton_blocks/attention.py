@@ -72,21 +72,40 @@ class DocumentAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with grouped key/value heads (Ainslie et al., 2023) and rotary positions."""
+    """Multi-head attention with grouped key/value heads (Ainslie et al., 2023) and rotary positions.
 
-    def __init__(self, dim: int, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+    :param qk_norm_eps: norm the channels of each query and key before they are rotated, by an RMSNorm with
+        this epsilon (Henry et al., 2020; Dehghani et al., 2023); ``None`` for no norm.
+    :param rotary_halves: how channels are paired; see :func:`~hekaton_blocks.apply_rotary`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        qk_norm_eps: float | None = None,
+        rotary_halves: bool = False,
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
+        self.rotary_halves = rotary_halves
         self.wq = nn.Linear(dim, n_heads * head_dim, bias=False)
         self.wk = nn.Linear(dim, n_kv_heads * head_dim, bias=False)
         self.wv = nn.Linear(dim, n_kv_heads * head_dim, bias=False)
         self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
+        self.q_norm = None if qk_norm_eps is None else nn.RMSNorm(head_dim, eps=qk_norm_eps)
+        self.k_norm = None if qk_norm_eps is None else nn.RMSNorm(head_dim, eps=qk_norm_eps)
         self.inner = DocumentAttention()
 
     def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
         """:param x: (batch, seq, dim); :param rotary: from ``rotary_table``; :returns: (batch, seq, dim)"""
         # The number of heads is read off the projection: under tensor parallel a rank has only some of them.
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        q, k = (apply_rotary(heads, rotary, halves=self.rotary_halves) for heads in (q, k))
         out = self.inner(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents)
         return self.wo(out.transpose(1, 2).flatten(-2))

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), in the interleaved layout of Meta's checkpoints."""
+"""Rotary position embedding (Su et al., 2021), in the layouts of Meta's checkpoints and of transformers."""
 
 from __future__ import annotations
 
@@ -62,15 +62,18 @@ def rotary_table(
     return torch.stack((angles.cos(), angles.sin()), dim=-1).unsqueeze(-3)
 
 
-def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotate each neighbouring pair of channels by its position's angle, in float32 or better.
+def apply_rotary(x: torch.Tensor, table: torch.Tensor, *, halves: bool = False) -> torch.Tensor:
+    """Rotate each pair of channels by its position's angle, in float32 or better.
 
     :param x: (batch, seq, heads, head_dim)
     :param table: from :func:`rotary_table`.
+    :param halves: a pair is a channel of the first half and one of the second, the layout of GPT-NeoX and
+        transformers, instead of two neighbours.
     :returns: like ``x``.
     """
-    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     cos, sin = table.unbind(-1)
-    first, second = pairs.unbind(-1)
-    rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
-    return rotated.flatten(-2).type_as(x)
+    first, second = wide.chunk(2, dim=-1) if halves else wide.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = (first * cos - second * sin, first * sin + second * cos)
+    whole = torch.cat(rotated, dim=-1) if halves else torch.stack(rotated, dim=-1).flatten(-2)
+    return whole.type_as(x)

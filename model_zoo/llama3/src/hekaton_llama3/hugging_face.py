@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import RotaryHalves, WeightTable, row
-from hekaton_blocks import RopeScaling
+from hekaton_blocks.hugging_face import ROPE_KEYS, number, rotary_of, whole
 from hekaton_llama3 import LLAMA_DEFAULTS
 from hekaton_llama3.model import Llama3Config
 
 LONG_CONTEXT, CONTEXT = 131_072, 8_192
 """Positions that Llama 3.1 and 3.2 were made for, and Llama 3."""
-ROPE_KEYS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_context": "original_max_position_embeddings",
-}
-"""Field of :class:`RopeScaling` -> key of ``rope_scaling``."""
 _KNOWN = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
@@ -91,66 +83,24 @@ def read_config(content: Mapping[str, Any]) -> Llama3Config:
     for key, known in _KNOWN.items():
         if content[key] not in known:
             raise CheckpointError(f"{key} = {content[key]!r}: the model llama3 knows only {known[0]!r}")
-    theta, scaling = _rope(content)
-    heads = _whole(content, "num_attention_heads")
+    theta, scaling = rotary_of(content, model="llama3", kinds=("default", "llama3"))
+    heads = whole(content, "num_attention_heads")
     shared = content["num_key_value_heads"] is not None
     config = Llama3Config(
-        dim=_whole(content, "hidden_size"),
-        n_layers=_whole(content, "num_hidden_layers"),
+        dim=whole(content, "hidden_size"),
+        n_layers=whole(content, "num_hidden_layers"),
         n_heads=heads,
-        n_kv_heads=_whole(content, "num_key_value_heads") if shared else heads,
-        hidden_dim=_whole(content, "intermediate_size"),
-        vocab_size=_whole(content, "vocab_size"),
-        norm_eps=_number(content, "rms_norm_eps"),
+        n_kv_heads=whole(content, "num_key_value_heads") if shared else heads,
+        hidden_dim=whole(content, "intermediate_size"),
+        vocab_size=whole(content, "vocab_size"),
+        norm_eps=number(content, "rms_norm_eps"),
         rope_theta=theta,
         rope_scaling=scaling,
         tie_embeddings=bool(content["tie_word_embeddings"]),
     )
-    if content["head_dim"] is not None and _whole(content, "head_dim") * heads != config.dim:
+    if content["head_dim"] is not None and whole(content, "head_dim") * heads != config.dim:
         raise CheckpointError(
             f"head_dim = {content['head_dim']}: the model llama3 knows only hidden_size / num_attention_heads"
             f" = {config.head_dim}"
         )
     return config
-
-
-def _rope(content: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary embedding. As in transformers, ``rope_scaling`` counts where it says
-    something, ``rope_parameters`` otherwise, and a value missing there stands beside it."""
-    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping):
-        raise CheckpointError(f"rope_parameters = {rope!r}: a JSON object was expected")
-    rope = {
-        "rope_theta": content["rope_theta"],
-        "original_max_position_embeddings": content["max_position_embeddings"],
-        "partial_rotary_factor": content.get("partial_rotary_factor"),
-        **rope,
-    }
-    if rope["partial_rotary_factor"] not in (None, 1):
-        part = rope["partial_rotary_factor"]
-        raise CheckpointError(f"partial_rotary_factor = {part!r}: the model llama3 rotates all channels")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return _number(rope, "rope_theta"), None
-    if kind != "llama3":
-        raise CheckpointError(f"rope_type = {kind!r}: the model llama3 knows only 'default' and 'llama3'")
-    context = _whole(rope, "original_max_position_embeddings")
-    scaling = RopeScaling(
-        **{name: _number(rope, ROPE_KEYS[name]) for name in ROPE_KEYS if name != "original_context"},
-        original_context=context,
-    )
-    return _number(rope, "rope_theta"), scaling
-
-
-def _whole(content: Mapping[str, Any], key: str) -> int:
-    value = content.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{key} = {value!r}: a whole number above 0 was expected")
-    return value
-
-
-def _number(content: Mapping[str, Any], key: str) -> float:
-    value = content.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"{key} = {value!r}: a number above 0 was expected")
-    return float(value)

@@ -10,6 +10,7 @@ _WORDS = {
     "sequence_norm": "norm of this rank's part of the sequence, gathered afterwards",
     "vocab_embedding": "embedding cut by its rows",
     "vocab_output": "output projection cut by the vocabulary",
+    "head_norm": "norm of each head's channels, of the heads that this rank has",
     "replicate": "module that every rank has whole",
 }
 _STRATEGIES = {

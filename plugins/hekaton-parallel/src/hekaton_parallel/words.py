@@ -52,6 +52,11 @@ def sequence_norm(section: Any, context: TensorContext) -> ParallelStyle:
     return _Norm(_between_modules(context))
 
 
+def head_norm(section: Any, context: TensorContext) -> ParallelStyle:
+    """A norm of each head's channels, whose weight every rank has: each norms the heads that it has."""
+    return _HeadNorm()
+
+
 def replicate(section: Any, context: TensorContext) -> ParallelStyle:
     """A module that every rank has whole, on the same input, giving the same output."""
     return _Whole()
@@ -95,6 +100,20 @@ class _Norm(ParallelStyle):
 
         def leave(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> DTensor:
             return output.redistribute(placements=[Replicate()])
+
+        return distribute_module(module, device_mesh, None, enter, leave)
+
+
+class _HeadNorm(ParallelStyle):
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(
+            _: nn.Module, inputs: tuple[torch.Tensor, ...], mesh: DeviceMesh
+        ) -> tuple[torch.Tensor, ...]:
+            # (batch, seq, heads, head_dim): as a tensor cut by heads, so that the weight's gradient is summed
+            return (DTensor.from_local(inputs[0], mesh, [Shard(2)], run_check=False),)
+
+        def leave(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> torch.Tensor:
+            return output.to_local()
 
         return distribute_module(module, device_mesh, None, enter, leave)
 

@@ -1,0 +1,73 @@
+"""Reading the values of a ``config.json`` that decoders have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hekaton.errors import CheckpointError
+from hekaton_blocks.rope import RopeScaling
+
+ROPE_KEYS = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
+"""Field of :class:`RopeScaling` -> key of ``rope_scaling``."""
+
+
+def rotary_of(
+    content: Mapping[str, Any], *, model: str, kinds: Sequence[str] = ("default",)
+) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary embedding.
+
+    As in transformers, ``rope_scaling`` counts where it says something, ``rope_parameters`` otherwise, and a
+    value missing there stands beside it.
+
+    :param content: with the model's defaults; ``rope_theta`` and ``max_position_embeddings`` are read.
+    :param model: its name, for messages.
+    :param kinds: the values of ``rope_type`` that the model knows, of ``default`` and ``llama3``.
+    :raises CheckpointError: for anything else.
+    """
+    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"rope_parameters = {rope!r}: a JSON object was expected")
+    rope = {
+        "rope_theta": content["rope_theta"],
+        "original_max_position_embeddings": content["max_position_embeddings"],
+        "partial_rotary_factor": content.get("partial_rotary_factor"),
+        **rope,
+    }
+    if rope["partial_rotary_factor"] not in (None, 1):
+        part = rope["partial_rotary_factor"]
+        raise CheckpointError(f"partial_rotary_factor = {part!r}: the model {model} rotates all channels")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in kinds:
+        known = " and ".join(map(repr, kinds))
+        raise CheckpointError(f"rope_type = {kind!r}: the model {model} knows only {known}")
+    if kind == "default":
+        return number(rope, "rope_theta"), None
+    context = whole(rope, "original_max_position_embeddings")
+    scaling = RopeScaling(
+        **{name: number(rope, ROPE_KEYS[name]) for name in ROPE_KEYS if name != "original_context"},
+        original_context=context,
+    )
+    return number(rope, "rope_theta"), scaling
+
+
+def whole(content: Mapping[str, Any], key: str) -> int:
+    """:raises CheckpointError: for a value that is no whole number above 0."""
+    value = content.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{key} = {value!r}: a whole number above 0 was expected")
+    return value
+
+
+def number(content: Mapping[str, Any], key: str) -> float:
+    """:raises CheckpointError: for a value that is no finite number above 0."""
+    value = content.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CheckpointError(f"{key} = {value!r}: a number above 0 was expected")
+    return float(value)

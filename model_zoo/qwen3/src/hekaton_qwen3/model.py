@@ -1,0 +1,104 @@
+"""Qwen 3 (Yang et al., 2025), dense, with torchtitan's parameter names and transformers' rotary layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from hekaton.errors import ConfigError
+from hekaton_blocks import Attention, Documents, FeedForward, pack_documents, rotary_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config:
+    """What the flavors differ in.
+
+    :param dim: width of the residual stream.
+    :param n_kv_heads: key/value heads, each shared by ``n_heads / n_kv_heads`` query heads.
+    :param head_dim: channels of a head; ``n_heads * head_dim`` need not be ``dim``.
+    :param hidden_dim: width inside the feed-forward layer.
+    :param vocab_size: rows of the embedding; at least the tokenizer's.
+    :param tie_embeddings: the output projection is the embedding (0.6B, 1.7B, 4B).
+    """
+
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt
+    hidden_dim: PositiveInt
+    head_dim: PositiveInt = 128
+    vocab_size: PositiveInt = 151_936
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6
+    rope_theta: Annotated[float, Field(ge=1, le=1e30)] = 1_000_000.0
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary positions turn channels in pairs")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each on a normed input and added to the residual stream."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.attention = Attention(
+            config.dim,
+            config.n_heads,
+            config.n_kv_heads,
+            config.head_dim,
+            qk_norm_eps=config.norm_eps,
+            rotary_halves=True,
+        )
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
+        x = x + self.attention(self.attention_norm(x), rotary, documents)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Qwen3(nn.Module):
+    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleDict({str(i): TransformerBlock(config) for i in range(config.n_layers)})
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of the next token.
+
+        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
+        :param positions: (batch, seq), where each token stands in its document; counted from the start of
+            the row when ``None``.
+        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
+        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        packed = pack_documents(documents)
+        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
+        for layer in self.layers.values():
+            h = layer(h, rotary, packed)
+        h = h if self.norm is None else self.norm(h)
+        return h if self.output is None else self.output(h)
