@@ -71,7 +71,7 @@ class Step:
         with torch.device("meta"):
             model = Llama3(CONFIG).double()
         rows = resolve_init(model, init(CONFIG), what="llama3")
-        apply_activation_checkpoint(model, PLAN, section, every_block=EVERY_BLOCK)
+        apply_activation_checkpoint(model, PLAN, section, every_block=EVERY_BLOCK, compiled=compiled)
         if compiled:
             torch._dynamo.reset()
             set_memory_budget(section, Path("unused"))
