@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-hf": {
+        "check": ("text_files_are_there",),
         "tokenizer": ("hf",),
         "dataset": ("c4", "c4_test", "c4_validation", "text"),
         "section": ("text_dataset",),

@@ -1,6 +1,6 @@
 """Hugging Face checkpoints, tokenizers and text datasets for hekaton, and downloads from the Hub."""
 
-from hekaton.contributions import CheckpointFormat, Command, Dataset, Ref, Section, Tokenizer, hookimpl
+from hekaton.contributions import Check, CheckpointFormat, Command, Dataset, Ref, Section, Tokenizer, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -40,6 +40,17 @@ def hekaton_sections() -> list[Section]:
             "text_dataset",
             schema=Ref("hekaton_hf.sections:TextDatasetSection"),
             summary="what the documents of dataset 'text' are",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_checks() -> list[Check]:
+    return [
+        Check(
+            "text_files_are_there",
+            rule=Ref("hekaton_hf.checks:text_files_are_there"),
+            summary="the files of dataset 'text' are there",
         )
     ]
 

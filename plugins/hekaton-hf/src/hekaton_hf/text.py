@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hekaton.errors import DataError
+from hekaton_hf.checks import files_of_text
 from hekaton_hf.decoding import decode, parse_object, text_in
-from hekaton_hf.files import FoundFiles, find_files, format_of, shown
+from hekaton_hf.files import FoundFiles, format_of, shown
 from hekaton_hf.index import RECORD, TEXTS, Index, Settings, index_files
 from hekaton_hf.open_files import OpenFiles
 from hekaton_hf.reports import check_and_say, identity
@@ -76,13 +77,8 @@ def build(section: TextDatasetSection, path: str | None) -> Texts:
 
     :raises DataError: when there are none, or a file cannot be read or has not the column.
     """
-    if not path:
-        raise DataError(
-            "dataset 'text' needs files to read",
-            hint='set dataset_path, for example dataset_path = "data/*.jsonl"',
-        )
     return read_texts(
-        find_files(path),
+        files_of_text(path),
         column=section.text_column,
         txt_documents=section.txt_documents,
         max_bad_rows=section.max_bad_rows,
