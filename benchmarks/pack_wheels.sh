@@ -4,7 +4,7 @@
 #   benchmarks/pack_wheels.sh FOLDER [PYTHON_VERSION] [NAME==VERSION ...]
 #
 # Wheels for Linux x86-64 and PYTHON_VERSION (3.12): hekaton's distributions, their dependencies without torch
-# and what comes with it, and any more that are named. There:
+# and what comes with it and without pyarrow (45 MB), and any more that are named. There:
 #
 #   python3 -m pip install --no-index --no-deps --target site FOLDER/*.whl
 #   PYTHONPATH=site python3 benchmarks/gpu.py --out report
@@ -29,5 +29,5 @@ python3 -m pip wheel --quiet --no-deps --wheel-dir "$folder" "${first_party[@]}"
 fetch=(python3 -m pip download --quiet --only-binary=:all: --implementation cp --python-version "$version"
     "${platforms[@]}" --dest "$folder")
 "${fetch[@]}" pluggy pydantic pytest-timeout rich tomli tomli-w typing-extensions xxhash
-"${fetch[@]}" --no-deps datasets dill huggingface-hub multiprocess safetensors tensorboard tokenizers torchao "$@"
+"${fetch[@]}" --no-deps filelock huggingface-hub safetensors tensorboard tokenizers torchao "$@"
 du -sh "$folder"

@@ -174,13 +174,9 @@ def test_workers_after_the_tokenizer_had_threads(
 
 def test_processes_that_open_the_same_files_at_once(here: Path) -> None:
     jsonl(here / "a.jsonl", TEXTS * 1000)
-    cache = os.environ["HF_DATASETS_CACHE"]
-    # It is read when datasets is imported.
-    environment = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}
     ranks = run_processes(
-        Path(__file__).with_name("text_on_processes.py"), "build_and_tell", processes=3,
-        environment=environment, path="a.jsonl", cache=cache,
-    )  # fmt: skip
+        Path(__file__).with_name("text_on_processes.py"), "build_and_tell", processes=3, path="a.jsonl"
+    )
     assert {rank.stderr for rank in ranks} == {""}  # and no progress bars
     (said,) = {rank.stdout for rank in ranks}
     assert said.startswith("5000 five ")
