@@ -102,7 +102,7 @@ def balance(parts, meshes):
     for router in (module for part in parts for module in part.modules() if isinstance(module, Router)):
         dist.all_reduce(router.counts, group=meshes.loss.get_group())
         chosen = router.counts.to(router.bias.dtype)
-        router.bias += 0.125 * (chosen.mean() - chosen).sign()
+        router.bias += (chosen.mean() - chosen) / 512
         router.counts.zero_()
 
 
