@@ -57,7 +57,7 @@ def open_descriptors(result: str) -> None:
 
 
 def end(how: str) -> None:
-    print("on stdout")
+    print("on stdout", flush=True)  # a signal leaves no time to write what is buffered
     print("on stderr", file=sys.stderr)
     if how == "raise":
         raise ValueError("wrong")
