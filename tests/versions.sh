@@ -11,6 +11,7 @@
 #   --quick            without the tests that are marked slow
 #   --prepare          make the environment and print its folder, run nothing
 set -euo pipefail
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1} UV_NATIVE_TLS=${UV_NATIVE_TLS:-1} # as pip does
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
