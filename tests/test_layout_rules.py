@@ -57,6 +57,13 @@ def said(*flags: str, world_size: int | None = None, model: str = "llama3") -> s
             [PP, "2", SCHEDULE, "DualPipeV", "--training.local_batch_size", "2"],
             ["'DualPipeV' on 2 pipeline ranks needs 4 microbatches"],
         ),
+        *(
+            (
+                [PP, "2", SCHEDULE, schedule, f"{P}fsdp_reshard_after_forward", "always"],
+                [f"schedule '{schedule}' computes the gradients of weights after", "frees the parameters in between"],
+            )
+            for schedule in ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
+        ),
         (
             [PP, "2", f"{P}pipeline_parallel_microbatch_size", "3"],
             ["training.local_batch_size = 8 is not divisible by"],
@@ -96,6 +103,18 @@ def test_refusal(flags, parts):
     message = said(*flags)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(("actions", "refused"), [("0F0,0I0,0W0", True), ("0F0,0B0", False)])
+def test_a_schedule_of_a_file_that_splits_backward_keeps_parameters(tmp_path, actions, refused):
+    csv = tmp_path / "schedule.csv"
+    csv.write_text(f"{actions}\n")
+    flags = [PP, "2", f"{SCHEDULE}_csv", str(csv), f"{P}fsdp_reshard_after_forward", "always"]
+    if refused:
+        assert "frees the parameters in between" in said(*flags)
+    else:
+        loaded = load([], ["--model.name", "llama3", "--training.seq_len", "64", *flags])
+        check(loaded, world_size=2, device_type="cpu")
 
 
 def test_a_model_without_a_plan_is_told(tmp_path):

@@ -22,6 +22,7 @@ from hekaton.testing import run_command, run_processes
 from hekaton.testing.steps import train_steps
 
 SCRIPT = Path(__file__).with_name("draws_on_processes.py")
+RUNS_A_LAUNCH = 8  # the threads of each run's process groups stay until its processes end
 STEPS = 3
 NUMBERS = range(150)
 TOLERANCE = 1e-9
@@ -196,8 +197,15 @@ def trained(drawn, checked, tmp_path_factory):
 
 def train(runs, processes, folder):
     named = {str(number): words for number, words in runs.items()}
-    numbers = train_steps(named, processes=processes, steps=STEPS, folder=folder, timeout=900)
+    numbers = {}
+    for some in batched(named.items(), RUNS_A_LAUNCH):
+        numbers |= train_steps(dict(some), processes=processes, steps=STEPS, folder=folder, timeout=300)
     return {int(number): its for number, its in numbers.items()}
+
+
+def batched(items, size):
+    items = list(items)
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -206,6 +206,7 @@ FULL = [
     case("shard2 tp2", reference="float32"),
     case("shard2 tp2", reference="bfloat16"),
     case("shard2 pp2", SCHEDULE, "InterleavedZeroBubble"),
+    case("shard2 pp2", "--parallelism.fsdp_reshard_after_forward", "always"),
     case("shard2 pp2", reference="bfloat16"),
     case("shard2 tp2", *ACCUMULATE),
     case("shard2 tp2 pp2"),

@@ -128,6 +128,34 @@ def microbatches_fit(run: Run) -> Iterator[HekatonError]:
         )
 
 
+def split_backward_keeps_parameters(run: Run) -> Iterator[HekatonError]:
+    """Schedules that go backward twice over a stage need its parameters to stay gathered in between.
+
+    With torch 2.13, resharding after forward gives them wrong gradients without an error.
+    """
+    from hekaton.parallel.schedules import SPLIT_BACKWARD
+
+    settings = run.config.parallelism
+    if settings.pipeline_parallel_degree == 1 or settings.fsdp_reshard_after_forward != "always":
+        return
+    schedule, csv = settings.pipeline_parallel_schedule, settings.pipeline_parallel_schedule_csv
+    if csv:
+        text = Path(csv).read_text(errors="replace") if Path(csv).is_file() else ""
+        splits = re.search(r"\d[IW]\d", text) is not None
+        what, field = f"the schedule of '{csv}'", "parallelism.pipeline_parallel_schedule_csv"
+    else:
+        splits = schedule in SPLIT_BACKWARD
+        what, field = f"schedule '{schedule}'", "parallelism.pipeline_parallel_schedule"
+    if splits:
+        yield run.violation(
+            f"{what} computes the gradients of weights after those of inputs, and "
+            'parallelism.fsdp_reshard_after_forward = "always" frees the parameters in between',
+            "parallelism.fsdp_reshard_after_forward",
+            field,
+            hint='choose fsdp_reshard_after_forward = "default" or "never", or another schedule',
+        )
+
+
 def layout_is_said_once(run: Run) -> Iterator[str]:
     """Settings that another one takes the place of."""
     settings = run.config.parallelism

@@ -317,6 +317,7 @@ RULES: tuple[Rule, ...] = (
     layout_rules.model_divides,
     layout_rules.sequence_divides,
     layout_rules.microbatches_fit,
+    layout_rules.split_backward_keeps_parameters,
     layout_rules.layout_is_said_once,
     layout_rules.plan_can_be_carried_out,
     size_rules.batch_is_in_bounds,
