@@ -182,7 +182,7 @@ class _Writer(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
-        self._tensors = _stored(metadata)
+        self._tensors = _stored(metadata, results)
 
     def written(self) -> Written:
         return Written(self.files.records, self._tensors)
@@ -192,9 +192,11 @@ class _Writer(FileSystemWriter):
         return StorageMeta(checkpoint_id=_name(self.path), save_id=self.save_id)
 
 
-def _stored(metadata: Metadata) -> StoredTensors:
+def _stored(metadata: Metadata, results: list[list[WriteResult]]) -> StoredTensors:
     """DCP's own account of what was written, as plain data."""
-    places = {(index.fqn, tuple(index.offset or ())): place for index, place in metadata.storage_data.items()}
+    places = {
+        (one.index.fqn, tuple(one.index.offset or ())): one.storage_data for rank in results for one in rank
+    }
     tensors = {}
     for name, item in metadata.state_dict_metadata.items():
         assert isinstance(item, TensorStorageMetadata)
