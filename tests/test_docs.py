@@ -16,10 +16,9 @@ from types import ModuleType
 
 import pytest
 
-from hekaton import hookspecs
 from hekaton.config import JobConfig, check, load
 from hekaton.contributions import Section
-from hekaton.plugins import Plugins
+from hekaton.plugins import Plugins, hookspecs
 from hekaton.testing import run_command, run_processes
 from hekaton.testing.launcher import Finished
 

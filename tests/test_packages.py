@@ -6,10 +6,9 @@ from collections import defaultdict
 
 import pytest
 
-from hekaton import packages, plugins
 from hekaton.cli import main
-from hekaton.packages import CONVERTERS, NAMES, install_hint
-from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
+from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name, manager, packages
+from hekaton.plugins.packages import CONVERTERS, NAMES, install_hint
 
 
 def test_the_table_is_what_the_plugins_contribute(first_party_plugins):
@@ -30,11 +29,11 @@ def test_the_table_is_what_the_plugins_contribute(first_party_plugins):
 @pytest.fixture
 def without(monkeypatch):
     """Leave distributions out, as if they were not installed."""
-    found = plugins.installed()
+    found = manager.installed()
 
     def without(*names: str) -> None:
         others = [(entry, info) for entry, info in found if info.distribution not in names]
-        monkeypatch.setattr(plugins, "installed", lambda: others)
+        monkeypatch.setattr(manager, "installed", lambda: others)
         monkeypatch.setattr(packages, "_is_installed", lambda name: name not in names)
 
     return without

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hekaton import hookspecs
 from hekaton.contributions import Component, Contribution, Ref
-from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
+from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, hookspecs, kind_name
 from hekaton.spec import TrainSpec
 
 TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"

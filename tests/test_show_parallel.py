@@ -8,9 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hekaton.cli import main
-from hekaton.fake import fake_process_group, rank_of
+from hekaton.dry_run.fake import fake_process_group, rank_of
+from hekaton.dry_run.observe import Observer
 from hekaton.mesh import ParallelDims
-from hekaton.observe import Observer
 from hekaton.parallel.plan import ParallelPlan
 
 DIM, HIDDEN, VOCAB, LAYERS, ROWS, SEQ = 48, 96, 264, 4, 4, 32

@@ -69,7 +69,7 @@ ALSO = [
 
 
 def page() -> str:
-    hooks = source.functions("hekaton.hookspecs")
+    hooks = source.functions("hekaton.plugins.hookspecs")
     contribution = [_contribution_hook(hook) for hook in hooks if hook.name in CONTRIBUTION_HOOKS]
     lifecycle = [_hook(hook) for hook in hooks if hook.name not in CONTRIBUTION_HOOKS]
     named = [source.get_class("hekaton.contributions", name) for name in ("Ref", "Contribution", "Component")]
@@ -85,7 +85,11 @@ def page() -> str:
 def _interfaces() -> list[str]:
     """Full names of the classes that hooks and records refer to, and of those that these refer to in turn."""
     elsewhere = ("hekaton.contributions", "hekaton.errors", "hekaton.config")
-    names = [*source.references("hekaton.hookspecs"), *source.references("hekaton.contributions"), *ALSO]
+    names = [
+        *source.references("hekaton.plugins.hookspecs"),
+        *source.references("hekaton.contributions"),
+        *ALSO,
+    ]
     known: dict[str, None] = {}
     while names:
         name = names.pop(0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from hekaton.discovery import installed
 from hekaton.plugins import DISABLE_VARIABLE, Plugins
+from hekaton.plugins.discovery import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hekaton.config import Loaded, load
-from hekaton.discovery import installed
 from hekaton.errors import ConfigErrors
 from hekaton.plugins import CORE_PLUGIN
+from hekaton.plugins.discovery import installed
 
 PLUGIN = '''
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ def test_the_cores_own_plugin_comes_first_and_names_the_core():
     plugins = Plugins.discover()
     assert plugins.infos[0].name == "builtin"
     assert plugins.infos[0].distribution == "hekaton"
-    assert plugins.infos[0].module == "hekaton.builtin"
+    assert plugins.infos[0].module == "hekaton.plugins.builtin"
 
 
 def test_plugins_come_in_the_same_order_whatever_order_they_are_found_in(install, monkeypatch):

@@ -183,7 +183,7 @@ SOUND = Model("small", spec=Ref("code_of_mine:spec"), summary="sound")
 
 def test_a_sound_plugin_passes():
     check_plugin(plugin(**models(SOUND)))
-    check_plugin("hekaton.builtin")
+    check_plugin("hekaton.plugins.builtin")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hekaton.cli.words import load_files, take_number
 
 if TYPE_CHECKING:
-    from hekaton.explain import Explanation, ParameterRow, StageRow
+    from hekaton.dry_run.explain import Explanation, ParameterRow, StageRow
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -27,12 +27,12 @@ def show_layout(words: list[str]) -> None:
     loaded = load_files([word for word in words if word != "--json"])
 
     from hekaton.config import check
-    from hekaton.fake import rank_of, smallest_world
+    from hekaton.dry_run.fake import rank_of, smallest_world
 
     process = rank_of(world_size or smallest_world(loaded.config), rank or 0, what="--rank")
     notices = [*loaded.notices, *check(loaded, world_size=process.world_size, device_type="cuda", here=False)]
 
-    from hekaton.explain import explain
+    from hekaton.dry_run.explain import explain
 
     explanation = explain(loaded, process)
     if as_json:

@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
 
     fake = loaded.config.comm.mode == "fake_backend"
     if fake:
-        from hekaton.fake import played_process
+        from hekaton.dry_run.fake import played_process
 
         process = played_process(loaded.config)
     else:
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
         logging.getLogger("hekaton").info("notice: %s", notice)
 
     if fake:
-        from hekaton.fake import run_fake
+        from hekaton.dry_run.fake import run_fake
 
         run_fake(loaded, process)
         return 0

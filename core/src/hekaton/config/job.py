@@ -33,8 +33,8 @@ from hekaton.config.sections import (
 )
 from hekaton.contributions import Section
 from hekaton.errors import HekatonError, PluginError, choices_hint
-from hekaton.packages import install_hint
 from hekaton.plugins import Contributed, Plugins
+from hekaton.plugins.packages import install_hint
 
 
 class JobConfig(SectionModel):

@@ -13,8 +13,8 @@ from hekaton.config.validation import UNSET, is_off, set_value, words
 from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
 from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
 from hekaton.overrides import overridden
-from hekaton.packages import CONVERTERS, converter_hint
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
+from hekaton.plugins.packages import CONVERTERS, converter_hint
 
 if TYPE_CHECKING:
     from hekaton.spec import TrainSpec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from hekaton.fake import Played, fake_process_group, play
+from hekaton.dry_run.fake import Played, fake_process_group, play
 from hekaton.parallel.apply import parallelize
 from hekaton.parallel.tensor import tensor_rows
 from hekaton.patterns import with_owners

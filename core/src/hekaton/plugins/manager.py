@@ -17,14 +17,12 @@ from typing import Any, Generic, TypeVar, cast, get_args
 
 import pluggy
 
-from hekaton import hookspecs
 from hekaton.contributions import Component, Contribution, Ref, Section
-from hekaton.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.errors import ConfigErrors, HekatonError, PluginError, UnknownName, choices_hint
-from hekaton.packages import install_hint
 from hekaton.paths import expanded
-
-__all__ = ["CONTRIBUTION_HOOKS", "Contributed", "PluginInfo", "Plugins", "kind_name"]
+from hekaton.plugins import hookspecs
+from hekaton.plugins.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
+from hekaton.plugins.packages import install_hint
 
 DISABLE_VARIABLE = "HEKATON_DISABLE"
 CORE_PLUGIN = "builtin"

@@ -21,11 +21,11 @@ from hekaton.assembly import Assembled, assemble
 from hekaton.build import BuiltModel, MetaModel
 from hekaton.config.base import MAX_PROCESSES
 from hekaton.distributed import Process
+from hekaton.dry_run.observe import Message, Observer
 from hekaton.environment import number
 from hekaton.errors import ConfigError
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import Batch
-from hekaton.observe import Message, Observer
 from hekaton.optim import clip_grad_norm
 from hekaton.parallel.contract import needed_inputs
 from hekaton.parallel.pipeline import Pipeline
