@@ -124,7 +124,10 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
         if real:
             initialize_parts(built, meta, seed=config.debug.seed or 0)
         optimizers = build_optimizers(parts, meta, config, plugins)
-        forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=process.device)
+        terms = meta.spec.terms(meta.config) if meta.spec.terms is not None else {}
+        forward_backward = ForwardBackward(
+            built, objective, meshes, dims, config, device=process.device, terms=terms
+        )
     steps = config.lr_scheduler.total_steps or config.training.steps
     schedule = build_component(
         config, plugins, LRSchedule, config.lr_scheduler.name, config.lr_scheduler, steps

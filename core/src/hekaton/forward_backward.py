@@ -19,6 +19,7 @@ from hekaton.parallel.apply import compile_options
 from hekaton.parallel.context import inner_attentions, split_sequence
 from hekaton.parallel.contract import attention_failed
 from hekaton.parallel.pipeline import Pipeline
+from hekaton.terms import collected_terms
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -46,8 +47,13 @@ class ForwardBackward:
         config: JobConfig,
         *,
         device: torch.device,
+        terms: Mapping[str, float] | None = None,
     ) -> None:
+        """:param terms: those that the model adds to the loss, with their weights, see ``TrainSpec.terms``"""
         self._built = built
+        self._terms = terms or {}
+        self._dp = dims.dp
+        self._tensor_group = meshes.batch["tp"].get_group()
         self._objective = objective
         self._loss = objective.loss
         if config.compile.enable and "loss" in config.compile.components:
@@ -97,10 +103,38 @@ class ForwardBackward:
         inputs, targets = self._split(inputs, targets)
         self._counts = self._global_counts(targets)
         losses: list[_Noted] = []
-        for start in range(0, len(next(iter(targets.values()))), self._rows):
-            with self._loss_context():
-                losses.append(self._run(_rows(inputs, start, self._rows), _rows(targets, start, self._rows)))
-        return self._summed(losses)
+        rows = len(next(iter(targets.values())))
+        scales = {name: weight / (rows * self._dp) for name, weight in self._terms.items()}
+        with collected_terms(scales) as sums:
+            for start in range(0, rows, self._rows):
+                with self._loss_context():
+                    losses.append(
+                        self._run(_rows(inputs, start, self._rows), _rows(targets, start, self._rows))
+                    )
+        total, terms = self._summed(losses)
+        return self._with_terms(total, terms, sums, rows=rows * self._dp)
+
+    def _with_terms(
+        self,
+        total: torch.Tensor,
+        terms: dict[str, torch.Tensor],
+        sums: Mapping[str, torch.Tensor],
+        *,
+        rows: int,
+    ) -> _Noted:
+        """The losses with the terms that the model's layers on this rank have added."""
+        if not self._terms:
+            return total, terms
+        zero = torch.zeros((), dtype=total.dtype, device=self._device)
+        # Layers may see a part of the sequence on each rank of tensor parallel, which all have the loss.
+        added = all_sum(
+            torch.stack([sums.get(name, zero).to(total.dtype) for name in self._terms]) / rows,
+            self._tensor_group,
+        )
+        means = dict(zip(self._terms, added.unbind(), strict=True))
+        for name, weight in self._terms.items():
+            total = total + weight * means[name]
+        return total, {**terms, **means}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -1,20 +1,33 @@
 """Bricks that the models of the zoo are made of. A leaf: it imports no model."""
 
 from hekaton_blocks.attention import Attention, DocumentAttention
+from hekaton_blocks.balance import balance_terms, update_experts
+from hekaton_blocks.dispatch import Dispatcher
 from hekaton_blocks.documents import Documents, PackedDocuments, pack_documents
+from hekaton_blocks.experts import GroupedExperts
 from hekaton_blocks.feed_forward import FeedForward
 from hekaton_blocks.flops import decoder_flops_per_token
+from hekaton_blocks.moe import MoE
 from hekaton_blocks.rope import RopeScaling, apply_rotary, rotary_table
+from hekaton_blocks.routing import MoEConfig, Router, Routing
 
 __all__ = [
     "Attention",
+    "Dispatcher",
     "DocumentAttention",
     "Documents",
     "FeedForward",
+    "GroupedExperts",
+    "MoE",
+    "MoEConfig",
     "PackedDocuments",
     "RopeScaling",
+    "Router",
+    "Routing",
     "apply_rotary",
+    "balance_terms",
     "decoder_flops_per_token",
     "pack_documents",
     "rotary_table",
+    "update_experts",
 ]

@@ -1,0 +1,90 @@
+"""The feed-forward layers of many experts as three tensors, each applied to the tokens routed to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GroupedExperts(nn.Module):
+    """``n_experts`` SwiGLU layers: ``w1`` and ``w3`` of (n_experts, hidden_dim, dim), ``w2`` of
+    (n_experts, dim, hidden_dim). Under expert parallel a rank has some of them."""
+
+    def __init__(self, n_experts: int, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.empty(n_experts, hidden_dim, dim))
+        self.w2 = nn.Parameter(torch.empty(n_experts, dim, hidden_dim))
+        self.w3 = nn.Parameter(torch.empty(n_experts, hidden_dim, dim))
+
+    def forward(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Apply each expert to its rows.
+
+        :param rows: (n, dim), the rows of an expert being neighbours, experts in order.
+        :param counts: (experts of this rank,), integers: how many rows each has; they sum to n.
+        :returns: (n, dim), of these rows in the same order.
+        """
+        w1, w2, w3 = (local(weight) for weight in (self.w1, self.w2, self.w3))
+        hidden = F.silu(grouped_linear(rows, w1, counts)) * grouped_linear(rows, w3, counts)
+        return grouped_linear(hidden, w2, counts)
+
+
+def local(weight: Any) -> torch.Tensor:
+    """This rank's part of a parameter."""
+    part: torch.Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+    return part
+
+
+def grouped_linear(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """``rows @ weights[e].T`` for the rows of each expert ``e``, as one operator where the device has it.
+
+    :param rows: (n, inputs), sorted by expert; :param weights: (experts, outputs, inputs)
+    :param counts: (experts,), rows of each; they sum to n.
+    :returns: (n, outputs)
+    """
+    if has_grouped_mm(rows, weights):
+        ends = counts.cumsum(0, dtype=torch.int32)
+        out: torch.Tensor = F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
+        return out
+    parts = rows.split(sizes(counts, len(rows)))
+    return torch.cat([part @ weight.T for part, weight in zip(parts, weights.unbind(), strict=True)])
+
+
+def has_grouped_mm(rows: torch.Tensor, weights: torch.Tensor) -> bool:
+    """Whether ``torch.nn.functional.grouped_mm`` takes these: it has no float64, float32 on a CPU alone (and
+    not on fake tensors), and wants rows of a multiple of 16 bytes."""
+    whole = rows.device.type == "cpu" and not is_fake(rows)
+    fast = (torch.bfloat16, torch.float32) if whole else (torch.bfloat16,)
+    aligned = all(size * rows.element_size() % 16 == 0 for size in weights.shape[1:])
+    return rows.dtype in fast and rows.dtype == weights.dtype and aligned
+
+
+def sizes(counts: torch.Tensor, total: int) -> list[int]:
+    """Counts as Python integers, for which the host waits; fake tensors have no values, and count as even.
+
+    :param total: their sum.
+    """
+    if is_fake(counts):
+        even, more = divmod(total, len(counts))
+        return [even + (place < more) for place in range(len(counts))]
+    listed: list[int] = counts.tolist()
+    return listed
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a shape and no values, as in a dry run."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def count_of_each(numbers: torch.Tensor, upto: int) -> torch.Tensor:
+    """How often each of the numbers below ``upto`` occurs, as (upto,) int64; on every device deterministic,
+    and of a known shape on fake tensors too.
+
+    :param numbers: integers, in ascending order.
+    """
+    ends = torch.searchsorted(numbers, torch.arange(upto, device=numbers.device), right=True)
+    return ends.diff(prepend=ends.new_zeros(1))
