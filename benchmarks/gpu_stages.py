@@ -203,8 +203,9 @@ def _environ() -> dict[str, str]:
 @contextlib.contextmanager
 def trainer(files: Sequence[Path], flags: Sequence[str]) -> Iterator[Any]:
     """A trainer in a process group of one."""
-    from hekaton.config import check, load
+    from hekaton.config import load
     from hekaton.distributed import process_group, this_process
+    from hekaton.rules import check
     from hekaton.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -413,9 +414,10 @@ def checkpoint(emit: Emit) -> None:
 
     Between two saves lies more time than one takes: a save that comes sooner waits for the one before.
     """
-    from hekaton.config import check, load
+    from hekaton.config import load
     from hekaton.contributions import hookimpl
     from hekaton.distributed import process_group, this_process
+    from hekaton.rules import check
     from hekaton.trainer import Trainer
 
     n_layers, interval, steps = (1, 150, 455) if not SMALL else (2, 2, 5)

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.distributed import process_group, this_process
+from hekaton.rules import check
 from hekaton.testing.distributed import NamedLayout, run_processes
 
 ROWS = 8

@@ -37,8 +37,9 @@ COLUMNS = {
 
 def measure(flags: list[str], steps: int) -> None:
     """Run in a process of its own: print the metrics of the counted steps as JSON."""
-    from hekaton.config import check, load
+    from hekaton.config import load
     from hekaton.distributed import process_group, this_process
+    from hekaton.rules import check
     from hekaton.trainer import Trainer
 
     process = this_process()

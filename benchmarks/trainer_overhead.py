@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from hekaton.build import build_meta, materialize
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.distributed import process_group, this_process
 from hekaton.init import initialize
 from hekaton.mesh import ParallelDims
+from hekaton.rules import check
 from hekaton.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "model_zoo/llama3/train_configs/debug_model.toml"

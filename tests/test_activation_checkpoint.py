@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hekaton.build import materialize
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.config.sections import ActivationCheckpointSection, CompileSection
 from hekaton.errors import ConfigErrors
 from hekaton.init import initialize, resolve_init
@@ -23,6 +23,7 @@ from hekaton.parallel.apply import Layout, apply_compile
 from hekaton.parallel.pipeline import StageLayout, cut
 from hekaton.parallel.plan import blocks
 from hekaton.parallel.tensor import TensorContext
+from hekaton.rules import check
 from hekaton_llama3.model import Llama3, Llama3Config
 from hekaton_llama3.spec import init, plan
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.errors import ConfigErrors
+from hekaton.rules import check
 from hekaton.testing import run_command
 
 FLAGS = [

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from hekaton.build import build_meta, make_layout
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.mesh import ParallelDims
+from hekaton.rules import check
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(

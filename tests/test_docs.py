@@ -16,9 +16,10 @@ from types import ModuleType
 
 import pytest
 
-from hekaton.config import JobConfig, check, load
+from hekaton.config import JobConfig, load
 from hekaton.contributions import Section
 from hekaton.plugins import Plugins, hookspecs
+from hekaton.rules import check
 from hekaton.testing import run_command, run_processes
 from hekaton.testing.launcher import Finished
 

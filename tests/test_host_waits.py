@@ -33,8 +33,9 @@ def waiting_is_an_error():
 )
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_the_host_does_not_wait_within_a_step(tmp_path, packing, accumulated, recomputed, compiled):
-    from hekaton.config import check, load
+    from hekaton.config import load
     from hekaton.distributed import process_group, this_process
+    from hekaton.rules import check
     from hekaton.trainer import Trainer
 
     flags = [

@@ -2,8 +2,9 @@
 
 import pytest
 
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.errors import HekatonError
+from hekaton.rules import check
 
 P = "--parallelism."
 TP, CP, PP = f"{P}tensor_parallel_degree", f"{P}context_parallel_degree", f"{P}pipeline_parallel_degree"

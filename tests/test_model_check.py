@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from hekaton.build import model_config
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.errors import HekatonError
+from hekaton.rules import check
 from hekaton_blocks import RopeScaling
 from hekaton_llama3.spec import flavors
 

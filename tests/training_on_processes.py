@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from hekaton.checkpoint import formats
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.distributed import process_group, this_process
 from hekaton.metrics import set_up_logging
+from hekaton.rules import check
 from hekaton.trainer import Trainer
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.distributed import all_sum, this_process
+from hekaton.rules import check
 from hekaton.trainer import Trainer
 
 HERE = Path(__file__).parent

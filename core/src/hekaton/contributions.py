@@ -241,7 +241,7 @@ class CheckpointFormat(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Contribution):
-    """A rule between sections. ``rule(run)`` is given a :class:`hekaton.config.rules.Run` and yields
+    """A rule between sections. ``rule(run)`` is given a :class:`hekaton.rules.run.Run` and yields
     violations, and notices as plain strings; its module is light to import, since every run imports it."""
 
     rule: Ref

@@ -31,19 +31,12 @@ class ParallelDims:
 
     @classmethod
     def of(cls, config: JobConfig, *, world_size: int) -> ParallelDims:
-        """The degrees of a checked configuration; ``data_parallel_shard_degree = -1`` takes what is left."""
+        """The degrees of a configuration that :mod:`hekaton.rules` accepts for so many processes."""
         degrees = config.parallelism
-        replicate = degrees.data_parallel_replicate_degree
-        rest = (
-            degrees.pipeline_parallel_degree
-            * degrees.context_parallel_degree
-            * degrees.tensor_parallel_degree
-        )
-        shard = degrees.data_parallel_shard_degree
         return cls(
             pp=degrees.pipeline_parallel_degree,
-            dp_replicate=replicate,
-            dp_shard=world_size // (replicate * rest) if shard == -1 else shard,
+            dp_replicate=degrees.data_parallel_replicate_degree,
+            dp_shard=degrees.shard_degree(world_size),
             cp=degrees.context_parallel_degree,
             tp=degrees.tensor_parallel_degree,
         )

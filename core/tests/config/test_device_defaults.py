@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hekaton import processor
-from hekaton.config import check
 from hekaton.config.device_defaults import for_device
+from hekaton.rules import check
 
 TOML = "[lr_scheduler]\nwarmup_steps = 0\n[training]\nsteps = 1\n"
 EXPLICIT = f'{TOML}mixed_precision_param = "bfloat16"\n'

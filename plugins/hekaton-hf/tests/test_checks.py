@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.errors import ConfigErrors
+from hekaton.rules import check
 
 FLAGS = ["--training.dataset", "text", "--model.tokenizer", "byte"]
 

@@ -42,13 +42,14 @@ def run(arguments: list[str]) -> int:
 
 def check(words: list[str]) -> None:
     """Print notices and ``OK``, or raise what is wrong."""
-    from hekaton.config import check as check_rules
     from hekaton.config.base import MAX_PROCESSES
     from hekaton.config.device_defaults import for_device
 
     world_size, words = take_number(words, "--world_size", at_least=1, at_most=MAX_PROCESSES)
     loaded = load_files(words)
     import torch
+
+    from hekaton.rules import check as check_rules
 
     fake = loaded.config.comm.mode == "fake_backend"
     # What fake tensors stand for is a cluster's.

@@ -26,8 +26,8 @@ def show_layout(words: list[str]) -> None:
     as_json = "--json" in words
     loaded = load_files([word for word in words if word != "--json"])
 
-    from hekaton.config import check
     from hekaton.dry_run.fake import rank_of, smallest_world
+    from hekaton.rules import check
 
     process = rank_of(world_size or smallest_world(loaded.config), rank or 0, what="--rank")
     notices = [*loaded.notices, *check(loaded, world_size=process.world_size, device_type="cuda", here=False)]

@@ -36,7 +36,7 @@ and start it, after a look at what it means:
 
 def run(arguments: list[str]) -> int:
     """Train: load and check the configuration, join the other processes, run."""
-    from hekaton.config import check, load
+    from hekaton.config import load
     from hekaton.config.device_defaults import for_device
     from hekaton.config.flags import split_files, wants_help
 
@@ -51,6 +51,7 @@ def run(arguments: list[str]) -> int:
 
     from hekaton.distributed import process_group, this_process
     from hekaton.metrics import set_up_logging
+    from hekaton.rules import check
 
     fake = loaded.config.comm.mode == "fake_backend"
     if fake:

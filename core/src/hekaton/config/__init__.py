@@ -1,4 +1,4 @@
-"""Configuration: sections, TOML files and flags, what is checked before a run, and what it is written as.
+"""Configuration: sections, TOML files and flags, and what it is written as.
 
 Importing this imports no torch; :func:`load` does, for the model that is named.
 """
@@ -7,7 +7,6 @@ from hekaton.config.base import PathField, SectionModel
 from hekaton.config.job import JobConfig
 from hekaton.config.loading import Loaded, load
 from hekaton.config.output import as_dict, json_schema, to_toml
-from hekaton.config.rules import check
 
 __all__ = [
     "JobConfig",
@@ -15,7 +14,6 @@ __all__ = [
     "PathField",
     "SectionModel",
     "as_dict",
-    "check",
     "json_schema",
     "load",
     "to_toml",

@@ -75,11 +75,7 @@ class JobConfig(SectionModel):
     def data_parallel_degree(self, world_size: int) -> int:
         """Number of ranks that read different rows of the batch."""
         degrees = self.parallelism
-        return world_size // (
-            degrees.pipeline_parallel_degree
-            * degrees.context_parallel_degree
-            * degrees.tensor_parallel_degree
-        )
+        return degrees.data_parallel_replicate_degree * degrees.shard_degree(world_size)
 
     def context_parallel_strategy(self) -> str:
         """The strategy by name: the one set, or else the one that the 0.2-era ``rotate_method`` means."""

@@ -53,15 +53,9 @@ def played_process(config: JobConfig) -> Process:
 
 
 def smallest_world(config: JobConfig) -> int:
-    """The number of processes that the degrees multiply to."""
+    """What the degrees multiply to, with 1 for a ``data_parallel_shard_degree`` of -1."""
     degrees = config.parallelism
-    return (
-        degrees.pipeline_parallel_degree
-        * degrees.data_parallel_replicate_degree
-        * max(1, degrees.data_parallel_shard_degree)
-        * degrees.context_parallel_degree
-        * degrees.tensor_parallel_degree
-    )
+    return degrees.other_degrees * max(1, degrees.data_parallel_shard_degree)
 
 
 def rank_of(world_size: int, rank: int, *, what: str) -> Process:

@@ -216,7 +216,7 @@ def hekaton_commands() -> list[Command]:  # type: ignore[empty-body]
 def hekaton_checks() -> list[Check]:  # type: ignore[empty-body]
     """Contribute rules between sections, which every run is checked by before anything is built.
 
-    :returns: one record per rule. ``rule(run)`` is given a :class:`hekaton.config.rules.Run` and yields
+    :returns: one record per rule. ``rule(run)`` is given a :class:`hekaton.rules.run.Run` and yields
         violations (``run.violation(message, "section.field", hint=...)``) and, as plain strings, notices. It
         yields nothing in a run that its plugin has no part in.
     :raises PluginError: (by the caller) when two plugins contribute the same name.

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hekaton.build import build_meta, build_objective, give_memory, initialize_parts, parallelize_model
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.contributions import ContextParallel, ParallelStyle
 from hekaton.distributed import all_sum
 from hekaton.errors import ConfigErrors, HekatonError, UnknownName
@@ -25,6 +25,7 @@ from hekaton.mesh import ParallelDims
 from hekaton.parallel.contract import described
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.plugins import Plugins
+from hekaton.rules import check
 from hekaton.spec import TrainSpec
 from hekaton.testing import checked_model
 from hekaton.testing.distributed import NamedLayout

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hekaton.config import check, load
+from hekaton.config import load
 from hekaton.config.flags import split_files
 from hekaton.distributed import all_sum, this_process
+from hekaton.rules import check
 from hekaton.testing.launcher import run_processes
 
 

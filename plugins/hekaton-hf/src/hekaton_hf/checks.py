@@ -9,7 +9,7 @@ from hekaton.errors import DataError, HekatonError
 from hekaton_hf.files import FoundFiles, find_files
 
 if TYPE_CHECKING:
-    from hekaton.config.rules import Run
+    from hekaton.rules import Run
 
 
 def text_files_are_there(run: Run) -> Iterator[HekatonError]:

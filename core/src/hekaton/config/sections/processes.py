@@ -80,6 +80,25 @@ class ParallelismSection(SectionModel):
     expert_parallel_comm_backend: Annotated[Literal["standard", "deepep"], Expert] = "standard"
     """How tokens reach their experts."""
 
+    @property
+    def other_degrees(self) -> int:
+        """The product of all degrees but ``data_parallel_shard_degree``."""
+        return (
+            self.data_parallel_replicate_degree
+            * self.pipeline_parallel_degree
+            * self.context_parallel_degree
+            * self.tensor_parallel_degree
+        )
+
+    def shard_degree(self, world_size: int) -> int:
+        """``data_parallel_shard_degree``, for -1 what the other degrees leave of so many processes."""
+        given = self.data_parallel_shard_degree
+        return world_size // self.other_degrees if given == -1 else given
+
+    def fits(self, world_size: int) -> bool:
+        """Whether the degrees multiply to the number of processes."""
+        return self.shard_degree(world_size) * self.other_degrees == world_size
+
 
 class CommSection(SectionModel):
     """Communication among processes."""

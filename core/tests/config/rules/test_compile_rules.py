@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hekaton.config import check, compile_rules
 from hekaton.errors import ConfigErrors
+from hekaton.rules import check, compilation
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_a_memory_budget(violations):
 
 def test_charts_need_matplotlib(violations, monkeypatch):
     toml = BUDGET + 'visualize_memory_budget_pareto = true\n[compile]\nenable = true\nbackend = "aot_eager"\n'
-    monkeypatch.setattr(compile_rules, "find_spec", lambda name: None)
+    monkeypatch.setattr(compilation, "find_spec", lambda name: None)
     assert violations(toml) == [
         "activation_checkpoint.visualize_memory_budget_pareto needs matplotlib\n  from: run.toml, line 3\n"
         "  pip install matplotlib"
     ]
-    monkeypatch.setattr(compile_rules, "find_spec", lambda name: name)
+    monkeypatch.setattr(compilation, "find_spec", lambda name: name)
     assert violations(toml) == []
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-from hekaton.errors import HekatonError
-
-if TYPE_CHECKING:
-    from hekaton.config.rules import Run
+from hekaton.build import build_meta
+from hekaton.errors import HekatonError, choices_hint
+from hekaton.mesh import ParallelDims
+from hekaton.parallel.schedules import SPLIT_BACKWARD
+from hekaton.parallel.selective import operator, recomputed_linears
+from hekaton.rules.run import Run
 
 SHAPES = "per_op_sac_force_recompute_mm_shapes_by_fqns"
 
@@ -29,9 +30,6 @@ def operators_can_be_kept(run: Run) -> Iterator[HekatonError]:
             "activation_checkpoint.debug",
             hint='find the block with mode = "full" first',
         )
-    from hekaton.parallel.schedules import SPLIT_BACKWARD
-    from hekaton.parallel.selective import operator
-
     layout = run.config.parallelism
     schedule = layout.pipeline_parallel_schedule
     splits = layout.pipeline_parallel_degree > 1 and schedule in SPLIT_BACKWARD
@@ -53,10 +51,6 @@ def operators_can_be_kept(run: Run) -> Iterator[HekatonError]:
 
 
 def _layers_exist(run: Run) -> Iterator[HekatonError]:
-    from hekaton.build import build_meta
-    from hekaton.mesh import ParallelDims
-    from hekaton.parallel.selective import recomputed_linears
-
     settings = run.config.activation_checkpoint
     names = settings.per_op_sac_force_recompute_mm_shapes_by_fqns
     usual = type(settings)().per_op_sac_force_recompute_mm_shapes_by_fqns
@@ -135,3 +129,21 @@ def async_tensor_parallel_can_run(run: Run) -> Iterator[HekatonError]:
     for met, what, other in needs:
         if not met:
             yield run.violation(f"{field} needs {what}", field, other)
+
+
+def backend_exists(run: Run) -> Iterator[HekatonError | str]:
+    """torch.compile has the backend; asking it costs a second or two."""
+    settings = run.config.compile
+    if not settings.enable:
+        return
+    if not settings.components:
+        yield "compile.enable has no effect: compile.components is empty"
+        return
+    import torch._dynamo
+
+    if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
+        yield run.violation(
+            f"unknown backend '{settings.backend}' (compile.backend)",
+            "compile.backend",
+            hint=choices_hint(settings.backend, torch._dynamo.list_backends()),
+        )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.config import check
 from hekaton.errors import ConfigErrors
+from hekaton.rules import check
 from hekaton.testing import run_command
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from hekaton.build import build_component, check_vocabulary
 from hekaton.contributions import Tokenizer
 from hekaton.errors import HekatonError
-
-if TYPE_CHECKING:
-    from hekaton.config.rules import Run
+from hekaton.parallel.fsdp import DTYPES
+from hekaton.rules.run import Run
 
 MAX_TOKENS = 2**30
 """Tokens of an optimizer step: above ten times the largest batches that models have been trained with."""
@@ -55,8 +54,6 @@ def tokenizer_fits(run: Run) -> Iterator[HekatonError]:
     """The tokenizer can be read, and the model has a row for each of its ids."""
     if not run.here:
         return
-    from hekaton.build import build_component, check_vocabulary
-
     settings = run.config.model
     try:
         tokenizer = build_component(
@@ -78,8 +75,6 @@ def model_fits_memory(run: Run) -> Iterator[HekatonError]:
     if not run.here or run.world_size != 1 or run.config.checkpoint.create_seed_checkpoint:
         return
     import torch
-
-    from hekaton.parallel.fsdp import DTYPES
 
     meta = run.meta
     if isinstance(meta, HekatonError):

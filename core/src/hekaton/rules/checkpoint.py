@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from hekaton.contributions import CheckpointFormat, HFAdapter
 from hekaton.errors import ConfigError, HekatonError
+from hekaton.rules.run import Run
 from hekaton.urls import check_url, is_url
-
-if TYPE_CHECKING:
-    from hekaton.config.rules import Run
 
 IDLE_WITHOUT_SAVES = (
     "interval",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.config import check, layout_rules, rules
 from hekaton.errors import ConfigErrors
+from hekaton.rules import check, layout, rules
 
 ON = "[lr_scheduler]\nwarmup_steps = 0\n[checkpoint]\nenable = true\n"
 
@@ -16,7 +16,7 @@ ON = "[lr_scheduler]\nwarmup_steps = 0\n[checkpoint]\nenable = true\n"
 @pytest.fixture(autouse=True)
 def without_building(monkeypatch):
     """The model of these tests cannot be built."""
-    others = [rule for rule in rules.RULES if rule is not layout_rules.plan_can_be_carried_out]
+    others = [rule for rule in rules.RULES if rule is not layout.plan_can_be_carried_out]
     monkeypatch.setattr(rules, "RULES", others)
 
 

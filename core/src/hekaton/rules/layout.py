@@ -6,15 +6,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hekaton.build import MetaModel, tensor_words
 from hekaton.errors import ConfigErrors, HekatonError, choices_hint
-
-if TYPE_CHECKING:
-    from hekaton.build import MetaModel
-    from hekaton.config.rules import Run
-    from hekaton.mesh import ParallelDims
-    from hekaton.parallel.tensor import Word
+from hekaton.parallel.pipeline import stage_layout
+from hekaton.parallel.schedules import SCHEDULES, SPLIT_BACKWARD, microbatches_needed
+from hekaton.parallel.tensor import TensorContext, Word, cut_sizes
+from hekaton.rules.run import Run
 
 
 def model_divides(run: Run) -> Iterator[HekatonError]:
@@ -75,8 +73,6 @@ def sequence_divides(run: Run) -> Iterator[HekatonError]:
 
 def microbatches_fit(run: Run) -> Iterator[HekatonError]:
     """The batch gives the pipeline whole microbatches, and as many as its schedule needs."""
-    from hekaton.parallel.schedules import SCHEDULES, microbatches_needed
-
     settings, training = run.config.parallelism, run.config.training
     degree = settings.pipeline_parallel_degree
     if degree == 1:
@@ -133,8 +129,6 @@ def split_backward_keeps_parameters(run: Run) -> Iterator[HekatonError]:
 
     With torch 2.13, resharding after forward gives them wrong gradients without an error.
     """
-    from hekaton.parallel.schedules import SPLIT_BACKWARD
-
     settings = run.config.parallelism
     if settings.pipeline_parallel_degree == 1 or settings.fsdp_reshard_after_forward != "always":
         return
@@ -194,10 +188,7 @@ def _idle(run: Run, why: str, *names: str) -> Iterator[str]:
 def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
     """Every row of the plan, every word and every stage fits the model, which is built on the meta device."""
     settings = run.config.parallelism
-    from hekaton.build import tensor_words
-    from hekaton.parallel.pipeline import stage_layout
-
-    dims = _dims(run)
+    dims = run.model_dims
     meta = run.meta
     if isinstance(meta, HekatonError):
         yield from meta.problems if isinstance(meta, ConfigErrors) else [meta]
@@ -230,8 +221,6 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
 
 def _cuts_are_even(run: Run, meta: MetaModel, words: Mapping[str, Word]) -> Iterator[HekatonError]:
     """Every weight can be cut by the word that it has; what heads and vocabulary say is not repeated."""
-    from hekaton.parallel.tensor import TensorContext, cut_sizes
-
     settings = run.config.parallelism
     degree = settings.tensor_parallel_degree
     if any(model_divides(run)):
@@ -254,33 +243,3 @@ def _cuts_are_even(run: Run, meta: MetaModel, words: Mapping[str, Word]) -> Iter
             "parallelism.tensor_parallel_degree",
             hint=f"choose one of {', '.join(choices)}, or another word in [parallelism.plan]",
         )
-
-
-def meta_model(run: Run) -> MetaModel | HekatonError:
-    """Build the run's model on the meta device, and check its tables; returns what is wrong otherwise."""
-    from hekaton.build import build_meta
-
-    try:
-        return build_meta(run.config, run.plugins, _dims(run))
-    except HekatonError as e:
-        return e
-    except Exception as e:
-        overrides = run.set_below("model.overrides")
-        if not overrides:
-            raise  # a fault of the model's own
-        return run.violation(
-            f"{run.config.model.name} {run.config.model.flavor} cannot be built with these overrides: "
-            f"{type(e).__name__}: {e}",
-            *overrides,
-        )
-
-
-def _dims(run: Run) -> ParallelDims:
-    from hekaton.mesh import ParallelDims
-
-    settings = run.config.parallelism
-    return ParallelDims(
-        tp=settings.tensor_parallel_degree,
-        pp=settings.pipeline_parallel_degree,
-        cp=settings.context_parallel_degree,
-    )

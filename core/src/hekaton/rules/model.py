@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
+from hekaton.build import model_config
 from hekaton.errors import ConfigErrors, HekatonError
-
-if TYPE_CHECKING:
-    from hekaton.config.rules import Run
+from hekaton.parameters import group_names, trained_names
+from hekaton.rules.run import Run
+from hekaton.spec import RunFacts
 
 
 def model_accepts(run: Run) -> Iterator[HekatonError]:
     """Flavor, section and overrides make a configuration, with which the model can do what the run asks."""
-    from hekaton.build import model_config
-    from hekaton.spec import RunFacts
-
     try:
         spec, model = model_config(run.config, run.plugins)
     except HekatonError as e:
@@ -40,23 +37,11 @@ def model_accepts(run: Run) -> Iterator[HekatonError]:
         )
 
 
-def model_settings(run: Run) -> Any:
-    """The model's configuration, ``None`` where it is refused."""
-    from hekaton.build import model_config
-
-    try:
-        return model_config(run.config, run.plugins)[1]
-    except HekatonError:
-        return None
-
-
 def optimizer_groups_match(run: Run) -> Iterator[HekatonError]:
     """Every row of [[optimizer.groups]] matches parameters that are trained."""
     meta = run.meta
     if not run.config.optimizer.groups or isinstance(meta, HekatonError):
         return
-    from hekaton.parameters import group_names, trained_names
-
     try:
         group_names(trained_names(meta.model), run.config.optimizer, what=run.config.model.name)
     except HekatonError as e:

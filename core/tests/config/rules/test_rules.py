@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from hekaton.config import check, layout_rules, rules
 from hekaton.errors import ConfigErrors
+from hekaton.rules import Run, check, effects, layout, rules
 
 
 @pytest.fixture(autouse=True)
 def without_building(monkeypatch):
     """The model of these tests cannot be built; what a plan can do is tested with a real one."""
-    others = [rule for rule in rules.RULES if rule is not layout_rules.plan_can_be_carried_out]
+    others = [rule for rule in rules.RULES if rule is not layout.plan_can_be_carried_out]
     monkeypatch.setattr(rules, "RULES", others)
 
 
@@ -178,8 +178,8 @@ def test_nothing_to_say(load_run, toml, world_size, device_type):
 )
 def test_parameters_are_sharded_over_the_ranks_of_context_parallel_too(load_run, degrees, idle):
     loaded = load_run(f'{SHORT_WARMUP}[parallelism]\nfsdp_reshard_after_forward = "never"\n{degrees}\n')
-    run = rules.Run(loaded.config, loaded.plugins, loaded.origins, 2, "cpu")
-    assert any("nothing is sharded" in notice for notice in rules.device_matters(run)) is idle
+    run = Run(loaded.config, loaded.plugins, loaded.origins, 2, "cpu")
+    assert any("nothing is sharded" in notice for notice in effects.device_matters(run)) is idle
 
 
 def test_all_violations_at_once(violations):

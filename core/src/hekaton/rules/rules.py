@@ -1,0 +1,76 @@
+"""Rules across sections, checked before anything is built; one function each, all violations reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from hekaton.config import Loaded
+from hekaton.contributions import Check
+from hekaton.errors import ConfigErrors, HekatonError
+from hekaton.rules import checkpoint, compilation, effects, layout, model, processes, sizes
+from hekaton.rules.run import Run
+
+Rule: TypeAlias = Callable[[Run], Iterator[HekatonError | str]]
+"""Yields violations, and as plain strings notices: values that have no effect here, or less than they say."""
+
+
+def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: bool = True) -> tuple[str, ...]:
+    """Check what single sections cannot.
+
+    :param world_size: number of processes; ``None`` leaves out what depends on it.
+    :param device_type: ``cpu`` or ``cuda``.
+    :param here: whether the run is to start on this machine, and not only to be looked at: its tokenizer must
+        be there and fit, and one process must have memory for the model.
+    :returns: notices, one line each.
+    :raises ConfigErrors: with every violation.
+    """
+    run = Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type, here)
+    problems: list[HekatonError] = []
+    notices = []
+    said = set()
+    contributed: list[Rule] = [one.record.rule.load() for one in loaded.plugins.all(Check).values()]
+    for rule in (*RULES, *contributed):
+        for found in rule(run):
+            if isinstance(found, str):
+                notices.append(found)
+            elif found.message not in said:  # several rules may need a model that there is not
+                said.add(found.message)
+                problems.append(found)
+    if problems:
+        raise ConfigErrors(problems)
+    return tuple(notices)
+
+
+RULES: tuple[Rule, ...] = (
+    processes.degrees_fit,
+    model.model_accepts,
+    model.optimizer_groups_match,
+    layout.model_divides,
+    layout.sequence_divides,
+    layout.microbatches_fit,
+    layout.split_backward_keeps_parameters,
+    layout.layout_is_said_once,
+    layout.plan_can_be_carried_out,
+    sizes.batch_is_in_bounds,
+    sizes.weight_decay_shrinks,
+    sizes.tokenizer_fits,
+    sizes.model_fits_memory,
+    processes.batch_is_divisible,
+    processes.workers_have_rows,
+    effects.schedule_fits,
+    effects.profile_fits,
+    compilation.backend_exists,
+    compilation.operators_can_be_kept,
+    compilation.memory_budget_is_compiled,
+    compilation.async_tensor_parallel_can_run,
+    checkpoint.seed_is_the_start,
+    checkpoint.something_is_loaded,
+    checkpoint.something_is_saved,
+    checkpoint.folders_can_be_reached,
+    checkpoint.hugging_face_knows_the_model,
+    effects.precision_is_used,
+    effects.validation_is_other_data,
+    effects.loggers_are_there,
+    effects.device_matters,
+)

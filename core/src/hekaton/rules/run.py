@@ -1,0 +1,94 @@
+"""The run that rules are about: its configuration, where it is to start, and its model on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hekaton.build import MetaModel, build_meta, model_config
+from hekaton.config import JobConfig
+from hekaton.errors import ConfigError, HekatonError
+from hekaton.mesh import ParallelDims
+from hekaton.plugins import Plugins
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration, and where it is to run.
+
+    :param world_size: number of processes, ``None`` when not known.
+    :param here: whether it is to run on this machine, which then needs what the run reads.
+    """
+
+    config: JobConfig
+    plugins: Plugins
+    origins: Mapping[str, str]
+    world_size: int | None
+    device_type: str
+    here: bool = True
+
+    def violation(self, message: str, *fields: str, hint: str = "") -> ConfigError:
+        """An error that says where the fields that it is about were set."""
+        places = dict.fromkeys(self.origins[field] for field in fields if field in self.origins)
+        return ConfigError(message, origin="; ".join(places), hint=hint)
+
+    def is_set(self, field: str) -> bool:
+        return field in self.origins
+
+    def set_below(self, field: str) -> list[str]:
+        """The keys of a table that are set."""
+        return [path for path in self.origins if path.startswith(f"{field}.")]
+
+    @cached_property
+    def model(self) -> Any:
+        """The model's configuration, ``None`` where it is refused, which a rule says."""
+        return _model_settings(self)
+
+    @cached_property
+    def meta(self) -> MetaModel | HekatonError:
+        """The model on the meta device with its tables, or why there is none."""
+        return _meta_model(self)
+
+    @property
+    def data_parallel_degree(self) -> int | None:
+        """``None`` when the number of processes is not known, or does not fit the degrees."""
+        if self.world_size is None or not self.config.parallelism.fits(self.world_size):
+            return None
+        return self.config.data_parallel_degree(self.world_size)
+
+    @property
+    def model_dims(self) -> ParallelDims:
+        """The degrees by which the model itself is cut; those of data parallel are 1."""
+        settings = self.config.parallelism
+        return ParallelDims(
+            tp=settings.tensor_parallel_degree,
+            pp=settings.pipeline_parallel_degree,
+            cp=settings.context_parallel_degree,
+        )
+
+
+def _model_settings(run: Run) -> Any:
+    """The model's configuration, ``None`` where it is refused."""
+    try:
+        return model_config(run.config, run.plugins)[1]
+    except HekatonError:
+        return None
+
+
+def _meta_model(run: Run) -> MetaModel | HekatonError:
+    """Build the run's model on the meta device, and check its tables; returns what is wrong otherwise."""
+    try:
+        return build_meta(run.config, run.plugins, run.model_dims)
+    except HekatonError as e:
+        return e
+    except Exception as e:
+        overrides = run.set_below("model.overrides")
+        if not overrides:
+            raise  # a fault of the model's own
+        return run.violation(
+            f"{run.config.model.name} {run.config.model.flavor} cannot be built with these overrides: "
+            f"{type(e).__name__}: {e}",
+            *overrides,
+        )
