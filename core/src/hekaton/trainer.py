@@ -14,6 +14,8 @@ import torch
 
 from hekaton.assembly import assemble
 from hekaton.build import build_component
+from hekaton.checkpoint.places import check_places, places_of
+from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.run import RunState, open_checkpoints
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
@@ -45,6 +47,7 @@ class Trainer:
         self.process = process
         self.step = 0
         self.control = RunControl()
+        check_places(places_of(config), Ranks.of())
         set_determinism(config.debug, rank=process.rank)
         torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
         documents = build_component(

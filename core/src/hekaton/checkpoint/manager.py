@@ -21,7 +21,7 @@ from hekaton.checkpoint.matching import Parts, compare, flat, part_of, united
 from hekaton.checkpoint.opening import Choose, Step, on_all, on_disk, use_elsewhere, use_newest
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.state import not_finite
-from hekaton.checkpoint.storage import StepFolders
+from hekaton.checkpoint.storage import StepFolders, check_all_there
 from hekaton.checkpoint.stored import StoredTensors
 from hekaton.errors import CheckpointError
 
@@ -140,6 +140,8 @@ class CheckpointManager:
             good = good and not broken
             of_ranks = [(files, info) for files, info, _ in gathered]
             manifest = self._manifest(step, parts, of_ranks, tensors=written.tensors, good=good)
+            writers = [list(files) for files, _ in of_ranks]
+            on_disk(self._ranks, writing, lambda: check_all_there(folder, manifest.files, writers))
             on_disk(self._ranks, writing, lambda: self._folders.commit(step, manifest))
         except CheckpointError:
             self._ranks.first(lambda: self._folders.abandon(step))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import time
 from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hekaton.checkpoint.folders import (
@@ -24,7 +26,16 @@ from hekaton.checkpoint.folders import (
     words_of,
     write_whole,
 )
-from hekaton.checkpoint.integrity import MANIFEST, MAX_MANIFEST, Manifest, NotWhole, Unfinished
+from hekaton.checkpoint.integrity import (
+    MANIFEST,
+    MAX_MANIFEST,
+    FileRecord,
+    Manifest,
+    NotWhole,
+    Unfinished,
+)
+from hekaton.checkpoint.places import SEEN_WITHIN
+from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")
 
@@ -232,6 +243,42 @@ def _is_unfinished(folder: Folder) -> bool:
     """Of a folder without a manifest, whether it never had one, instead of having lost it."""
     files = files_in(folder)
     return UNFINISHED in files or all(name.endswith(".tmp") for name in files)
+
+
+def check_all_there(
+    folder: Folder,
+    files: Mapping[str, FileRecord],
+    writers: Sequence[Collection[str]],
+    *,
+    wait: float = SEEN_WITHIN,
+) -> None:
+    """Check, before a step is committed, that this process sees every file of every rank with its size.
+
+    :param writers: the files that each rank has written.
+    :param wait: seconds for the caches of network file systems.
+    :raises CheckpointError: naming the first file that is not there or has another size, and who wrote it.
+    """
+    end = time.monotonic() + wait
+    pause = 0.01
+    while True:
+        there = files_in(folder)
+        wrong = [name for name, record in files.items() if there.get(name) != record.size]
+        if not wrong:
+            return
+        if time.monotonic() > end:
+            break
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+    name = wrong[0]
+    rank = next((rank for rank, names in enumerate(writers) if name in names), 0)
+    size = f"has {there[name]:,} bytes" if name in there else "is not there"
+    more = f" ({len(wrong)} files in all)" if len(wrong) > 1 else ""
+    raise CheckpointError(
+        f"cannot write the checkpoint {folder}: rank {rank} wrote {files[name].size:,} bytes of {name}, "
+        f"which {size} for rank 0{more}",
+        hint="the folder is not, or no longer, the same for all machines: is it mounted on that of "
+        f"rank {rank}?",
+    )
 
 
 def commit_manifest(folder: Folder, manifest: Manifest) -> None:

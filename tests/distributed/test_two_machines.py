@@ -1,0 +1,171 @@
+"""What differs between the machines of a run is told before the first step, by both of them.
+
+The two machines are two processes here, the second in a mount namespace of its own. What it has of its own is
+mounted there over what the two share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@functools.cache
+def can_be_made() -> bool:
+    """Whether this user may make mount namespaces."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_be_made(), reason="mount namespaces cannot be made here"),
+]
+
+RUN = """
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "byte"
+overrides = {n_layers = 1, dim = 32, n_heads = 2, n_kv_heads = 2, hidden_dim = 64}
+[training]
+dataset = "text"
+dataset_path = "data"
+seq_len = 64
+local_batch_size = 1
+steps = 3
+mixed_precision_param = "float32"
+[checkpoint]
+enable = true
+interval = 2
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the process of one machine ended, and what it wrote to the console."""
+
+    status: int
+    console: str
+
+    @property
+    def error(self) -> str:
+        """The error that it ended with, without what was logged before."""
+        start = self.console.find("error: ")
+        assert start >= 0, self.console
+        return self.console[start:].strip()
+
+
+def run_on_two_machines(
+    *words: str,
+    folder: Path,
+    prepare: str = ":",
+    of_second: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    agents: bool = False,
+    timeout: float = 150.0,
+) -> tuple[Machine, Machine]:
+    """Run ``hekaton train WORDS`` on both, in ``folder``.
+
+    :param prepare: shell commands in the namespace of the second one, before its process starts.
+    :param of_second: further words of the second one.
+    :param environment: further variables of the second one.
+    :param agents: start each process by an agent of torchrun, in place of the variables that those set.
+    """
+    port = str(_free_port())
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    running = []
+    for rank, own in enumerate(([], of_second)):
+        if agents:
+            launcher = [
+                "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}",
+                "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "hekaton",
+            ]  # fmt: skip
+            place = {}
+        else:
+            launcher = ["-m", "hekaton"]
+            place = {
+                "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+        command = [sys.executable, *launcher, "train", *words, *own]
+        variables = {**shared, **place}
+        if rank:
+            command = ["unshare", "-m", "bash", "-c", f'set -e; {prepare}; exec "$@"', "_", *command]
+            variables |= environment or {}
+        running.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    machines = []
+    try:
+        for process in running:
+            console, _ = process.communicate(timeout=timeout)
+            machines.append(Machine(process.returncode, console))
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    first, second = machines
+    return first, second
+
+
+def _free_port() -> int:
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run.toml").write_text(RUN)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text(
+        "All the words of this file are the same on both machines. " * 50
+    )
+    return tmp_path
+
+
+def test_a_checkpoint_folder_on_a_disk_of_its_own_is_refused(folder: Path) -> None:
+    machines = run_on_two_machines(
+        "run.toml", folder=folder, agents=True, prepare="mkdir -p own outputs; mount --bind own outputs"
+    )
+    text = "".join(machine.console for machine in machines)
+    assert "the checkpoint folder outputs/checkpoint is not one folder for all machines: rank 0" in text
+    assert "or checkpoint.folder to a URL such as s3://bucket/run" in text
+    assert "parameters" not in text, "the model was built"
+    assert not list(folder.glob("*/checkpoint/step-*"))
+    assert all(machine.status for machine in machines)
+
+
+def test_a_read_only_checkpoint_folder_is_refused(folder: Path) -> None:
+    (folder / "outputs").mkdir()
+    machines = run_on_two_machines(
+        "run.toml", folder=folder, prepare="mount --bind outputs outputs; mount -o remount,ro,bind outputs"
+    )
+    text = "".join(machine.console for machine in machines)
+    assert (
+        "cannot write to the checkpoint folder outputs/checkpoint: Read-only file system, on rank 1" in text
+    )
+    assert "parameters" not in text, "the model was built"
+    assert [machine.status for machine in machines] == [2, 2]
