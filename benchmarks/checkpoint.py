@@ -87,7 +87,7 @@ def rates(folder: Path, state: State, gb: float, *, repeats: int) -> None:
 
 def stalls(folder: Path, state: State, gb: float, *, repeats: int) -> None:
     from hekaton.checkpoint import CheckpointManager
-    from hekaton.checkpoint.background import BackgroundSaves
+    from hekaton.checkpoint.runs.background import BackgroundSaves
 
     manager = CheckpointManager(folder, describe={}, keep_latest_k=1)
     saves = BackgroundSaves(manager, pinned=False, saved=lambda *_: None)
@@ -185,7 +185,7 @@ def sides_in(folder: Path, gb: float, checksums: list[float]) -> dict[str, Side]
 @contextlib.contextmanager
 def timed_checksums(seconds: list[float]) -> Iterator[None]:
     """Note the time that the checksums of a save take: they are computed between two writes."""
-    from hekaton.checkpoint.integrity import Counted
+    from hekaton.checkpoint.disk.manifest import Counted
 
     add = Counted.add
     total = 0.0

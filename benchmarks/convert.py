@@ -30,7 +30,7 @@ from pathlib import Path
 SETTLED = 5.0
 LARGEST = 128_256 * 2_048 * 2
 """Bytes of the largest tensor, the embedding."""
-START = "import hekaton.convert; from hekaton.plugins import Plugins; Plugins.discover()"
+START = "import hekaton.checkpoint.runs.conversion; from hekaton.plugins import Plugins; Plugins.discover()"
 
 
 @dataclass(frozen=True)

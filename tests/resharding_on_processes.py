@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.state import model_tensors, optimizer_state, restore_optimizers
+from hekaton.checkpoint.tensors.state import model_tensors, optimizer_state, restore_optimizers
 from hekaton.config import load
 from hekaton.distributed import this_process
 from hekaton.trainer import Trainer

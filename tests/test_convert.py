@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hekaton.checkpoint.integrity import FileRecord, Manifest
+from hekaton.checkpoint.disk.manifest import FileRecord, Manifest
 from hekaton.cli import main
 from hekaton.testing import start_function
 from hekaton_llama3.model import Llama3Config

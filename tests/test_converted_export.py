@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hekaton.checkpoint.exchange import open_model
+from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.cli import main
 
 TOYS = Path(__file__).parent / "distributed" / "toys.py"

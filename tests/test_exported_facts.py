@@ -23,7 +23,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hekaton.checkpoint.integrity import Manifest
+from hekaton.checkpoint.disk.manifest import Manifest
 from hekaton.cli import main
 from hekaton_llama3.model import Llama3Config
 from hekaton_llama3.spec import flavors

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.cuda
 
 
 def test_copies_are_of_the_moment_and_their_memory_is_used_again():
-    from hekaton.checkpoint.staging import Staging
-    from hekaton.checkpoint.state import model_tensors, optimizer_state
+    from hekaton.checkpoint.tensors.staging import Staging
+    from hekaton.checkpoint.tensors.state import model_tensors, optimizer_state
 
     model = nn.Sequential(nn.Linear(4096, 4096), nn.BatchNorm1d(4096), nn.Linear(4096, 4096)).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -49,8 +49,8 @@ def test_sharded_tensors_are_copied_to_the_host(tmp_path):
     from torch.distributed.tensor import DTensor
 
     from hekaton.checkpoint import CheckpointManager
-    from hekaton.checkpoint.background import BackgroundSaves
-    from hekaton.checkpoint.state import model_tensors
+    from hekaton.checkpoint.runs.background import BackgroundSaves
+    from hekaton.checkpoint.tensors.state import model_tensors
 
     dist.init_process_group(
         "cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hekaton.checkpoint import formats
+from hekaton.checkpoint.runs import external_weights
 from hekaton.config import load
 from hekaton.distributed import process_group, this_process
 from hekaton.metrics import set_up_logging
@@ -24,7 +24,9 @@ def train(
     """
     torch.set_num_threads(1)
     if export_file_size is not None:
-        formats.WriteOptions = partial(formats.WriteOptions, max_shard_size=export_file_size)
+        external_weights.WriteOptions = partial(
+            external_weights.WriteOptions, max_shard_size=export_file_size
+        )
     loaded = load([config] if config else [], flags)
     process = this_process()
     set_up_logging(process.rank, process.world_size)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hekaton.checkpoint.state import not_finite
+from hekaton.checkpoint.tensors.state import not_finite
 from hekaton.errors import TrainingError
 
 log = logging.getLogger("hekaton")

@@ -14,9 +14,9 @@ import torch
 
 from hekaton.assembly import assemble
 from hekaton.build import build_component
-from hekaton.checkpoint.places import check_places, places_of
+from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.run import RunState, open_checkpoints
+from hekaton.checkpoint.runs.resume import RunState, open_checkpoints
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
 from hekaton.control import RunControl

@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from hekaton.checkpoint import CheckpointManager, background, dcp
-from hekaton.checkpoint.background import BackgroundSaves
-from hekaton.checkpoint.state import model_tensors, optimizer_state
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.runs import background
+from hekaton.checkpoint.runs.background import BackgroundSaves
+from hekaton.checkpoint.tensors import dcp
+from hekaton.checkpoint.tensors.state import model_tensors, optimizer_state
 from hekaton.errors import CheckpointError
 
 

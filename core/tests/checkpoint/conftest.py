@@ -14,7 +14,7 @@ import torch
 import xxhash
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import Folder
+from hekaton.checkpoint.disk.folders import Folder
 from hekaton.urls import UrlPath
 
 streams: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("streams.py"))))

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from hekaton.checkpoint import CheckpointManager, dcp
-from hekaton.checkpoint.folders import folder_at
-from hekaton.checkpoint.integrity import Manifest, check_sizes
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.disk.folders import folder_at
+from hekaton.checkpoint.disk.manifest import Manifest, check_sizes
+from hekaton.checkpoint.tensors import dcp
 from hekaton.testing.killing import count_moments, in_a_fork, kill_at
 
 KEEP = 2

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from hekaton.checkpoint import CheckpointManager, dcp
-from hekaton.checkpoint.background import BackgroundSaves
-from hekaton.checkpoint.folders import folder_at
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.disk.folders import folder_at
+from hekaton.checkpoint.runs.background import BackgroundSaves
+from hekaton.checkpoint.tensors import dcp
 
 
 def lock(folder: str, until: str) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hekaton.checkpoint import CheckpointManager, places, storage
-from hekaton.checkpoint.places import Place, check_places
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.disk import places
+from hekaton.checkpoint.disk import step_folders as storage
+from hekaton.checkpoint.disk.places import Place, check_places
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import folder_at
-from hekaton.checkpoint.lock import Holder, _started
-from hekaton.checkpoint.state import model_tensors, optimizer_state, restore_optimizers, rng_tensors
+from hekaton.checkpoint.disk.folders import folder_at
+from hekaton.checkpoint.disk.lock import Holder, _started
+from hekaton.checkpoint.tensors.state import model_tensors, optimizer_state, restore_optimizers, rng_tensors
 from hekaton.errors import CheckpointError
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from hekaton.checkpoint import items, metadata
+from hekaton.checkpoint.disk import items, metadata
 
 STOP = b"."
 PROTOCOL = b"\x80\x04"

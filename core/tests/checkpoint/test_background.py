@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from hekaton.checkpoint import CheckpointManager, dcp
-from hekaton.checkpoint.background import BackgroundSaves
-from hekaton.checkpoint.staging import Staging
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.runs.background import BackgroundSaves
+from hekaton.checkpoint.tensors import dcp
+from hekaton.checkpoint.tensors.staging import Staging
 from hekaton.errors import CheckpointError
 from hekaton.testing import run_processes, start_function
 

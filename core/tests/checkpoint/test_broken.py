@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import Folder
+from hekaton.checkpoint.disk.folders import Folder
 from hekaton.errors import CheckpointError
 
 Make = Callable[..., CheckpointManager]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hekaton.checkpoint import direct
-from hekaton.checkpoint.direct import DirectFile
+from hekaton.checkpoint.disk import direct
+from hekaton.checkpoint.disk.direct import DirectFile
 
 
 @pytest.fixture(autouse=True)

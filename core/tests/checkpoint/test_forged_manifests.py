@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.integrity import Manifest, NotWhole
-from hekaton.checkpoint.state import check_info
-from hekaton.checkpoint.stored import StoredTensor
+from hekaton.checkpoint.disk.manifest import Manifest, NotWhole
+from hekaton.checkpoint.disk.stored import StoredTensor
+from hekaton.checkpoint.tensors.state import check_info
 from hekaton.cli import main
 from hekaton.errors import CheckpointError
 
@@ -70,7 +70,7 @@ def wrong_values(value: Any, chance: random.Random) -> Any:
 @pytest.mark.timeout(300)
 def test_mutated_manifests_are_refused_in_words(unchanged: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of them with a checksum that agrees with what they say: whoever forges one can compute it."""
-    monkeypatch.setattr("hekaton.checkpoint.integrity._digest_of", lambda content: "agreed")
+    monkeypatch.setattr("hekaton.checkpoint.disk.manifest._digest_of", lambda content: "agreed")
     chance = random.Random(11)
     whole = manifest()
     assert Manifest.from_json(whole).step == 3
@@ -224,7 +224,7 @@ def test_what_a_run_kept_beside_its_tensors_is_checked_before_it_is_used(info: d
 
 def test_what_a_run_saves_is_accepted() -> None:
     model = torch.nn.Linear(2, 2)
-    from hekaton.checkpoint.state import optimizer_state
+    from hekaton.checkpoint.tensors.state import optimizer_state
 
     _, rest = optimizer_state([model], [torch.optim.AdamW(model.parameters())])
     data = {"documents": "x", "seed": 1, "packing": "on"}

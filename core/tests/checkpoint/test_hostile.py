@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesStorageMetadata, Metadata
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.integrity import FileRecord, Manifest, NotWhole, read_metadata
+from hekaton.checkpoint.disk.manifest import FileRecord, Manifest, NotWhole, read_metadata
 from hekaton.errors import CheckpointError
 
 Make = Callable[..., CheckpointManager]

@@ -18,8 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import Folder
-from hekaton.checkpoint.inspection import find_steps, verify
+from hekaton.checkpoint.disk.folders import Folder
+from hekaton.checkpoint.runs.inspection import find_steps, verify
 from hekaton.cli import main
 
 Parts = Callable[[float], dict[str, dict[str, torch.Tensor]]]

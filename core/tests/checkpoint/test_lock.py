@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hekaton.checkpoint import CheckpointManager, lock
-from hekaton.checkpoint.folders import Folder
-from hekaton.checkpoint.lock import Holder
+from hekaton.checkpoint import CheckpointManager
+from hekaton.checkpoint.disk import lock
+from hekaton.checkpoint.disk.folders import Folder
+from hekaton.checkpoint.disk.lock import Holder
 from hekaton.errors import CheckpointError
 from hekaton.testing import start_function
 from hekaton.testing.process import RunningProcess

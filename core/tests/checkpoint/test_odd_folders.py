@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.exchange import open_model
-from hekaton.checkpoint.folders import Folder
-from hekaton.checkpoint.inspection import find_steps, tensors_of, verify
-from hekaton.checkpoint.integrity import NotWhole
+from hekaton.checkpoint.disk.folders import Folder
+from hekaton.checkpoint.disk.manifest import NotWhole
+from hekaton.checkpoint.runs.inspection import find_steps, tensors_of, verify
+from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.errors import CheckpointError
 
 Make = Callable[..., CheckpointManager]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.state import (
+from hekaton.checkpoint.tensors.state import (
     model_tensors,
     optimizer_state,
     restore_optimizers,

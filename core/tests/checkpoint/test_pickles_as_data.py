@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from hekaton.checkpoint.items import values_in
-from hekaton.checkpoint.metadata import stored_tensors, vocabulary
-from hekaton.checkpoint.pickled import Instance, NotPlain, read_pickle
-from hekaton.checkpoint.stored import NotDescribed, StoredTensor
+from hekaton.checkpoint.disk.items import values_in
+from hekaton.checkpoint.disk.metadata import stored_tensors, vocabulary
+from hekaton.checkpoint.disk.pickled import Instance, NotPlain, read_pickle
+from hekaton.checkpoint.disk.stored import NotDescribed, StoredTensor
 
 streams: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("streams.py"))))
 PROTOCOL, STOP = streams.PROTOCOL, streams.STOP
@@ -107,7 +107,7 @@ def test_admitted_names_cannot_be_made_to_do_anything(unchanged: None) -> None:
     for what, stream in streams_of.items():
         try:
             found = read_pickle(stream, vocabulary())
-            assert type(found).__module__ in {"hekaton.checkpoint.pickled", "builtins"}, what
+            assert type(found).__module__ in {"hekaton.checkpoint.disk.pickled", "builtins"}, what
         except NotPlain:
             refused += 1
         assert read(stream) is None, what

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.checkpoint.places import Place, check_places
+from hekaton.checkpoint.disk.places import Place, check_places
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.errors import CheckpointError
 from hekaton.testing import run_processes
@@ -74,8 +74,8 @@ def test_a_step_is_not_committed_before_rank_0_sees_all_files(folder: Path, said
 
 
 def test_a_file_of_another_size_is_named(tmp_path: Path) -> None:
-    from hekaton.checkpoint.integrity import FileRecord
-    from hekaton.checkpoint.storage import check_all_there
+    from hekaton.checkpoint.disk.manifest import FileRecord
+    from hekaton.checkpoint.disk.step_folders import check_all_there
 
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "b").write_bytes(b"123")

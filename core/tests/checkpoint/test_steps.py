@@ -17,7 +17,7 @@ import xxhash
 
 import hekaton
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import Folder
+from hekaton.checkpoint.disk.folders import Folder
 from hekaton.errors import CheckpointError
 
 Make = Callable[..., CheckpointManager]
@@ -360,7 +360,7 @@ def test_a_model_tensor_that_would_look_like_another_part_is_refused(manager: Ma
 
 def test_torchs_checkpoint_package_is_imported_only_when_needed(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from hekaton.checkpoint import CheckpointManager, state; "
+        "import sys; from pathlib import Path; from hekaton.checkpoint import CheckpointManager; from hekaton.checkpoint.tensors import state; "
         f"assert CheckpointManager(Path({str(tmp_path)!r}), describe={{}}).load({{}}) is None; "
         "assert 'torch.distributed.checkpoint' not in sys.modules"
     )

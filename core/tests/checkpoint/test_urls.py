@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hekaton.checkpoint import CheckpointManager
-from hekaton.checkpoint.folders import folder_at
+from hekaton.checkpoint.disk.folders import folder_at
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.urls import UrlPath, check_url
 

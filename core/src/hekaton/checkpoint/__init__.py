@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hekaton.checkpoint.manager import CheckpointManager, Loaded
+    from hekaton.checkpoint.runs.manager import CheckpointManager, Loaded
 
 __all__ = ["CheckpointManager", "Loaded"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     # Looking at steps needs no torch, and the manager does.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hekaton.checkpoint import manager
+    from hekaton.checkpoint.runs import manager
 
     return getattr(manager, name)

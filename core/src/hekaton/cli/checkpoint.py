@@ -13,7 +13,7 @@ from hekaton.errors import CheckpointError, ConfigError, choices_hint
 from hekaton.urls import is_url
 
 if TYPE_CHECKING:
-    from hekaton.checkpoint.inspection import Step, Tensor
+    from hekaton.checkpoint.runs.inspection import Step, Tensor
 
 USAGE = """\
 usage: hekaton checkpoint ls PATH [--json]
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     if len(paths) != 1:
         raise ConfigError(f"hekaton checkpoint {verb} takes one PATH", hint=USAGE.split("\n\n")[0])
 
-    from hekaton.checkpoint.inspection import find_steps
+    from hekaton.checkpoint.runs.inspection import find_steps
 
     steps = find_steps(paths[0] if is_url(paths[0]) else str(as_path(paths[0])))
     if verb == "verify":
@@ -92,7 +92,7 @@ def ls(steps: Sequence[Step], *, as_json: bool) -> None:
 
 def verify(steps: Sequence[Step]) -> int:
     """Read the steps through, and print what was found of each."""
-    from hekaton.checkpoint.inspection import verify as problems_of
+    from hekaton.checkpoint.runs.inspection import verify as problems_of
 
     every_whole = True
     total = sum(step.manifest.size for step in steps if step.manifest)
@@ -114,8 +114,8 @@ def show(step: Step, *, tensors: bool, as_json: bool) -> None:
 
     :raises CheckpointError: when nothing is known of it.
     """
-    from hekaton.checkpoint.inspection import tensors_of
-    from hekaton.checkpoint.integrity import NotWhole
+    from hekaton.checkpoint.disk.manifest import NotWhole
+    from hekaton.checkpoint.runs.inspection import tensors_of
 
     try:
         held = tensors_of(step)

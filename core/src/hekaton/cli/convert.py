@@ -91,7 +91,7 @@ def _size(text: str) -> int:
 
 
 def _import(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
-    from hekaton.convert import import_weights
+    from hekaton.checkpoint.runs.conversion import import_weights
 
     found = import_weights(
         plugins,
@@ -108,7 +108,7 @@ def _import(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
 
 
 def _export(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
-    from hekaton.convert import export_weights
+    from hekaton.checkpoint.runs.conversion import export_weights
     from hekaton.weights.format import WriteOptions
 
     options = WriteOptions(assets=given.hf_assets_path)
@@ -131,7 +131,7 @@ def _export(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
 
 
 def _to_torch(given: argparse.Namespace) -> None:
-    from hekaton.convert import to_torch
+    from hekaton.checkpoint.runs.conversion import to_torch
 
     to_torch(given.source, given.target, progress=_progress)
     print(f"wrote {given.target}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hekaton.checkpoint.folders import size_of, words_of
+from hekaton.checkpoint.disk.folders import size_of, words_of
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.facts import POSITIONS, TOKEN_IDS, SpecialTokens

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hekaton.checkpoint.folders import read_file, words_of
+from hekaton.checkpoint.disk.folders import read_file, words_of
 from hekaton.errors import CheckpointError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

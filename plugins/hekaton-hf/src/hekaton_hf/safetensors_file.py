@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from hekaton.checkpoint.direct import DirectFile
+from hekaton.checkpoint.disk.direct import DirectFile
 from hekaton.weights import LazyTensor
 
 DTYPES = {

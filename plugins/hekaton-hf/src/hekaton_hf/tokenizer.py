@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from hekaton.checkpoint.folders import read_file
+from hekaton.checkpoint.disk.folders import read_file
 from hekaton.data import TokenIds, pieces
 from hekaton.errors import DataError
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from hekaton.checkpoint.folders import (
+from hekaton.checkpoint.disk.folders import (
     Folder,
     check_subfolder,
     files_in,
@@ -26,7 +26,7 @@ from hekaton.checkpoint.folders import (
     words_of,
     write_whole,
 )
-from hekaton.checkpoint.integrity import (
+from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     MAX_MANIFEST,
     FileRecord,
@@ -34,7 +34,7 @@ from hekaton.checkpoint.integrity import (
     NotWhole,
     Unfinished,
 )
-from hekaton.checkpoint.places import SEEN_WITHIN
+from hekaton.checkpoint.disk.places import SEEN_WITHIN
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")

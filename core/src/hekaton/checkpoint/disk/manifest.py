@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import xxhash
 
-from hekaton.checkpoint.folders import Folder, open_file, read_file, size_of, words_of
-from hekaton.checkpoint.pickled import MAX_BYTES, NotPlain
-from hekaton.checkpoint.stored import (
+from hekaton.checkpoint.disk.folders import Folder, open_file, read_file, size_of, words_of
+from hekaton.checkpoint.disk.pickled import MAX_BYTES, NotPlain
+from hekaton.checkpoint.disk.stored import (
     NotDescribed,
     StoredTensor,
     StoredTensors,
@@ -324,7 +324,7 @@ def read_metadata(
     :param leave_out_others: leave out what is not a tensor, instead of refusing the whole.
     :raises NotWhole: when it asks for anything else, cannot be read, or holds what is not a tensor.
     """
-    from hekaton.checkpoint.metadata import stored_tensors
+    from hekaton.checkpoint.disk.metadata import stored_tensors
 
     try:
         tensors = stored_tensors(

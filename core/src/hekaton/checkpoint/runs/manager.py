@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 
 import hekaton
-from hekaton.checkpoint.folders import Folder
-from hekaton.checkpoint.integrity import MODEL, FileRecord, Manifest, shared_out
-from hekaton.checkpoint.lock import FolderLock
-from hekaton.checkpoint.matching import Parts, compare, flat, part_of, united
-from hekaton.checkpoint.opening import Choose, Step, on_all, on_disk, use_elsewhere, use_newest
+from hekaton.checkpoint.disk.folders import Folder
+from hekaton.checkpoint.disk.lock import FolderLock
+from hekaton.checkpoint.disk.manifest import MODEL, FileRecord, Manifest, shared_out
+from hekaton.checkpoint.disk.step_folders import StepFolders, check_all_there
+from hekaton.checkpoint.disk.stored import StoredTensors
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.state import not_finite
-from hekaton.checkpoint.storage import StepFolders, check_all_there
-from hekaton.checkpoint.stored import StoredTensors
+from hekaton.checkpoint.runs.selection import Choose, Step, on_all, on_disk, use_elsewhere, use_newest
+from hekaton.checkpoint.tensors.comparison import Parts, compare, flat, part_of, united
+from hekaton.checkpoint.tensors.state import not_finite
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")
@@ -124,7 +124,7 @@ class CheckpointManager:
         :returns: the folder of the step.
         :raises CheckpointError: when it cannot be written; what was there before is untouched.
         """
-        from hekaton.checkpoint import dcp
+        from hekaton.checkpoint.tensors import dcp
 
         began = time.perf_counter()
         folder = self._folders.path(step)
@@ -230,7 +230,7 @@ class CheckpointManager:
         check: Callable[[Mapping[str, Any]], None] | None,
         began: float,
     ) -> Loaded:
-        from hekaton.checkpoint.reading import read
+        from hekaton.checkpoint.tensors.reading import read
 
         manifest, folder = found.manifest, found.folder
         if check is not None:

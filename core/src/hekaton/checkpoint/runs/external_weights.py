@@ -1,4 +1,4 @@
-"""Weights in the layout of other programs, read at the start of a run and written at its end."""
+"""Weights in files of other programs, read at the start of a run and written at its end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from hekaton.checkpoint.exchange import open_model
 from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.errors import CheckpointError
 from hekaton.weights.counterpart import Counterpart, export, read_config
 from hekaton.weights.facts import ModelFacts, facts_of_step

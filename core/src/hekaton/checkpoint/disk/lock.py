@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hekaton.checkpoint.folders import Folder, read_file, words_of, write_whole
+from hekaton.checkpoint.disk.folders import Folder, read_file, words_of, write_whole
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from hekaton.checkpoint.pickled import Call, Instance, Name, Table, Vocabulary, read_pickle
-from hekaton.checkpoint.stored import (
+from hekaton.checkpoint.disk.pickled import Call, Instance, Name, Table, Vocabulary, read_pickle
+from hekaton.checkpoint.disk.stored import (
     NotDescribed,
     StoredTensor,
     dtypes,

@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hekaton.checkpoint import formats
-from hekaton.checkpoint.background import BackgroundSaves
-from hekaton.checkpoint.folders import Folder, folder_at
-from hekaton.checkpoint.integrity import MANIFEST, MODEL, Manifest, NotWhole
-from hekaton.checkpoint.manager import CheckpointManager, Loaded
-from hekaton.checkpoint.matching import Parts
+from hekaton.checkpoint.disk.folders import Folder, folder_at
+from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.state import (
+from hekaton.checkpoint.runs import external_weights
+from hekaton.checkpoint.runs.background import BackgroundSaves
+from hekaton.checkpoint.runs.manager import CheckpointManager, Loaded
+from hekaton.checkpoint.tensors.comparison import Parts
+from hekaton.checkpoint.tensors.state import (
     check_info,
     converted,
     model_tensors,
@@ -240,7 +240,7 @@ class RunCheckpoints:
         """From the step on disk: gathering the model would take as long, and memory."""
         assert isinstance(step, Path)  # a rule
         assets = self._config.model.hf_assets_path
-        formats.save(
+        external_weights.save(
             step,
             step.with_name(f"{step.name}-hf"),
             assets=None if assets is None else Path(assets),
@@ -287,7 +287,9 @@ class RunCheckpoints:
         if settings.initial_load_in_hf:
             assert isinstance(path, Path)  # a rule
             overridden = self._config.model.overrides
-            self._came_from(formats.load(path, parts["model"], overridden=overridden, **self._in_hf()))
+            self._came_from(
+                external_weights.load(path, parts["model"], overridden=overridden, **self._in_hf())
+            )
             log.info("started with the weights of %s", path)
             return 0
         if settings.initial_load_model_only:

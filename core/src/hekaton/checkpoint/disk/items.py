@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import torch
 
-from hekaton.checkpoint.pickled import Call, Name, NotPlain, Reference, Table, Vocabulary, read_pickle
-from hekaton.checkpoint.stored import NotDescribed, dtypes, integer
+from hekaton.checkpoint.disk.pickled import Call, Name, NotPlain, Reference, Table, Vocabulary, read_pickle
+from hekaton.checkpoint.disk.stored import NotDescribed, dtypes, integer
 
 _LARGEST_READ = 1 << 20
 """Bytes that are read at once of all that is not values."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from hekaton.checkpoint.matching import Parts, stored_key
+from hekaton.checkpoint.tensors.comparison import Parts, stored_key
 
 
 class Staging:

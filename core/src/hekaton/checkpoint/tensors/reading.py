@@ -17,11 +17,18 @@ from typing import IO, Any
 
 import torch
 
-from hekaton.checkpoint.folders import Folder, open_file, words_of
-from hekaton.checkpoint.integrity import FileRecord, NotWhole
-from hekaton.checkpoint.items import Values, values_in
-from hekaton.checkpoint.pickled import NotPlain
-from hekaton.checkpoint.stored import NotDescribed, StoredChunk, StoredTensor, StoredTensors, dtypes, shown
+from hekaton.checkpoint.disk.folders import Folder, open_file, words_of
+from hekaton.checkpoint.disk.items import Values, values_in
+from hekaton.checkpoint.disk.manifest import FileRecord, NotWhole
+from hekaton.checkpoint.disk.pickled import NotPlain
+from hekaton.checkpoint.disk.stored import (
+    NotDescribed,
+    StoredChunk,
+    StoredTensor,
+    StoredTensors,
+    dtypes,
+    shown,
+)
 from hekaton.init import owned_indices
 from hekaton.weights.lazy import Region
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import hekaton
-from hekaton.checkpoint.elsewhere import manifest_elsewhere, read_metadata_elsewhere
-from hekaton.checkpoint.folders import is_there, open_file, words_of
-from hekaton.checkpoint.integrity import (
+from hekaton.checkpoint.disk.folders import is_there, open_file, words_of
+from hekaton.checkpoint.disk.items import values_in
+from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
     MODEL,
@@ -27,10 +27,10 @@ from hekaton.checkpoint.integrity import (
     check_sizes,
     stored_in,
 )
-from hekaton.checkpoint.items import values_in
-from hekaton.checkpoint.matching import part_of
-from hekaton.checkpoint.storage import commit_manifest, read_manifest
-from hekaton.checkpoint.stored import StoredChunk, StoredTensor, StoredTensors, dtypes
+from hekaton.checkpoint.disk.step_folders import commit_manifest, read_manifest
+from hekaton.checkpoint.disk.stored import StoredChunk, StoredTensor, StoredTensors, dtypes
+from hekaton.checkpoint.tensors.comparison import part_of
+from hekaton.checkpoint.tensors.external import manifest_elsewhere, read_metadata_elsewhere
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.lazy import Region
@@ -84,7 +84,7 @@ def write_model(folder: Path, tensors: Mapping[str, LazyTensor], *, describe: Ma
     :param describe: as for :class:`hekaton.checkpoint.CheckpointManager`.
     :raises CheckpointError: when it cannot be written.
     """
-    from hekaton.checkpoint import dcp
+    from hekaton.checkpoint.tensors import dcp
 
     written = dcp.write_lazily(tensors, folder)
     manifest = Manifest(

@@ -29,11 +29,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from hekaton.checkpoint.direct import DirectFile
-from hekaton.checkpoint.folders import Folder, words_of
-from hekaton.checkpoint.integrity import Counted, FileRecord
+from hekaton.checkpoint.disk.direct import DirectFile
+from hekaton.checkpoint.disk.folders import Folder, words_of
+from hekaton.checkpoint.disk.manifest import Counted, FileRecord
+from hekaton.checkpoint.disk.stored import StoredChunk, StoredTensor, StoredTensors
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.stored import StoredChunk, StoredTensor, StoredTensors
 from hekaton.errors import CheckpointError
 from hekaton.torch_versions import NoTransforms
 from hekaton.weights import LazyTensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from hekaton.checkpoint.folders import Folder, files_in, is_there
-from hekaton.checkpoint.integrity import (
+from hekaton.checkpoint.disk.folders import Folder, files_in, is_there
+from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
     MODEL,
@@ -15,9 +15,9 @@ from hekaton.checkpoint.integrity import (
     check_places,
     read_metadata,
 )
-from hekaton.checkpoint.matching import part_of
-from hekaton.checkpoint.storage import StepFolders
-from hekaton.checkpoint.stored import StoredTensors
+from hekaton.checkpoint.disk.step_folders import StepFolders
+from hekaton.checkpoint.disk.stored import StoredTensors
+from hekaton.checkpoint.tensors.comparison import part_of
 from hekaton.errors import CheckpointError
 
 Kind: TypeAlias = Literal["steps", "step", "of another program"]

@@ -19,11 +19,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hekaton.checkpoint.folders import Folder, folder_at, words_of, write_whole
-from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.disk.folders import Folder, folder_at, words_of, write_whole
 from hekaton.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from hekaton.checkpoint.ranks import Ranks
     from hekaton.config import JobConfig
 
 SEEN_WITHIN = 10.0

@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from hekaton.checkpoint.elsewhere import kind_of, manifest_elsewhere, read_metadata_elsewhere
-from hekaton.checkpoint.folders import Folder, words_of
-from hekaton.checkpoint.integrity import (
+from hekaton.checkpoint.disk.folders import Folder, words_of
+from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
     Manifest,
@@ -19,9 +18,10 @@ from hekaton.checkpoint.integrity import (
     check_step,
     stored_in,
 )
+from hekaton.checkpoint.disk.step_folders import StepFolders, read_manifest
+from hekaton.checkpoint.disk.stored import StoredTensors
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.storage import StepFolders, read_manifest
-from hekaton.checkpoint.stored import StoredTensors
+from hekaton.checkpoint.tensors.external import kind_of, manifest_elsewhere, read_metadata_elsewhere
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")

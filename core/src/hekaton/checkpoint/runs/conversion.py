@@ -15,9 +15,9 @@ import torch
 from pydantic import ValidationError
 
 from hekaton.build import build_meta, override
-from hekaton.checkpoint.exchange import StoredModel, open_model, write_model
-from hekaton.checkpoint.folders import sync
-from hekaton.checkpoint.state import model_tensors
+from hekaton.checkpoint.disk.folders import sync
+from hekaton.checkpoint.tensors.model_only import StoredModel, open_model, write_model
+from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.config.job import config_class
 from hekaton.contributions import Model
 from hekaton.draft import Draft
@@ -118,7 +118,7 @@ def to_torch(source: Path, target: Path, *, progress: Progress | None = None) ->
     """Write the model of a checkpoint as a dict of tensors, a file for ``torch.load``."""
     from torch._subclasses import FakeTensorMode
 
-    from hekaton.checkpoint.dcp import plain_errors
+    from hekaton.checkpoint.tensors.dcp import plain_errors
 
     _check_source(source)
     if target.exists():

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from hekaton.checkpoint.folders import Folder, folder_at, is_there, words_of
-from hekaton.checkpoint.integrity import (
+from hekaton.checkpoint.disk.folders import Folder, folder_at, is_there, words_of
+from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
     MODEL,
@@ -24,8 +24,8 @@ from hekaton.checkpoint.integrity import (
     read_metadata,
     stored_in,
 )
-from hekaton.checkpoint.storage import StepFolders, read_manifest, step_of
-from hekaton.checkpoint.stored import dtypes
+from hekaton.checkpoint.disk.step_folders import StepFolders, read_manifest, step_of
+from hekaton.checkpoint.disk.stored import dtypes
 from hekaton.errors import CheckpointError
 from hekaton.urls import check_url, is_url
 
@@ -165,8 +165,8 @@ def tensors_of(step: Step) -> list[Tensor]:
 
     :raises NotWhole: when the metadata is missing, damaged or hostile.
     """
-    from hekaton.checkpoint.elsewhere import manifest_elsewhere
-    from hekaton.checkpoint.matching import part_of
+    from hekaton.checkpoint.tensors.comparison import part_of
+    from hekaton.checkpoint.tensors.external import manifest_elsewhere
 
     parts: tuple[str, ...] = ()
     if step.manifest is not None:

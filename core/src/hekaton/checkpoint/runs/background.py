@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from hekaton.checkpoint.folders import Folder
-from hekaton.checkpoint.manager import CheckpointManager
-from hekaton.checkpoint.matching import Parts
+from hekaton.checkpoint.disk.folders import Folder
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.staging import Staging
+from hekaton.checkpoint.runs.manager import CheckpointManager
+from hekaton.checkpoint.tensors.comparison import Parts
+from hekaton.checkpoint.tensors.staging import Staging
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hekaton.checkpoint.integrity import MODEL
-from hekaton.checkpoint.stored import StoredTensors
+from hekaton.checkpoint.disk.manifest import MODEL
+from hekaton.checkpoint.disk.stored import StoredTensors
 
 _SHOWN = 4
 

@@ -1,0 +1,1 @@
+"""Bytes on disk: folders and their lock, manifests and checksums, files read as plain data."""
