@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hekaton.errors import PluginError
 from hekaton.recomputation import is_recomputed
 
 
@@ -48,10 +49,16 @@ def add_term(x: torch.Tensor, name: str, value: torch.Tensor) -> torch.Tensor:
     :param name: one that ``TrainSpec.terms`` has.
     :param value: a scalar, the sum over the rows of ``x``; of rows that several processes hold parts of, this
         process's own part. A second call of the same name adds to it.
+    :raises PluginError: for a term that ``TrainSpec.terms`` does not name.
     """
     if not _collections or not torch.is_grad_enabled():
         return x
     collection = _collections[-1]
+    if name not in collection.scales:
+        raise PluginError(
+            f"the model adds a term '{name}' to the loss, which its TrainSpec.terms does not name",
+            hint=f"it names {', '.join(collection.scales) or 'none'}",
+        )
     if not is_recomputed():
         value_so_far = collection.sums.get(name)
         given = value.detach()

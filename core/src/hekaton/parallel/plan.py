@@ -33,12 +33,15 @@ class ParallelPlan:
     :param block: pattern of the repeated module: the unit of FSDP, activation checkpointing and compile.
     :param tensor: module pattern -> word, for tensor and sequence parallel. Once any row is given, every
         parameter must be covered.
+    :param experts: pattern of layers of experts -> word, which says how the tensors of their experts are cut
+        under expert parallel and expert-tensor parallel; see :class:`hekaton.parallel.experts.ExpertLayer`.
     :param context: patterns of the modules where the sequence is split and attention must see all of it.
     :param stages: where a pipeline is cut.
     """
 
     block: str
     tensor: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[str, str] = field(default_factory=dict)
     context: Sequence[str] = ()
     stages: Stages | None = None
 
@@ -91,6 +94,7 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
                 hint="name the modules that repeat, which do not contain each other",
             )
     resolve(dict.fromkeys(plan.context), names, what=f"plan of {what}, context")
+    resolve(plan.experts, names, what=f"plan of {what}, experts")
     if plan.stages is not None:
         rows = [*plan.stages.first, plan.stages.layers, *plan.stages.last]
         resolve(dict.fromkeys(rows), names, what=f"plan of {what}, stages")

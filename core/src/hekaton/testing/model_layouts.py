@@ -165,7 +165,8 @@ def _run(spec: TrainSpec, flavor: str, layout: str, folder: Path) -> list[str]:
     initialize_parts(built, meta, seed=0)
     for part in built.parts.values():
         part.eval()  # without dropout, whose draws are a rank's own
-    forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=CPU)
+    terms = spec.terms(meta.config) if spec.terms is not None else {}
+    forward_backward = ForwardBackward(built, objective, meshes, dims, config, device=CPU, terms=terms)
     mine = ROWS // dims.dp
     start = meshes.batch["dp"].get_local_rank() * mine
     inputs, targets = (

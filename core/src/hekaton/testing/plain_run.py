@@ -17,6 +17,7 @@ from hekaton.mesh import ParallelDims
 from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
+from hekaton.terms import collected_terms
 
 ROWS = 2
 SEQ_LEN = 16
@@ -66,13 +67,16 @@ def plain_run(spec: TrainSpec, flavor: str) -> PlainRun:
         inputs, targets = objective.prepare(batch, DRAW)
     else:
         inputs, targets = (_made_up(one) for one in (objective.inputs(SEQ_LEN), objective.targets(SEQ_LEN)))
-    outputs = model(**inputs)
+    added = spec.terms(config) if spec.terms is not None else {}
+    with collected_terms({name: weight / ROWS for name, weight in added.items()}) as sums_added:
+        outputs = model(**inputs)
     if batch is not None:
         assert outputs.shape[:-1] == targets["labels"].shape, (
             f"{spec.name} {flavor}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
         )
     sums, counts = objective.loss(outputs, targets), objective.count(targets)
     terms = [weight * sums[name] / counts[name] for name, weight in objective.weights.items()]
+    terms += [weight * sums_added[name] / ROWS for name, weight in added.items()]
     loss: Any = torch.stack(terms).sum()
     loss.backward()
     return PlainRun(

@@ -2,13 +2,14 @@
 
 from hekaton.weights.lazy import LazyTensor, cast, whole
 from hekaton.weights.ops import Each, Fuse, Inverse, Op, RotaryHalves, Transpose, Unstack
-from hekaton.weights.table import Row, WeightTable, row
+from hekaton.weights.table import Own, Row, WeightTable, row
 
 __all__ = [
     "Each",
     "Fuse",
     "Inverse",
     "LazyTensor",
+    "Own",
     "Op",
     "RotaryHalves",
     "Row",

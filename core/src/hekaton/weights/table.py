@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import torch
+
 from hekaton.errors import CheckpointError
-from hekaton.weights.lazy import LazyTensor, same_values
+from hekaton.weights.lazy import LazyTensor, same_values, whole
 from hekaton.weights.ops import Op
 
 LAYER, EXPERT = "{i}", "{e}"
@@ -42,6 +44,25 @@ def row(ours: str | tuple[str, ...], hf: str | tuple[str, ...], *ops: Op, layers
 
 
 @dataclass(frozen=True, kw_only=True)
+class Own:
+    """A tensor of the model that the other side has no place for.
+
+    :param name: ``{i}`` stands for the number of a layer.
+    :param value: what every element is there, and becomes on the way back.
+    :param always: whether another value cannot be exported; otherwise it is left out, being no part of what
+        the model computes.
+    :param layers: the layers that have it; by default all.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    value: float
+    always: bool = True
+    dtype: torch.dtype = torch.float32
+    layers: range | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightTable:
     """One model in one configuration.
 
@@ -50,6 +71,7 @@ class WeightTable:
     :param experts: how many experts ``{e}`` stands for.
     :param tied: name on the other side -> the name there that it repeats. It is not written; read, it may be
         absent, and is otherwise compared.
+    :param own: tensors of the model that the other side has no place for.
     :param ignored: names on the other side that hold nothing of the model (``{i}`` as in rows).
     """
 
@@ -58,6 +80,7 @@ class WeightTable:
     experts: int = 0
     tied: Mapping[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    own: Sequence[Own] = ()
 
     @property
     def optional(self) -> frozenset[str]:
@@ -72,7 +95,14 @@ class WeightTable:
             that an op cannot take.
         """
         rows = list(self._expanded())
-        _same_names(ours, [name for one in rows for name in one.ours], what)
+        own = self.own_tensors()
+        _same_names(ours, [*(name for one in rows for name in one.ours), *own], what)
+        for name, one_of_us in own.items():
+            if one_of_us.always and not _is_constant(ours[name], one_of_us.value):
+                raise CheckpointError(
+                    f"{what}: '{name}' is not {one_of_us.value:g} everywhere, and the other layout has no "
+                    "place for it"
+                )
         converted: dict[str, LazyTensor] = {}
         for one in rows:
             tensors = [ours[name] for name in one.ours]
@@ -101,7 +131,19 @@ class WeightTable:
             for op in reversed(one.ops):
                 tensors = _applied(op.from_hf, tensors, one.hf, what)
             converted |= zip(one.ours, tensors, strict=True)
-        return converted
+        return converted | {
+            name: whole(torch.full(one.shape, one.value, dtype=one.dtype))
+            for name, one in self.own_tensors().items()
+        }
+
+    def own_tensors(self) -> dict[str, Own]:
+        """Those that the other side has no place for, by exact names."""
+        return {
+            one.name.replace(LAYER, str(layer)): one
+            for one in self.own
+            for layer in (range(self.layers) if LAYER in one.name else [0])
+            if one.layers is None or layer in one.layers
+        }
 
     def _expanded(self) -> Iterator[Row]:
         """The rows with exact names, layer by layer."""
@@ -123,6 +165,11 @@ class WeightTable:
 
     def _ignored_names(self) -> set[str]:
         return {name.replace(LAYER, str(i)) for name in self.ignored for i in range(self.layers or 1)}
+
+
+def _is_constant(tensor: LazyTensor, value: float) -> bool:
+    values = tensor.read()
+    return values.is_meta or bool((values == value).all())
 
 
 def _of_expert(names: Sequence[str], expert: int) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Qwen 3 as transformers' ``Qwen3ForCausalLM``: names and ``config.json``; layouts are the same."""
+"""Qwen 3 as transformers' ``Qwen3ForCausalLM`` and ``Qwen3MoeForCausalLM``: names and ``config.json``; apart
+from experts, which are a file's tensors each, layouts are the same."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import WeightTable, row
+from hekaton.weights import Own, Unstack, WeightTable, row
+from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import number, rotary_of, whole
-from hekaton_qwen3 import QWEN3_DEFAULTS
+from hekaton_qwen3 import QWEN3_DEFAULTS, QWEN3_MOE_DEFAULTS
 from hekaton_qwen3.model import Qwen3Config
 
 CONTEXT = 40_960
-"""Positions in the published ``config.json`` of the dense models."""
+"""Positions in the published ``config.json``."""
 _KNOWN = {
     "attention_bias": (False,),
     "use_sliding_window": (False,),
@@ -21,8 +23,11 @@ _KNOWN = {
 }
 
 
+_ALWAYS_SPARSE = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
+
+
 def table(config: Qwen3Config) -> WeightTable:
-    """Names alone differ."""
+    """Names alone differ, and ours has the experts of a layer in one tensor."""
     ours, theirs = "layers.{i}.", "model.layers.{i}."
     names = {
         "attention_norm": "input_layernorm",
@@ -33,26 +38,50 @@ def table(config: Qwen3Config) -> WeightTable:
         "attention.q_norm": "self_attn.q_norm",
         "attention.k_norm": "self_attn.k_norm",
         "ffn_norm": "post_attention_layernorm",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj",
     }
+    projections = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    moe = config.moe
+    own = []
+    if moe is None:
+        names |= {f"feed_forward.{name}": f"mlp.{there}" for name, there in projections.items()}
+    else:
+        names["moe.router.gate"] = "mlp.gate"
+        each = {"shape": (moe.n_experts,)}
+        if moe.bias_rate is not None:
+            own.append(Own(name=f"{ours}moe.expert_bias", value=0.0, **each))
+        if moe.batch_balance:
+            own.append(Own(name=f"{ours}moe.load", value=1.0, always=False, **each))
     rows = [
         row("tok_embeddings.weight", "model.embed_tokens.weight"),
         *(row(f"{ours}{name}.weight", f"{theirs}{there}.weight") for name, there in names.items()),
         row("norm.weight", "model.norm.weight"),
     ]
+    if moe is not None:
+        rows += [
+            row(
+                f"{ours}moe.experts.{name}",
+                f"{theirs}mlp.experts.{{e}}.{there}.weight",
+                Unstack(moe.n_experts),
+            )
+            for name, there in projections.items()
+        ]
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
     if not tied:
         rows.append(row("output.weight", "lm_head.weight"))
-    return WeightTable(rows=rows, layers=config.n_layers, tied=tied)
+    return WeightTable(
+        rows=rows,
+        layers=config.n_layers,
+        experts=moe.n_experts if moe is not None else 0,
+        tied=tied,
+        own=own,
+    )
 
 
 def write_config(config: Qwen3Config) -> dict[str, Any]:
     """The content of ``config.json``. Where more is known of the model that is exported, its positions and
     special tokens take the place of those here: the published model's, and none."""
     return {
-        "model_type": "qwen3",
+        **(_dense() if config.moe is None else _sparse(config.moe)),
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
@@ -73,13 +102,47 @@ def write_config(config: Qwen3Config) -> dict[str, Any]:
     }
 
 
+def _dense() -> dict[str, Any]:
+    return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+
+
+def _sparse(moe: MoEConfig) -> dict[str, Any]:
+    """:raises CheckpointError: for experts of another kind than transformers' model has."""
+    plain = MoEConfig(
+        n_experts=moe.n_experts,
+        top_k=moe.top_k,
+        hidden_dim=moe.hidden_dim,
+        renormalise=moe.renormalise,
+        bias_rate=moe.bias_rate,
+        sequence_balance=moe.sequence_balance,
+        batch_balance=moe.batch_balance,
+    )
+    if moe != plain:
+        wrong = [f"{name} = {value!r}" for name, value in vars(moe).items() if value != vars(plain)[name]]
+        raise CheckpointError(f"Qwen3MoeForCausalLM has no experts with {', '.join(wrong)}")
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": moe.n_experts,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": moe.hidden_dim,
+        "norm_topk_prob": moe.renormalise,
+        "router_aux_loss_coef": moe.batch_balance,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
 def read_config(content: Mapping[str, Any]) -> Qwen3Config:
     """The configuration that ``config.json`` describes, written by transformers before 5 or since.
 
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
-    content = {**QWEN3_DEFAULTS, **content}
-    for key, known in _KNOWN.items():
+    sparse = "Qwen3MoeForCausalLM" in (content.get("architectures") or ()) or (
+        content.get("model_type") == "qwen3_moe"
+    )
+    content = {**(QWEN3_MOE_DEFAULTS if sparse else QWEN3_DEFAULTS), **content}
+    for key, known in (_KNOWN | (_ALWAYS_SPARSE if sparse else {})).items():
         if content[key] not in known:
             raise CheckpointError(f"{key} = {content[key]!r}: the model qwen3 knows only {known[0]!r}")
     theta, _ = rotary_of(content, model="qwen3")
@@ -90,10 +153,28 @@ def read_config(content: Mapping[str, Any]) -> Qwen3Config:
         n_layers=whole(content, "num_hidden_layers"),
         n_heads=heads,
         n_kv_heads=whole(content, "num_key_value_heads") if shared else heads,
-        head_dim=whole(content, "head_dim"),
+        head_dim=(
+            whole(content, "hidden_size") // heads
+            if content["head_dim"] is None
+            else whole(content, "head_dim")
+        ),
         hidden_dim=whole(content, "intermediate_size"),
         vocab_size=whole(content, "vocab_size"),
         norm_eps=number(content, "rms_norm_eps"),
         rope_theta=theta,
         tie_embeddings=bool(content["tie_word_embeddings"]),
+        moe=_experts(content) if sparse else None,
+    )
+
+
+def _experts(content: Mapping[str, Any]) -> MoEConfig:
+    """transformers' name for the number of experts is ``num_experts`` in files, and both since 5."""
+    content = {"num_experts": content["num_local_experts"], **content}
+    balance = content["router_aux_loss_coef"]
+    return MoEConfig(
+        n_experts=whole(content, "num_experts"),
+        top_k=whole(content, "num_experts_per_tok"),
+        hidden_dim=whole(content, "moe_intermediate_size"),
+        renormalise=bool(content["norm_topk_prob"]),
+        batch_balance=number(content, "router_aux_loss_coef") if balance else 0.0,
     )

@@ -1,4 +1,4 @@
-"""Qwen 3 (Yang et al., 2025), dense, with torchtitan's parameter names and transformers' rotary layout."""
+"""Qwen 3 (Yang et al., 2025), with torchtitan's parameter names and transformers' rotary layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from hekaton.errors import ConfigError
-from hekaton_blocks import Attention, Documents, FeedForward, pack_documents, rotary_table
+from hekaton_blocks import (
+    Attention,
+    Documents,
+    FeedForward,
+    MoE,
+    MoEConfig,
+    pack_documents,
+    rotary_table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +28,10 @@ class Qwen3Config:
     :param dim: width of the residual stream.
     :param n_kv_heads: key/value heads, each shared by ``n_heads / n_kv_heads`` query heads.
     :param head_dim: channels of a head; ``n_heads * head_dim`` need not be ``dim``.
-    :param hidden_dim: width inside the feed-forward layer.
+    :param hidden_dim: width inside the feed-forward layer; without effect where there are experts.
     :param vocab_size: rows of the embedding; at least the tokenizer's.
     :param tie_embeddings: the output projection is the embedding (0.6B, 1.7B, 4B).
+    :param moe: the experts that take the feed-forward layer's place, in every layer; ``None``: dense.
     """
 
     dim: PositiveInt
@@ -35,6 +44,7 @@ class Qwen3Config:
     norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6
     rope_theta: Annotated[float, Field(ge=1, le=1e30)] = 1_000_000.0
     tie_embeddings: bool = False
+    moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim % 2:
@@ -44,7 +54,7 @@ class Qwen3Config:
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each on a normed input and added to the residual stream."""
+    """Attention and feed-forward or experts, each on a normed input and added to the residual stream."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -56,14 +66,18 @@ class TransformerBlock(nn.Module):
             qk_norm_eps=config.norm_eps,
             rotary_halves=True,
         )
-        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        if config.moe is None:
+            self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        else:
+            self.moe = MoE(config.dim, config.moe)
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
         """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
         x = x + self.attention(self.attention_norm(x), rotary, documents)
-        return x + self.feed_forward(self.ffn_norm(x))
+        h = self.ffn_norm(x)
+        return x + (self.feed_forward(h) if hasattr(self, "feed_forward") else self.moe(h))
 
 
 class Qwen3(nn.Module):

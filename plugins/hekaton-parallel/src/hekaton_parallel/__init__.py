@@ -10,6 +10,9 @@ _WORDS = {
     "sequence_norm": "norm of this rank's part of the sequence, gathered afterwards",
     "vocab_embedding": "embedding cut by its rows",
     "vocab_output": "output projection cut by the vocabulary",
+    "part_norm": "norm of this rank's part of the sequence, left in parts",
+    "part_layer": "layer of which each rank computes its part of the sequence",
+    "part_linear": "linear layer inside a part_layer, which every rank has whole",
     "head_norm": "norm of each head's channels, of the heads that this rank has",
     "replicate": "module that every rank has whole",
 }

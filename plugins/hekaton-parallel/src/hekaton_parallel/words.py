@@ -52,9 +52,24 @@ def sequence_norm(section: Any, context: TensorContext) -> ParallelStyle:
     return _Norm(_between_modules(context))
 
 
+def part_norm(section: Any, context: TensorContext) -> ParallelStyle:
+    """A norm whose weight every rank has, of this rank's part of the sequence, before a ``part_layer``."""
+    return _PartNorm(_between_modules(context))
+
+
+def part_layer(section: Any, context: TensorContext) -> ParallelStyle:
+    """A layer that each rank computes on its part of the sequence, with plain tensors inside: experts."""
+    return _PartLayer(_between_modules(context))
+
+
+def part_linear(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer inside a ``part_layer``, whose weight every rank has whole."""
+    return _OnPart(Shard(1))
+
+
 def head_norm(section: Any, context: TensorContext) -> ParallelStyle:
     """A norm of each head's channels, whose weight every rank has: each norms the heads that it has."""
-    return _HeadNorm()
+    return _OnPart(Shard(2))
 
 
 def replicate(section: Any, context: TensorContext) -> ParallelStyle:
@@ -104,18 +119,60 @@ class _Norm(ParallelStyle):
         return distribute_module(module, device_mesh, None, enter, leave)
 
 
-class _HeadNorm(ParallelStyle):
+class _OnPart(ParallelStyle):
+    """Each rank's part of the input in and of the output out, plain tensors, with a weight that every rank has:
+    as a DTensor in between, so that the weight's gradient is summed."""
+
+    def __init__(self, layout: Placement) -> None:
+        self._layout = layout
+
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def enter(
             _: nn.Module, inputs: tuple[torch.Tensor, ...], mesh: DeviceMesh
         ) -> tuple[torch.Tensor, ...]:
-            # (batch, seq, heads, head_dim): as a tensor cut by heads, so that the weight's gradient is summed
-            return (DTensor.from_local(inputs[0], mesh, [Shard(2)], run_check=False),)
+            return (DTensor.from_local(inputs[0], mesh, [self._layout], run_check=False),)
 
         def leave(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> torch.Tensor:
             return output.to_local()
 
         return distribute_module(module, device_mesh, None, enter, leave)
+
+
+class _PartNorm(ParallelStyle):
+    def __init__(self, layout: Placement) -> None:
+        self._layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(
+            _: nn.Module, inputs: tuple[torch.Tensor, ...], mesh: DeviceMesh
+        ) -> tuple[torch.Tensor, ...]:
+            whole = DTensor.from_local(inputs[0], mesh, [self._layout], run_check=False)
+            return (whole.redistribute(placements=[Shard(1)]), *inputs[1:])
+
+        return distribute_module(module, device_mesh, None, enter)
+
+
+class _PartLayer(ParallelStyle):
+    def __init__(self, layout: Placement) -> None:
+        self._layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        layout = self._layout
+
+        def enter(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            x = inputs[0]
+            if not isinstance(x, DTensor):
+                x = DTensor.from_local(x, device_mesh, [layout], run_check=False)
+            return (x.redistribute(placements=[Shard(1)]).to_local(), *inputs[1:])
+
+        def leave(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            part = DTensor.from_local(output, device_mesh, [Shard(1)], run_check=False)
+            return part.redistribute(placements=[layout]).to_local()
+
+        # Not distribute_module: it would make DTensors of the experts, which have a mesh of their own.
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+        return module
 
 
 class _Whole(ParallelStyle):
