@@ -53,8 +53,8 @@ def grouped_linear(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tens
 
 
 def has_grouped_mm(rows: torch.Tensor, weights: torch.Tensor) -> bool:
-    """Whether ``torch.nn.functional.grouped_mm`` takes these and is fast: bfloat16 in rows of a multiple of 16
-    bytes. In float32, which it has on a CPU alone, its backward takes eight times as long as a loop."""
+    """Whether ``torch.nn.functional.grouped_mm`` takes these and is fast: bfloat16 in rows of a multiple of
+    16 bytes. In float32, which it has on a CPU alone, its backward takes eight times as long as a loop."""
     aligned = all(size * rows.element_size() % 16 == 0 for size in weights.shape[1:])
     return rows.dtype == weights.dtype == torch.bfloat16 and aligned
 

@@ -120,8 +120,8 @@ class _Norm(ParallelStyle):
 
 
 class _OnPart(ParallelStyle):
-    """Each rank's part of the input in and of the output out, plain tensors, with a weight that every rank has:
-    as a DTensor in between, so that the weight's gradient is summed."""
+    """Each rank's part of the input in and of the output out, plain tensors, with a weight that every rank
+    has: as a DTensor in between, so that the weight's gradient is summed."""
 
     def __init__(self, layout: Placement) -> None:
         self._layout = layout
