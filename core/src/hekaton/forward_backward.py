@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -29,6 +30,8 @@ TOTAL = "loss"
 
 _Noted: TypeAlias = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """The loss, and the mean of each term."""
+RunMicrobatch: TypeAlias = Callable[[Callable[[], _Noted]], _Noted]
+"""Runs a microbatch by calling the function that it is given, once or several times."""
 
 
 class ForwardBackward:
@@ -79,10 +82,13 @@ class ForwardBackward:
         self._checked = False
         self._losses: list[_Noted] = []
 
-    def __call__(self, batch: Batch, draw: Draw) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, batch: Batch, draw: Draw, *, first: RunMicrobatch | None = None
+    ) -> dict[str, torch.Tensor]:
         """Accumulate the gradients of one step.
 
         :param batch: this rank's rows.
+        :param first: what runs the first microbatch, see :meth:`accumulate`.
         :returns: ``loss``, and where it has several terms each as ``loss/NAME``: this rank's part of the
             mean. Summed over the ranks of ``Meshes.report`` it is the mean over the whole step.
         """
@@ -90,14 +96,17 @@ class ForwardBackward:
         if not self._checked:
             self._check(inputs, targets)
             self._checked = True
-        total, terms = self.accumulate(inputs, targets)
+        total, terms = self.accumulate(inputs, targets, first=first)
         if len(terms) == 1:
             return {TOTAL: total}
         return {TOTAL: total, **{f"{TOTAL}/{name}": term for name, term in terms.items()}}
 
-    def accumulate(self, inputs: Batch, targets: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def accumulate(
+        self, inputs: Batch, targets: Batch, *, first: RunMicrobatch | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Accumulate the gradients of what the objective has prepared: whole sequences of this rank's rows.
 
+        :param first: is given a function that runs the first microbatch, and returns what that returned.
         :returns: this rank's part of the loss, and of the mean of each term.
         """
         inputs, targets = self._split(inputs, targets)
@@ -107,10 +116,12 @@ class ForwardBackward:
         scales = {name: weight / (rows * self._dp) for name, weight in self._terms.items()}
         with collected_terms(scales) as sums:
             for start in range(0, rows, self._rows):
+                run = partial(self._run, _rows(inputs, start, self._rows), _rows(targets, start, self._rows))
                 with self._loss_context():
-                    losses.append(
-                        self._run(_rows(inputs, start, self._rows), _rows(targets, start, self._rows))
-                    )
+                    if first is not None and start == 0:
+                        losses.append(first(partial(_afresh, run, sums)))
+                    else:
+                        losses.append(run())
         total, terms = self._summed(losses)
         return self._with_terms(total, terms, sums, rows=rows * self._dp)
 
@@ -258,3 +269,9 @@ class ForwardBackward:
 
 def _rows(batch: Batch, start: int, count: int) -> Batch:
     return {name: value[start : start + count] for name, value in batch.items()}
+
+
+def _afresh(run: Callable[[], _Noted], sums: dict[str, torch.Tensor]) -> _Noted:
+    """Run the first microbatch, before which nothing has been collected."""
+    sums.clear()
+    return run()

@@ -22,6 +22,7 @@ from hekaton.contributions import Dataset
 from hekaton.control import RunControl
 from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
+from hekaton.fault import FaultChecks
 from hekaton.finiteness import FiniteWatch, check_weights
 from hekaton.forward_backward import TOTAL
 from hekaton.metrics import Meter
@@ -67,6 +68,7 @@ class Trainer:
             settings=config.training.dataloader,
         )
         self.validation = make_validation(assembled)
+        self.faults = FaultChecks(assembled)
         flops = assembled.meta.spec.flops_per_unit
         self.meter = Meter(
             process.device,
@@ -107,6 +109,7 @@ class Trainer:
                 self.step += 1
                 losses, grad_norm = self.train_step()
                 watch.note(self.step, grad_norm)
+                self.faults.after_step(self.step)
                 metrics: Mapping[str, float] = {}
                 if self.step == first or reporter.due(self.step):
                     metrics = self._metrics(losses, grad_norm)
@@ -145,7 +148,7 @@ class Trainer:
         with phases("data"):
             batch = batch_on(self.process.device, self.loader.next_step())
         with phases("forward_backward"):
-            losses = self.forward_backward(batch, self._draw())
+            losses = self.forward_backward(batch, self._draw(), first=self.faults.replay(self.step))
         with phases("optimizer"):
             grad_norm = self.optimizer_step()
         self.meter.add(self._global_batch_size * self.loader.units_per_row)

@@ -20,6 +20,7 @@ from hekaton.config.sections import (
     CommSection,
     CompileSection,
     DebugSection,
+    FaultSection,
     JobSection,
     LRSchedulerSection,
     MetricsSection,
@@ -54,6 +55,7 @@ class JobConfig(SectionModel):
     compile: CompileSection = Field(default_factory=CompileSection)
     comm: CommSection = Field(default_factory=CommSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
+    fault: FaultSection = Field(default_factory=FaultSection)
     debug: DebugSection = Field(default_factory=DebugSection)
     quantize: QuantizeSection = Field(default_factory=QuantizeSection)
     memory_estimation: MemoryEstimationSection = Field(default_factory=MemoryEstimationSection)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from hekaton.config import Loaded
 from hekaton.contributions import Check
 from hekaton.errors import ConfigErrors, HekatonError
-from hekaton.rules import checkpoint, compilation, effects, layout, model, processes, sizes
+from hekaton.rules import checkpoint, compilation, effects, fault, layout, model, processes, sizes
 from hekaton.rules.run import Run
 
 Rule: TypeAlias = Callable[[Run], Iterator[HekatonError | str]]
@@ -69,6 +69,8 @@ RULES: tuple[Rule, ...] = (
     checkpoint.something_is_saved,
     checkpoint.folders_can_be_reached,
     checkpoint.hugging_face_knows_the_model,
+    fault.replay_repeats,
+    fault.faults_are_looked_for,
     effects.precision_is_used,
     effects.validation_is_other_data,
     effects.loggers_are_there,

@@ -1,6 +1,7 @@
 """The sections of a run file, by the part of the run that they describe."""
 
 from hekaton.config.sections.data import DataloaderSection, TrainingSection, ValidationSection
+from hekaton.config.sections.fault import FaultSection
 from hekaton.config.sections.model import (
     ActivationCheckpointSection,
     CompileSection,
@@ -26,6 +27,7 @@ __all__ = [
     "CompileSection",
     "DataloaderSection",
     "DebugSection",
+    "FaultSection",
     "JobSection",
     "LRSchedulerSection",
     "MetricsSection",

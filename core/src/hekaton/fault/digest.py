@@ -1,0 +1,76 @@
+"""A digest of a tensor's bits, computed where the tensor is: equal bits have equal digests, on every rank.
+
+The tensor is read as words of up to 32 bits, each multiplied by an odd 64-bit number of its position; their
+sum modulo 2**64 is the digest of a chunk (multilinear hashing: Carter and Wegman, 1979), and the chunks' own
+are put together as the coefficients of a polynomial. A change of a single word always shows, since an odd
+number has an inverse modulo 2**64; others go unseen with a probability of about 2**-32. So does a change of
+order, because no two positions have the same number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+CHUNK = 2**20
+"""Words of a chunk: its products take 8 MiB."""
+_BASE = 0x5851F42D4C957F2D
+"""An odd number (Knuth's multiplier of a linear congruential generator of 64 bits)."""
+
+
+@torch.no_grad()
+def digests(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The digests of plain tensors, wherever each is.
+
+    :returns: (tensors,) int64 on ``device``. Nothing waits for the device but what lies on another one.
+    """
+    each = [digest(tensor) for tensor in tensors]
+    if not each:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    if all(one.device == device for one in each):
+        return torch.stack(each)
+    result = torch.empty(len(each), dtype=torch.int64, device=device)
+    for where in dict.fromkeys(one.device for one in each):
+        indices = [index for index, one in enumerate(each) if one.device == where]
+        result[torch.tensor(indices, device=device)] = torch.stack([each[i] for i in indices]).to(device)
+    return result
+
+
+@torch.no_grad()
+def digest(tensor: torch.Tensor) -> torch.Tensor:
+    """The digest of a plain tensor of any shape and precision: an int64 scalar on its device."""
+    words = _words(tensor.detach())
+    numbers = _numbers(tensor.device, CHUNK)
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, words.numel(), CHUNK):
+        chunk = words[start : start + CHUNK]
+        total = total * _BASE + (chunk * numbers[: chunk.numel()]).sum()
+    return total
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits as a flat tensor of integers of at most 32 bits."""
+    flat = tensor.resolve_conj().resolve_neg().contiguous().flatten()
+    if flat.dtype == torch.bool:
+        flat = flat.view(torch.uint8)
+    size, offset = flat.numel() * flat.itemsize, flat.storage_offset() * flat.itemsize
+    width = next(width for width in (4, 2, 1) if size % width == 0 and offset % width == 0)
+    return flat.view({4: torch.int32, 2: torch.int16, 1: torch.int8}[width])
+
+
+@functools.cache
+def _numbers(device: torch.device, count: int) -> torch.Tensor:
+    """(count,) odd int64: the same on every rank and device, whatever the version of torch."""
+    return torch.from_numpy(position_numbers(count).view(np.int64)).to(device)
+
+
+def position_numbers(count: int) -> np.ndarray:
+    """(count,) odd uint64: SplitMix64 (Steele, Lea and Flood, 2014) from state 0, each output made odd."""
+    with np.errstate(over="ignore"):
+        state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (state ^ (state >> np.uint64(31))) | np.uint64(1)

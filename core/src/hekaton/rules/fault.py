@@ -1,0 +1,38 @@
+"""Rules for ``[fault]``: what is looked for can be found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hekaton.errors import HekatonError
+from hekaton.rules.run import Run
+
+
+def replay_repeats(run: Run) -> Iterator[HekatonError]:
+    """Algorithms that give other bits each time would be taken for broken hardware."""
+    if run.config.fault.replay_every and run.device_type == "cuda" and not run.config.debug.deterministic:
+        yield run.violation(
+            f"fault.replay_every = {run.config.fault.replay_every} needs algorithms that repeat to the bit, "
+            "and several of CUDA's do not",
+            "fault.replay_every",
+            "debug.deterministic",
+            hint="set debug.deterministic = true",
+        )
+
+
+def faults_are_looked_for(run: Run) -> Iterator[str]:
+    """A check that finds nothing says so before the run."""
+    fault, steps = run.config.fault, run.config.training.steps
+    for name in ("compare_replicas_every", "replay_every"):
+        if getattr(fault, name) > steps:
+            yield f"fault.{name} = {getattr(fault, name)} is more than training.steps = {steps}: no effect"
+    degrees = run.config.parallelism
+    if not 0 < fault.compare_replicas_every <= steps or run.world_size is None:
+        return
+    if run.world_size == 1:
+        yield "fault.compare_replicas_every: no effect on one process: nothing has a second copy"
+    elif degrees.data_parallel_replicate_degree == degrees.tensor_parallel_degree == 1:
+        yield (
+            "fault.compare_replicas_every: no parameter has a second copy (data_parallel_replicate_degree "
+            "and tensor_parallel_degree are 1): only buffers and the optimizer's counters are compared"
+        )

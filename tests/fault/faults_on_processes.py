@@ -1,0 +1,95 @@
+"""Run by test_faults.py on several processes: undisturbed steps with all checks on, and steps with one bit flipped."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hekaton.config import load
+from hekaton.distributed import this_process
+from hekaton.errors import TrainingError
+from hekaton.rules import check
+from hekaton.trainer import Trainer
+
+
+def run(cases: dict[str, dict], folder: str, result: str) -> None:
+    """:param cases: name -> ``flags``, ``steps``, and ``flip``: what to flip a bit of, and on which rank."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    said = {}
+    for name, case in cases.items():
+        print(f"-- {name}", flush=True)  # read when a process ends without an exception
+        torch._dynamo.reset()
+        try:
+            said[name] = outcome(case, folder)
+        except Exception as e:
+            raise AssertionError(name) from e
+    Path(folder, f"{result}-{dist.get_rank()}.json").write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+def outcome(case: dict, folder: str) -> str:
+    """What the run says of the flipped bit; nothing when it saw none."""
+    process = this_process()
+    loaded = load([], [*case["flags"], "--job.dump_folder", folder])
+    check(loaded, world_size=process.world_size, device_type="cpu")
+    trainer = Trainer(loaded, process)
+    try:
+        for trainer.step in range(1, case["steps"] + 1):
+            last = trainer.step == case["steps"]
+            flip = case.get("flip") if last else None
+            if flip and flip["what"] in ("gradient", "buffer"):
+                flip_in_one_pass(trainer, **flip)
+            trainer.train_step()
+            if flip and flip["what"] in ("parameter", "moment"):
+                flip_bit(found(trainer, **flip), flip["ranks"])
+            trainer.faults.after_step(trainer.step)
+    except TrainingError as e:
+        return str(e)
+    finally:
+        trainer.loader.close()
+    return ""
+
+
+def flip_in_one_pass(trainer: Trainer, **flip) -> None:
+    """Flip a bit of what the first of the two passes leaves."""
+    run_microbatch, passes = trainer.forward_backward._run, []
+
+    def disturbed(inputs, targets):
+        losses = run_microbatch(inputs, targets)
+        passes.append(losses)
+        if len(passes) == 1:
+            flip_bit(found(trainer, **flip), flip["ranks"])
+        return losses
+
+    trainer.forward_backward._run = disturbed
+
+
+def found(trainer: Trainer, *, what: str, name: str, ranks: list[int]) -> torch.Tensor | None:
+    for part in trainer.model_parts:
+        parameters, buffers = dict(part.named_parameters()), dict(part.named_buffers())
+        if name in buffers and what == "buffer":
+            return buffers[name]
+        if name in parameters:
+            if what == "parameter":
+                return parameters[name]
+            if what == "gradient":
+                return parameters[name].grad
+            return next(
+                o.state[parameters[name]]["exp_avg"]
+                for o in trainer.optimizers
+                if parameters[name] in o.state
+            )
+    return None
+
+
+@torch.no_grad()
+def flip_bit(tensor: torch.Tensor | None, ranks: list[int]) -> None:
+    """The lowest bit of one element, in memory: the smallest error that there is."""
+    if tensor is None or dist.get_rank() not in ranks:
+        return
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    local.view(-1).view(torch.uint8)[local.numel() // 2 * local.itemsize] ^= 1

@@ -1,0 +1,220 @@
+"""A bit that flips where nobody looks: named by tensor, rank and host; and nothing is named where none flipped."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from hekaton.cli import main
+from hekaton.testing import run_command, run_processes
+from hekaton.testing.distributed import NamedLayout
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "faults_on_processes.py"
+TOYS = HERE.parent / "distributed/toys.py"
+HOST = socket.gethostname()
+TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 48, "vocab_size": 264}
+MODEL = [
+    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--model.overrides", json.dumps(TINY),
+]  # fmt: skip
+RUN = [
+    "--training.seq_len", "16", "--training.steps", "1000", "--lr_scheduler.warmup_steps", "1",
+    "--training.global_batch_size", "8", "--training.mixed_precision_param", "float32",
+]  # fmt: skip
+BOTH = ["--fault.compare_replicas_every", "1", "--fault.replay_every", "1"]
+DENOISER = [
+    "--plugins.load", str(TOYS), "--model.name", "denoiser", "--model.overrides", "{}",
+    "--model.tokenizer", "byte", "--training.objective", "masked_denoising",
+]  # fmt: skip
+NORM = "layers.0.attention_norm.weight"
+WQ = "layers.1.attention.wq.weight"
+
+
+def case(layout: str, *flags: str, steps: int = 2, model=MODEL, **flip) -> dict:
+    layout = NamedLayout(layout)
+    rows = ["--training.local_batch_size", str(8 // layout.dp)]
+    return {
+        "flags": [*model, *RUN, *layout.flags, *([] if "--training.local_batch_size" in flags else rows), *BOTH, *flags],
+        "steps": steps,
+        "processes": layout.processes,
+        "flip": flip or None,
+    }  # fmt: skip
+
+
+ACCUMULATED = ["--training.local_batch_size", "1"]
+QUICK = {
+    "undisturbed replicate2 tp2": case("replicate2 tp2", *ACCUMULATED),
+    "undisturbed shard2 pp2": case("shard2 pp2"),
+    "parameter": case("replicate4", what="parameter", name=WQ, ranks=[2]),
+    "norm": case("replicate2 tp2", what="parameter", name=NORM, ranks=[3]),
+    "moment": case("replicate4", what="moment", name=NORM, ranks=[1]),
+    "gradient": case("replicate2 tp2", what="gradient", name=WQ, ranks=[1]),
+    "buffer": case("shard4", model=DENOISER, what="buffer", name="layers.3.router.counts", ranks=[3]),
+}
+MORE = {
+    "undisturbed cp2 tp2": case("cp2 tp2"),
+    "undisturbed denoiser": case("replicate2 shard2", *ACCUMULATED, model=DENOISER, steps=3),
+    "undisturbed Muon": case("replicate2 shard2", "--optimizer.name", "Muon"),
+    "undisturbed on the host": case("replicate2 shard2", "--training.enable_cpu_offload"),
+    "undisturbed compiled": case("replicate2 tp2", "--compile.enable", "--compile.backend", "aot_eager"),
+    "two ranks": case("replicate4", what="parameter", name=WQ, ranks=[0, 2]),
+    "stage": case("pp2 replicate2", what="parameter", name=WQ, ranks=[3]),
+    "part": case("replicate2 shard2", what="moment", name=WQ, ranks=[1]),
+    "gradient of a stage": case("shard2 pp2", what="gradient", name=WQ, ranks=[2]),
+}
+NAMED = {
+    "parameter": f"{WQ}: rank 2 (host {HOST}) left what 3 others have",
+    "two ranks": f"{WQ}: ranks 0 and 2 (host {HOST}) against ranks 1 and 3 (host {HOST}), none of them a majority",
+    "norm": f"{NORM}: rank 3 (host {HOST}) left what 3 others have",
+    "stage": f"{WQ}: rank 2 (host {HOST}) against rank 3 (host {HOST}), none of them a majority",
+    "moment": f"exp_avg of {NORM}: rank 1 (host {HOST}) left what 3 others have",
+    "part": f"exp_avg of {WQ}, (16, 32) at (16, 0) of (32, 32): rank 1 (host {HOST}) against rank 3 (host {HOST}), ",
+    "gradient": f"rank 1 (host {HOST}): the gradient of {WQ}",
+    "gradient of a stage": f"rank 2 (host {HOST}): the gradient of {WQ}",
+    "buffer": f"rank 3 (host {HOST}): the buffer layers.3.router.counts",
+}  # fmt: skip
+DRIFTED = "step 2: replicas that must be equal to the bit are not"
+TWO_RESULTS = "step 2: the first microbatch was computed twice from the same state, with two results"
+
+
+def launched(cases: dict[str, dict], folder: Path) -> dict[str, str]:
+    """What each run said, which all of its ranks must have said alike."""
+    said = {}
+    for processes in {case["processes"] for case in cases.values()}:
+        those = {name: case for name, case in cases.items() if case["processes"] == processes}
+        result = f"said-{processes}"
+        run_processes(
+            SCRIPT, "run", processes=processes, timeout=1700, cases=those, folder=str(folder), result=result
+        )
+        everywhere = [json.loads((folder / f"{result}-{rank}.json").read_text()) for rank in range(processes)]
+        for name in those:
+            assert len({of_rank[name] for of_rank in everywhere}) == 1, name
+            said[name] = everywhere[0][name]
+    return said
+
+
+def check_said(said: dict[str, str]) -> None:
+    """Nothing of what nobody disturbed; of a flipped bit one line, with tensor, rank and host."""
+    for name, text in said.items():
+        if name.startswith("undisturbed"):
+            assert text == "", name
+            continue
+        first, line, *_ = text.splitlines()
+        assert first == (TWO_RESULTS if name.startswith(("gradient", "buffer")) else DRIFTED), name
+        assert line.strip().startswith(NAMED[name]), name
+        assert len(text.splitlines()) == 3, name
+
+
+def test_a_flipped_bit_is_named_with_its_tensor_rank_and_host(tmp_path):
+    check_said(launched(QUICK, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_flipped_bit_is_named_under_other_layouts(tmp_path):
+    check_said(launched(MORE, tmp_path))
+
+
+def test_the_checks_change_nothing_and_cost_nothing_when_off(tmp_path):
+    """The losses are the same with and without them, dropout included; off, no digest is computed."""
+    plugin = tmp_path / "dropout.py"
+    plugin.write_text(DROPOUT)
+    words = [
+        "train", *MODEL, *RUN, "--training.local_batch_size", "4", "--training.steps", "3",
+        "--plugins.load", str(plugin), "--model.converters", '["dropout"]', "--metrics.log_freq", "1",
+    ]  # fmt: skip
+    on, off = (run_command(*words, *flags, cwd=tmp_path) for flags in (["--fault.replay_every", "1"], []))
+    assert on.returncode == off.returncode == 0, on.stderr + off.stderr
+    losses = [
+        [line.split("  ")[2:4] for line in run.stderr.splitlines() if "  step " in line] for run in (on, off)
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
+    assert "digests: 0\n" in off.stdout
+    assert "digests: 0\n" not in on.stdout
+
+
+DROPOUT = """
+from torch import nn
+import hekaton.fault.digest
+from hekaton.contributions import Converter, Ref, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+
+@hookimpl
+def hekaton_converters():
+    return [Converter("dropout", build=Ref("dropout:build"))]
+
+
+@hookimpl
+def hekaton_run_ended(step, error):
+    print("digests:", len(computed))
+
+
+computed = []
+digest = hekaton.fault.digest.digest
+hekaton.fault.digest.digest = lambda tensor: computed.append(tensor) or digest(tensor)
+
+
+class Dropout:
+    def convert(self, draft):
+        draft.model.norm.register_forward_hook(lambda module, inputs, output: nn.functional.dropout(output, 0.5))
+        return draft
+
+
+def build(section, dims):
+    return Dropout()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "notice"),
+    [
+        (["--fault.replay_every", "9"], "fault.replay_every = 9 is more than training.steps = 5: no effect"),
+        (
+            ["--fault.compare_replicas_every", "2", "--world_size", "1"],
+            "fault.compare_replicas_every: no effect on one process",
+        ),
+        (["--fault.compare_replicas_every", "2", "--world_size", "2"], "no parameter has a second copy"),
+    ],
+)
+def test_a_check_that_finds_nothing_says_so(capsys, flags, notice):
+    assert (
+        main(
+            [
+                "config",
+                "check",
+                *MODEL,
+                *RUN,
+                "--training.local_batch_size",
+                "4",
+                "--training.steps",
+                "5",
+                *flags,
+            ]
+        )
+        == 0
+    )
+    assert notice in "".join(capsys.readouterr())
+
+
+MATRIX = [
+    "replicate2", "shard2", "cp2", "tp2", "pp2", "replicate4", "shard4", "cp4", "tp4", "pp4", "replicate2 shard2",
+    "replicate2 cp2", "replicate2 tp2", "replicate2 pp2", "shard2 cp2", "shard2 tp2", "shard2 pp2", "cp2 tp2",
+    "cp2 pp2", "tp2 pp2",
+]  # fmt: skip
+STEPS = 25
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_undisturbed_steps_on_every_layout(tmp_path):
+    deep = [*MODEL[:-1], json.dumps({**TINY, "n_layers": 6, "n_kv_heads": 4})]
+    cases = {layout: case(layout, model=deep, steps=STEPS) for layout in MATRIX}
+    said = launched(cases, tmp_path)
+    assert said == dict.fromkeys(MATRIX, "")
