@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from hekaton.checkpoint.state import model_tensors
+from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.errors import TrainingError
 from hekaton.fault.digest import digests
 
