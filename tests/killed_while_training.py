@@ -6,16 +6,19 @@ A moment is an operation on the files of the checkpoint folder that is about to 
 import contextlib
 import io
 import json
+import runpy
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
-from hekaton.testing.killing import count_moments, in_a_fork, kill_at
+
+killing = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("killing.py"))))
 
 FLAGS = [
     "--model.tokenizer", "byte",
@@ -56,13 +59,13 @@ def state_of(folder: Path) -> str:
 
 def run(root: str) -> None:
     whole, folder = Path(root, "whole"), Path(root, "run")
-    moments = count_moments(partial(on_moments, whole), lambda: train(whole))
+    moments = killing.count_moments(partial(on_moments, whole), lambda: train(whole))
     outcomes = []
     for i in range(MOMENTS):
         shutil.rmtree(folder, ignore_errors=True)
         moment = 1 + i * (moments - 1) // (MOMENTS - 1)
-        kill_at(moment, partial(on_moments, folder), lambda: train(folder))
-        said = in_a_fork(lambda: train(folder))
+        killing.kill_at(moment, partial(on_moments, folder), lambda: train(folder))
+        said = killing.in_a_fork(lambda: train(folder))
         outcomes.append([state_of(folder) == state_of(whole), said])
     print(json.dumps(outcomes))
 

@@ -71,7 +71,7 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
     timeout = timedelta(seconds=settings.init_timeout_seconds)
     try:
         if process.world_size == 1:
-            store = torch._C._distributed_c10d.HashStore()
+            store = dist.HashStore()  # type: ignore[attr-defined]  # public, and documented
         else:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
         dist.init_process_group(

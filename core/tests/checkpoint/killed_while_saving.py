@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import shutil
 import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.disk.folders import folder_at
 from hekaton.checkpoint.disk.manifest import Manifest, check_sizes
 from hekaton.checkpoint.tensors import dcp
-from hekaton.testing.killing import count_moments, in_a_fork, kill_at
+
+killing: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[3] / "tests" / "killing.py")))
 
 KEEP = 2
 SCHEME = ""
@@ -100,14 +103,14 @@ def run(folder: str, scheme: str, every: int) -> None:
         manager.save(1, state(1.0), {})
         manager.save(2, state(2.0), {})
 
-    in_a_fork(two_steps)
+    killing.in_a_fork(two_steps)
     where = root / "run"
     shutil.copytree(before, where)
-    moments = count_moments(on_moments, lambda: saves(where))
+    moments = killing.count_moments(on_moments, lambda: saves(where))
     outcomes = []
     for moment in range(1, moments + 1, every):
         shutil.rmtree(where)
         shutil.copytree(before, where)
-        kill_at(moment, on_moments, lambda: saves(where))
-        outcomes.append(in_a_fork(lambda: resumed(where)))
+        killing.kill_at(moment, on_moments, lambda: saves(where))
+        outcomes.append(killing.in_a_fork(lambda: resumed(where)))
     print(json.dumps(outcomes))

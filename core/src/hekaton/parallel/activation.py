@@ -54,14 +54,14 @@ def apply_activation_checkpoint(
         recompute = partial(recompute, context_fn=contexts)
 
     def forward(block: Any, *inputs: Any, **options: Any) -> Any:
-        return recompute(block._recomputed, *inputs, **options)
+        return recompute(block.recomputed_forward, *inputs, **options)
 
     # One function for all blocks, which finds the rest on its block: the compiler makes one graph of it,
     # where it finds nothing of ours to compile in a partial of torch's checkpoint.
     block: Any
     for name, block in blocks(model, plan):
         if (every_block.index(name) + 1) % every == 0:
-            block._recomputed = block.forward
+            block.recomputed_forward = block.forward
             block.forward = MethodType(forward, block)
 
 

@@ -114,8 +114,8 @@ def apply_compile(
     block: Any
     options = compile_options(settings)
     for _, block in blocks(model, layout.plan):
-        if inside_checkpoint and "_recomputed" in vars(block):
-            block._recomputed = torch.compile(block._recomputed, fullgraph=whole, **options)
+        if inside_checkpoint and "recomputed_forward" in vars(block):
+            block.recomputed_forward = torch.compile(block.recomputed_forward, fullgraph=whole, **options)
         else:
             block.compile(fullgraph=whole, **options)
 

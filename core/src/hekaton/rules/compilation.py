@@ -139,11 +139,11 @@ def backend_exists(run: Run) -> Iterator[HekatonError | str]:
     if not settings.components:
         yield "compile.enable has no effect: compile.components is empty"
         return
-    import torch._dynamo
+    import torch.compiler
 
-    if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
+    if settings.backend not in torch.compiler.list_backends(exclude_tags=()):
         yield run.violation(
             f"unknown backend '{settings.backend}' (compile.backend)",
             "compile.backend",
-            hint=choices_hint(settings.backend, torch._dynamo.list_backends()),
+            hint=choices_hint(settings.backend, torch.compiler.list_backends()),
         )

@@ -63,7 +63,7 @@ def _train(words: list[str], steps: int) -> list[tuple[float, float]]:
     files, flags = split_files(words)
     loaded = load(files, flags)
     check(loaded, world_size=process.world_size, device_type="cpu")
-    torch._dynamo.reset()  # what was compiled before counts towards the limit of recompilations
+    torch.compiler.reset()  # what was compiled before counts towards the limit of recompilations
     trainer = Trainer(loaded, process)
     numbers = []
     for trainer.step in range(1, steps + 1):

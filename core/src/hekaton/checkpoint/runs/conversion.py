@@ -116,7 +116,7 @@ def export_weights(
 
 def to_torch(source: Path, target: Path, *, progress: Progress | None = None) -> None:
     """Write the model of a checkpoint as a dict of tensors, a file for ``torch.load``."""
-    from torch._subclasses import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from hekaton.checkpoint.tensors.dcp import plain_errors
 
