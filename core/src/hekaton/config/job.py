@@ -93,6 +93,10 @@ class JobConfig(SectionModel):
         return training.global_batch_size
 
 
+# A class that is made here has no source: pydantic would look for its docstrings through all loaded modules.
+_NO_SOURCE = {"use_attribute_docstrings": False}
+
+
 def config_class(plugins: Plugins) -> tuple[type[JobConfig], list[HekatonError]]:
     """:class:`JobConfig` with the sections of plugins added, and what is wrong with those that cannot be."""
     config: type[SectionModel] = JobConfig
@@ -135,7 +139,9 @@ def _extended(
         )
     inner = _extended(there or _namespace(name), tuple(rest), schema, contributed) if rest else schema
     fields: Mapping[str, Any] = {name: (inner, Field(default_factory=inner))}
-    return create_model(owner.__name__, __base__=owner, __doc__=owner.__doc__, **fields)
+    return create_model(
+        owner.__name__, __base__=owner, __doc__=owner.__doc__, __cls_kwargs__=_NO_SOURCE, **fields
+    )
 
 
 def _gives_way(section: type[SectionModel]) -> bool:
@@ -143,7 +149,7 @@ def _gives_way(section: type[SectionModel]) -> bool:
 
 
 def _namespace(name: str) -> type[SectionModel]:
-    return create_model(f"{name.title()}Section", __base__=SectionModel)
+    return create_model(f"{name.title()}Section", __base__=SectionModel, __cls_kwargs__=_NO_SOURCE)
 
 
 def class_at(config: type[SectionModel], path: Path) -> type[SectionModel] | None:
