@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 case ${1:-} in --torch | --python | --lowest | --prepare) exec tests/versions.sh "$@" ;; esac
 
 if ! python3 -c 'import hekaton, hekaton_hf, hekaton_llama3, hekaton_parallel, hekaton_qwen3, hekaton_tensorboard
-import build, hypothesis, importlinter, jsonschema, mkdocs, mypy, pytest, pytest_timeout, ruff, transformers' 2>/dev/null; then
+import build, hypothesis, importlinter, jsonschema, mkdocs, mypy, pytest, pytest_timeout, ruff, transformers, xdist' 2>/dev/null; then
     if [ requirements.txt -nt .venv/.ready-dev ] || [ requirements-dev.txt -nt .venv/.ready-dev ]; then
         echo "setting up .venv" >&2
         python3 -m venv .venv
@@ -31,7 +31,8 @@ step "$python" -m mypy
 step lint-imports
 step "$python" docs/generate.py --check
 step "$python" -m mkdocs build --strict --site-dir "$(mktemp -d)"
-step "$python" -m pytest -m "not slow"
+# One worker keeps a core busy; the processes of a distributed test share what the other leaves.
+step "$python" -m pytest -n 2 -m "not slow"
 if [ "${1:-}" != "--quick" ]; then
-    step "$python" -m pytest -m slow
+    step "$python" -m pytest -n 2 -m slow
 fi

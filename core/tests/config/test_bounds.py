@@ -78,9 +78,9 @@ def test_a_long_line_is_quoted_in_part(problems):
 
 
 def test_of_very_many_mistakes_the_first_are_described(problems):
-    started = time.perf_counter()
+    started = time.process_time()
     said = problems("[training]\n" + "".join(f"steps_{number} = 1\n" for number in range(20_000)))
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert len(said) == 51
     assert "from: run.toml, line 2\n" in said[0]
     assert said[-1] == "and 19950 more values are wrong"
@@ -89,10 +89,10 @@ def test_of_very_many_mistakes_the_first_are_described(problems):
 def _seconds(lines: int) -> float:
     items = "".join(f'    "layers.{number}",\n' for number in range(lines))
     Path("run.toml").write_text(f"[plugins]\ndisable = [\n{items}]\n[training]\nsteps = 1\n")
-    started = time.perf_counter()
+    started = time.process_time()
     file = TomlFile.read("run.toml")
     assert file.origin(("training", "steps"))() == f"run.toml, line {lines + 5}"
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_a_long_list_takes_time_in_proportion():
@@ -105,9 +105,9 @@ def test_many_keys_take_time_in_proportion(plugin_flags):
     Path("run.toml").write_text(
         "[parallelism.plan]\n" + "".join(f"k{number} = 'colwise'\n" for number in range(20_000))
     )
-    started = time.perf_counter()
+    started = time.process_time()
     loaded = load(["run.toml"], plugin_flags)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert len(loaded.config.parallelism.plan) == 20_000
 
 
