@@ -43,6 +43,10 @@ PRIVATE_NAMES = (
         "the shape of a parameter's part on any rank",
     ),
     PrivateName(
+        "torch.distributed.tensor._utils.compute_local_shape_and_global_offset",
+        "the place of this rank's part in a parameter",
+    ),
+    PrivateName(
         "torch.distributed.pipelining._utils.InferenceMode",
         "stages whose shapes are known need no vote on it",
         seen=("2.13", "2.14"),
