@@ -25,22 +25,28 @@ RUNS = {
         "--optimizer.groups", '[{"match": "*norm*", "weight_decay": 0.0, "lr_factor": 0.5}]',
     ],
     "adapters": [*PLUGIN, "--model.converters", "adapt_values"],
+    "lora": [*PLUGIN, "--model.converters", "lora,start_adapters", "--lora.rank", "4"],
     "z-loss": [*PLUGIN, "--training.objective", "next_token_z"],
 }  # fmt: skip
+RUNS["lora in the last layer"] = [*RUNS["lora"], "--lora.targets", "layers.5.attention.wv"]
+"""Under a pipeline, all that earlier stages have is frozen."""
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]
 ACCUMULATED = ["--training.local_batch_size", "1"]
 CASES = [
-    (run, layout, *flags)
-    for run in RUNS
-    for layout, *flags in [
-        ("shard2", *ACCUMULATED),
-        ("shard2", *RECOMPUTED),
-        ("tp2",),
-        ("tp2", "--parallelism.no-sequence_parallel", "--parallelism.disable_loss_parallel"),
-        ("cp2",),
-        ("pp2", *RECOMPUTED),
-        ("pp2", "--parallelism.pipeline_parallel_schedule", "ZBVZeroBubble"),
-    ]
+    *[(run, layout) for run in ("adapters", "lora in the last layer") for layout in ("tp2", "pp2")],
+    *[
+        (run, layout, *flags)
+        for run in ("denoiser", "muon", "lora", "z-loss")
+        for layout, *flags in [
+            ("shard2", *ACCUMULATED),
+            ("shard2", *RECOMPUTED),
+            ("tp2",),
+            ("tp2", "--parallelism.no-sequence_parallel", "--parallelism.disable_loss_parallel"),
+            ("cp2",),
+            ("pp2", *RECOMPUTED),
+            ("pp2", "--parallelism.pipeline_parallel_schedule", "ZBVZeroBubble"),
+        ]
+    ],
 ]
 
 

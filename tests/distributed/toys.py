@@ -248,6 +248,17 @@ def adapt_values(section, dims):
     return AdaptValues()
 
 
+class StartAdapters:
+    """Adapters that are not 0 in the beginning, so that both of their factors have a gradient."""
+
+    def convert(self, draft):
+        return replace(draft, init={**draft.init, "**.lora_b": Normal(0.1)})
+
+
+def start_adapters(section, dims):
+    return StartAdapters()
+
+
 def lift(section, context):
     between = Shard(1) if context.sequence_parallel else Replicate()
     return RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
@@ -265,7 +276,8 @@ def hekaton_models():
 @hookimpl
 def hekaton_converters():
     return [
-        Converter("adapt_values", build=Ref("toys:adapt_values"), summary="adapters beside a frozen model")
+        Converter("adapt_values", build=Ref("toys:adapt_values"), summary="adapters beside a frozen model"),
+        Converter("start_adapters", build=Ref("toys:start_adapters"), summary="adapters that are not 0"),
     ]
 
 

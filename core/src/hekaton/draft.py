@@ -48,6 +48,7 @@ class Draft:
         the module. Others are frozen: they get no gradient and no optimizer state.
     :param merges: how an export makes tensors of the model as it was from those of the converted one.
     :param rows: rows of the weight table for parameters that are added and exported by themselves.
+    :param export_format: the checkpoint format in which ``checkpoint.last_save_in_hf`` writes the model.
     """
 
     what: str
@@ -58,6 +59,7 @@ class Draft:
     trained: Sequence[str] | None = None
     merges: Sequence[Merge] = ()
     rows: Sequence[Row] = ()
+    export_format: str = "hf"
 
     def with_words(self, words: Mapping[str, str]) -> Draft:
         """The draft with words of the plan's tensor rows replaced (``{"colwise": "float8_colwise"}``)."""

@@ -38,7 +38,15 @@ class HekatonError(Exception):
 
 
 class ConfigError(HekatonError):
-    """The configuration is wrong."""
+    """The configuration is wrong.
+
+    :param fields: the configuration fields that it is about (``lora.rank``): a check of the configuration
+        adds where they were set.
+    """
+
+    def __init__(self, message: str, *, origin: str = "", hint: str = "", fields: Sequence[str] = ()) -> None:
+        super().__init__(message, origin=origin, hint=hint)
+        self.fields = tuple(fields)
 
 
 class ConfigErrors(ConfigError):

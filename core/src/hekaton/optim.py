@@ -107,18 +107,24 @@ class LearningRate:
         return {"lr": rates[REST], **others}
 
 
+def _local(tensor: Any) -> torch.Tensor:
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.detach()
+
+
 def clip_grad_norm(
     parameters: Iterable[nn.Parameter], max_norm: float, *, pipeline: dist.ProcessGroup | None = None
 ) -> torch.Tensor:
     """Scale gradients so that their global 2-norm is at most ``max_norm``; 0 only measures it.
 
-    :param parameters: those of this rank, plain or on any mix of meshes.
+    :param parameters: those of this rank, frozen ones too, plain or on any mix of meshes.
     :param pipeline: the ranks that hold the other stages' parameters.
     :returns: the norm before clipping, a scalar, the same on every rank.
     """
     from torch.distributed.tensor import DTensor
 
     groups: dict[Any, list[torch.Tensor]] = {}
+    parameters = list(parameters)
     for parameter in parameters:
         if (grad := parameter.grad) is None:
             continue
@@ -127,8 +133,8 @@ def clip_grad_norm(
     for grads in groups.values():
         norm = nn.utils.get_total_norm(grads)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if not norms:
-        norms.append(torch.zeros(()))
+    if not norms:  # every parameter of this rank is frozen; other ranks send norms of this kind
+        norms.append(next((one.new_zeros(()) for one in map(_local, parameters)), torch.zeros(())))
     total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if pipeline is not None and pipeline.size() > 1:
         squared = total.square()

@@ -142,6 +142,7 @@ def test_files_come_before_flags():
     [
         (int | str, "3", "3"),
         (list[int], "1,2", [1, 2]),
+        (list[str], "layers.*.{wq,wv}, out", ["layers.*.{wq,wv}", "out"]),
         (tuple[float, ...], "1,.5", [1, 0.5]),
         (list[str] | str, "a", ["a"]),
         (dict[str, int] | None, '{"a": 1}', {"a": 1}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,9 @@ def _take(field: FieldInfo | None, text: str, value: str | None, rest: list[str]
     return _json_or(value, value) if field is None else read_value(field.annotation, value)
 
 
+_COMMA = re.compile(r",(?![^{}]*})")  # not one in braces, which is a pattern's
+
+
 def read_value(annotation: Any, text: str) -> Any:
     """The value that ``text`` writes for a field of this type; ``text`` itself where it writes none."""
     allowed = kinds(annotation)
@@ -151,7 +155,7 @@ def read_value(annotation: Any, text: str) -> Any:
     if list in allowed:
         if text.startswith("["):
             return _json_or(text, text)
-        words = [word.strip() for word in text.split(",")] if text else []
+        words = [word.strip() for word in _COMMA.split(text)] if text else []
         return [word if str in _item_kinds(annotation) else _number(word) for word in words]
     if dict in allowed:
         return _json_or(text, text)

@@ -77,6 +77,9 @@ def apply_tensor_parallel(
 ) -> None:
     """Apply each module's word; tied parameters stay tied.
 
+    A module with parameters that styles do not know, as a converter adds them, has a method
+    ``apply_style(style, mesh)`` that is called instead, and applies the style to what it knows.
+
     :param words: module name -> what makes its style; modules that this stage lacks are left out.
     :param mesh: the ``tp`` axis.
     :raises ConfigError: for a tied parameter that its modules' words place in different ways.
@@ -86,7 +89,11 @@ def apply_tensor_parallel(
     tied = ties(model)
     modules = {name: module for name, module in model.named_modules() if name in words}
     for name, module in modules.items():
-        parallelize_module(module, mesh, words[name](context))
+        style = words[name](context)
+        if hasattr(module, "apply_style"):
+            module.apply_style(style, mesh)
+        else:
+            parallelize_module(module, mesh, style)
     tie(model, tied)  # each style distributes its own module's parameters
 
 

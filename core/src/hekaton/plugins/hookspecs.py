@@ -89,6 +89,8 @@ def hekaton_converters() -> list[Converter]:  # type: ignore[empty-body]
         with ``convert(draft)``, which returns the :class:`hekaton.draft.Draft`, changed; an optional
         ``after_step(model_parts)`` runs after each optimizer step.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_lora`` contributes ``lora``.
     """
 
 
@@ -196,7 +198,7 @@ def hekaton_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empt
         tensors, none of them read yet, and writes named tensors into a folder, one at a time.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
-    Example: ``hekaton_hf`` contributes ``hf``.
+    Example: ``hekaton_hf`` contributes ``hf``, ``hekaton_lora`` contributes ``peft``.
     """
 
 
@@ -220,6 +222,8 @@ def hekaton_checks() -> list[Check]:  # type: ignore[empty-body]
         violations (``run.violation(message, "section.field", hint=...)``) and, as plain strings, notices. It
         yields nothing in a run that its plugin has no part in.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_lora`` says when frozen weights are random ones.
     """
 
 

@@ -15,6 +15,12 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "command": ("convert_from_hf", "convert_to_hf", "download"),
     },
     "hekaton-llama3": {"model": ("llama3",), "hf adapter": ("llama3",)},
+    "hekaton-lora": {
+        "check": ("adapters_have_a_base", "lora_export_is_written"),
+        "checkpoint format": ("peft",),
+        "converter": ("lora",),
+        "section": ("lora",),
+    },
     "hekaton-parallel": {
         "parallel style": (
             "colwise", "head_norm", "replicate", "rowwise", "sequence_norm", "vocab_embedding",

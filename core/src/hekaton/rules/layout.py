@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hekaton.build import MetaModel, tensor_words
-from hekaton.errors import ConfigErrors, HekatonError, choices_hint
+from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.parallel.pipeline import stage_layout
 from hekaton.parallel.schedules import SCHEDULES, SPLIT_BACKWARD, microbatches_needed
 from hekaton.parallel.tensor import TensorContext, Word, cut_sizes
@@ -191,7 +191,9 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
     dims = run.model_dims
     meta = run.meta
     if isinstance(meta, HekatonError):
-        yield from meta.problems if isinstance(meta, ConfigErrors) else [meta]
+        for problem in meta.problems if isinstance(meta, ConfigErrors) else [meta]:
+            fields = problem.fields if isinstance(problem, ConfigError) else ()
+            yield run.violation(problem.message, *fields, hint=problem.hint) if fields else problem
         return
     if dims.tp > 1:
         try:

@@ -17,7 +17,7 @@ from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.weights.facts import ModelFacts, facts_of
-from hekaton.weights.format import WeightFormat, Weights
+from hekaton.weights.format import Unmerged, WeightFormat, Weights
 from hekaton.weights.lazy import LazyTensor, cast
 from hekaton.weights.merge import merged, unmerged
 from hekaton.weights.table import WeightTable
@@ -112,15 +112,37 @@ def build_format(plugins: Plugins, name: str) -> WeightFormat:
 
 
 def export(
-    found: Counterpart, ours: Mapping[str, LazyTensor], *, dtype: str | None, facts: ModelFacts, what: str
+    found: Counterpart,
+    ours: Mapping[str, LazyTensor],
+    *,
+    dtype: str | None,
+    facts: ModelFacts,
+    what: str,
+    base: str | None = None,
 ) -> Weights:
-    """The model's tensors as its counterpart's, with the configuration of that."""
-    tensors = found.table.to_hf(merged(found.merges, ours), what=what)
+    """The model's tensors as its counterpart's, with the configuration of that.
+
+    :param base: see :class:`hekaton.weights.format.Unmerged`.
+    """
+    table = found.table
+    tensors = table.to_hf(merged(found.merges, ours), what=what)
     if dtype is not None:
         tensors = {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
+        ours = {name: cast(tensor, DTYPES[dtype]) for name, tensor in ours.items()}
     config = found.adapter.write_config.load()(found.config)
     config = {"architectures": list(found.adapter.architectures[:1]), **config}
-    return Weights(config=config, tensors=tensors, facts=facts)
+    unmerged = Unmerged(merges=found.merges, table=table, tensors=ours, base=base)
+    return Weights(config=config, tensors=tensors, facts=facts, unmerged=unmerged)
+
+
+def base_of(config: Mapping[str, Any]) -> str | None:
+    """The folder in the layout of Hugging Face that a run started from.
+
+    :param config: its configuration, as a manifest has it.
+    """
+    checkpoint = config.get("checkpoint", {})
+    path: str | None = checkpoint.get("initial_load_path") if checkpoint.get("initial_load_in_hf") else None
+    return path
 
 
 def identify(

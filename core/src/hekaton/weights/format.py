@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hekaton.weights.facts import ModelFacts
 from hekaton.weights.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    from hekaton.draft import Merge
+    from hekaton.weights.table import WeightTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmerged:
+    """A converted model, for formats that write what a converter added by itself.
+
+    :param merges: how tensors of the model as it was are made from ``tensors``.
+    :param table: which tensor of the model as it was is which of ``Weights.tensors``.
+    :param tensors: the model's own, by their own names.
+    :param base: the folder in another layout that the run started from, where it did.
+    """
+
+    merges: Sequence[Merge]
+    table: WeightTable
+    tensors: Mapping[str, LazyTensor]
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +40,7 @@ class Weights:
     :param generation: the content of its ``generation_config.json``, where it has one. Only read.
     :param absent: names that the folder lists, and does not hold. Only read.
     :param facts: what is known of the model beside that; it counts more than ``config``. Only written.
+    :param unmerged: what ``tensors`` were merged from. Only written.
     """
 
     config: Mapping[str, Any]
@@ -27,6 +48,7 @@ class Weights:
     generation: Mapping[str, Any] = field(default_factory=dict)
     absent: Collection[str] = ()
     facts: ModelFacts = field(default_factory=ModelFacts)
+    unmerged: Unmerged | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,13 @@ def _merged(merge: Merge, parts: Sequence[LazyTensor]) -> LazyTensor:
     return LazyTensor(like.shape, like.dtype, load)
 
 
+def as_unconverted(merges: Sequence[Merge], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Live tensors of a converted model under their names in the model as it was, without what was added."""
+    names = {merge.parts[merge.like]: merge.into for merge in merges}
+    others = added(merges)
+    return {names.get(name, name): tensor for name, tensor in tensors.items() if name not in others}
+
+
 def added(merges: Sequence[Merge]) -> frozenset[str]:
     """The tensors that only the converted model has."""
     return frozenset(part for merge in merges for i, part in enumerate(merge.parts) if i != merge.like)

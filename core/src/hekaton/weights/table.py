@@ -145,6 +145,17 @@ class WeightTable:
             if one.layers is None or layer in one.layers
         }
 
+    def rows_of(self, ours: Iterable[str]) -> dict[str, Row]:
+        """The row of each of these tensors of the model, with exact names.
+
+        :raises CheckpointError: for one that no row has.
+        """
+        rows = {name: one for one in self._expanded() for name in one.ours}
+        unknown = [name for name in ours if name not in rows]
+        if unknown:
+            raise CheckpointError(f"no row of the weight table has {listed(unknown)}")
+        return {name: rows[name] for name in ours}
+
     def _expanded(self) -> Iterator[Row]:
         """The rows with exact names, layer by layer."""
         for repeats, group in groupby(self.rows, key=lambda one: one.repeats):

@@ -29,6 +29,7 @@ from hekaton.weights import LazyTensor
 from hekaton.weights.counterpart import (
     Counterpart,
     adapter_of,
+    base_of,
     build_format,
     differing,
     export,
@@ -103,7 +104,8 @@ def export_weights(
     found = _described(plugins, stored, model=model, flavor=flavor)
     found.check_shapes(stored.tensors, model_tensors([found.on_meta()]), what=str(source))
     facts = facts_of_step(stored.manifest.describe)
-    exported = export(found, stored.tensors, dtype=dtype, facts=facts, what=str(source))
+    base = base_of(stored.manifest.describe.get("config", {}))
+    exported = export(found, stored.tensors, dtype=dtype, facts=facts, what=str(source), base=base)
     writer = build_format(plugins, format_name)
     with (
         _whole_or_not_there(target) as partial,

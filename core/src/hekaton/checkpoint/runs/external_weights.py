@@ -13,7 +13,7 @@ import torch
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.errors import CheckpointError
-from hekaton.weights.counterpart import Counterpart, export, read_config
+from hekaton.weights.counterpart import Counterpart, base_of, export, read_config
 from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.format import WeightFormat, WriteOptions
@@ -85,8 +85,15 @@ def save(
 
     def written() -> None:
         stored = open_model(step)
-        facts = facts_of_step(stored.manifest.describe)
-        weights = export(model, stored.tensors, dtype=None, facts=facts, what=str(step))
+        describe = stored.manifest.describe
+        weights = export(
+            model,
+            stored.tensors,
+            dtype=None,
+            facts=facts_of_step(describe),
+            what=str(step),
+            base=base_of(describe.get("config", {})),
+        )
         weight_format.write(partial, weights, WriteOptions(assets=assets, rank=ranks.rank, ranks=ranks.size))
 
     def told(action: Callable[[], object]) -> None:

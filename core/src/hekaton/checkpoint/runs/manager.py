@@ -201,17 +201,22 @@ class CheckpointManager:
         choose: Choose,
         optional: Collection[str] = (),
         check: Callable[[Mapping[str, Any]], None] | None = None,
+        fit: Callable[[Parts, Collection[str]], Parts] | None = None,
     ) -> Loaded:
         """Fill the tensors in place from a checkpoint that is not this run's; nothing there is changed.
 
         :param path: a step folder; a folder of steps, of which the newest whole, good one is taken; or a
             folder that another program wrote with DCP: of that the model, without checksums to verify.
+        :param fit: ``fit(parts, stored)`` gives the parts to fill from a checkpoint with tensors of these
+            names; it may leave tensors out and call them by other names.
         :raises CheckpointError: when there is no checkpoint, it cannot be used or does not fit.
         """
         began = time.perf_counter()
 
         def fill(found: Step) -> Loaded:
-            return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
+            return self._fill(
+                parts, found, choose=choose, optional=optional, check=check, fit=fit, began=began
+            )
 
         return use_elsewhere(path, self._ranks, choose, fill)
 
@@ -229,6 +234,7 @@ class CheckpointManager:
         optional: Collection[str],
         check: Callable[[Mapping[str, Any]], None] | None,
         began: float,
+        fit: Callable[[Parts, Collection[str]], Parts] | None = None,
     ) -> Loaded:
         from hekaton.checkpoint.tensors.reading import read
 
@@ -236,6 +242,8 @@ class CheckpointManager:
         if check is not None:
             check(manifest.info)
         wanted = {name: parts[name] for name in choose(manifest)} if choose is not None else parts
+        if fit is not None:
+            wanted = fit(wanted, found.tensors)
         chosen = self._fitting(wanted, found, folder, optional)
         files = manifest.files
         unverified = {name: record for name, record in files.items() if name not in found.verified}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +34,7 @@ from hekaton.data.loader import check_identity
 from hekaton.errors import CheckpointError
 from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
 from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
+from hekaton.weights.merge import added, as_unconverted
 
 if TYPE_CHECKING:
     from hekaton.build import MetaModel
@@ -244,13 +245,13 @@ class RunCheckpoints:
             step,
             step.with_name(f"{step.name}-hf"),
             assets=None if assets is None else Path(assets),
-            **self._in_hf(),
+            **self._in_hf(self._run.meta.draft.export_format),
         )
 
-    def _in_hf(self) -> dict[str, Any]:
+    def _in_hf(self, format_name: str = "hf") -> dict[str, Any]:
         meta = self._run.meta
         return {
-            "weight_format": build_format(self._plugins, "hf"),
+            "weight_format": build_format(self._plugins, format_name),
             "model": Counterpart(
                 spec=meta.spec,
                 flavor=self._config.model.flavor,
@@ -293,7 +294,7 @@ class RunCheckpoints:
             log.info("started with the weights of %s", path)
             return 0
         if settings.initial_load_model_only:
-            loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of)
+            loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of, fit=self._unconverted)
             self._came_from(facts_of_step(loaded.describe))
             log.info("started with the model of %s", loaded.folder)
             return 0
@@ -351,6 +352,14 @@ class RunCheckpoints:
 
     def _model_of(self, manifest: Manifest) -> list[str]:
         return [name for name in (MODEL,) if name not in self._settings.exclude_from_loading]
+
+    def _unconverted(self, parts: Parts, stored: Collection[str]) -> Parts:
+        """The model's tensors as they were before the converters, where ``stored`` has nothing that these
+        added: that keeps its initial values."""
+        merges = self._run.meta.draft.merges
+        if MODEL not in parts or not merges or not added(merges).isdisjoint(stored):
+            return parts
+        return {**parts, MODEL: as_unconverted(merges, parts[MODEL])}
 
     def _check_data(self, info: Mapping[str, Any]) -> None:
         if "data_loader" in info and "data_loader" not in self._settings.exclude_from_loading:
