@@ -118,7 +118,7 @@ def test_a_config_that_is_no_flavor_is_refused_with_the_nearest(hf: Path, refuse
         ({"num_attention_heads": 0}, "num_attention_heads = 0: a whole number above 0 was expected"),
         ({"rope_parameters": 3}, "rope_parameters = 3: a JSON object was expected"),
         ({"architectures": ["MistralForCausalLM"]}, "its architectures are MistralForCausalLM"),
-        ({"quantization_config": {}}, "is quantized: that is not available yet"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantized as 'gptq': that is not known here"),
     ],
 )
 def test_a_config_of_something_else(changes: dict[str, Any], said: str, hf: Path, refused: Run) -> None:

@@ -8,14 +8,15 @@ import torch
 from hekaton_blocks import DocumentAttention
 
 
-def written_out(q, k, v, starts):
-    """softmax(q k^T / sqrt(d)) v for each query on its own, over the keys of its document so far."""
-    out = torch.empty_like(q)
+def written_out(q, k, v, starts, scale=None):
+    """softmax(q k^T * scale) v for each query on its own, over the keys of its document so far."""
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     group = q.shape[1] // k.shape[1]
     for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
         first = max(s for s in starts[b] if s <= t)
         keys, values = k[b, h // group, first : t + 1], v[b, h // group, first : t + 1]
-        weights = torch.softmax(keys @ q[b, h, t] / math.sqrt(q.shape[-1]), dim=0)
+        weights = torch.softmax(keys @ q[b, h, t] * scale, dim=0)
         out[b, h, t] = weights @ values
     return out
 
@@ -44,6 +45,16 @@ def test_without_documents_each_row_is_one(qkv):
     torch.testing.assert_close(
         DocumentAttention()(*qkv), written_out(*qkv, [[0], [0]]), rtol=1e-12, atol=1e-12
     )
+
+
+def test_values_may_be_narrower_and_the_scale_is_the_one_given(qkv):
+    q, k, v = qkv
+    narrow, everywhere = v[..., :5], torch.arange(9)
+    for documents, starts in ((ids_from(STARTS, 9), STARTS), (None, [[0], [0]])):
+        expected = written_out(q, k, narrow, starts, scale=0.9)
+        for at in ({}, {"queries_at": everywhere, "keys_at": everywhere}):
+            out = DocumentAttention(scale=0.9)(q, k, narrow, documents, **at)
+            torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_masked_path_that_compile_takes_is_the_same(qkv):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hekaton_blocks import RopeScaling, apply_rotary, rotary_table
+from hekaton_blocks import RopeScaling, YarnScaling, apply_rotary, rotary_table
 from hekaton_blocks.rope import inverse_frequencies
 
 
@@ -36,3 +36,39 @@ def test_scaling_is_that_of_transformers(factor):
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     got = inverse_frequencies(128, 500_000.0, RopeScaling(factor=factor), device=torch.device("cpu"))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.2, "beta_fast": 16.0, "beta_slow": 2.0},
+        {"factor": 32.0, "truncate": False},
+    ],
+)
+def test_yarn_is_that_of_transformers(given):
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 4096, **given}
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=1, rope_parameters=parameters,
+        max_position_embeddings=int(4096 * given["factor"]),
+    )  # fmt: skip
+    expected, factor = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    scaling = YarnScaling(**given)
+    got = inverse_frequencies(64, 1e4, scaling, device=torch.device("cpu"))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    assert scaling.rotary_factor == pytest.approx(factor, rel=1e-12)
+    table = rotary_table(torch.tensor([7]), 64, 1e4, scaling)
+    torch.testing.assert_close(table[..., 0].squeeze(), (7 * expected).cos() * factor, rtol=1e-5, atol=1e-6)
+
+
+def test_deepseeks_softmax_factors():
+    """0.1 * mscale * ln(40) + 1, squared: by hand for V3 and V2."""
+    assert YarnScaling(40.0, mscale=1.0, mscale_all_dim=1.0).softmax_factor == pytest.approx(
+        1.8738542, rel=1e-6
+    )
+    assert YarnScaling(40.0, mscale=0.707, mscale_all_dim=0.707).softmax_factor == pytest.approx(
+        1.5896261, rel=1e-6
+    )

@@ -20,6 +20,7 @@ def attend() -> None:
             for documents in (None, DOCUMENTS):
                 group = ContextGroup(process_group=dist.group.WORLD, load_balance=load_balance)
                 compare(build(None, group), group, documents)
+                compare(build(None, group), group, documents, scale=0.7, v_head_dim=6)
     dist.destroy_process_group()
 
 
@@ -31,24 +32,27 @@ def attend_by_flash() -> None:
     for load_balance in (True, False):
         group = ContextGroup(process_group=dist.group.WORLD, load_balance=load_balance)
         compare(ring(None, group), group, None, dtype=torch.float32, tolerance=2e-6)
+        compare(ring(None, group), group, None, scale=0.7, v_head_dim=6, dtype=torch.float32, tolerance=2e-6)
         compare(ring(None, group), group, None, dtype=torch.bfloat16, tolerance=3e-2)
     dist.destroy_process_group()
 
 
-def compare(strategy, group, documents, *, dtype=torch.float64, tolerance=1e-12) -> None:
+def compare(
+    strategy, group, documents, *, scale=None, v_head_dim=8, dtype=torch.float64, tolerance=1e-12
+) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = [
-        torch.randn(2, heads, SEQ, 8, generator=generator, dtype=torch.float64)
-        for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)
+        torch.randn(2, heads, SEQ, channels, generator=generator, dtype=torch.float64)
+        for heads, channels in ((HEADS, 8), (KV_HEADS, 8), (KV_HEADS, v_head_dim), (HEADS, v_head_dim))
     ]
     *inputs, grad = whole
     reference = [x.clone().requires_grad_() for x in inputs]
-    expected = DocumentAttention()(*reference, documents)
+    expected = DocumentAttention(scale=scale)(*reference, documents)
     expected.backward(grad)
 
     at = strategy.order(SEQ, group.degree).chunk(group.degree)[group.rank]
     mine = [x[:, :, at].clone().requires_grad_() for x in inputs]
-    got = strategy.replace(DocumentAttention())(*(x.to(dtype) for x in mine), documents)
+    got = strategy.replace(DocumentAttention(scale=scale))(*(x.to(dtype) for x in mine), documents)
     got.backward(grad[:, :, at].to(dtype))
     torch.testing.assert_close(got.double(), expected[:, :, at], rtol=tolerance, atol=tolerance)
     for x, its in zip(mine, reference, strict=True):

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping
 
 NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "hekaton-deepseek-v3": {"model": ("deepseek_v3",), "hf adapter": ("deepseek_v3",)},
     "hekaton-hf": {
         "check": ("text_files_are_there",),
         "tokenizer": ("hf",),
@@ -23,8 +24,9 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "hekaton-parallel": {
         "parallel style": (
-            "colwise", "head_norm", "replicate", "rowwise", "sequence_norm", "vocab_embedding",
-            "vocab_output",
+            "colwise", "gather_for_heads", "gathering_colwise", "head_norm", "local_linear", "local_norm",
+            "part_layer", "part_linear", "part_norm", "replicate", "rowwise", "sequence_norm",
+            "vocab_embedding", "vocab_output",
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -73,6 +73,8 @@ class WeightTable:
         absent, and is otherwise compared.
     :param own: tensors of the model that the other side has no place for.
     :param ignored: names on the other side that hold nothing of the model (``{i}`` as in rows).
+    :param left_out: a part of the model there that this one is built without, in words -> its names there.
+        Read, they are left out and the part is named in a notice.
     """
 
     rows: Sequence[Row]
@@ -81,11 +83,17 @@ class WeightTable:
     tied: Mapping[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
     own: Sequence[Own] = ()
+    left_out: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def optional(self) -> frozenset[str]:
         """Names on the other side that may be absent there."""
-        return frozenset({*self.tied, *self._ignored_names()})
+        return frozenset({*self.tied, *self._ignored_names()}.union(*self.left_out.values()))
+
+    def notices(self, theirs: Collection[str]) -> list[str]:
+        """What a reader should know of the names on the other side, a line each."""
+        there = {part: sum(name in names for name in theirs) for part, names in self.left_out.items()}
+        return [f"{part}: left out, {count} tensors" for part, count in there.items() if count]
 
     def to_hf(self, ours: Mapping[str, LazyTensor], *, what: str) -> dict[str, LazyTensor]:
         """All tensors of the other side, made from the model's.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +17,13 @@ class DocumentAttention(nn.Module):
 
     Without parameters, and apart from the projections, so that strategies which split the sequence can take
     its place.
+
+    :param scale: of the scores before the softmax; ``head_dim ** -0.5`` when ``None``.
     """
+
+    def __init__(self, *, scale: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
 
     def forward(
         self,
@@ -30,14 +38,31 @@ class DocumentAttention(nn.Module):
         """Attend.
 
         :param q: (batch, n_heads, seq, head_dim)
-        :param k: (batch, n_kv_heads, seq, head_dim), and ``v`` likewise; ``n_kv_heads`` divides ``n_heads``.
+        :param k: (batch, n_kv_heads, seq, head_dim); ``n_kv_heads`` divides ``n_heads``.
+        :param v: (batch, n_kv_heads, seq, v_head_dim)
         :param documents: (batch, seq), which document each token is of, the tokens of one being neighbours,
             or what :func:`~hekaton_blocks.pack_documents` made of that; ``None`` for one document per row.
         :param queries_at: the positions in the sequence that ``q`` holds, and ``keys_at`` those of ``k`` and
             ``v``, where they are not simply all of it in order.
-        :returns: (batch, n_heads, seq, head_dim)
+        :returns: (batch, n_heads, seq, v_head_dim)
         """
-        grouped = q.shape[1] != k.shape[1]
+        width = v.shape[-1]
+        if q.device.type == "cpu" and width < q.shape[-1]:
+            # The CPU's flash kernel takes heads of one size; without it all scores would be in memory.
+            padded = F.pad(v, (0, q.shape[-1] - width))
+            return self._attend(q, k, padded, documents, queries_at, keys_at)[..., :width]
+        return self._attend(q, k, v, documents, queries_at, keys_at)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        documents: Documents,
+        queries_at: torch.Tensor | None,
+        keys_at: torch.Tensor | None,
+    ) -> torch.Tensor:
+        options: dict[str, Any] = {"scale": self.scale, "enable_gqa": q.shape[1] != k.shape[1]}
         if queries_at is None and keys_at is None and isinstance(documents, torch.Tensor):
             documents = pack_documents(documents)
         ids = documents.ids if isinstance(documents, PackedDocuments) else documents
@@ -45,26 +70,31 @@ class DocumentAttention(nn.Module):
             mask = queries_at[:, None] >= keys_at
             if ids is not None:
                 mask = (mask & (ids[:, queries_at, None] == ids[:, None, keys_at]))[:, None]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
         if ids is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         if isinstance(documents, PackedDocuments) and q.dtype != torch.float64:
-            return flex_attention(q, k, v, documents.tiles, grouped=grouped)
+            return flex_attention(q, k, v, documents.tiles, **options)
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._each_document(q, k, v, ids, grouped)
+            return self._each_document(q, k, v, ids, options)
         same = ids[:, None, :, None] == ids[:, None, None, :]
         mask = same & torch.ones_like(same[:1]).tril()
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
 
     def _each_document(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor, grouped: bool
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        documents: torch.Tensor,
+        options: dict[str, Any],
     ) -> torch.Tensor:
         """Document by document: the CPU kernel skips the masked half, and all of the other documents."""
         rows = []
         for row, ids in enumerate(documents):
             lengths = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
             pieces = [
-                F.scaled_dot_product_attention(*piece, is_causal=True, enable_gqa=grouped)
+                F.scaled_dot_product_attention(*piece, is_causal=True, **options)
                 for piece in zip(*(x[row : row + 1].split(lengths, dim=2) for x in (q, k, v)), strict=True)
             ]
             rows.append(torch.cat(pieces, dim=2))

@@ -91,7 +91,13 @@ def _ordered(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def flex_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tiles: Any, *, grouped: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tiles: Any,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """FlexAttention, compiled by itself where nothing around it is.
 
@@ -100,7 +106,7 @@ def flex_attention(
     from torch.nn.attention import flex_attention as flex
 
     attend: Any = flex.flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    out: torch.Tensor = attend(q, k, v, block_mask=tiles, enable_gqa=grouped)
+    out: torch.Tensor = attend(q, k, v, block_mask=tiles, scale=scale, enable_gqa=enable_gqa)
     return out
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 
 def decoder_flops_per_token(
-    n_matmul_params: int, *, n_layers: int, n_heads: int, head_dim: int, seq_len: int
+    n_matmul_params: int, *, n_layers: int, n_heads: int, head_dim: float, seq_len: int
 ) -> float:
     """Forward and backward of a dense decoder, per token.
 
     6 operations per parameter that is multiplied (2 forward, 4 backward; embeddings are looked up, not
     multiplied), and for each layer's causal attention half of the 12 per pair of positions and channel
     (PaLM, Chowdhery et al., 2022, appendix B, halved for the causal mask).
+
+    :param head_dim: where keys and values differ in theirs, the mean of both.
     """
     return 6.0 * n_matmul_params + 6.0 * n_layers * n_heads * head_dim * seq_len

@@ -19,6 +19,7 @@ from hekaton.weights.format import Weights, WriteOptions
 from hekaton.weights.lazy import Region
 from hekaton_hf.assets import check_ids, facts_of_assets
 from hekaton_hf.folders import CONFIG, GENERATION, read_json, write_json
+from hekaton_hf.quantized import decoded
 from hekaton_hf.safetensors_file import DTYPES, write_file
 
 log = logging.getLogger("hekaton")
@@ -42,8 +43,6 @@ class HFFormat:
     def open(self, folder: Path) -> Weights:
         """:raises CheckpointError: for a file that is missing, damaged or not what it should be."""
         config = read_json(folder / CONFIG)
-        if config.get("quantization_config") is not None:
-            raise CheckpointError(f"{folder} is quantized: that is not available yet")
         generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
         tensors: dict[str, LazyTensor] = {}
         absent: set[str] = set()
@@ -53,6 +52,7 @@ class HFFormat:
                 _check_index(folder, file, set(expected), set(found))
                 absent |= set(expected) - set(found)
             tensors |= found
+        tensors = decoded(tensors, config, what=str(folder))
         return Weights(config=config, tensors=tensors, generation=generation, absent=frozenset(absent))
 
     def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:

@@ -2,7 +2,7 @@
 
 A strategy takes the place of an inner attention's forward, ``(q, k, v, documents)``, where ``q``, ``k`` and
 ``v`` are this rank's part of the sequence, (batch, heads, seq / cp, head_dim), and ``documents`` that of the
-whole row, (batch, seq), as the model prepared it for attention.
+whole row, (batch, seq), as the model prepared it for attention. ``v`` may have a head_dim of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed import _functional_collectives as collectives
 
@@ -40,8 +41,9 @@ class AllGather:
         group = self._group
 
         def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
-            gathered = _all_gather(torch.stack((k, v)), gather_dim=3, group=group.process_group)
-            keys, values = _wait(gathered)
+            both = torch.cat((k, v), dim=-1)
+            gathered = _wait(_all_gather(both, gather_dim=2, group=group.process_group))
+            keys, values = gathered.split((k.shape[-1], v.shape[-1]), dim=-1)
             keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
             queries_at = keys_at.chunk(group.degree)[group.rank]
             return attend(q, keys, values, documents, queries_at=queries_at, keys_at=keys_at)
@@ -99,15 +101,19 @@ class Ring:
 
     def replace(self, inner: nn.Module) -> Attend:
         group = self._group
+        scale: float | None = getattr(inner, "scale", None)
 
         def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
             result: torch.Tensor
-            if documents is None and has_flash(q):
-                result = FlashRingAttention.apply(q, k, v, group.load_balance, group.process_group)
-                return result
+            if documents is None and has_flash(q) and v.shape[-1] <= q.shape[-1]:
+                padded = F.pad(v, (0, q.shape[-1] - v.shape[-1]))  # the kernels take heads of one size
+                result = FlashRingAttention.apply(
+                    q, k, padded, scale, group.load_balance, group.process_group
+                )
+                return result[..., : v.shape[-1]]
             documents = getattr(documents, "ids", documents)  # hekaton_blocks.PackedDocuments has more
             parts = self.order(k.shape[2] * group.degree, group.degree, device=q.device).chunk(group.degree)
-            result = RingAttention.apply(q, k, v, documents, parts, group.process_group)
+            result = RingAttention.apply(q, k, v, scale, documents, parts, group.process_group)
             return result
 
         return forward

@@ -41,9 +41,10 @@ def has_flash(q: torch.Tensor) -> bool:
 class FlashRingAttention(torch.autograd.Function):
     """Causal attention over keys and values that travel round a process group, a flash kernel per part.
 
-    ``apply(q, k, v, load_balance, group)``: ``q`` (batch, heads, n, head_dim), ``k`` and ``v`` (batch,
-    kv_heads, n, head_dim), each rank's part in the order of ``head_tail`` or, without ``load_balance``,
-    contiguous. The loop is torch's (``torch.distributed.tensor.experimental``).
+    ``apply(q, k, v, scale, load_balance, group)``: ``q`` (batch, heads, n, head_dim), ``k`` and ``v`` (batch,
+    kv_heads, n, head_dim), ``scale`` of the scores or ``None``, each rank's part in the order of
+    ``head_tail`` or, without ``load_balance``, contiguous. The loop is torch's
+    (``torch.distributed.tensor.experimental``).
     """
 
     @staticmethod
@@ -52,6 +53,7 @@ class FlashRingAttention(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        scale: float | None,
         load_balance: bool,
         group: dist.ProcessGroup,
     ) -> torch.Tensor:
@@ -69,11 +71,11 @@ class FlashRingAttention(torch.autograd.Function):
 
         with _loop_options(load_balance):
             out, lse, *others = loop._templated_ring_attention(
-                group, 2, attend, q, k, v, is_causal=True, dropout_p=0.0
+                group, 2, attend, q, k, v, is_causal=True, dropout_p=0.0, scale=scale
             )
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.kept = dict(zip(kept, others, strict=False))
-        ctx.load_balance, ctx.group = load_balance, group
+        ctx.scale, ctx.load_balance, ctx.group = scale, load_balance, group
         return out
 
     @staticmethod
@@ -92,9 +94,10 @@ class FlashRingAttention(torch.autograd.Function):
 
         with _loop_options(ctx.load_balance):
             of_inputs = loop._templated_ring_attention_backward(
-                ctx.group, 2, attend, grads[0], "grad_out", q, k, v, out, lse, True, dropout_p=0.0, **ctx.kept
-            )
-        return *of_inputs, None, None
+                ctx.group, 2, attend, grads[0], "grad_out", q, k, v, out, lse, True, dropout_p=0.0,
+                scale=ctx.scale, **ctx.kept,
+            )  # fmt: skip
+        return *of_inputs, None, None, None
 
 
 @contextlib.contextmanager
@@ -113,9 +116,10 @@ def _loop_options(load_balance: bool) -> Iterator[None]:
 class RingAttention(torch.autograd.Function):
     """Causal attention inside documents, over keys and values that travel round a process group.
 
-    ``apply(q, k, v, documents, parts, group)``: ``q`` (batch, heads, n, head_dim), ``k`` and ``v`` (batch,
-    kv_heads, n, head_dim), ``documents`` (batch, seq) or ``None``, ``parts`` the positions in the sequence
-    that each rank of ``group`` holds. Block by block, with the scores of one block in memory at a time.
+    ``apply(q, k, v, scale, documents, parts, group)``: ``q`` (batch, heads, n, head_dim), ``k`` (batch,
+    kv_heads, n, head_dim), ``v`` (batch, kv_heads, n, v_head_dim), ``scale`` of the scores or ``None`` for
+    head_dim ** -0.5, ``documents`` (batch, seq) or ``None``, ``parts`` the positions in the sequence that
+    each rank of ``group`` holds. Block by block, with the scores of one block in memory at a time.
     """
 
     @staticmethod
@@ -124,55 +128,63 @@ class RingAttention(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        scale: float | None,
         documents: torch.Tensor | None,
         parts: tuple[torch.Tensor, ...],
         group: dist.ProcessGroup,
     ) -> torch.Tensor:
         rank, degree = group.rank(), group.size()
-        out = torch.zeros_like(q)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        sizes = (k.shape[-1], v.shape[-1])
+        out = q.new_zeros(*q.shape[:3], v.shape[-1])
         lse = q.new_full((*q.shape[:3], 1), -math.inf)
-        block = torch.stack((k, v))
+        block = torch.cat((k, v), dim=-1)
         for step in range(degree):
             owner = (rank - step) % degree
             if step:
                 block = _rotate(block, group)
-            scores = _scores(q, block[0], documents, parts[rank], parts[owner])
+            keys, values = block.split(sizes, dim=-1)
+            scores = _scores(q, keys, scale, documents, parts[rank], parts[owner])
             block_lse = scores.logsumexp(dim=-1, keepdim=True)
             merged = torch.logaddexp(lse, block_lse)
-            out = out * _weight(lse, merged) + _weight(scores, merged) @ _per_query_head(block[1], q)
+            out = out * _weight(lse, merged) + _weight(scores, merged) @ _per_query_head(values, q)
             lse = merged
         ctx.save_for_backward(q, k, v, documents, out, lse, *parts)
-        ctx.group = group
+        ctx.group, ctx.scale = group, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grads
         q, k, v, documents, out, lse, *parts = ctx.saved_tensors
-        group = ctx.group
+        group, scale = ctx.group, ctx.scale
+        sizes = 2 * (k.shape[-1], v.shape[-1])
         rank, degree = group.rank(), group.size()
-        scale = 1.0 / math.sqrt(q.shape[-1])
         delta = (grad * out).sum(dim=-1, keepdim=True)
         grad_q = torch.zeros_like(q)
-        block = torch.stack((k, v, torch.zeros_like(k), torch.zeros_like(v)))  # the last two: their gradients
+        # The last two are their gradients.
+        block = torch.cat((k, v, torch.zeros_like(k), torch.zeros_like(v)), dim=-1)
         for step in range(degree):
             owner = (rank - step) % degree
             if step:
                 block = _rotate(block, group)
-            keys, values = _per_query_head(block[0], q), _per_query_head(block[1], q)
-            weights = _weight(_scores(q, block[0], documents, parts[rank], parts[owner]), lse)
+            of_owner = block.split(sizes, dim=-1)
+            keys, values = _per_query_head(of_owner[0], q), _per_query_head(of_owner[1], q)
+            weights = _weight(_scores(q, of_owner[0], scale, documents, parts[rank], parts[owner]), lse)
             grad_scores = weights * (grad @ values.mT - delta) * scale
             grad_q += grad_scores @ keys
-            block[2] += _per_kv_head(grad_scores.mT @ q, k)
-            block[3] += _per_kv_head(weights.mT @ grad, v)
+            of_owner[2].add_(_per_kv_head(grad_scores.mT @ q, k))
+            of_owner[3].add_(_per_kv_head(weights.mT @ grad, v))
         if degree > 1:
             block = _rotate(block, group)
-        return grad_q, block[2], block[3], None, None, None
+        grad_k, grad_v = block.split(sizes, dim=-1)[2:]
+        return grad_q, grad_k, grad_v, None, None, None, None
 
 
 def _scores(
     q: torch.Tensor,
     k: torch.Tensor,
+    scale: float,
     documents: torch.Tensor | None,
     queries_at: torch.Tensor,
     keys_at: torch.Tensor,
@@ -182,7 +194,7 @@ def _scores(
     if documents is not None:
         same = documents[:, queries_at, None] == documents[:, None, keys_at]
         allowed = (allowed & same)[:, None]
-    scores = q @ _per_query_head(k, q).mT / math.sqrt(q.shape[-1])
+    scores = q @ _per_query_head(k, q).mT * scale
     return scores.masked_fill(~allowed, -math.inf)
 
 

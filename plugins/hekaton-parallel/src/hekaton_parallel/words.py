@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 from torch.distributed.tensor.placement_types import Placement
 
@@ -64,7 +64,31 @@ def part_layer(section: Any, context: TensorContext) -> ParallelStyle:
 
 def part_linear(section: Any, context: TensorContext) -> ParallelStyle:
     """A linear layer inside a ``part_layer``, whose weight every rank has whole."""
-    return _OnPart(Shard(1))
+    return _OnRows(Shard(0))
+
+
+def local_norm(section: Any, context: TensorContext) -> ParallelStyle:
+    """A norm whose weight every rank has, of this rank's part of the sequence, which is not gathered."""
+    return _OnPart(_between_modules(context))
+
+
+def local_linear(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer that every rank has whole, of this rank's part of the sequence.
+
+    For projections that are small beside their input, such as the low-rank ones of multi-head latent
+    attention: what they give is gathered instead of what they are given.
+    """
+    return _OnRows(Shard(0) if context.sequence_parallel else Replicate())
+
+
+def gathering_colwise(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer cut by its outputs, which gathers its input; its output stays cut."""
+    return ColwiseParallel(input_layouts=_between_modules(context))
+
+
+def gather_for_heads(section: Any, context: TensorContext) -> ParallelStyle:
+    """A module without parameters, whose input is gathered for the heads that each rank has."""
+    return _GatherForHeads(_between_modules(context))
 
 
 def head_norm(section: Any, context: TensorContext) -> ParallelStyle:
@@ -117,6 +141,41 @@ class _Norm(ParallelStyle):
             return output.redistribute(placements=[Replicate()])
 
         return distribute_module(module, device_mesh, None, enter, leave)
+
+
+class _OnRows(ParallelStyle):
+    """As :class:`_OnPart`, for a linear layer. What it multiplies are rows of tokens, in whatever order: a
+    tensor that is cut along its second dim would be gathered to become a matrix."""
+
+    def __init__(self, rows: Placement) -> None:
+        self._rows = rows
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        forward = module.forward
+
+        def of_rows(x: torch.Tensor) -> torch.Tensor:
+            rows = DTensor.from_local(x.flatten(0, -2), device_mesh, [self._rows], run_check=False)
+            output: DTensor = forward(rows)
+            return output.to_local().unflatten(0, x.shape[:-1])
+
+        distribute_module(module, device_mesh)
+        module.forward = of_rows
+        return module
+
+
+class _GatherForHeads(ParallelStyle):
+    def __init__(self, layout: Placement) -> None:
+        self._layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            x = DTensor.from_local(inputs[0], device_mesh, [self._layout], run_check=False)
+            # Each rank's heads give a part of the gradient.
+            whole = x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+            return (whole, *inputs[1:])
+
+        module.register_forward_pre_hook(enter)
+        return module
 
 
 class _OnPart(ParallelStyle):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ from hekaton.weights.facts import facts_of_step
 from hekaton.weights.format import WriteOptions
 from hekaton.weights.lazy import Region
 
+log = logging.getLogger("hekaton")
+
 PARTIAL = ".partial"
 Progress = Callable[[Mapping[str, LazyTensor]], contextlib.AbstractContextManager[Callable[[int], None]]]
 """Opened with what is to be read; what it gives is called with the number of bytes after each read."""
@@ -67,6 +70,8 @@ def import_weights(
     weights = build_format(plugins, format_name).open(source)
     found = identify(plugins, weights.config, model=model, flavor=flavor, what=str(source))
     tensors = found.from_hf(weights, what=str(source))
+    for notice in found.table.notices(weights.tensors):
+        log.warning("%s: %s", source, notice)
     found.check_shapes(tensors, model_tensors([found.on_meta()]), what=str(source))
     describe = {
         "model": found.spec.name,

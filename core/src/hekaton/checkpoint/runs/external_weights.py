@@ -29,12 +29,14 @@ def load(
     weight_format: WeightFormat,
     model: Counterpart,
     overridden: Collection[str] = (),
+    quantized: bool = False,
     ranks: Ranks,
 ) -> ModelFacts:
     """Fill this rank's tensors in place; it reads what it needs of them. All ranks call it.
 
     :param tensors: those of the model that this rank has, whole or sharded.
     :param overridden: fields of the configuration that may differ from those of ``path``.
+    :param quantized: refuse weights that are not quantized.
     :returns: what ``path`` says of the model beside that.
     :raises CheckpointError: on all ranks, when ``path`` is not of this model or cannot be read.
     """
@@ -43,11 +45,19 @@ def load(
 
     def filled() -> tuple[int, ModelFacts]:
         weights = weight_format.open(path)
+        if quantized and not weights.config.get("quantization_config"):
+            raise CheckpointError(
+                f"checkpoint.initial_load_in_hf_quantized = true, and {what} is not quantized: its "
+                "config.json has no quantization_config"
+            )
         there = read_config(model.adapter, weights.config, what=what)
         differences = model.differences_from(there, besides=overridden)
         if differences:
             raise CheckpointError(f"{what} is not {model}", hint="\n".join(differences))
         ours = model.from_hf(weights, what=what)
+        if ranks.is_first:
+            for notice in model.table.notices(weights.tensors):
+                log.warning("%s: %s", what, notice)
         model.check_shapes(ours, tensors, what=what)
         # What converters add keeps its initial values.
         there_too = {name: tensor for name, tensor in tensors.items() if name not in added(model.merges)}

@@ -287,10 +287,14 @@ class RunCheckpoints:
         settings = self._settings
         if settings.initial_load_in_hf:
             assert isinstance(path, Path)  # a rule
-            overridden = self._config.model.overrides
-            self._came_from(
-                external_weights.load(path, parts["model"], overridden=overridden, **self._in_hf())
+            facts = external_weights.load(
+                path,
+                parts["model"],
+                overridden=self._config.model.overrides,
+                quantized=settings.initial_load_in_hf_quantized,
+                **self._in_hf(),
             )
+            self._came_from(facts)
             log.info("started with the weights of %s", path)
             return 0
         if settings.initial_load_model_only:

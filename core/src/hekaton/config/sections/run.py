@@ -119,8 +119,9 @@ class CheckpointSection(SectionModel):
     position and step as well."""
     initial_load_in_hf: Annotated[bool, OnlyWith("initial_load_path", given=True)] = False
     """``initial_load_path`` is a folder in the layout of Hugging Face: ``config.json`` and safetensors."""
-    initial_load_in_hf_quantized: Annotated[bool, NotYet("starting from a quantized checkpoint")] = False
-    """``initial_load_path`` holds quantized safetensors in the layout of Hugging Face."""
+    initial_load_in_hf_quantized: Annotated[bool, OnlyWith("initial_load_in_hf")] = False
+    """``initial_load_path`` must hold quantized safetensors. They are decoded in any case, where their
+    ``config.json`` says so."""
     last_save_model_only: bool = False
     """Save only the model at the last step: smaller, and the run cannot go on from that step."""
     last_save_in_hf: bool = False

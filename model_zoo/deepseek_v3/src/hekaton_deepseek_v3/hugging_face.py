@@ -1,0 +1,242 @@
+"""DeepSeek V3 and V2 as transformers' ``DeepseekV3ForCausalLM`` and ``DeepseekV2ForCausalLM``.
+
+Scores of a sigmoid are V3, those of a softmax V2. Layouts are the same, but that experts are stacked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hekaton.errors import CheckpointError
+from hekaton.weights import Own, Row, Unstack, WeightTable, row
+from hekaton_blocks import MoEConfig
+from hekaton_blocks.hugging_face import YARN_KEYS, number, rotary_of, whole
+from hekaton_deepseek_v3.model import DeepSeekV3Config
+
+V3, V2 = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM"
+CONTEXT = 163_840
+"""Positions in the published ``config.json`` files."""
+
+# Of transformers' DeepseekV3Config and DeepseekV2Config: what a config.json leaves out is this.
+V3_DEFAULTS = {
+    "vocab_size": 129_280, "hidden_size": 7_168, "intermediate_size": 18_432, "moe_intermediate_size": 2_048,
+    "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+    "n_routed_experts": 256, "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1_536,
+    "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4,
+    "num_experts_per_tok": 8, "first_k_dense_replace": 3, "norm_topk_prob": True, "hidden_act": "silu",
+    "max_position_embeddings": 4_096, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "attention_bias": False, "rope_interleave": True, "rope_theta": 10_000.0,
+}  # fmt: skip
+V2_DEFAULTS = {
+    "vocab_size": 102_400, "hidden_size": 4_096, "intermediate_size": 11_008, "moe_intermediate_size": 1_407,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None, "n_shared_experts": 2,
+    "n_routed_experts": 64, "routed_scaling_factor": 1.0, "kv_lora_rank": 512, "q_lora_rank": 1_536,
+    "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128, "n_group": None, "topk_group": None,
+    "num_experts_per_tok": None, "first_k_dense_replace": 0, "norm_topk_prob": False, "hidden_act": "silu",
+    "max_position_embeddings": 2_048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "attention_bias": False, "mlp_bias": False, "topk_method": "greedy", "rope_theta": 10_000.0,
+}  # fmt: skip
+_KNOWN = {
+    "attention_bias": (False,), "mlp_bias": (False,), "tie_word_embeddings": (False,), "moe_layer_freq": (1,),
+    "hidden_act": ("silu", "swish"), "rope_interleave": (True,),
+}  # fmt: skip
+_ATTENTION = {
+    "wq": "q_proj", "wq_a": "q_a_proj", "q_norm": "q_a_layernorm", "wq_b": "q_b_proj",
+    "wkv_a": "kv_a_proj_with_mqa", "kv_norm": "kv_a_layernorm", "wkv_b": "kv_b_proj", "wo": "o_proj",
+}  # fmt: skip
+_FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_OF_MTP = ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")
+
+
+def table(config: DeepSeekV3Config) -> WeightTable:
+    """Names differ, and experts are one tensor here and one each there."""
+    layers, experts = config.n_layers, 0 if config.experts is None else config.experts.n_experts
+    left_out = {}
+    if config.experts is not None and config.experts.score == "sigmoid":
+        names = [name for one in _layer(config, range(layers, layers + 1), moe=True) for name in one.hf]
+        of_layer = [f"model.layers.{{i}}.{name}.weight" for name in _OF_MTP]
+        left_out[f"multi-token prediction (model.layers.{layers})"] = {
+            name.replace("{i}", str(layers)).replace("{e}", str(expert))
+            for name in [*names, *of_layer]
+            for expert in range(experts if "{e}" in name else 1)
+        }
+    rows = [
+        row("tok_embeddings.weight", "model.embed_tokens.weight"),
+        *_layer(config, range(config.n_dense_layers), moe=False),
+        *_layer(config, range(config.n_dense_layers, layers), moe=True),
+        row("norm.weight", "model.norm.weight"),
+        row("output.weight", "lm_head.weight"),
+    ]
+    own = []
+    if config.experts is not None and config.experts.batch_balance:
+        with_experts = range(config.n_dense_layers, layers)
+        load = Own(name="layers.{i}.moe.load", shape=(experts,), value=1.0, always=False, layers=with_experts)
+        own.append(load)
+    return WeightTable(rows=rows, layers=layers, experts=experts, own=own, left_out=left_out)
+
+
+def _layer(config: DeepSeekV3Config, layers: range, *, moe: bool) -> Iterator[Row]:
+    """The rows of layers of one kind."""
+    if not layers:
+        return
+    ours, theirs = "layers.{i}.", "model.layers.{i}."
+
+    def same(name: str, there: str) -> Row:
+        return row(f"{ours}{name}", f"{theirs}{there}", layers=layers)
+
+    yield same("attention_norm.weight", "input_layernorm.weight")
+    without = {"wq"} if config.q_lora_rank else {"wq_a", "q_norm", "wq_b"}
+    for name, there in _ATTENTION.items():
+        if name not in without:
+            yield same(f"attention.{name}.weight", f"self_attn.{there}.weight")
+    yield same("ffn_norm.weight", "post_attention_layernorm.weight")
+    if not moe:
+        for name, there in _FEED_FORWARD.items():
+            yield same(f"feed_forward.{name}.weight", f"mlp.{there}.weight")
+        return
+    experts = config.experts
+    assert experts is not None
+    yield same("moe.router.gate.weight", "mlp.gate.weight")
+    if experts.bias_rate is not None:
+        yield same("moe.expert_bias", "mlp.gate.e_score_correction_bias")
+    for name, there in _FEED_FORWARD.items():
+        each = f"{theirs}mlp.experts.{{e}}.{there}.weight"
+        yield row(f"{ours}moe.experts.{name}", each, Unstack(experts.n_experts), layers=layers)
+        if experts.n_shared_experts:
+            yield same(f"moe.shared_experts.{name}.weight", f"mlp.shared_experts.{there}.weight")
+
+
+def write_config(config: DeepSeekV3Config) -> dict[str, Any]:
+    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
+    special tokens take the place of those here: the published model's, and none.
+
+    :raises CheckpointError: for routing that neither model of transformers has.
+    """
+    scaling, experts = config.rope_scaling, config.experts
+    v2 = experts is not None and experts.score == "softmax"
+    content = {
+        "architectures": [V2 if v2 else V3],
+        "model_type": "deepseek_v2" if v2 else "deepseek_v3",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "first_k_dense_replace": config.n_dense_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_heads,
+        "q_lora_rank": config.q_lora_rank or None,
+        "kv_lora_rank": config.kv_lora_rank,
+        "qk_nope_head_dim": config.qk_nope_head_dim,
+        "qk_rope_head_dim": config.qk_rope_head_dim,
+        "v_head_dim": config.v_head_dim,
+        "intermediate_size": config.inter_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None
+        if scaling is None
+        else {"type": "yarn", **{key: getattr(scaling, name) for name, key in YARN_KEYS.items()}},
+        "max_position_embeddings": CONTEXT,
+        "num_nextn_predict_layers": 0,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return content if experts is None else content | _experts_content(experts, v2=v2)
+
+
+def _experts_content(experts: MoEConfig, *, v2: bool) -> dict[str, Any]:
+    wanted = {
+        "renormalise": False if v2 else experts.renormalise,
+        "group_score": "max" if v2 else "sum_of_top2",
+        "weights_on_input": False,
+    }
+    lines = [
+        f"moe.{name} = {getattr(experts, name)!r}, there it is {value!r}"
+        for name, value in wanted.items()
+        if getattr(experts, name) != value and (name != "group_score" or experts.n_groups > 1)
+    ]
+    if (experts.bias_rate is None) != v2:
+        lines.append(f"moe.bias_rate = {experts.bias_rate}, there is {'no' if v2 else 'a'} bias")
+    if not experts.n_shared_experts:
+        lines.append("moe.n_shared_experts = 0, there is always one")
+    if lines:
+        raise CheckpointError(
+            f"{V2 if v2 else V3} of transformers does not compute what this model does", hint="\n".join(lines)
+        )
+    greedy = "group_limited_greedy" if experts.n_groups > 1 else "greedy"
+    return {
+        "n_routed_experts": experts.n_experts,
+        "num_experts_per_tok": experts.top_k,
+        "moe_intermediate_size": experts.hidden_dim,
+        "n_shared_experts": experts.n_shared_experts,
+        "n_group": experts.n_groups,
+        "topk_group": experts.n_limited_groups,
+        "norm_topk_prob": experts.renormalise,
+        "routed_scaling_factor": experts.route_scale,
+        "scoring_func": experts.score,
+        "topk_method": greedy if v2 else "noaux_tc",
+    }
+
+
+def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
+    """The configuration that ``config.json`` describes; how experts are balanced, it does not say, and is as
+    for the published model.
+
+    :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
+    """
+    v2 = V2 in (content.get("architectures") or ()) or content.get("model_type") == "deepseek_v2"
+    content = {**(V2_DEFAULTS if v2 else V3_DEFAULTS), **content}
+    known = {
+        **_KNOWN,
+        "scoring_func": ("softmax",) if v2 else ("sigmoid",),
+        "topk_method": ("greedy", "group_limited_greedy") if v2 else ("noaux_tc",),
+        "norm_topk_prob": (False,) if v2 else (True, False),
+        "num_key_value_heads": (content["num_attention_heads"], None),
+    }
+    for key, values in known.items():
+        if key in content and content[key] not in values:
+            raise CheckpointError(f"{key} = {content[key]!r}: the model deepseek_v3 knows only {values[0]!r}")
+    theta, scaling = rotary_of(content, model="deepseek_v3", kinds=("default", "yarn"))
+    layers, dense = whole(content, "num_hidden_layers"), _count(content, "first_k_dense_replace")
+    return DeepSeekV3Config(
+        dim=whole(content, "hidden_size"),
+        n_layers=layers,
+        n_dense_layers=min(dense, layers),
+        n_heads=whole(content, "num_attention_heads"),
+        inter_dim=whole(content, "intermediate_size"),
+        moe=_experts(content, v2=v2) if dense < layers else None,
+        q_lora_rank=0 if content["q_lora_rank"] is None else whole(content, "q_lora_rank"),
+        kv_lora_rank=whole(content, "kv_lora_rank"),
+        qk_nope_head_dim=whole(content, "qk_nope_head_dim"),
+        qk_rope_head_dim=whole(content, "qk_rope_head_dim"),
+        v_head_dim=whole(content, "v_head_dim"),
+        vocab_size=whole(content, "vocab_size"),
+        norm_eps=number(content, "rms_norm_eps"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+    )
+
+
+def _experts(content: Mapping[str, Any], *, v2: bool) -> MoEConfig:
+    grouped = not v2 or content["topk_method"] == "group_limited_greedy"
+    return MoEConfig(
+        n_experts=whole(content, "n_routed_experts"),
+        top_k=whole(content, "num_experts_per_tok"),
+        hidden_dim=whole(content, "moe_intermediate_size"),
+        n_shared_experts=whole(content, "n_shared_experts"),
+        score="softmax" if v2 else "sigmoid",
+        renormalise=bool(content["norm_topk_prob"]),
+        route_scale=number(content, "routed_scaling_factor"),
+        n_groups=whole(content, "n_group") if grouped else 1,
+        n_limited_groups=whole(content, "topk_group") if grouped else 1,
+        group_score="max" if v2 else "sum_of_top2",
+        bias_rate=None if v2 else 1e-3,
+        sequence_balance=1e-3 if v2 else 1e-4,
+    )
+
+
+def _count(content: Mapping[str, Any], key: str) -> int:
+    value = content[key]
+    return 0 if value == 0 and value is not False else whole(content, key)

@@ -1,0 +1,162 @@
+"""DeepSeek V3's tables: flavors, how it is cut, how it starts, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
+from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.spec import TrainSpec
+from hekaton_blocks import MoEConfig, YarnScaling, balance_terms, decoder_flops_per_token, update_experts
+from hekaton_deepseek_v3.model import DeepSeekV3, DeepSeekV3Config
+
+V2_SCALING = YarnScaling(factor=40.0, mscale=0.707, mscale_all_dim=0.707)
+V3_SCALING = YarnScaling(factor=40.0, mscale=1.0, mscale_all_dim=1.0)
+
+flavors = {
+    # torchtitan's shapes, with V3's routing and balance.
+    "debugmodel": DeepSeekV3Config(
+        dim=256, n_layers=6, n_dense_layers=1, n_heads=16, inter_dim=1_024, vocab_size=2_048,
+        rope_scaling=V3_SCALING,
+        moe=MoEConfig(
+            n_experts=8, top_k=3, hidden_dim=256, n_shared_experts=2, score="sigmoid", renormalise=True,
+            n_groups=4, n_limited_groups=2, bias_rate=1e-3, sequence_balance=1e-4,
+        ),
+    ),
+    "16B": DeepSeekV3Config(
+        dim=2_048, n_layers=27, n_dense_layers=1, n_heads=16, inter_dim=10_944, rope_scaling=V2_SCALING,
+        moe=MoEConfig(
+            n_experts=64, top_k=6, hidden_dim=1_408, n_shared_experts=2, group_score="max",
+            sequence_balance=1e-3,
+        ),
+    ),
+    "236B": DeepSeekV3Config(
+        dim=5_120, n_layers=60, n_dense_layers=1, n_heads=128, inter_dim=12_288, q_lora_rank=1_536,
+        rope_scaling=V2_SCALING,
+        moe=MoEConfig(
+            n_experts=160, top_k=6, hidden_dim=1_536, n_shared_experts=2, route_scale=16.0, n_groups=8,
+            n_limited_groups=3, group_score="max", sequence_balance=1e-3,
+        ),
+    ),
+    "671B": DeepSeekV3Config(
+        dim=7_168, n_layers=61, n_dense_layers=3, n_heads=128, inter_dim=18_432, q_lora_rank=1_536,
+        vocab_size=129_280, rope_scaling=V3_SCALING,
+        moe=MoEConfig(
+            n_experts=256, top_k=8, hidden_dim=2_048, n_shared_experts=1, score="sigmoid", renormalise=True,
+            route_scale=2.5, n_groups=8, n_limited_groups=4, bias_rate=1e-3, sequence_balance=1e-4,
+        ),
+    ),
+}  # fmt: skip
+"""Shapes and routing as in the config.json of DeepSeek-V2-Lite, DeepSeek-V2 and DeepSeek-V3; of V2 the weight
+of the balance loss as well (``aux_loss_alpha``), of V3 that and the rate of the bias as in its report."""
+
+
+def plan(config: DeepSeekV3Config) -> ParallelPlan:
+    """How the model is cut.
+
+    Under tensor parallel heads are cut. The projections to latents are whole on every rank and work on its
+    part of the sequence, so that latents are gathered, which are narrower than what they are made from.
+    """
+    queries = {"wq": "gathering_colwise"}
+    if config.q_lora_rank:
+        queries = {"wq_a": "local_linear", "q_norm": "sequence_norm", "wq_b": "colwise"}
+    return ParallelPlan(
+        block="layers.*",
+        tensor={
+            "tok_embeddings": "vocab_embedding",
+            "layers.*.attention_norm": "local_norm",
+            **{f"layers.*.attention.{name}": word for name, word in queries.items()},
+            "layers.*.attention.wkv_a": "local_linear",
+            "layers.*.attention.kv_norm": "sequence_norm",
+            "layers.*.attention.shared_key": "gather_for_heads",
+            "layers.*.attention.wkv_b": "colwise",
+            "layers.*.attention.wo": "rowwise",
+            **_feed_forward(config),
+            "norm": "sequence_norm",
+            "output": "vocab_output",
+        },
+        experts={"layers.*.moe": "grouped_experts"} if config.experts is not None else {},
+        context=["layers.*.attention.inner"],
+        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
+    )
+
+
+def _feed_forward(config: DeepSeekV3Config) -> dict[str, str]:
+    """Experts and the shared ones work on each rank's part of the sequence."""
+    dense = ",".join(str(number) for number in range(config.n_dense_layers))
+    others = ",".join(str(number) for number in range(config.n_dense_layers, config.n_layers))
+    words = {}
+    if dense:
+        words[f"layers.{{{dense}}}.ffn_norm"] = "sequence_norm"
+        words |= {"layers.*.feed_forward.{w1,w3}": "colwise", "layers.*.feed_forward.w2": "rowwise"}
+    if config.experts is not None:
+        words[f"layers.{{{others}}}.ffn_norm"] = "part_norm"
+        words |= {"layers.*.moe": "part_layer", "layers.*.moe.router.gate": "part_linear"}
+        if config.experts.n_shared_experts:
+            words["layers.*.moe.shared_experts.{w1,w2,w3}"] = "part_linear"
+    return words
+
+
+def init(config: DeepSeekV3Config) -> Mapping[str, Initializer]:
+    """How the model starts."""
+    queries = ["wq_a", "wq_b"] if config.q_lora_rank else ["wq"]
+    norms = ["q_norm", "kv_norm"] if config.q_lora_rank else ["kv_norm"]
+    table: dict[str, Initializer] = {
+        "tok_embeddings.weight": Normal(1.0),
+        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
+        "layers.*.attention.wo.weight": DepthScaled(0.02),
+        "norm.weight": Constant(1.0),
+        "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
+    }
+    feed_forward = [
+        *(["feed_forward.{}.weight"] if config.n_dense_layers else []),
+        *(["moe.experts.{}"] if config.experts is not None else []),
+        *(
+            ["moe.shared_experts.{}.weight"]
+            if config.experts is not None and config.experts.n_shared_experts
+            else []
+        ),
+    ]
+    for name in feed_forward:
+        table[f"layers.*.{name.format('w1')}"] = TruncatedNormal(0.02)
+        table[f"layers.*.{name.format('{w2,w3}')}"] = DepthScaled(0.02)
+    if config.experts is not None:
+        table["layers.*.moe.router.gate.weight"] = DepthScaled(0.02)
+    table |= {f"layers.*.attention.{name}.weight": Constant(1.0) for name in norms}
+    table |= {
+        f"layers.*.attention.{name}.weight": TruncatedNormal(0.02) for name in [*queries, "wkv_a", "wkv_b"]
+    }
+    return table
+
+
+def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
+    """Forward and backward, per token of a sequence of ``seq_len``."""
+    dim, heads = config.dim, config.n_heads
+    queries = heads * config.qk_head_dim
+    attention = dim * (config.kv_lora_rank + config.qk_rope_head_dim)
+    attention += config.kv_lora_rank * heads * (config.qk_nope_head_dim + config.v_head_dim)
+    attention += heads * config.v_head_dim * dim
+    attention += config.q_lora_rank * (dim + queries) if config.q_lora_rank else dim * queries
+    feed_forward = config.n_dense_layers * 3 * dim * config.inter_dim
+    if (experts := config.experts) is not None:
+        active = 3 * dim * experts.hidden_dim * (experts.top_k + experts.n_shared_experts)
+        feed_forward += (config.n_layers - config.n_dense_layers) * (active + dim * experts.n_experts)
+    return decoder_flops_per_token(
+        config.n_layers * attention + feed_forward + dim * config.vocab_size,
+        n_layers=config.n_layers,
+        n_heads=heads,
+        head_dim=(config.qk_head_dim + config.v_head_dim) / 2,
+        seq_len=seq_len,
+    )
+
+
+train_spec = TrainSpec(
+    name="deepseek_v3",
+    model=DeepSeekV3,
+    flavors=flavors,
+    plan=plan,
+    init=init,
+    flops_per_unit=flops_per_token,
+    before_step=update_experts,
+    terms=lambda config: balance_terms(config.experts),
+)
