@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 TOGETHER = {"tests/test_stranger.py": "tests/test_wheels.py"}
-"""Files that are run by the same worker of pytest-xdist as another: they share an environment of a gigabyte."""
+"""Files that run on the same worker of pytest-xdist as another: they share an environment of a gigabyte."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

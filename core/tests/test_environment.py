@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hekaton.distributed import this_process
-from hekaton.environment import Place, among_others, launched
+from hekaton.environment import LaunchedRank, among_others, launched
 from hekaton.errors import ConfigError
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,10 +25,10 @@ def environment(monkeypatch):
 
 
 def test_a_place_among_others(environment):
-    assert launched() == Place(0, 0, 1)
+    assert launched() == LaunchedRank(0, 0, 1)
     assert not among_others()
     environment(RANK="3", LOCAL_RANK="1", WORLD_SIZE="4", **ADDRESS)
-    assert launched() == Place(3, 1, 4)
+    assert launched() == LaunchedRank(3, 1, 4)
     assert among_others()
 
 

@@ -36,7 +36,7 @@ from hekaton.parameters import group_names, initial_rates, parameter_groups, rol
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
     from hekaton.contributions import Component
-    from hekaton.data import Tokenizer as TokenizerProtocol
+    from hekaton.data import TextTokenizer
     from hekaton.plugins import Plugins
 
 log = logging.getLogger("hekaton")
@@ -62,7 +62,7 @@ class Assembled:
     built: BuiltModel
     parts: Sequence[nn.Module]
     objective: TrainingObjective
-    tokenizer: TokenizerProtocol | None
+    tokenizer: TextTokenizer | None
     optimizers: Sequence[torch.optim.Optimizer]
     learning_rate: LearningRate
     forward_backward: ForwardBackward

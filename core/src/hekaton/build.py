@@ -12,7 +12,7 @@ from torch import nn
 
 from hekaton.contributions import Component, ContextParallel, Converter, Model, Objective, ParallelStyle
 from hekaton.draft import Draft, apply_converters
-from hekaton.errors import ConfigError, ConfigErrors, DataError, choices_hint
+from hekaton.errors import ConfigError, ConfigErrors, DataError
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import ObjectiveContext, TrainingObjective
@@ -31,7 +31,7 @@ from hekaton.spec import ModelConverter, TrainSpec
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
-    from hekaton.data import Tokenizer
+    from hekaton.data import TextTokenizer
 
 
 def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
@@ -42,12 +42,7 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
     """
     record = plugins.get(Model, config.model.name)
     spec: TrainSpec = record.spec.load()
-    flavor = config.model.flavor
-    if flavor not in spec.flavors:
-        raise ConfigError(
-            f"unknown flavor '{flavor}' of model '{spec.name}'", hint=choices_hint(flavor, spec.flavors)
-        )
-    model = spec.flavors[flavor]
+    model = spec.flavor(config.model.flavor)
     section = plugins.section_of(record)
     if spec.configure is not None:
         try:
@@ -76,7 +71,7 @@ def override(model: Any, overrides: Mapping[str, Any], name: str) -> Any:
     return replaced
 
 
-def check_vocabulary(tokenizer: Tokenizer, model_config: Any, config: JobConfig) -> None:
+def check_vocabulary(tokenizer: TextTokenizer, model_config: Any, config: JobConfig) -> None:
     """:raises DataError: when the tokenizer has more ids than the model has rows for."""
     rows = getattr(model_config, "vocab_size", None)
     if rows is not None and tokenizer.vocab_size > rows:

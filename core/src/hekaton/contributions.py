@@ -155,7 +155,7 @@ class Tokenizer(Component):
     """A tokenizer for ``[model] tokenizer``.
 
     ``build(section, path)`` is given ``hf_assets_path`` (``None`` when not set) and returns a
-    :class:`hekaton.data.Tokenizer`.
+    :class:`hekaton.data.TextTokenizer`.
     """
 
     build: Ref

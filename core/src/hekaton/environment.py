@@ -11,7 +11,7 @@ ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchedRank:
     """The place of this process; without a launcher it is alone.
 
     :param local_rank: its number among those on this machine.
@@ -22,7 +22,7 @@ class Place:
     world_size: int = 1
 
 
-def launched() -> Place:
+def launched() -> LaunchedRank:
     """The place that the environment gives this process.
 
     :raises ConfigError: for a variable that is no number or out of range, or where others are missing.
@@ -42,7 +42,7 @@ def launched() -> Place:
         )
     if world_size > 1 and number("MASTER_PORT", default=0) > 65535:
         raise ConfigError(f"the environment's MASTER_PORT = {os.environ['MASTER_PORT']} is above 65535")
-    return Place(rank, local_rank, world_size)
+    return LaunchedRank(rank, local_rank, world_size)
 
 
 _CURE = """\

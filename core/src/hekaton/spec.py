@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
+from hekaton.errors import ConfigError, choices_hint
 from hekaton.init import Initializer
 from hekaton.parallel.plan import ParallelPlan
 
@@ -100,6 +101,20 @@ class TrainSpec:
     before_step: Callable[[Sequence[nn.Module], Meshes], None] | None = None
     terms: Callable[[Any], Mapping[str, float]] | None = None
     parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, Any], None] | None = None
+
+    def flavor(self, name: str, *, field: str = "", origin: str = "") -> ModelConfig:
+        """The configuration of a flavor.
+
+        :param field: the configuration field that names it, for the error, and ``origin`` where that was set.
+        :raises ConfigError: when there is none of that name, with the nearest.
+        """
+        if name not in self.flavors:
+            raise ConfigError(
+                f"unknown flavor '{name}' of model '{self.name}'{f' ({field})' if field else ''}",
+                origin=origin,
+                hint=choices_hint(name, self.flavors),
+            )
+        return self.flavors[name]
 
 
 @runtime_checkable

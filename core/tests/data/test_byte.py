@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hekaton.data import Tokenizer
+from hekaton.data import TextTokenizer
 from hekaton.data.byte import build
 from hekaton.errors import DataError
 
 
 def test_ids_are_utf8_bytes() -> None:
     tokenizer = build(None, None)
-    assert isinstance(tokenizer, Tokenizer)
+    assert isinstance(tokenizer, TextTokenizer)
     ids = tokenizer.encode_batch(["aé", "", "\n"])
     assert [text.tolist() for text in ids] == [[97, 0xC3, 0xA9], [], [10]]
     assert {text.dtype for text in ids} == {np.dtype(np.int32)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from hekaton.data import Tokenizer
+from hekaton.data import TextTokenizer
 from hekaton.data.stdlib import build as build_stdlib
 from hekaton.errors import DataError
 from hekaton_hf.tokenizer import SHIPPED, build
@@ -34,7 +34,7 @@ def words(folder: Path, *, tokens: list[str], config: object = None, special_map
 
 def test_the_shipped_one_gives_the_ids_of_tokenizers() -> None:
     tokenizer = build(None, None)
-    assert isinstance(tokenizer, Tokenizer)
+    assert isinstance(tokenizer, TextTokenizer)
     reference = tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     ids = tokenizer.encode_batch(TEXTS)
     assert [text.tolist() for text in ids] == [reference.encode(text).ids for text in TEXTS]

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hekaton.checkpoint.runs.manager import CheckpointManager, Loaded
+    from hekaton.checkpoint.runs.manager import CheckpointManager, LoadedStep
 
-__all__ = ["CheckpointManager", "Loaded"]
+__all__ = ["CheckpointManager", "LoadedStep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from hekaton.errors import CheckpointError, ConfigError, choices_hint
 from hekaton.urls import is_url
 
 if TYPE_CHECKING:
-    from hekaton.checkpoint.runs.inspection import Step, Tensor
+    from hekaton.checkpoint.runs.inspection import ListedStep, Tensor
 
 USAGE = """\
 usage: hekaton checkpoint ls PATH [--json]
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def ls(steps: Sequence[Step], *, as_json: bool) -> None:
+def ls(steps: Sequence[ListedStep], *, as_json: bool) -> None:
     """Print a line for each step."""
     if as_json:
         _print(json.dumps([_as_json(step) for step in steps], indent=2))
@@ -90,7 +90,7 @@ def ls(steps: Sequence[Step], *, as_json: bool) -> None:
     _print(_table(rows))
 
 
-def verify(steps: Sequence[Step]) -> int:
+def verify(steps: Sequence[ListedStep]) -> int:
     """Read the steps through, and print what was found of each."""
     from hekaton.checkpoint.runs.inspection import verify as problems_of
 
@@ -109,7 +109,7 @@ def verify(steps: Sequence[Step]) -> int:
     return 0 if every_whole else SOME_NOT_WHOLE
 
 
-def show(step: Step, *, tensors: bool, as_json: bool) -> None:
+def show(step: ListedStep, *, tensors: bool, as_json: bool) -> None:
     """Print everything that is known of one step.
 
     :raises CheckpointError: when nothing is known of it.
@@ -151,7 +151,7 @@ def show(step: Step, *, tensors: bool, as_json: bool) -> None:
     _print("\n\n".join(blocks))
 
 
-def _as_json(step: Step) -> dict[str, Any]:
+def _as_json(step: ListedStep) -> dict[str, Any]:
     manifest = step.manifest
     return {
         "step": step.number,
@@ -165,7 +165,7 @@ def _as_json(step: Step) -> dict[str, Any]:
     }
 
 
-def _details(step: Step, held: Sequence[Tensor], *, tensors: bool) -> dict[str, Any]:
+def _details(step: ListedStep, held: Sequence[Tensor], *, tensors: bool) -> dict[str, Any]:
     parts = {part: {"tensors": int(count), "bytes": size} for part, count, size in _by_part(held)}
     details = {
         "versions": dict(step.manifest.versions) if step.manifest else None,
@@ -190,20 +190,20 @@ def _part_rows(held: Sequence[Tensor]) -> list[tuple[str, ...]]:
     return [(part, str(count), f"{size:,}") for part, count, size in _by_part(held)]
 
 
-def _status(step: Step) -> str:
+def _status(step: ListedStep) -> str:
     if step.wrong:
         return f"not whole: {step.wrong}"
     status = step.status if step.status == "good" else "not good: its loss or its weights were not finite"
     return f"{status}, the model alone" if step.model_only else status
 
 
-def _layout(step: Step) -> str:
+def _layout(step: ListedStep) -> str:
     layout = step.described("layout")
     degrees = layout.items() if isinstance(layout, dict) else ()
     return ", ".join(f"{name} {degree}" for name, degree in degrees if degree != 1) or "-"
 
 
-def _model(step: Step) -> str:
+def _model(step: ListedStep) -> str:
     names = [step.described(key) for key in ("model", "flavor")]
     return " ".join(str(name) for name in names if name) or "-"
 

@@ -11,7 +11,7 @@ from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
 from hekaton.config.validation import UNSET, is_off, set_value, words
 from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
-from hekaton.errors import ConfigError, HekatonError, UnknownName, choices_hint
+from hekaton.errors import ConfigError, HekatonError, UnknownName
 from hekaton.overrides import overridden
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
 from hekaton.plugins.packages import CONVERTERS, converter_hint
@@ -130,14 +130,12 @@ def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:
     flavor = flavor_of(values)
     if not isinstance(flavor, str):
         return
-    if flavor not in spec.flavors:
-        yield ConfigError(
-            f"unknown flavor '{flavor}' of model '{spec.name}' (model.flavor)",
-            origin=values.origin(FLAVOR) or "default of model.flavor",
-            hint=choices_hint(flavor, spec.flavors),
-        )
+    origin = values.origin(FLAVOR) or "default of model.flavor"
+    try:
+        settings = spec.flavor(flavor, field="model.flavor", origin=origin)
+    except ConfigError as e:
+        yield e
         return
-    settings = spec.flavors[flavor]
     overrides = values.tables().get("model", {}).get("overrides")
     if not dataclasses.is_dataclass(settings) or not isinstance(overrides, dict):
         return

@@ -25,7 +25,7 @@ class Documents(Protocol):
 
 
 @runtime_checkable
-class Tokenizer(Protocol):
+class TextTokenizer(Protocol):
     """Text to token ids and back."""
 
     vocab_size: int
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
-class PieceTokenizer(Tokenizer, Protocol):
+class PieceTokenizer(TextTokenizer, Protocol):
     """A tokenizer to which it matters where a text begins or ends: that puts a space before it, for example.
 
     Documents of more than 262,144 characters are encoded in pieces. A tokenizer without this method encodes

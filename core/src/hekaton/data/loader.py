@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hekaton.data import Documents, Tokenizer
+from hekaton.data import Documents, TextTokenizer
 from hekaton.data.rows import UNIT, Integers, Packing, RowReader, Sequences, Stream
 from hekaton.errors import DataError, HekatonError
 
@@ -27,7 +27,7 @@ Identity = dict[str, str | int]
 
 def build_loader(
     documents: Documents,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     seq_len: int,
     global_batch_size: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hekaton.data import PieceTokenizer, TokenIds, Tokenizer
+from hekaton.data import PieceTokenizer, TextTokenizer, TokenIds
 
 PIECE = 2**18
 """Longest text that is encoded at once, in characters. Tokenizers need hundreds of bytes per token while they
@@ -64,7 +64,7 @@ class UnreadText:
         )
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenIds]:
+def encode_pieces(tokenizer: TextTokenizer, pieces: Sequence[Piece]) -> list[TokenIds]:
     """Ids of each piece: whole documents together, which tokenizers are fast at, and parts of longer ones as
     parts, where the tokenizer can do that."""
     if not isinstance(tokenizer, PieceTokenizer):

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hekaton.data import Documents, TokenIds, Tokenizer
+from hekaton.data import Documents, TextTokenizer, TokenIds
 from hekaton.data.order import document_at
 from hekaton.data.pieces import PIECE, Piece, UnreadText, encode_pieces
 from hekaton.errors import DataError
@@ -41,7 +41,7 @@ class Stream:
     """
 
     documents: Documents
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seq_len: int
     rows: int
     seed: int
@@ -195,7 +195,7 @@ class _Row:
                 self.texts.popleft()
             yield piece
 
-    def append(self, piece: Piece, ids: TokenIds, tokenizer: Tokenizer) -> None:
+    def append(self, piece: Piece, ids: TokenIds, tokenizer: TextTokenizer) -> None:
         """Add a piece's tokens. A document that has none is passed over, begin and end marks included."""
         if piece.is_first and piece.is_last and not len(ids):
             self.in_vain += 1

@@ -35,7 +35,7 @@ READ_AT_IMPORT = (
 
 
 @dataclass(frozen=True)
-class Request:
+class ProcessRequest:
     """A process to be: ``python -m MODULE WORDS``.
 
     :param warnings: the action of ``python -W``; empty for Python's own filters.
@@ -63,7 +63,7 @@ def read_at_import(server: Mapping[str, str], asked: Mapping[str, str]) -> str:
     )
 
 
-def become(request: Request) -> None:
+def become(request: ProcessRequest) -> None:
     """Run the request in this process, which was forked from the server."""
     before = os.environ.get("PYTHONPATH", "")
     os.environ.clear()
@@ -78,7 +78,7 @@ def become(request: Request) -> None:
     runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 
-def _set_streams(request: Request) -> None:
+def _set_streams(request: ProcessRequest) -> None:
     # Python's streams write to these descriptors, whatever file is behind them.
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for descriptor, path, flags in (

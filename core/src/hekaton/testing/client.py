@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hekaton.testing.child import OF_THE_TESTS, SETTINGS, Request
+from hekaton.testing.child import OF_THE_TESTS, SETTINGS, ProcessRequest
 from hekaton.testing.folder import locked, server_folder
 from hekaton.testing.server import command
 
@@ -26,7 +26,7 @@ class NoServer(Exception):
     """This request needs a fresh interpreter; the message says why."""
 
 
-def fork(request: Request) -> tuple[int, socket.socket]:
+def fork(request: ProcessRequest) -> tuple[int, socket.socket]:
     """A forked process, and the connection that tells of its end and ends it when it is closed.
 
     :raises NoServer: where the environment has variables that take effect at the start of a process only.

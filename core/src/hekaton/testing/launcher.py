@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hekaton.testing.child import Request
+from hekaton.testing.child import ProcessRequest
 from hekaton.testing.process import RunningProcess
 
 GRACE = 2.0
@@ -178,7 +178,7 @@ def _requests(
     environment: Mapping[str, str] | None = None,
     warnings: str = "error",
     ranks: bool = False,
-) -> list[Request]:
+) -> list[ProcessRequest]:
     """One per process; the streams are the names of files, to be put into a folder."""
     variables = dict(os.environ if environment is None else environment)
     requests = []
@@ -189,7 +189,7 @@ def _requests(
             "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         }  # fmt: skip
         requests.append(
-            Request(
+            ProcessRequest(
                 module=module,
                 words=list(words),
                 environment=variables | (torchrun if ranks or processes > 1 else {}),
@@ -203,7 +203,7 @@ def _requests(
 
 
 @contextlib.contextmanager
-def _started(requests: Sequence[Request], *, fresh: bool) -> Iterator[list[RunningProcess]]:
+def _started(requests: Sequence[ProcessRequest], *, fresh: bool) -> Iterator[list[RunningProcess]]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = []
         for request in requests:

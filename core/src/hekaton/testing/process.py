@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hekaton.testing.child import Request
+from hekaton.testing.child import ProcessRequest
 
 HAS_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 """Frameworks of macOS do not survive a fork."""
@@ -27,7 +27,7 @@ class RunningProcess:
     A context manager: at its end the process is killed, if it is still running, with its group.
     """
 
-    def __init__(self, request: Request, *, fresh: bool = False) -> None:
+    def __init__(self, request: ProcessRequest, *, fresh: bool = False) -> None:
         """Start it.
 
         :param fresh: in a fresh interpreter. So it is as well where there is no fork, and where the
@@ -133,7 +133,7 @@ class RunningProcess:
         self.close()
 
 
-def _interpreter(request: Request) -> subprocess.Popen[bytes]:
+def _interpreter(request: ProcessRequest) -> subprocess.Popen[bytes]:
     action = ["-W", request.warnings] if request.warnings else []
     with open(request.stdout, "ab") as stdout, open(request.stderr, "ab") as stderr:
         return subprocess.Popen(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hekaton.testing import preload
-from hekaton.testing.child import Request, become, read_at_import
+from hekaton.testing.child import ProcessRequest, become, read_at_import
 from hekaton.testing.folder import locked
 
 FIRST_CLIENT = 60.0
@@ -94,7 +94,7 @@ class _Server:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def serve(self) -> Request | None:
+    def serve(self) -> ProcessRequest | None:
         """A request, in the process that was forked for it; None when no client is left."""
         served = False
         while True:
@@ -115,7 +115,7 @@ class _Server:
             if not self.clients and (served or not events) and self._leave():
                 return None
 
-    def _hear(self, client: socket.socket) -> Request | None:
+    def _hear(self, client: socket.socket) -> ProcessRequest | None:
         with client.makefile("rb") as stream, contextlib.suppress(ConnectionResetError):
             line = stream.readline()
             if line.endswith(b"\n"):
@@ -123,11 +123,11 @@ class _Server:
         self._drop(client)
         return None
 
-    def _answer(self, client: socket.socket, asked: dict[str, Any]) -> Request | None:
+    def _answer(self, client: socket.socket, asked: dict[str, Any]) -> ProcessRequest | None:
         if asked == {"current": True}:
             self._say(client, changed=self.sources.changed())
             return None
-        request = Request(**asked)
+        request = ProcessRequest(**asked)
         differing = read_at_import(self.environment, request.environment)
         if differing:
             self._say(client, fresh=differing)

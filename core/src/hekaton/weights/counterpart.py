@@ -12,7 +12,7 @@ from torch import nn
 
 from hekaton.contributions import CheckpointFormat, HFAdapter, Model
 from hekaton.draft import Draft, Merge
-from hekaton.errors import CheckpointError, ConfigError, choices_hint
+from hekaton.errors import CheckpointError, ConfigError
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
@@ -208,7 +208,7 @@ def _architectures(content: Mapping[str, Any]) -> list[str]:
 
 def _flavor(spec: TrainSpec, config: Any, named: str | None, *, what: str) -> str:
     if named is not None:
-        differences = differing(config, flavor_of(spec, named))
+        differences = differing(config, spec.flavor(named))
         if differences:
             raise CheckpointError(f"{what} is not {spec.name} {named}", hint="\n".join(differences))
         return named
@@ -225,15 +225,6 @@ def _flavor(spec: TrainSpec, config: Any, named: str | None, *, what: str) -> st
         f"{what} is none of the flavors of {spec.name}; the nearest is {nearest}:",
         hint="\n".join(by_flavor[nearest]),
     )
-
-
-def flavor_of(spec: TrainSpec, name: str) -> Any:
-    """:raises ConfigError: for an unknown flavor."""
-    if name not in spec.flavors:
-        raise ConfigError(
-            f"unknown flavor '{name}' of model '{spec.name}'", hint=choices_hint(name, spec.flavors)
-        )
-    return spec.flavors[name]
 
 
 def differing(there: Any, here: Any, *, besides: Collection[str] = ()) -> list[str]:

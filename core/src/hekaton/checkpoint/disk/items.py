@@ -40,7 +40,7 @@ _UNTYPED = "torch.storage.UntypedStorage"
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class StoredValues:
     """The values of a tensor in a file."""
 
     start: int
@@ -72,7 +72,7 @@ class Values:
         return torch._neg_view(tensor) if self.negative else tensor
 
 
-def values_in(file: IO[bytes], start: int, length: int) -> Values:
+def values_in(file: IO[bytes], start: int, length: int) -> StoredValues:
     """Find the values of the item at ``start``.
 
     :raises NotPlain: when it asks for anything else than one tensor.
@@ -166,7 +166,7 @@ _VOCABULARY = Vocabulary(
 )
 
 
-def _values(described: Any, where: int, stored: int) -> Values:
+def _values(described: Any, where: int, stored: int) -> StoredValues:
     """:param where: of the record ``data/0`` in the file; :param stored: its bytes."""
     if not isinstance(described, Call) or described.function not in _REBUILD:
         raise NotDescribed("does not hold a tensor where one should be")
@@ -198,7 +198,7 @@ def _values(described: Any, where: int, stored: int) -> Values:
         used = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
     if used and first + used * dtype.itemsize > stored:
         raise NotDescribed("holds a tensor that is cut short")
-    return Values(where + first, used * dtype.itemsize, dtype, sizes, strides, **marks)
+    return StoredValues(where + first, used * dtype.itemsize, dtype, sizes, strides, **marks)
 
 
 def _marks(metadata: Any) -> dict[str, bool]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import xxhash
 
+import hekaton
 from hekaton.checkpoint.disk.folders import Folder, open_file, read_file, size_of, words_of
 from hekaton.checkpoint.disk.pickled import MAX_BYTES, NotPlain
 from hekaton.checkpoint.disk.stored import (
@@ -25,6 +28,8 @@ from hekaton.checkpoint.disk.stored import (
 )
 
 FORMAT = 3
+_WITHOUT_PLACES = 2
+"""The last format in which ``.metadata`` alone says where each tensor lies."""
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 28
 """Bytes: room for the places of some million pieces of tensors."""
@@ -144,7 +149,7 @@ class Manifest:
     def to_json(self) -> str:
         content = {name: getattr(self, name) for name in _FIELDS}
         files = {name: record.to_json() for name, record in self.files.items()}
-        version = FORMAT if self.tensors is not None else 2
+        version = FORMAT if self.tensors is not None else _WITHOUT_PLACES
         content = json.loads(json.dumps({"format": version, **content, "files": files}))
         if self.tensors is None:
             return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
@@ -177,7 +182,7 @@ class Manifest:
             if Path(name).name != name or "\0" in name:
                 raise NotWhole(f"{MANIFEST} names {name!r}, which is not a file of the step")
         try:
-            tensors = from_json(content["tensors"]) if version > 2 else None
+            tensors = from_json(content["tensors"]) if version > _WITHOUT_PLACES else None
         except NotDescribed as error:
             raise NotWhole(f"{MANIFEST} {error}") from error
         fields = {name: content[name] for name in _FIELDS}
@@ -200,7 +205,12 @@ _MAX_DEPTH = 32
 
 def _check_fields(content: Mapping[str, Any], version: int) -> None:
     """:raises ValueError: when a field is missing, unknown, or of another type."""
-    types = {**_FIELDS, "format": int, "files": dict, **({"tensors": dict} if version > 2 else {})}
+    types = {
+        **_FIELDS,
+        "format": int,
+        "files": dict,
+        **({"tensors": dict} if version > _WITHOUT_PLACES else {}),
+    }
     for name in sorted(types.keys() ^ content.keys()):
         raise ValueError(f"its field {name[:40]!r} is {'missing' if name in types else 'not known'}")
     for name, kind in types.items():
@@ -248,6 +258,20 @@ def _check_values(name: str, value: Any) -> None:
 
 def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def written_now() -> dict[str, Any]:
+    """The fields of a new manifest that say when and by what it is written."""
+    import torch
+
+    return {
+        "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "hekaton": hekaton.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
 
 
 def check_step(folder: Folder, manifest: Manifest, step: int | None) -> None:
@@ -311,8 +335,8 @@ def stored_in(folder: Folder, manifest: Manifest) -> StoredTensors:
     :raises NotWhole: when it is not said, or not of tensors in the files of the step.
     """
     if manifest.tensors is None:
-        return check_places(METADATA, read_metadata(folder, manifest.files), manifest.files)
-    return check_places(MANIFEST, manifest.tensors, manifest.files)
+        return check_within_files(METADATA, read_metadata(folder, manifest.files), manifest.files)
+    return check_within_files(MANIFEST, manifest.tensors, manifest.files)
 
 
 def read_metadata(
@@ -338,7 +362,7 @@ def read_metadata(
     return tensors
 
 
-def check_places(
+def check_within_files(
     said_by: str, tensors: Mapping[str, StoredTensor], files: Mapping[str, FileRecord]
 ) -> Mapping[str, StoredTensor]:
     """:raises NotWhole: when a tensor is not within the files; :returns: the tensors."""

@@ -34,7 +34,6 @@ from hekaton.weights.counterpart import (
     build_format,
     differing,
     export,
-    flavor_of,
     identify,
 )
 from hekaton.weights.facts import facts_of_step
@@ -171,7 +170,7 @@ def _described(
     chosen = flavor or of_flavor
     if chosen is None:
         raise CheckpointError(f"{stored.folder} does not say its flavor", hint="say --model_flavor")
-    config = flavor_of(spec, chosen)
+    config = spec.flavor(chosen)
     if of_flavor is not None and of_flavor in spec.flavors:
         differences = differing(spec.flavors[of_flavor], config)
         if differences:

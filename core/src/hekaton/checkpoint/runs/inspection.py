@@ -34,7 +34,7 @@ _READERS = 4
 
 
 @dataclass(frozen=True)
-class Step:
+class ListedStep:
     """A step folder, as far as it shows without reading its tensors."""
 
     folder: Folder
@@ -68,7 +68,7 @@ class Step:
         return describe.get(key) if isinstance(describe, Mapping) else None
 
 
-def find_steps(location: str) -> list[Step]:
+def find_steps(location: str) -> list[ListedStep]:
     """The steps that a path or URL means, oldest first.
 
     :param location: one step folder, a checkpoint folder, or a dump folder with a ``checkpoint`` in it.
@@ -95,7 +95,7 @@ def find_steps(location: str) -> list[Step]:
     )
 
 
-def look_at(folder: Folder) -> Step:
+def look_at(folder: Folder) -> ListedStep:
     """Look at one step folder: its manifest, and which files there are.
 
     :raises OSError: when that cannot be told.
@@ -104,17 +104,17 @@ def look_at(folder: Folder) -> Step:
     foreign = not is_there(folder / MANIFEST) and is_there(folder / METADATA)
     if foreign:
         wrong = f"it has no {MANIFEST}: another tool wrote it, or saving was interrupted"
-        return Step(folder, number, None, wrong, foreign)
+        return ListedStep(folder, number, None, wrong, foreign)
     manifest, wrong = None, ""
     try:
         manifest = read_manifest(folder)
         check_step(folder, manifest, number)
     except NotWhole as reason:
         wrong = str(reason)
-    return Step(folder, number, manifest, wrong, foreign)
+    return ListedStep(folder, number, manifest, wrong, foreign)
 
 
-def verify(step: Step, advance: Callable[[int], None] | None = None) -> list[str]:
+def verify(step: ListedStep, advance: Callable[[int], None] | None = None) -> list[str]:
     """Read every file of a step through, and say everything that is wrong with it.
 
     :param advance: called with the number of bytes that were read since the last call, from several threads.
@@ -158,7 +158,7 @@ class Tensor:
     """Bytes."""
 
 
-def tensors_of(step: Step) -> list[Tensor]:
+def tensors_of(step: ListedStep) -> list[Tensor]:
     """Read the names, shapes and dtypes of a step's tensors; no tensor itself.
 
     What is not a tensor, in a folder that another tool wrote, is left out.

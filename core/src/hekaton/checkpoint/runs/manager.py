@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-import hekaton
 from hekaton.checkpoint.disk.folders import Folder
 from hekaton.checkpoint.disk.lock import FolderLock
-from hekaton.checkpoint.disk.manifest import MODEL, FileRecord, Manifest, shared_out
+from hekaton.checkpoint.disk.manifest import MODEL, FileRecord, Manifest, shared_out, written_now
 from hekaton.checkpoint.disk.step_folders import StepFolders, check_all_there
 from hekaton.checkpoint.disk.stored import StoredTensors
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.runs.selection import Choose, Step, on_all, on_disk, use_elsewhere, use_newest
+from hekaton.checkpoint.runs.selection import Choose, OpenedStep, on_all, on_disk, use_elsewhere, use_newest
 from hekaton.checkpoint.tensors.comparison import Parts, compare, flat, part_of, united
 from hekaton.checkpoint.tensors.state import not_finite
 from hekaton.errors import CheckpointError
@@ -29,7 +25,7 @@ log = logging.getLogger("hekaton")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedStep:
     """A step that was loaded."""
 
     step: int
@@ -166,7 +162,7 @@ class CheckpointManager:
         choose: Choose | None = None,
         optional: Collection[str] = (),
         check: Callable[[Mapping[str, Any]], None] | None = None,
-    ) -> Loaded | None:
+    ) -> LoadedStep | None:
         """Fill the tensors in place from a step, whatever layout it was saved under.
 
         :param parts: tensors by part and name, as for :meth:`save`. Parts that the checkpoint has and that
@@ -185,7 +181,7 @@ class CheckpointManager:
         """
         began = time.perf_counter()
 
-        def fill(found: Step) -> Loaded:
+        def fill(found: OpenedStep) -> LoadedStep:
             return self._fill(parts, found, choose=choose, optional=optional, check=check, began=began)
 
         loaded = use_newest(self._folders, self._ranks, choose, fill, step=step)
@@ -202,7 +198,7 @@ class CheckpointManager:
         optional: Collection[str] = (),
         check: Callable[[Mapping[str, Any]], None] | None = None,
         fit: Callable[[Parts, Collection[str]], Parts] | None = None,
-    ) -> Loaded:
+    ) -> LoadedStep:
         """Fill the tensors in place from a checkpoint that is not this run's; nothing there is changed.
 
         :param path: a step folder; a folder of steps, of which the newest whole, good one is taken; or a
@@ -213,7 +209,7 @@ class CheckpointManager:
         """
         began = time.perf_counter()
 
-        def fill(found: Step) -> Loaded:
+        def fill(found: OpenedStep) -> LoadedStep:
             return self._fill(
                 parts, found, choose=choose, optional=optional, check=check, fit=fit, began=began
             )
@@ -228,14 +224,14 @@ class CheckpointManager:
     def _fill(
         self,
         parts: Parts,
-        found: Step,
+        found: OpenedStep,
         *,
         choose: Choose | None,
         optional: Collection[str],
         check: Callable[[Mapping[str, Any]], None] | None,
         began: float,
         fit: Callable[[Parts, Collection[str]], Parts] | None = None,
-    ) -> Loaded:
+    ) -> LoadedStep:
         from hekaton.checkpoint.tensors.reading import read
 
         manifest, folder = found.manifest, found.folder
@@ -254,9 +250,9 @@ class CheckpointManager:
             unread = sorted(set(manifest.parts) - set(chosen))
             note = f"; not loaded: {', '.join(unread)}" if unread else ""
             log.info("loaded %s: %.3f GB in %.2f s%s", folder, manifest.size / 1e9, seconds, note)
-        return Loaded(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
+        return LoadedStep(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
 
-    def _fitting(self, parts: Parts, found: Step, folder: Folder, optional: Collection[str]) -> Parts:
+    def _fitting(self, parts: Parts, found: OpenedStep, folder: Folder, optional: Collection[str]) -> Parts:
         """The parts to load; all ranks come to the same answer."""
         manifest = found.manifest
         of_ranks = self._ranks.gather(compare(parts, found.tensors, manifest.parts))
@@ -308,13 +304,8 @@ class CheckpointManager:
         return Manifest(
             step=step,
             good=good,
-            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
             processes=self._ranks.size,
-            versions={
-                "hekaton": hekaton.__version__,
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
+            **written_now(),
             parts=tuple(parts),
             describe=self._describe,
             info=info,

@@ -18,7 +18,7 @@ from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
 from hekaton.checkpoint.runs.background import BackgroundSaves
-from hekaton.checkpoint.runs.manager import CheckpointManager, Loaded
+from hekaton.checkpoint.runs.manager import CheckpointManager, LoadedStep
 from hekaton.checkpoint.tensors.comparison import Parts
 from hekaton.checkpoint.tensors.state import (
     check_info,
@@ -39,7 +39,7 @@ from hekaton.weights.merge import added, as_unconverted
 if TYPE_CHECKING:
     from hekaton.build import MetaModel
     from hekaton.config import JobConfig
-    from hekaton.data import Tokenizer
+    from hekaton.data import TextTokenizer
     from hekaton.data.loader import Loader
     from hekaton.mesh import ParallelDims
     from hekaton.optim import LearningRate
@@ -71,7 +71,7 @@ class RunState:
     loader: Loader
     readers: dist.ProcessGroup
     rank: int
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
 
 
 class Checkpoints(Protocol):
@@ -369,7 +369,7 @@ class RunCheckpoints:
         if "data_loader" in info and "data_loader" not in self._settings.exclude_from_loading:
             check_identity(info["data_loader"], self._run.loader.identity())
 
-    def _restore(self, loaded: Loaded, parts: Parts) -> None:
+    def _restore(self, loaded: LoadedStep, parts: Parts) -> None:
         """Put what is no tensor, and no live one, back in its place."""
         run, info = self._run, loaded.info
         if "optimizer" in loaded.parts:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Step:
+class OpenedStep:
     """A step whose files are there, and what is in them."""
 
     folder: Folder
@@ -42,7 +42,7 @@ class Step:
 
 Choose: TypeAlias = Callable[[Manifest], Collection[str]]
 """Which parts to fill from a step; raises NotWhole to pass it over. Called on all ranks."""
-Use: TypeAlias = Callable[[Step], T]
+Use: TypeAlias = Callable[[OpenedStep], T]
 """Reads a step; raises NotWhole, on all ranks, to pass it over."""
 
 
@@ -135,7 +135,7 @@ def _newest(
 
 def _opened(
     folder: Folder, ranks: Ranks, choose: Choose | None, *, step: int | None = None, good: bool = False
-) -> Step:
+) -> OpenedStep:
     """Read a step through.
 
     :param step: the number that it must have.
@@ -163,17 +163,19 @@ def _opened(
     damage = on_all(ranks, lambda: check_contents(folder, files, [METADATA]))
     if damage is not None:
         raise NotWhole(damage)
-    return Step(folder, manifest, on_all(ranks, lambda: stored_in(folder, manifest)), frozenset({METADATA}))
+    return OpenedStep(
+        folder, manifest, on_all(ranks, lambda: stored_in(folder, manifest)), frozenset({METADATA})
+    )
 
 
-def _opened_bare(folder: Folder, ranks: Ranks, choose: Choose) -> Step:
+def _opened_bare(folder: Folder, ranks: Ranks, choose: Choose) -> OpenedStep:
     """Read what there is of a step that has no manifest; raises as :func:`_opened`."""
     manifest = on_disk(ranks, f"cannot read the checkpoint {folder}", lambda: manifest_elsewhere(folder))
     choose(manifest)
     tensors = on_all(ranks, lambda: read_metadata_elsewhere(folder, manifest.files))
     if ranks.is_first:
         log.info("notice: %s has no %s: there are no checksums to verify its files with", folder, MANIFEST)
-    return Step(folder, manifest, tensors, frozenset(manifest.files))
+    return OpenedStep(folder, manifest, tensors, frozenset(manifest.files))
 
 
 def on_all(ranks: Ranks, action: Callable[[], T]) -> T:

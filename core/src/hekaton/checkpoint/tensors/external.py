@@ -12,7 +12,7 @@ from hekaton.checkpoint.disk.manifest import (
     MODEL,
     FileRecord,
     Manifest,
-    check_places,
+    check_within_files,
     read_metadata,
 )
 from hekaton.checkpoint.disk.step_folders import StepFolders
@@ -68,4 +68,4 @@ def read_metadata_elsewhere(folder: Folder, files: Mapping[str, FileRecord]) -> 
         for name, tensor in read_metadata(folder, files, leave_out_others=True).items()
         if part_of(name, _PARTS_ELSEWHERE) == MODEL
     }
-    return check_places(METADATA, tensors, files)
+    return check_within_files(METADATA, tensors, files)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import hekaton
 from hekaton.checkpoint.disk.folders import is_there, open_file, words_of
 from hekaton.checkpoint.disk.items import values_in
 from hekaton.checkpoint.disk.manifest import (
@@ -26,6 +23,7 @@ from hekaton.checkpoint.disk.manifest import (
     check_contents,
     check_sizes,
     stored_in,
+    written_now,
 )
 from hekaton.checkpoint.disk.step_folders import commit_manifest, read_manifest
 from hekaton.checkpoint.disk.stored import StoredChunk, StoredTensor, StoredTensors, dtypes
@@ -90,13 +88,8 @@ def write_model(folder: Path, tensors: Mapping[str, LazyTensor], *, describe: Ma
     manifest = Manifest(
         step=0,
         good=True,
-        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         processes=1,
-        versions={
-            "hekaton": hekaton.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
+        **written_now(),
         parts=(MODEL,),
         describe=describe,
         info={},

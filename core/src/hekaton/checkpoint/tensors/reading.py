@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 
 from hekaton.checkpoint.disk.folders import Folder, open_file, words_of
-from hekaton.checkpoint.disk.items import Values, values_in
+from hekaton.checkpoint.disk.items import StoredValues, values_in
 from hekaton.checkpoint.disk.manifest import FileRecord, NotWhole
 from hekaton.checkpoint.disk.pickled import NotPlain
 from hekaton.checkpoint.disk.stored import (
@@ -181,14 +181,14 @@ def _apart(straight: Sequence[_Straight]) -> tuple[list[_Straight], list[_Straig
     return in_turn, again
 
 
-def _values(file: IO[bytes], wanted: _Wanted) -> Values:
+def _values(file: IO[bytes], wanted: _Wanted) -> StoredValues:
     values = values_in(file, wanted.chunk.start, wanted.chunk.length)
     if values.sizes != wanted.chunk.sizes or values.dtype != wanted.dtype:
         raise NotDescribed("holds another tensor than it should")
     return values
 
 
-def _straight_start(wanted: _Wanted, values: Values) -> int | None:
+def _straight_start(wanted: _Wanted, values: StoredValues) -> int | None:
     """Where in the file the part begins, if it lies there in one piece just as it is wanted."""
     into = wanted.into
     if not (
@@ -211,7 +211,7 @@ def _is_all(part: slice, size: int) -> bool:
     return (part.start, part.stop) == (0, size)
 
 
-def _rows(wanted: _Wanted, values: Values) -> range:
+def _rows(wanted: _Wanted, values: StoredValues) -> range:
     """The bytes of the file with the rows of the chunk that are wanted of a plain tensor, all of each."""
     if not wanted.part:
         return range(values.start, values.start + values.nbytes)
@@ -220,7 +220,7 @@ def _rows(wanted: _Wanted, values: Values) -> range:
     return range(values.start + first.start * row, values.start + first.stop * row)
 
 
-def _copy(file: IO[bytes], wanted: _Wanted, values: Values) -> None:
+def _copy(file: IO[bytes], wanted: _Wanted, values: StoredValues) -> None:
     """Fill by way of a buffer: other dtypes, devices and shapes than those in the file."""
     if values.is_plain:
         rows = _rows(wanted, values)
