@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +12,24 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from hekaton.environment import ADDRESS, launched
+from hekaton.environment import ADDRESS, launched, number
 from hekaton.errors import ConfigError
-from hekaton.first_error import first_error_is_shown
+from hekaton.failures.arrival import meet, open_store
+from hekaton.failures.board import Board
+from hekaton.failures.shown import first_cause_is_shown
+from hekaton.failures.watch import ended_with_the_others
+from hekaton.failures.whereabouts import Whereabouts
+from hekaton.launchers import idle_devices
 from hekaton.torch_versions import set_group_timeout
 
 if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
     from hekaton.config.sections import CommSection
+
+
+log = logging.getLogger("hekaton")
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,12 @@ def this_process() -> Process:
     if not torch.cuda.is_available():
         return Process(place.rank, place.world_size, torch.device("cpu"))
     devices = torch.cuda.device_count()
+    if idle := idle_devices(devices, os.environ):
+        if place.rank == 0:
+            log.info("notice: %s", idle)
+    elif number("SLURM_GPUS_ON_NODE", default=0) > devices:
+        # SLURM shows each task its own device only (--gpus-per-task).
+        return Process(place.rank, place.world_size, torch.device("cuda", 0))
     if place.local_rank >= devices:
         raise ConfigError(
             f"process {place.local_rank + 1} of this machine finds {devices} CUDA device(s)",
@@ -49,11 +65,16 @@ def this_process() -> Process:
 
 
 @contextlib.contextmanager
-def process_group(process: Process, settings: CommSection, *, dump_folder: str) -> Iterator[None]:
+def process_group(
+    process: Process, settings: CommSection, *, dump_folder: str, where: Whereabouts | None = None
+) -> Iterator[None]:
     """Start the default process group, and end it however the run ends.
 
     A single process gets one as well, so that there is one way through the code. On CUDA there is gloo
     beside NCCL, for what lives on the CPU.
+
+    :param where: what the trainer keeps up to date, for a message of a failure.
+    :raises RaisedElsewhere: when another process failed before this one.
     """
     cuda = process.device.type == "cuda"
     if cuda:
@@ -71,9 +92,14 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
     timeout = timedelta(seconds=settings.init_timeout_seconds)
     try:
         if process.world_size == 1:
-            store = dist.HashStore()  # type: ignore[attr-defined]  # public, and documented
+            store: Store = dist.HashStore()  # type: ignore[attr-defined]  # public, and documented
         else:
-            store, _, _ = next(rendezvous("env://", timeout=timeout))
+            store = open_store(process.rank, seconds=settings.init_timeout_seconds)
+            board = Board(store, rank=process.rank, world_size=process.world_size)
+            meet(
+                store, board, rank=process.rank, world_size=process.world_size,
+                seconds=settings.init_timeout_seconds,
+            )  # fmt: skip
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             timeout=timeout,
@@ -89,9 +115,11 @@ def process_group(process: Process, settings: CommSection, *, dump_folder: str) 
             hint="start all processes with one launcher such as torchrun; comm.init_timeout_seconds is how "
             "long each waits",
         ) from e
-    shown = contextlib.nullcontext() if process.world_size == 1 else first_error_is_shown(store, process.rank)
     try:
-        with shown:
+        with contextlib.ExitStack() as shown:
+            if process.world_size > 1:
+                shown.enter_context(first_cause_is_shown(board, where or Whereabouts(), folder=dump_folder))
+                shown.enter_context(ended_with_the_others(board, world_size=process.world_size))
             yield
     finally:
         dist.destroy_process_group()

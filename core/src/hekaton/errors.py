@@ -81,7 +81,7 @@ class TrainingError(HekatonError):
 
 
 class RaisedElsewhere(HekatonError):
-    """Another rank raised an error before this one did; the message is empty where it is the same."""
+    """Another rank failed before this one; the message is empty where this machine has said why already."""
 
 
 def _rank() -> int | None:

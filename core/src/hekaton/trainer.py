@@ -22,6 +22,7 @@ from hekaton.contributions import Dataset
 from hekaton.control import RunControl
 from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
+from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
 from hekaton.finiteness import FiniteWatch, check_weights
 from hekaton.forward_backward import TOTAL
@@ -42,7 +43,9 @@ Losses: TypeAlias = dict[str, torch.Tensor]
 class Trainer:
     """One run on this process. Everything that a component can own is a component's; here is the order."""
 
-    def __init__(self, loaded: Loaded, process: Process) -> None:
+    def __init__(self, loaded: Loaded, process: Process, *, where: Whereabouts | None = None) -> None:
+        """:param where: is told which step and phase the run is in."""
+        self.where = where or Whereabouts()
         self.config = config = loaded.config
         self.plugins = loaded.plugins
         self.process = process
@@ -86,6 +89,7 @@ class Trainer:
             with contextlib.closing(self.loader), contextlib.closing(checkpoints):
                 checkpoints.save_seed()
             return
+        self.where.at("load")
         self.step = checkpoints.resume()
         if self.step >= steps:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
@@ -108,6 +112,7 @@ class Trainer:
                 checkpoints.poll()
                 self.step += 1
                 losses, grad_norm = self.train_step()
+                self.where.at("after the optimizer")
                 watch.note(self.step, grad_norm)
                 self.faults.after_step(self.step)
                 metrics: Mapping[str, float] = {}
@@ -119,13 +124,16 @@ class Trainer:
                 if self.step == first:
                     set_timeout(config.comm.train_timeout_seconds)
                 if checkpoints.due(self.step):
+                    self.where.at("save")
                     with self._left_out():
                         checkpoints.save(self.step, good=self._is_good(losses, grad_norm))
                 if self.validation.due(self.step):
+                    self.where.at("validation")
                     with self._left_out():
                         validation = self.validation()
                     reporter.log(self.step, validation)
                     metrics = {**metrics, **validation}
+                self.where.at("after the step")
                 self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
                 profiler.step()
                 collect(self.step)
@@ -144,12 +152,11 @@ class Trainer:
         :returns: this rank's part of the loss and its terms (their sum over ranks is the mean over the step),
             and the gradient norm before clipping; all stay on the device.
         """
-        phases = self.meter.phases
-        with phases("data"):
+        with self._phase("data"):
             batch = batch_on(self.process.device, self.loader.next_step())
-        with phases("forward_backward"):
+        with self._phase("forward_backward"):
             losses = self.forward_backward(batch, self._draw(), first=self.faults.replay(self.step))
-        with phases("optimizer"):
+        with self._phase("optimizer"):
             grad_norm = self.optimizer_step()
         self.meter.add(self._global_batch_size * self.loader.units_per_row)
         return losses, grad_norm
@@ -173,6 +180,12 @@ class Trainer:
             if isinstance(converter, SteppingConverter):
                 converter.after_step(self.model_parts)
         return grad_norm
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self.where.at(name, step=self.step)
+        with self.meter.phases(name):
+            yield
 
     def _state(self) -> RunState:
         assembled = self.assembled

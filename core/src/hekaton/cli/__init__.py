@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hekaton import __version__
 from hekaton.contributions import Command
 from hekaton.environment import among_others
-from hekaton.errors import ConfigError, HekatonError, choices_hint
+from hekaton.errors import ConfigError, HekatonError, RaisedElsewhere, choices_hint
 from hekaton.plugins import CORE_PLUGIN, Contributed, Plugins
 
 INTERRUPTED = 130
@@ -59,6 +59,9 @@ def report(error: HekatonError) -> None:
     with its number in front, as every rank does once there is a process group.
     """
     if not str(error):
+        return
+    if isinstance(error, RaisedElsewhere):
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return
     prefix = "" if error.rank is None else f"rank {error.rank}: "
     if error.rank is None and among_others() and os.environ.get("LOCAL_RANK", "0") != "0":

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hekaton.environment import among_others
+from hekaton.launchers import adopt_launcher
+
+if TYPE_CHECKING:
+    from hekaton.config import Loaded
+    from hekaton.distributed import Process
 
 QUICK_START = """\
 usage: hekaton train FILE [FILE...] [flags]
@@ -36,8 +46,6 @@ and start it, after a look at what it means:
 
 def run(arguments: list[str]) -> int:
     """Train: load and check the configuration, join the other processes, run."""
-    from hekaton.config import load
-    from hekaton.config.device_defaults import for_device
     from hekaton.config.flags import split_files, wants_help
 
     if wants_help(arguments):
@@ -47,9 +55,34 @@ def run(arguments: list[str]) -> int:
     if not arguments:
         print(QUICK_START, file=sys.stderr)
         return 2
+    adopt_launcher()
+    with told_to_the_others():
+        loaded, process = prepared(files, flags)
+    if loaded.config.comm.mode == "fake_backend":
+        from hekaton.dry_run.fake import run_fake
+
+        run_fake(loaded, process)
+        return 0
+
+    from hekaton.distributed import process_group
+    from hekaton.failures.whereabouts import Whereabouts
+    from hekaton.trainer import Trainer
+
+    where = Whereabouts()
+    folder = loaded.config.job.dump_folder
+    with process_group(process, loaded.config.comm, dump_folder=folder, where=where):
+        Trainer(loaded, process, where=where).run()
+    return 0
+
+
+def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:
+    """The checked configuration, and the place of this process."""
+    from hekaton.config import load
+    from hekaton.config.device_defaults import for_device
+
     loaded = load(files, flags)
 
-    from hekaton.distributed import process_group, this_process
+    from hekaton.distributed import this_process
     from hekaton.metrics import set_up_logging
     from hekaton.rules import check
 
@@ -68,17 +101,20 @@ def run(arguments: list[str]) -> int:
     for notice in (*loaded.notices, *idle):
         logging.getLogger("hekaton").info("notice: %s", notice)
 
-    if fake:
-        from hekaton.dry_run.fake import run_fake
+    return loaded, process
 
-        run_fake(loaded, process)
-        return 0
 
-    from hekaton.trainer import Trainer
+@contextlib.contextmanager
+def told_to_the_others() -> Iterator[None]:
+    """What goes wrong before the processes have met reaches those that wait for this one."""
+    try:
+        yield
+    except Exception as error:
+        if among_others():
+            from hekaton.failures.arrival import tell_the_others
 
-    with process_group(process, loaded.config.comm, dump_folder=loaded.config.job.dump_folder):
-        Trainer(loaded, process).run()
-    return 0
+            tell_the_others(error)
+        raise
 
 
 def _help(arguments: list[str]) -> str:

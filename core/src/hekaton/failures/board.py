@@ -1,0 +1,165 @@
+"""What processes tell each other of their failures, through the store that they met at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_POLL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What a process says of its own failure.
+
+    :param machine: key of its machine; two machines may have the same host name.
+    :param where: the step and the phase, in words.
+    :param line: the error in one line, which is how ranks that have the same one know it.
+    :param text: the whole message.
+    :param file: where its traceback is, empty for an error that has none.
+    """
+
+    rank: int
+    host: str
+    machine: str
+    where: str
+    line: str
+    text: str
+    exit_code: int
+    file: str = ""
+
+    def __str__(self) -> str:
+        file = f"\n  its traceback: {self.file} on {self.host}" if self.file else ""
+        return f"rank {self.rank} on {self.host} failed {self.where}: {self.text}{file}"
+
+
+def this_machine() -> str:
+    """A key of this machine: the launcher's number of it, where it gives one."""
+    number = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or ""
+    return f"{socket.gethostname()}/{number}"
+
+
+def torchrun_holds_the_store() -> bool:
+    """Whether the store outlives all ranks, because torchrun's agent has it and not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+class Board:
+    """The failures of a run. Whatever is asked of a store that is gone is answered as if nothing was there.
+
+    The order of failures is that in which the store heard of them: clocks of machines differ.
+    """
+
+    def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # public, and documented
+
+        self._store = PrefixStore("hekaton/failures", store)
+        self.rank = rank
+        self._world_size = world_size
+
+    def arrive(self) -> None:
+        """Leave this rank's host, for others to name it should it be lost."""
+        self._set(f"host/{self.rank}", socket.gethostname())
+
+    def publish(self, failure: Failure) -> Failure:
+        """Tell of a failure of this rank's own; :returns: the first of all ranks."""
+        self._add("count")
+        with self._gone_is_nothing():
+            first = self._store.compare_set("first", "", json.dumps(asdict(failure)))
+            return _read(first)
+        return failure
+
+    def cause(self, *, within: float = 0.0) -> Failure | None:
+        """The first failure that a rank told of, after waiting for one for some seconds."""
+        return self._wait("first", within)
+
+    def others(self) -> int:
+        """How many ranks beside the first told of failures of their own."""
+        return max(0, self._add("count", 0) - 1)
+
+    def lose(self, failure: Failure, *, within: float) -> Failure:
+        """Tell that this rank's collective broke and that nobody says why.
+
+        :returns: what one of the ranks that were lost in this way says for all, after some seconds.
+        """
+        self._set(f"lost/{self.rank}", "1")
+        if self._add("losers") != 1:
+            return self._wait("lost", within + 3.0) or failure
+        time.sleep(within)
+        text = failure.text + self._silent()
+        said = Failure(**{**asdict(failure), "text": text})
+        self._set("lost", json.dumps(asdict(said)))
+        return said
+
+    def is_first_here(self, failure: Failure) -> bool:
+        """Whether this process is the first of its machine to ask about a failure, or nobody knows."""
+        return self._add(f"said/{failure.rank}/{this_machine()}") in (0, 1)
+
+    def looked(self) -> None:
+        """Count this rank among those that know, and need the store no longer."""
+        self._add("looked")
+
+    def wait_until_all_looked(self, seconds: float) -> None:
+        """Keep this process, which holds the store, until the others have looked at it."""
+        end = time.monotonic() + seconds
+        while self._add("looked", 0) < self._world_size - 1 and time.monotonic() < end:
+            time.sleep(_POLL)
+
+    def _silent(self) -> str:
+        """The ranks that have said nothing, in words."""
+        silent = []
+        for rank in range(self._world_size):
+            if not self._has(f"lost/{rank}"):
+                silent.append(f"{rank} on {self._get(f'host/{rank}') or 'an unknown host'}")
+        if not silent:
+            return ""
+        more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""
+        ranks = f"rank{'s' if len(silent) > 1 else ''} {', '.join(silent[:8])}{more}"
+        return f"\n  no word from {ranks}: killed (out of memory?), or the machine or its network is gone"
+
+    def _wait(self, key: str, seconds: float) -> Failure | None:
+        end = time.monotonic() + seconds
+        while True:
+            if self._has(key):
+                return _read(self._get(key).encode())
+            if time.monotonic() >= end:
+                return None
+            time.sleep(_POLL)
+
+    def _has(self, key: str) -> bool:
+        with self._gone_is_nothing():
+            return bool(self._store.check([key]))
+        return False
+
+    def _get(self, key: str) -> str:
+        if self._has(key):
+            with self._gone_is_nothing():
+                return self._store.get(key).decode()
+        return ""
+
+    def _set(self, key: str, value: str) -> None:
+        with self._gone_is_nothing():
+            self._store.set(key, value)
+
+    def _add(self, key: str, amount: int = 1) -> int:
+        with self._gone_is_nothing():
+            return int(self._store.add(key, amount))
+        return 0
+
+    @staticmethod
+    def _gone_is_nothing() -> contextlib.AbstractContextManager[None]:
+        import torch.distributed as dist
+
+        return contextlib.suppress(dist.DistError, RuntimeError)
+
+
+def _read(sent: bytes) -> Failure:
+    return Failure(**json.loads(sent))

@@ -1,0 +1,50 @@
+"""A process that waits for one that has failed ends, too: a collective of NCCL never breaks by itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hekaton.failures.board import Board
+from hekaton.failures.shown import elsewhere
+
+ASKED_EVERY = 2.0
+"""Seconds, at least, from one look at the store to the next."""
+LEFT = 20.0
+"""Seconds that a process has to end by itself, after another one has failed."""
+
+
+@contextmanager
+def ended_with_the_others(
+    board: Board, *, world_size: int, end: Callable[[int], None] = os._exit
+) -> Iterator[None]:
+    """End this process with the cause, when another one has failed and this one has not noticed.
+
+    The store is asked every two seconds, and less often by more than 4,000 processes.
+    """
+    done = threading.Event()
+    interval = max(ASKED_EVERY, world_size / 2000)
+
+    def watch() -> None:
+        while not done.wait(interval):
+            if board.cause() is None:
+                continue
+            if done.wait(LEFT) or (cause := board.cause()) is None:
+                return
+            error = elsewhere(board, cause)
+            if str(error):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            board.looked()
+            end(error.exit_code)
+            return
+
+    thread = threading.Thread(target=watch, name="hekaton failures of others", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,29 @@
+"""Where a process is in its run, for whoever has to say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Whereabouts:
+    """The step and the phase that this process is in; written by the trainer, read when something fails.
+
+    :param step: ``None`` before the first.
+    """
+
+    step: int | None = None
+    phase: str = "start"
+
+    def at(self, phase: str, *, step: int | None = None) -> None:
+        """Enter a phase, of the same step where none is given."""
+        self.phase = phase
+        if step is not None:
+            self.step = step
+
+    def __str__(self) -> str:
+        return f"{self._when} ({self.phase})"
+
+    @property
+    def _when(self) -> str:
+        return "before the first step" if self.step is None else f"in step {self.step}"

@@ -1,0 +1,149 @@
+"""What srun and the launchers of MPI say, and what is made of it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hekaton.errors import ConfigError
+from hekaton.launchers import PORTS, adopt_launcher, expanded_counts, first_host, idle_devices
+
+OURS = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Variables of the second process on the second of two machines with two each. As srun 22.05, Open MPI 4.1 and
+# the Hydra of MPICH 4 set them.
+SRUN = {
+    "SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_NODELIST": "gpu[01-08]",
+}  # fmt: skip
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "1234", "PMIX_RANK": "3",
+}  # fmt: skip
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables, and takes all of them back, those too that the code under test set."""
+    kept = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI", "MPI_")) or name in OURS:
+            del os.environ[name]
+    yield lambda variables: os.environ.update(variables)
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+def place() -> dict[str, str]:
+    return {name: os.environ[name] for name in OURS if name in os.environ}
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "address"),
+    [
+        (SRUN, "srun", "gpu07"),
+        (OPEN_MPI | {"MASTER_ADDR": "a"}, "Open MPI", "a"),
+        (HYDRA | {"MASTER_ADDR": "a"}, "MPICH or Intel MPI", "a"),
+        # mpirun in an allocation of SLURM starts its own processes with srun, one a machine.
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"} | OPEN_MPI, "Open MPI", "gpu01"),
+    ],
+)  # fmt: skip
+def test_the_place_of_a_process_on_two_machines(environment, variables, name, address):
+    environment(variables)
+    assert adopt_launcher() == name
+    port = os.environ.pop("MASTER_PORT")
+    assert int(port) in PORTS
+    assert place() == {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": address,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("variables", [SRUN, OPEN_MPI | {"MASTER_ADDR": "a"}, HYDRA | {"MASTER_ADDR": "a"}])
+def test_all_processes_of_a_job_take_one_port(environment, variables):
+    environment(variables)
+    adopt_launcher()
+    port = os.environ["MASTER_PORT"]
+    for name in OURS:
+        os.environ.pop(name, None)
+    of_the_first = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"}
+    environment(variables | {name: "0" for name in variables if name in of_the_first})
+    adopt_launcher()
+    assert os.environ["MASTER_PORT"] == port
+
+
+@pytest.mark.parametrize(
+    "variables", [OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, HYDRA | {"MPI_LOCALNRANKS": "4"}]
+)
+def test_on_one_machine_no_address_is_needed(environment, variables):
+    environment(variables)
+    adopt_launcher()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        SRUN | {"RANK": "0", "WORLD_SIZE": "1"},  # torchrun in a step
+        {name: value for name, value in SRUN.items() if not name.startswith("SLURM_STEP")},  # a batch script
+        SRUN | {"SLURM_STEP_NUM_TASKS": "1"},
+        OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+)
+def test_one_process_stays_one(environment, variables):
+    environment(variables)
+    before = place()
+    assert adopt_launcher() == ""
+    assert place() == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (OPEN_MPI, "Open MPI started 4 processes on several machines, and does not say which has rank 0"),
+        (HYDRA, "MPICH or Intel MPI started 4 processes on several machines"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "says PMI_RANK = 1 of 2, but not MPI_LOCALRANKID"),
+        ({"PMIX_RANK": "1"}, "one of several (PMIX_RANK = 1), and does not say how many there are"),
+        (SRUN | {"SLURM_PROCID": "x"}, "SLURM_PROCID must be a number"),
+        (
+            SRUN | {"SLURM_STEP_NODELIST": "[1-2]"},
+            "the environment's list of nodes '[1-2]' has no first host",
+        ),
+    ],
+)
+def test_processes_that_cannot_be_made_one_run_are_refused(environment, variables, message):
+    environment(variables)
+    with pytest.raises(ConfigError) as caught:
+        adopt_launcher()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("gpu[007-009,12],other", "gpu007"),
+        ("a-b-3[5]", "a-b-35"),
+        ("rack1n[2,4]-ib", "rack1n2-ib"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_the_tasks_of_each_node():
+    assert expanded_counts("2(x3),1") == [2, 2, 2, 1]
+    assert expanded_counts("4") == [4]
+    assert expanded_counts("") == []
+
+
+def test_more_devices_than_processes_are_told_in_one_line():
+    assert idle_devices(8, {"LOCAL_WORLD_SIZE": "8"}) == ""
+    assert idle_devices(1, {}) == ""
+    line = idle_devices(8, {})
+    assert line.startswith("1 process of this run sees 8 GPUs on this machine, and 7 will be idle: NGPU=8 ")
+    assert "\n" not in line
+    assert idle_devices(8, {"LOCAL_WORLD_SIZE": "6"}).startswith("6 processes of this run see 8 GPUs")
