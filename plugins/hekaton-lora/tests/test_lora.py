@@ -1,5 +1,6 @@
 """What the converter makes of a model, what a run with it trains and saves, and what it refuses."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,10 +12,14 @@ from hekaton.build import build_meta
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.cli import main
 from hekaton.config import load
+from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
-from hekaton.rules import check
-from hekaton.testing import check_plugin, run_command
+from hekaton.plugins import Plugins
+from hekaton.testing import check_converter, check_plugin, check_rule, run_command
+from hekaton_lora.checks import adapters_have_a_base, lora_export_is_written
+from hekaton_lora.converter import Lora
 from hekaton_lora.linear import KaimingUniform
+from hekaton_lora.sections import LoraSection
 
 SIZES = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "hidden_dim": 24, "vocab_size": 258}
 PLAIN = [
@@ -54,6 +59,17 @@ def trained(tmp_path_factory):
 
 def test_the_plugin_keeps_the_rules():
     check_plugin("hekaton_lora")
+
+
+@pytest.mark.parametrize(
+    ("model", "targets"),
+    [("llama3", []), ("llama3", ["layers.*.attention.*", "output"]), ("qwen3", [])],
+)
+def test_the_converter_keeps_its_contract(model, targets):
+    spec = Plugins.discover().get(Model, model).spec.load()
+    small = dataclasses.replace(spec.flavors["debugmodel"], dim=16, n_heads=2, n_kv_heads=2, n_layers=1)
+    spec = dataclasses.replace(spec, flavors={"small": small})
+    check_converter(Lora(LoraSection(rank=3, targets=targets), ParallelDims()), spec, "small")
 
 
 def test_every_linear_layer_of_the_blocks_has_an_adapter_and_nothing_else_is_trained():
@@ -204,19 +220,15 @@ def test_what_cannot_be_adapted_is_refused(flags, message, hint, capsys):
     assert hint in said
 
 
-def notices(*flags):
-    return " ".join(check(load([], [*flags, *ALONE]), world_size=1, device_type="cpu", here=False))
-
-
 def test_an_export_that_is_not_written_gives_a_notice():
-    words = "lora.export: no effect"
     last = ["--checkpoint.last_save_in_hf", "--checkpoint.last_save_model_only"]
-    assert words in notices(*FLAGS, "--lora.export", "adapter")
-    assert words not in notices(*FLAGS, "--lora.export", "adapter", *last)
+    adapter = [*FLAGS, "--lora.export", "adapter"]
+    (notice,) = check_rule(lora_export_is_written, *adapter, others=PLAIN)
+    assert notice == "lora.export: no effect: checkpoint.last_save_in_hf is false"
+    assert not check_rule(lora_export_is_written, *adapter, *last)
 
 
 def test_random_frozen_weights_give_a_notice(tmp_path):
-    words = "lora: the frozen weights are the initial ones, drawn at random"
-    assert words in notices(*FLAGS)
-    assert words not in notices(*FLAGS, "--checkpoint.initial_load_path", str(tmp_path))
-    assert words not in notices(*PLAIN)
+    (notice,) = check_rule(adapters_have_a_base, *FLAGS, others=PLAIN)
+    assert notice.startswith("lora: the frozen weights are the initial ones, drawn at random")
+    assert not check_rule(adapters_have_a_base, *FLAGS, "--checkpoint.initial_load_path", str(tmp_path))

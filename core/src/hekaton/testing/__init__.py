@@ -1,7 +1,7 @@
 """The checks that hekaton's own plugins and models pass, for the tests of everybody else's.
 
-    from hekaton.testing import check_adapter, check_layouts, check_model, check_objective
-    from hekaton.testing import check_plugin, run_command
+    from hekaton.testing import check_adapter, check_converter, check_layouts, check_model, check_objective
+    from hekaton.testing import check_optimizer, check_plugin, check_rule, run_command
 
     def test_plugin():
         check_plugin("my_package")
@@ -15,6 +15,15 @@
     def test_objective():
         check_objective(objective, batch, seq_len=16, model=model)
 
+    def test_converter():
+        check_converter(MyConverter(section, dims), train_spec, "tiny")
+
+    def test_optimizer():
+        check_optimizer(build)
+
+    def test_rule():
+        assert check_rule(rule, "--my.field", "3") == []
+
     def test_layouts():
         check_layouts("run.toml", "--model.flavor", "tiny")
 
@@ -25,13 +34,18 @@
 """
 
 from hekaton.testing.adapter import check_adapter
+from hekaton.testing.buffers import check_buffers
+from hekaton.testing.converter import check_converter
 from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
 from hekaton.testing.layouts import check_layouts
 from hekaton.testing.model import check_model
 from hekaton.testing.objective import check_objective
+from hekaton.testing.optimizer import check_optimizer
 from hekaton.testing.plugin import check_plugin
+from hekaton.testing.rule import check_rule
 
 __all__ = [
-    "check_adapter", "check_layouts", "check_model", "check_objective", "check_plugin", "run_command",
-    "run_processes", "start_command", "start_function",
+    "check_adapter", "check_buffers", "check_converter", "check_layouts", "check_model", "check_objective",
+    "check_optimizer", "check_plugin", "check_rule", "run_command", "run_processes", "start_command",
+    "start_function",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from hekaton.init import Initializer, resolve_init
 from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
 from hekaton.spec import RunFacts, TrainSpec
+from hekaton.testing.buffers import check_buffers
 from hekaton.testing.model_layouts import check_claimed_layouts
 from hekaton.testing.plain_run import DOCUMENT_ENDS, DRAW, SEQ_LEN, plain_run
 
@@ -21,8 +22,8 @@ def check_model(spec: TrainSpec, flavor: str | None = None, *, layouts: bool = T
 
     Every flavor is a frozen dataclass from which the model builds on the meta device; every row of the plan
     and of the init table matches something, every parameter has an initialiser. The flavor that runs gives a
-    finite loss and a finite gradient for every parameter. A model trained to predict the next token must not
-    see later tokens, nor another document's.
+    finite loss and a finite gradient for every parameter, and fills its buffers (:func:`check_buffers`). A
+    model trained to predict the next token must not see later tokens, nor another document's.
 
     Then it takes one step on two processes under every layout that its plan claims: FSDP always, tensor
     parallel with ``tensor`` rows, context parallel (``allgather``) with ``context`` rows, a pipeline with
@@ -45,6 +46,7 @@ def check_model(spec: TrainSpec, flavor: str | None = None, *, layouts: bool = T
         assert name in spec.flavors, f"{spec.name} has defaults for '{name}', which is no flavor of it"
     run = flavor or min(sizes, key=lambda name: sizes[name])
     assert run in spec.flavors, f"{spec.name} has no flavor '{run}'"
+    check_buffers(spec, run)
     _check_run(spec, run)
     return check_claimed_layouts(spec, run) if layouts else ()
 

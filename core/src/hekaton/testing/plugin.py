@@ -8,7 +8,7 @@ import subprocess
 import sys
 import types
 
-from hekaton.contributions import Component, Contribution, Model, Ref, Section
+from hekaton.contributions import Check, Component, Contribution, Model, Ref, Section
 from hekaton.errors import HekatonError
 from hekaton.plugins import Plugins, kind_name
 
@@ -20,7 +20,7 @@ def check_plugin(plugin: str | types.ModuleType) -> None:
 
     Its hooks keep the rules, it states the plugin API that it was built for, each record has a summary, each
     :class:`~hekaton.contributions.Ref` loads to the kind of thing that it should, sections that it names are
-    its own, and importing the module imports nothing heavy.
+    its own, and importing the module, or one of a rule, imports nothing heavy.
 
     :param plugin: the module that the entry point names, or its name.
     :raises AssertionError: listing everything that is wrong.
@@ -38,6 +38,13 @@ def check_plugin(plugin: str | types.ModuleType) -> None:
         wrong += [f"{kind_name(type(record))} '{record.name}': {what}" for what in _wrong(record, plugins)]
     if isinstance(plugin, str):
         wrong += [f"importing {plugin} imports {heavy}; name it with a Ref" for heavy in _imported(plugin)]
+        for record in plugins.contributions(info):
+            if isinstance(record, Check):
+                rules = record.rule.target.partition(":")[0]
+                said = f"check '{record.name}': importing {rules} imports"
+                wrong += [
+                    f"{said} {heavy}, in every run: import it in the rule" for heavy in _imported(rules)
+                ]
     assert not wrong, f"plugin module {module.__name__}:\n" + "\n".join(wrong)
 
 
