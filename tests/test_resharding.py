@@ -1,5 +1,6 @@
 """Saved under any layout, loaded under any other: every bit of weights and optimizer state is the same."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ def degrees(**degrees: int) -> list[str]:
     return [word for name, degree in degrees.items() for word in (f"--parallelism.{name}", str(degree))]
 
 
+EP, ETP = "expert_parallel_degree", "expert_tensor_parallel_degree"
 SHARD, REPLICATE, TP, PP = (
     "data_parallel_shard_degree",
     "data_parallel_replicate_degree",
@@ -36,7 +38,41 @@ def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path, tied: boo
     tie = ["--model.flavor", "debugmodel_tied"] if tied else []
     # A pipeline does not take a parameter that two stages share.
     layouts = {name: [*tie, *flags] for name, flags in LAYOUTS.items() if not (tied and "pp" in name)}
-    alone = {"single": tie}
+    save_and_load(tmp_path, {"single": tie}, layouts)
+
+
+# Hidden dims and numbers of experts for which a part of them is sharded evenly and unevenly.
+EXPERTS = {
+    "dim": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "vocab_size": 262,
+    "moe": {"n_experts": 12, "top_k": 2, "hidden_dim": 20, "bias_rate": 1e-3, "batch_balance": 1e-3},
+}  # fmt: skip
+EXPERT_LAYOUTS = {
+    "fsdp": degrees(**{SHARD: 4}),
+    "ep2": degrees(**{SHARD: 4, EP: 2}),
+    "ep4": degrees(**{SHARD: 4, EP: 4}),
+    "ep2-etp2": degrees(**{SHARD: 4, EP: 2, ETP: 2}),
+    "tp-ep2": degrees(**{SHARD: 2, TP: 2, EP: 2}),
+    "hsdp-ep2": degrees(**{REPLICATE: 2, SHARD: 2, EP: 2}),
+    "pp-etp2": degrees(**{PP: 2, SHARD: 2, ETP: 2}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_experts_saved_under_any_layout_are_loaded_under_any_other(tmp_path: Path) -> None:
+    model = [
+        "--model.name",
+        "qwen3",
+        "--model.flavor",
+        "debugmodel_moe",
+        "--model.overrides",
+        json.dumps(EXPERTS),
+    ]
+    layouts = {name: [*model, *flags] for name, flags in EXPERT_LAYOUTS.items()}
+    save_and_load(tmp_path, {"single": model}, layouts)
+
+
+def save_and_load(tmp_path: Path, alone: dict[str, list[str]], layouts: dict[str, list[str]]) -> None:
     run_processes(SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=[])
     run_processes(
         SCRIPT, "run", processes=4, timeout=110, folder=str(tmp_path), layouts=layouts, saved=["single"]

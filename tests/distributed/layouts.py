@@ -47,7 +47,9 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
         torch.use_deterministic_algorithms(False)
         torch._dynamo.reset()  # compiled code of the cases before counts towards the limit of recompilations
         try:
-            result = train(case["flags"], folder, mutation=case.get("mutation"))
+            result = train(
+                case["flags"], folder, mutation=case.get("mutation"), last=case.get("last_gradients", False)
+            )
         except Exception as e:
             raise AssertionError(f"layout {name}") from e
         if dist.get_rank() == 0:
@@ -61,8 +63,9 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
     dist.destroy_process_group()
 
 
-def train(flags: list[str], folder: str, *, mutation: str | None = None) -> dict:
-    """:returns: on rank 0 the result; parameters and gradients whole, by name."""
+def train(flags: list[str], folder: str, *, mutation: str | None = None, last: bool = False) -> dict:
+    """:param last: compare the gradients of the last step too; :returns: on rank 0 the result; parameters and
+    gradients whole, by name."""
     process = this_process()
     loaded = load([], [*FLAGS, "--job.dump_folder", folder, *flags])
     check(loaded, world_size=process.world_size, device_type="cpu")
@@ -75,6 +78,9 @@ def train(flags: list[str], folder: str, *, mutation: str | None = None) -> dict
             loss = all_sum(part["loss"].clone(), trainer.meshes.report.get_group()).item()
             if step == 0:
                 result["gradients"] = whole(trainer, lambda parameter: parameter.grad)
+            elif last and step == STEPS - 1:
+                of_last = whole(trainer, lambda parameter: parameter.grad)
+                result["gradients"] |= {f"{name} (last step)": grad for name, grad in of_last.items()}
             grad_norm = trainer.optimizer_step().item()
             if step == 0:
                 result |= {"first_loss": loss, "grad_norm": grad_norm}

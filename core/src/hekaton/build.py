@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hekaton.contributions import Component, ContextParallel, Converter, Model, Objective, ParallelStyle
+from hekaton.contributions import (
+    Component,
+    ContextParallel,
+    Converter,
+    Dispatcher,
+    Model,
+    Objective,
+    ParallelStyle,
+)
 from hekaton.draft import Draft, apply_converters
 from hekaton.errors import ConfigError, ConfigErrors, DataError
 from hekaton.init import Initializer, initialize, resolve_init
@@ -20,6 +28,7 @@ from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
 from hekaton.parallel.context import ContextGroup
 from hekaton.parallel.contract import needed_inputs, run_end
+from hekaton.parallel.experts import ExpertGroup, expert_rows
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
 from hekaton.parallel.pipeline import cut, stage_layout
 from hekaton.parallel.plan import ParallelPlan, check_plan, ends
@@ -178,7 +187,10 @@ def parallelize_model(
             process_group=meshes.batch["cp"].get_group(),
             load_balance=settings.context_parallel_load_balancer == "headtail",
         )
-    layout = make_layout(meta, dims, config, plugins, context_group)
+    expert_group = None
+    if meta.plan.experts and dims.ep * dims.etp > 1:
+        expert_group = ExpertGroup(ep=meshes.experts["ep"].get_group(), etp=meshes.experts["etp"].get_group())
+    layout = make_layout(meta, dims, config, plugins, context_group, expert_group)
     shapes = _stage_shapes(meta, objective, layout, dims, config) if layout.stages is not None else ()
     parts = parallelize(meta.model, layout, meshes, dims, config)
     return BuiltModel(parts=parts, layout=layout, context=context_group, shapes=shapes)
@@ -205,12 +217,17 @@ def make_layout(
     config: JobConfig,
     plugins: Plugins,
     context_group: ContextGroup | None = None,
+    expert_group: ExpertGroup | None = None,
 ) -> Layout:
     """Make the model's plan concrete: look up its words and strategies, cut its stages. Moves nothing.
 
     :raises ConfigError: for what the plan cannot do, :class:`UnknownName` for a word nobody contributes.
     """
     settings = config.parallelism
+    words = expert_words(meta, config, plugins)
+    dispatcher = None
+    if words and dims.ep * dims.etp > 1:
+        dispatcher = build_component(config, plugins, Dispatcher, config.expert_dispatcher(), expert_group)
     context = None
     if context_group is not None:
         strategy = config.context_parallel_strategy()
@@ -223,6 +240,8 @@ def make_layout(
             sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
         ),
         context=context,
+        experts=words,
+        dispatcher=dispatcher,
         stages=stage_layout(meta.model, meta.plan, settings) if dims.pp > 1 else None,
     )
 
@@ -237,6 +256,21 @@ def tensor_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[s
     rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
     for word in sorted(set(rows.values())):
         plugins.get(ParallelStyle, word)
+    return {
+        name: partial(build_component, config, plugins, ParallelStyle, word) for name, word in rows.items()
+    }
+
+
+def expert_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[str, Word]:
+    """Name of each layer of experts -> what makes the style by which its experts are cut.
+
+    :raises UnknownName: for a word that nobody contributes, where experts are cut.
+    """
+    rows = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
+    settings = config.parallelism
+    if settings.expert_parallel_degree * settings.expert_tensor_parallel_degree > 1:
+        for word in sorted(set(rows.values())):
+            plugins.get(ParallelStyle, word)
     return {
         name: partial(build_component, config, plugins, ParallelStyle, word) for name, word in rows.items()
     }

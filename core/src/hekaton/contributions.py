@@ -129,6 +129,17 @@ class ContextParallel(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dispatcher(Component):
+    """A way in which tokens reach experts on other ranks, for ``[parallelism] expert_dispatcher``.
+
+    ``build(section, group)`` is given a :class:`hekaton.parallel.experts.ExpertGroup` and returns what layers
+    of experts call, see ``hekaton_blocks.Dispatcher``.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
 class Converter(Component):
     """A model converter for ``[model] converters``.
 

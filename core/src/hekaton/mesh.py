@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,6 +22,9 @@ class ParallelDims:
     :param dp_shard: ways in which parameters are sharded (FSDP).
     :param cp: parts of the sequence (context parallel).
     :param tp: ways in which layers are cut (tensor parallel).
+    :param ep: ways in which experts are dealt out, over the ranks of ``dp_shard``, ``cp`` and ``tp``: it is
+        no factor of the number of processes, and neither is ``etp``.
+    :param etp: ways in which each expert is cut.
     """
 
     pp: int = 1
@@ -28,6 +32,8 @@ class ParallelDims:
     dp_shard: int = 1
     cp: int = 1
     tp: int = 1
+    ep: int = 1
+    etp: int = 1
 
     @classmethod
     def of(cls, config: JobConfig, *, world_size: int) -> ParallelDims:
@@ -39,12 +45,24 @@ class ParallelDims:
             dp_shard=degrees.shard_degree(world_size),
             cp=degrees.context_parallel_degree,
             tp=degrees.tensor_parallel_degree,
+            ep=degrees.expert_parallel_degree,
+            etp=degrees.expert_tensor_parallel_degree,
         )
 
     @property
     def dp(self) -> int:
         """Ranks that read different rows of the batch."""
         return self.dp_replicate * self.dp_shard
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The degrees whose product is the number of processes, by name."""
+        return {axis: degree for axis, degree in vars(self).items() if axis not in ("ep", "etp")}
+
+    @property
+    def efsdp(self) -> int:
+        """Ways in which the tensors of experts are sharded: what ``ep`` and ``etp`` leave of the ranks."""
+        return self.dp_shard * self.cp * self.tp // (self.ep * self.etp)
 
     @property
     def world_size(self) -> int:
@@ -60,6 +78,8 @@ class ParallelDims:
         )
         batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))
         return Meshes(
+            dims=self,
+            world=world,
             dense=dense,
             batch=batch,
             loss=batch["dp", "cp"]._flatten("loss"),
@@ -73,6 +93,7 @@ class Meshes:
     """The same processes, seen as what each part of a run needs. Every axis is there, whatever its size;
     neighbours on the last one sit on the fastest links.
 
+    :param world: ``(world,)``: all of them.
     :param dense: ``(pp, dp_replicate, fsdp, tp)``: how parameters are placed; context-parallel ranks shard
         parameters as data-parallel ones do, ``fsdp`` being both.
     :param batch: ``(pp, dp, cp, tp)``: how rows (``dp``) and sequences (``cp``) are dealt out.
@@ -82,8 +103,21 @@ class Meshes:
     :param flattened: axes of ``dense`` taken together, for DTensor to sum over in one go.
     """
 
+    dims: ParallelDims
+    world: DeviceMesh
     dense: DeviceMesh
     batch: DeviceMesh
     loss: DeviceMesh
     report: DeviceMesh
     flattened: Sequence[DeviceMesh] = ()
+
+    @cached_property
+    def experts(self) -> DeviceMesh:
+        """``(pp, dp_replicate, efsdp, ep, etp)``: how the tensors of experts are placed. Made when first
+        asked for, which all processes must do together: a model without experts needs none of its groups."""
+        dims = self.dims
+        axes = ("pp", "dp_replicate", "efsdp", "ep", "etp")
+        sizes = (dims.pp, dims.dp_replicate, dims.efsdp, dims.ep, dims.etp)
+        mesh = self.world._unflatten(0, sizes, axes)
+        mesh["efsdp", "ep", "etp"]._flatten("efsdp_ep_etp")  # for DTensor to sum over in one go
+        return mesh

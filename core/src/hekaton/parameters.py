@@ -126,7 +126,8 @@ def initial_rates(settings: OptimizerSection) -> dict[str, float]:
 def parameter_groups(
     part: nn.Module, names: Mapping[str, str], model_roles: Mapping[str, Role], settings: OptimizerSection
 ) -> list[ParameterGroup]:
-    """The groups of one model part, in the order of the rows, those that have parameters; ``rest`` first.
+    """The groups of one model part, in the order of the rows, those that have parameters; ``rest`` first. One
+    whose parameters lie on two meshes, as experts do, is two of the same name.
 
     :param names: :func:`group_names` of the whole model.
     """
@@ -138,6 +139,12 @@ def parameter_groups(
             members[names[name]].append(
                 NamedParameter(name=name, parameter=parameter, role=model_roles[name])
             )
+    # torch's optimizers update the parameters of a group together, which DTensors of two meshes cannot be.
+    members_of: dict[tuple[str, Any], list[NamedParameter]] = {}
+    for name, parameters in members.items():
+        for one in parameters:
+            mesh = getattr(one.parameter, "device_mesh", None)
+            members_of.setdefault((name, mesh), []).append(one)
     decays = {name: row.weight_decay for name, row in rows.items() if row.weight_decay is not None}
     return [
         ParameterGroup(
@@ -146,6 +153,5 @@ def parameter_groups(
             weight_decay=decays.get(name, settings.weight_decay),
             parameters=parameters,
         )
-        for name, parameters in members.items()
-        if parameters
+        for (name, _), parameters in members_of.items()
     ]

@@ -47,6 +47,9 @@ def _lines(layout: Explanation) -> Iterator[str]:
     degrees = " × ".join(f"{axis} {size}" for axis, size in layout.degrees.items())
     yield f"mesh of {layout.processes} processes: {degrees}; the last axis joins neighbouring ranks"
     yield f"fsdp, the axis that parameters are sharded over, is dp_shard × cp: {layout.fsdp}"
+    if layout.experts:
+        axes = " × ".join(f"{axis} {size}" for axis, size in layout.experts.items())
+        yield f"experts lie on the same processes, but for pp and dp_replicate, as {axes}"
     if layout.stages:
         yield f"\nstages, under {layout.schedule}:"
         rows = [(str(row.stage), f"pp rank {row.pp_rank}", _modules(row)) for row in layout.stages]

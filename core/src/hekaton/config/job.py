@@ -79,6 +79,10 @@ class JobConfig(SectionModel):
         degrees = self.parallelism
         return degrees.data_parallel_replicate_degree * degrees.shard_degree(world_size)
 
+    def expert_dispatcher(self) -> str:
+        """Name of what brings tokens to experts on other ranks."""
+        return self.parallelism.expert_dispatcher or "alltoall"
+
     def context_parallel_strategy(self) -> str:
         """The strategy by name: the one set, or else the one that the 0.2-era ``rotate_method`` means."""
         settings = self.parallelism

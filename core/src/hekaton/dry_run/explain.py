@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from hekaton.dry_run.fake import Played, fake_process_group, play
 from hekaton.parallel.apply import parallelize
+from hekaton.parallel.experts import expert_rows, has_own_mesh
 from hekaton.parallel.tensor import tensor_rows
 from hekaton.patterns import with_owners
 
@@ -58,6 +59,8 @@ class Explanation:
 
     :param rank: the rank that was played: it holds ``held``, and sends ``messages`` in one step.
     :param degrees: the mesh's axes and their sizes, neighbouring ranks on the last.
+    :param experts: the axes of the mesh of experts over the same ranks, empty where they lie as other
+        parameters do.
     :param fsdp: ranks that each parameter is sharded over: ``dp_shard`` and ``cp`` together.
     :param schedule: the pipeline's, empty without one.
     """
@@ -65,6 +68,7 @@ class Explanation:
     processes: int
     rank: int
     degrees: Mapping[str, int]
+    experts: Mapping[str, int]
     fsdp: int
     schedule: str
     stages: Sequence[StageRow]
@@ -85,7 +89,8 @@ def explain(loaded: Loaded, process: Process) -> Explanation:
         return Explanation(
             processes=process.world_size,
             rank=process.rank,
-            degrees=vars(played.dims),
+            degrees=played.dims.axes,
+            experts=_expert_axes(played),
             fsdp=played.dims.dp_shard * played.dims.cp,
             schedule=_schedule(config) if played.dims.pp > 1 else "",
             stages=_stages(played),
@@ -98,6 +103,13 @@ def explain(loaded: Loaded, process: Process) -> Explanation:
                 if message.ranks > 1
             ],
         )
+
+
+def _expert_axes(played: Played) -> dict[str, int]:
+    dims = played.dims
+    if not played.meta.plan.experts or not has_own_mesh(dims):
+        return {}
+    return {"efsdp": dims.efsdp, "ep": dims.ep, "etp": dims.etp}
 
 
 def _schedule(config: JobConfig) -> str:
@@ -125,6 +137,9 @@ def _parameters(played: Played, config: JobConfig) -> Iterator[ParameterRow]:
     rows = {}
     if dims.tp > 1:
         rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
+    if dims.ep * dims.etp > 1:
+        words = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
+        rows |= {f"{name}.experts": word for name, word in words.items()}
     alike: dict[tuple[Any, ...], int] = {}
     for name, parameter in whole.named_parameters():
         module = name.rpartition(".")[0]
@@ -149,7 +164,7 @@ def _parameters(played: Played, config: JobConfig) -> Iterator[ParameterRow]:
             shape=shape,
             dtype=dtype,
             placement={
-                axis: _placement(placement)
+                axis: _placement(placement, axes)
                 for axis, size, placement in zip(axes, sizes, placements, strict=True)
                 if size > 1
             },
@@ -157,13 +172,14 @@ def _parameters(played: Played, config: JobConfig) -> Iterator[ParameterRow]:
         )
 
 
-def _placement(placement: Any) -> str:
+def _placement(placement: Any, axes: Sequence[str]) -> str:
     from torch.distributed.tensor import Replicate
 
     if isinstance(placement, Replicate):
         return "whole"
-    # Strided: FSDP shards what tensor parallel has cut before, along the same dim.
-    return f"dim {placement.dim}" + (" of tp's part" if hasattr(placement, "split_factor") else "")
+    # Strided: FSDP shards what tensor or expert parallel has cut before, along the same dim.
+    part = "the expert's part" if "ep" in axes else "tp's part"
+    return f"dim {placement.dim}" + (f" of {part}" if hasattr(placement, "split_factor") else "")
 
 
 def _local_shapes(shape: Shape, sizes: Shape, placements: Sequence[Any]) -> list[tuple[Shape, int]]:

@@ -108,7 +108,7 @@ def run_fake(loaded: Loaded, process: Process) -> None:
         "one step went through as rank %d of %d (%s) in %.1f s",
         process.rank,
         process.world_size,
-        ", ".join(f"{axis} {degree}" for axis, degree in vars(played.dims).items()),
+        ", ".join(f"{axis} {degree}" for axis, degree in played.dims.axes.items()),
         time.perf_counter() - began,
     )
     for name, size in played.held.items():

@@ -240,7 +240,8 @@ def _axes(meshes: Meshes) -> dict[str, tuple[str, int]]:
     """Name of a process group -> the axis that it is of, and its size; an axis of its own goes before one
     that several were flattened into."""
     axes: dict[str, tuple[str, int]] = {}
-    for mesh in (*meshes.flattened, meshes.report, meshes.loss, meshes.batch, meshes.dense):
+    experts = (meshes.experts,) if "experts" in vars(meshes) else ()
+    for mesh in (*meshes.flattened, meshes.report, meshes.loss, *experts, meshes.batch, meshes.dense):
         for axis in mesh.mesh_dim_names or ():
             group = mesh.get_group(axis)
             axes[group.group_name] = axis, group.size()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from hekaton.parallel.activation import (
     set_memory_budget,
 )
 from hekaton.parallel.context import ContextStrategy, apply_context_parallel, inner_attentions
+from hekaton.parallel.experts import has_own_mesh, prepare_experts
 from hekaton.parallel.fsdp import apply_fsdp, needs_fsdp
 from hekaton.parallel.pipeline import StageLayout, cut
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -41,6 +43,8 @@ class Layout:
     :param words: module name -> what makes its tensor-parallel style; empty without tensor parallel.
     :param tensor: the switches of the words.
     :param context: the context-parallel strategy, ``None`` without context parallel.
+    :param experts: name of a layer of experts -> what makes the style by which they are cut.
+    :param dispatcher: brings tokens to experts on other ranks; ``None`` where there are none.
     :param stages: the pipeline's stages, ``None`` without a pipeline.
     :param parallelize: the model's own function in place of the steps that follow the pipeline, see
         ``TrainSpec.parallelize``.
@@ -50,6 +54,8 @@ class Layout:
     words: Mapping[str, Word]
     tensor: TensorContext
     context: ContextStrategy | None = None
+    experts: Mapping[str, Word] = field(default_factory=dict)
+    dispatcher: Callable[..., Any] | None = None
     stages: StageLayout | None = None
     parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, JobConfig], None] | None = None
 
@@ -72,6 +78,8 @@ def parallelize(
         }
     set_memory_budget(config.activation_checkpoint, Path(config.job.dump_folder, "memory_budget_pareto"))
     compiled = config.compile.enable and "model" in config.compile.components
+    if layout.experts and has_own_mesh(dims):
+        meshes.experts  # noqa: B018 (made by all processes together, also those whose stage has no experts)
     for part in parts.values():
         if layout.parallelize is not None:
             layout.parallelize(part, layout, meshes, dims, config)
@@ -82,6 +90,15 @@ def parallelize(
                 enable_async_tensor_parallel(meshes.dense["tp"])
         if layout.context is not None:
             apply_context_parallel(part, layout.plan.context, layout.context)
+        prepare_experts(
+            part,
+            layout.experts,
+            meshes,
+            dims,
+            dispatcher=layout.dispatcher,
+            context=layout.tensor,
+            even=config.debug.moe_force_load_balance,
+        )
         apply_activation_checkpoint(
             part, layout.plan, config.activation_checkpoint, every_block=every_block, compiled=compiled
         )
@@ -101,14 +118,18 @@ def apply_compile(
 ) -> None:
     """Compile each block in place: one graph serves all of them, and names stay as they are.
 
-    An inner attention whose context-parallel strategy cannot be traced stays as it is, and the block is
-    compiled around it.
+    An inner attention whose context-parallel strategy cannot be traced stays as it is, as do layers of
+    experts, whose shapes depend on the values of tokens, and the block is compiled around them.
 
     :param inside_checkpoint: of a recomputed block, compile what is recomputed, which then runs twice,
         instead of forward and recomputation as one.
     """
-    whole = layout.context is None or layout.context.traceable
-    if not whole:
+    whole = not layout.experts and (layout.context is None or layout.context.traceable)
+    for name in layout.experts:
+        with contextlib.suppress(AttributeError):  # on another stage
+            layer = model.get_submodule(name)
+            layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[no-untyped-call]
+    if layout.context is not None and not layout.context.traceable:
         for inner in inner_attentions(model, layout.plan.context):
             inner.forward = torch.compiler.disable(inner.forward)  # type: ignore[no-untyped-call]
     block: Any

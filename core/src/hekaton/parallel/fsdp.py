@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.parallel.experts import expert_layers, has_own_mesh
 from hekaton.parallel.plan import ParallelPlan, blocks
 from hekaton.parallel.ties import ties
 from hekaton.patterns import with_owners
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import Shard
+
     from hekaton.config.sections import ParallelismSection, TrainingSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -37,7 +42,7 @@ def apply_fsdp(
     training: TrainingSection,
     parallelism: ParallelismSection,
 ) -> None:
-    """Shard each block, then the rest of the model.
+    """Shard experts that have a mesh of their own, then each block, then the rest of the model.
 
     Gradients are summed, never averaged: the loss is already divided by the global number of targets.
     """
@@ -58,6 +63,18 @@ def apply_fsdp(
     )
     offload = CPUOffloadPolicy(pin_memory=cuda) if training.enable_cpu_offload else OffloadPolicy()
     reshard = _reshard_after_forward(parallelism, dims)
+    experts = [layer.experts for _, layer in expert_layers(model, plan.experts)] if has_own_mesh(dims) else []
+    for module in experts:
+        fully_shard(
+            module,
+            mesh=meshes.experts["dp_replicate", "efsdp"]
+            if dims.dp_replicate > 1
+            else meshes.experts["efsdp"],
+            mp_policy=precision,
+            offload_policy=offload,
+            reshard_after_forward=reshard,
+            shard_placement_fn=partial(_widest_dim, degree=dims.efsdp),
+        )
     entangled = tied_across(model, plan)
     sharded = [module for _, module in blocks(model, plan) if module not in entangled]
     for block in sharded:
@@ -69,15 +86,31 @@ def apply_fsdp(
     root = fully_shard(
         model, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False
     )
-    if mesh.size() > 1:  # one rank divides by nothing anyway, and given a factor it copies each gradient
+    # One rank divides by nothing anyway, and given a factor it copies each gradient.
+    if mesh.size() > 1 or (experts and dims.dp_replicate * dims.efsdp > 1):
         for module in (module for module in model.modules() if isinstance(module, FSDPModule)):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # a plain sum: gloo has no other
     if not cuda:  # no streams: only what is asynchronous is gathered while the block before computes
         root._set_unshard_async_op(True)
     for before, after in pairwise(module for module in sharded if isinstance(module, FSDPModule)):
-        before.set_modules_to_forward_prefetch([after])
-        after.set_modules_to_backward_prefetch([before])
+        before.set_modules_to_forward_prefetch([after, *_inside(after, experts)])
+        after.set_modules_to_backward_prefetch([before, *_inside(before, experts)])
+
+
+def _inside(block: nn.Module, experts: Sequence[nn.Module]) -> list[Any]:
+    return [module for module in block.modules() if module in experts]
+
+
+def _widest_dim(parameter: nn.Parameter, *, degree: int) -> Shard:
+    """The dim along which a tensor of experts is sharded: that of the experts, or where a rank has fewer of
+    them than there are ranks to shard over, the first one that can be cut evenly."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if local.shape[0] >= degree:
+        return Shard(0)
+    return Shard(next((dim for dim, size in enumerate(local.shape) if size % degree == 0), 0))
 
 
 def tied_across(model: nn.Module, plan: ParallelPlan) -> set[nn.Module]:

@@ -34,7 +34,7 @@ class ParallelPlan:
     :param tensor: module pattern -> word, for tensor and sequence parallel. Once any row is given, every
         parameter must be covered.
     :param experts: pattern of layers of experts -> word, which says how the tensors of their experts are cut
-        under expert parallel and expert-tensor parallel.
+        under expert parallel and expert-tensor parallel; see :class:`hekaton.parallel.experts.ExpertLayer`.
     :param context: patterns of the modules where the sequence is split and attention must see all of it.
     :param stages: where a pipeline is cut.
     """

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import SAC_IGNORED_OPS, CheckpointPolicy, create_selective_checkpoint_contexts
 
 from hekaton.errors import ConfigError
 
@@ -99,10 +99,21 @@ def selective_contexts(
     :param recomputed: shapes of the weights whose products are never kept, and not counted.
     :param compiled: whether the block is compiled, with the checkpoint in it.
     """
+    _leave_out_marks()
     always = frozenset(operator(name) for name in save_ops)
     products = {operator(name): at for name, at in PRODUCTS.items() if operator(name) not in always}
     kept = always.union(operator(name) for name in (KEPT if compiled else (*KEPT, COMPILED_ALONE)))
     return partial(_contexts, kept, products, recomputed)
+
+
+def _leave_out_marks() -> None:
+    """FSDP inside of a block, as around experts, marks in profiles where it waits, and does not wait as often
+    when the block is computed again; torch (2.13) would take that for another computation."""
+    for name in (
+        "profiler._record_function_enter_new.default",
+        "profiler._record_function_exit._RecordFunction",
+    ):
+        SAC_IGNORED_OPS.add(operator(name))
 
 
 def _contexts(kept: frozenset[Any], products: dict[Any, int], recomputed: frozenset[Shape]) -> Any:

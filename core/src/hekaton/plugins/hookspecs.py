@@ -18,6 +18,7 @@ from hekaton.contributions import (
     ContextParallel,
     Converter,
     Dataset,
+    Dispatcher,
     HFAdapter,
     Logger,
     LRSchedule,
@@ -73,6 +74,21 @@ def hekaton_context_parallel() -> list[ContextParallel]:  # type: ignore[empty-b
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: ``hekaton_parallel`` contributes ``allgather``, ``ring`` and ``ulysses``.
+    """
+
+
+@hookspec
+def hekaton_dispatchers() -> list[Dispatcher]:  # type: ignore[empty-body]
+    """Contribute ways in which tokens reach experts on other ranks, which a run selects with ``[parallelism]
+    expert_dispatcher``.
+
+    :returns: one record per dispatcher. ``build(section, group)`` is given the groups of expert parallel and
+        of expert-tensor parallel, and returns a callable that takes this rank's tokens, the experts that each
+        chose, their weights and a function that applies this rank's experts to rows sorted by expert, and
+        returns the weighted sum of each token's results.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_parallel`` contributes ``alltoall``.
     """
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from hekaton.config import Loaded
 from hekaton.contributions import Check
 from hekaton.errors import ConfigErrors, HekatonError
-from hekaton.rules import checkpoint, compilation, effects, fault, layout, model, processes, sizes
+from hekaton.rules import checkpoint, compilation, effects, experts, fault, layout, model, processes, sizes
 from hekaton.rules.run import Run
 
 Rule: TypeAlias = Callable[[Run], Iterator[HekatonError | str]]
@@ -52,6 +52,9 @@ RULES: tuple[Rule, ...] = (
     layout.split_backward_keeps_parameters,
     layout.layout_is_said_once,
     layout.plan_can_be_carried_out,
+    experts.experts_are_there,
+    experts.experts_can_be_dealt_out,
+    experts.sequence_divides_among_experts,
     sizes.batch_is_in_bounds,
     sizes.weight_decay_shrinks,
     sizes.tokenizer_fits,

@@ -66,6 +66,8 @@ class Run:
             tp=settings.tensor_parallel_degree,
             pp=settings.pipeline_parallel_degree,
             cp=settings.context_parallel_degree,
+            ep=settings.expert_parallel_degree,
+            etp=settings.expert_tensor_parallel_degree,
         )
 
 

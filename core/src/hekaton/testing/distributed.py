@@ -16,7 +16,11 @@ _DEGREES = {
     "cp": "context_parallel_degree",
     "tp": "tensor_parallel_degree",
     "pp": "pipeline_parallel_degree",
+    "ep": "expert_parallel_degree",
+    "etp": "expert_tensor_parallel_degree",
 }
+_FOLDED = ("ep", "etp")
+"""Axes over ranks that others have made."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class NamedLayout:
 
     @property
     def degrees(self) -> dict[str, int]:
-        """Axis (``replicate``, ``shard``, ``cp``, ``tp``, ``pp``) -> degree."""
+        """Axis (``replicate``, ``shard``, ``cp``, ``tp``, ``pp``, ``ep``, ``etp``) -> degree."""
         words = [re.fullmatch(r"([a-z]+)(\d+)", word) for word in self.name.split()]
         assert all(word is not None and word[1] in _DEGREES for word in words), self.name
         return dict.fromkeys(_DEGREES, 1) | {word[1]: int(word[2]) for word in words if word is not None}
 
     @property
     def processes(self) -> int:
-        return math.prod(self.degrees.values())
+        return math.prod(degree for axis, degree in self.degrees.items() if axis not in _FOLDED)
 
     @property
     def dp(self) -> int:

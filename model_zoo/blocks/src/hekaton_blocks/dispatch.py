@@ -85,11 +85,17 @@ def combine(
     :param weights: (tokens, top_k); ``None`` for a plain sum.
     :returns: (tokens, dim)
     """
-    results: Any = _Reorder.apply(rows, inverse)
-    results = results.unflatten(0, chosen.shape)
+    results = reorder(rows, inverse).unflatten(0, chosen.shape)
     if weights is not None:
         results = results * weights.unsqueeze(-1)
     out: torch.Tensor = results.sum(1).type_as(rows)
+    return out
+
+
+def reorder(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """``rows[places]``, ``places`` being a permutation."""
+    apply: Any = _Reorder.apply
+    out: torch.Tensor = apply(rows, places)
     return out
 
 

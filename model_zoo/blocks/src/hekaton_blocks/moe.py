@@ -56,6 +56,10 @@ class MoE(nn.Module):
         self.sequence_groups: Sequence[ProcessGroup] = ()
         self.even = False
 
+    @property
+    def n_experts(self) -> int:
+        return self.config.n_experts
+
     def reset_buffers(self) -> None:
         """An expert bias of 0, an even load, nothing counted."""
         if self.expert_bias is not None:

@@ -1,6 +1,6 @@
-"""Tensor, sequence and context parallel for hekaton."""
+"""Tensor, sequence, context and expert parallel for hekaton."""
 
-from hekaton.contributions import ContextParallel, ParallelStyle, Ref, hookimpl
+from hekaton.contributions import ContextParallel, Dispatcher, ParallelStyle, Ref, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -18,6 +18,7 @@ _WORDS = {
     "part_layer": "layer of which each rank computes its part of the sequence",
     "part_linear": "linear layer inside a part_layer, which every rank has whole",
     "head_norm": "norm of each head's channels, of the heads that this rank has",
+    "grouped_experts": "experts' tensors w1, w2, w3, dealt out and each cut by its hidden dim",
     "replicate": "module that every rank has whole",
 }
 _STRATEGIES = {
@@ -40,4 +41,15 @@ def hekaton_context_parallel() -> list[ContextParallel]:
     return [
         ContextParallel(name, build=Ref(f"hekaton_parallel.context:{name}"), summary=summary)
         for name, summary in _STRATEGIES.items()
+    ]
+
+
+@hookimpl
+def hekaton_dispatchers() -> list[Dispatcher]:
+    return [
+        Dispatcher(
+            "alltoall",
+            build=Ref("hekaton_parallel.dispatch:alltoall"),
+            summary="each token straight to the ranks of its experts",
+        )
     ]

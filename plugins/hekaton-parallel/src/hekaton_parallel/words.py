@@ -8,13 +8,21 @@ that one all-gather in forward, and one reduce-scatter in backward, serves all t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 from torch.distributed.tensor.placement_types import Placement
 
@@ -94,6 +102,12 @@ def gather_for_heads(section: Any, context: TensorContext) -> ParallelStyle:
 def head_norm(section: Any, context: TensorContext) -> ParallelStyle:
     """A norm of each head's channels, whose weight every rank has: each norms the heads that it has."""
     return _OnPart(Shard(2))
+
+
+def grouped_experts(section: Any, context: TensorContext) -> ParallelStyle:
+    """The tensors of a layer's experts on the mesh (``ep``, ``etp``): the experts dealt out, and in each
+    ``w1`` and ``w3`` cut by their outputs and ``w2`` by its inputs, so that results are partial sums."""
+    return Experts({"w1": (Shard(0), Shard(1)), "w2": (Shard(0), Shard(2)), "w3": (Shard(0), Shard(1))})
 
 
 def replicate(section: Any, context: TensorContext) -> ParallelStyle:
@@ -231,6 +245,23 @@ class _PartLayer(ParallelStyle):
         # Not distribute_module: it would make DTensors of the experts, which have a mesh of their own.
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
+        return module
+
+
+class Experts(ParallelStyle):
+    """Tensors of experts cut on the mesh (``ep``, ``etp``), those of other names left whole.
+
+    :param placements: name of a tensor -> its placements on the two axes.
+    """
+
+    def __init__(self, placements: Mapping[str, tuple[Placement, Placement]]) -> None:
+        self.placements = placements
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            placements = self.placements.get(name, (Replicate(), Replicate()))
+            cut = distribute_tensor(parameter, device_mesh, placements, src_data_rank=None)
+            setattr(module, name, nn.Parameter(cut, requires_grad=parameter.requires_grad))
         return module
 
 

@@ -11,16 +11,18 @@ from hekaton.config.base import (
     NotYet,
     OnlyWith,
     PathField,
+    Pointless,
     Rows,
     Seconds,
     SectionModel,
 )
-from hekaton.contributions import ContextParallel
+from hekaton.contributions import ContextParallel, Dispatcher
 
 Pipeline = OnlyWith("pipeline_parallel_degree", above=1)
 Tensor = OnlyWith("tensor_parallel_degree", above=1)
 Context = OnlyWith("context_parallel_degree", above=1)
 Expert = OnlyWith("expert_parallel_degree", above=1)
+ExpertTensor = OnlyWith("expert_tensor_parallel_degree", above=1)
 
 
 class ParallelismSection(SectionModel):
@@ -61,7 +63,9 @@ class ParallelismSection(SectionModel):
     """File with a schedule of one's own."""
     pipeline_parallel_microbatch_size: Annotated[Rows, Pipeline] = 1
     """Rows of a microbatch."""
-    pipeline_parallel_expert_parallel_overlap: Annotated[bool, Expert] = True
+    pipeline_parallel_expert_parallel_overlap: Annotated[
+        bool, Pointless("the exchange of tokens is not overlapped with other microbatches")
+    ] = True
     """Overlap the exchange of tokens among experts with other microbatches."""
     context_parallel_degree: Degree = 1
     """Ranks over which sequences are cut."""
@@ -73,12 +77,17 @@ class ParallelismSection(SectionModel):
     causal attention costs each the same; ``none`` one stretch."""
     context_parallel_rotate_method: Annotated[Literal["allgather", "alltoall"], Context] = "allgather"
     """How keys and values reach the other ranks, where ``context_parallel_strategy`` does not say."""
-    expert_parallel_degree: Annotated[Degree, NotYet("expert parallel")] = 1
-    """Ranks over which experts are dealt out."""
-    expert_tensor_parallel_degree: Annotated[Degree, NotYet("expert tensor parallel")] = 1
-    """Ranks over which each expert is cut."""
-    expert_parallel_comm_backend: Annotated[Literal["standard", "deepep"], Expert] = "standard"
-    """How tokens reach their experts."""
+    expert_parallel_degree: Degree = 1
+    """Ranks over which experts are dealt out, of those of ``dp_shard`` × ``cp`` × ``tp``: it is no factor of
+    the number of processes."""
+    expert_tensor_parallel_degree: Degree = 1
+    """Ranks over which each expert is cut, of the same ranks."""
+    expert_dispatcher: Annotated[str | None, NameOf(Dispatcher), Expert, ExpertTensor] = None
+    """How tokens reach experts on other ranks, by name; when not set, ``alltoall``."""
+    expert_parallel_comm_backend: Annotated[
+        Literal["standard", "deepep"], Expert, NotYet("the dispatcher DeepEP", values=("deepep",))
+    ] = "standard"
+    """``standard`` for ``alltoall``, where ``expert_dispatcher`` does not say."""
 
     @property
     def other_degrees(self) -> int:

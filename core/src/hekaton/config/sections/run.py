@@ -144,5 +144,5 @@ class DebugSection(SectionModel):
     """Use deterministic algorithms only; slower, and an error where there is none."""
     deterministic_warn_only: Annotated[bool, OnlyWith("deterministic")] = False
     """Warn where there is no deterministic algorithm, instead of stopping."""
-    moe_force_load_balance: Annotated[bool, NotYet("mixture of experts")] = False
+    moe_force_load_balance: bool = False
     """Send the same number of tokens to every expert, whatever the router says."""
