@@ -34,11 +34,15 @@ ZERO_BUBBLE = [
     "--parallelism.pipeline_parallel_first_stage_less_layers", "0",
     "--parallelism.pipeline_parallel_last_stage_less_layers", "0",
 ]  # fmt: skip
+OTHER_DISPATCHER = [
+    "--plugins.load", str(HERE / "toy_dispatcher.py"), "--parallelism.expert_dispatcher", "everywhere"
+]  # fmt: skip
 ACCUMULATED = ["--training.local_batch_size", "1"]
 CASES = [
     ("tp2",),
     ("tp2", "--parallelism.no-sequence_parallel"),
     ("shard2 ep2", *ACCUMULATED),
+    ("shard2 ep2", *OTHER_DISPATCHER),
     ("cp2 ep2", *BY_OPERATOR),
     ("shard4 ep2", *RECOMPUTED),
     ("shard4 ep4",),

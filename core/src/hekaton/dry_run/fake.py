@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +56,12 @@ def played_process(config: JobConfig) -> Process:
 def smallest_world(config: JobConfig) -> int:
     """What the degrees multiply to, with 1 for a ``data_parallel_shard_degree`` of -1."""
     degrees = config.parallelism
-    return degrees.other_degrees * max(1, degrees.data_parallel_shard_degree)
+    shard = degrees.data_parallel_shard_degree
+    if shard == -1:  # as many as experts need to be dealt out
+        experts = degrees.expert_parallel_degree * degrees.expert_tensor_parallel_degree
+        ranks = degrees.context_parallel_degree * degrees.tensor_parallel_degree
+        shard = experts // math.gcd(experts, ranks)
+    return degrees.other_degrees * shard
 
 
 def rank_of(world_size: int, rank: int, *, what: str) -> Process:

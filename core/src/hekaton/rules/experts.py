@@ -48,7 +48,7 @@ def experts_can_be_dealt_out(run: Run) -> Iterator[HekatonError]:
     except HekatonError as e:
         yield e
         return
-    found = {}
+    found: dict[tuple[str, int], list[str]] = {}
     context = TensorContext(sequence_parallel=settings.sequence_parallel, loss_parallel=True)
     for name, layer in expert_layers(meta.model, meta.plan.experts):
         for cut in uneven_cuts(layer, words[name], context, run.model_dims):
