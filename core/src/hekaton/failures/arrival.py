@@ -89,6 +89,4 @@ def tell_the_others(error: Exception) -> None:
     failure = described(own, Whereabouts(), rank=place.rank)
     board.publish(failure)
     tell_torchrun(str(failure))
-    board.looked()
-    if place.rank == 0 and not torchrun_holds_the_store():
-        board.wait_until_all_looked(TELLS)
+    board.leave(TELLS)

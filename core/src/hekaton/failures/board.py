@@ -64,6 +64,8 @@ class Board:
         self._store = PrefixStore("hekaton/failures", store)
         self.rank = rank
         self._world_size = world_size
+        self._cause: Failure | None = None
+        self._has_looked = False
 
     def arrive(self) -> None:
         """Leave this rank's host, for others to name it should it be lost."""
@@ -78,8 +80,12 @@ class Board:
         return failure
 
     def cause(self, *, within: float = 0.0) -> Failure | None:
-        """The first failure that a rank told of, after waiting for one for some seconds."""
-        return self._wait("first", within)
+        """The first failure that a rank told of, after waiting for one for some seconds.
+
+        Once it is known, the store is not needed for it.
+        """
+        self._cause = self._cause or self._wait("first", within)
+        return self._cause
 
     def others(self) -> int:
         """How many ranks beside the first told of failures of their own."""
@@ -100,15 +106,25 @@ class Board:
         return said
 
     def is_first_here(self, failure: Failure) -> bool:
-        """Whether this process is the first of its machine to ask about a failure, or nobody knows."""
-        return self._add(f"said/{failure.rank}/{this_machine()}") in (0, 1)
+        """Whether this process is the first of its machine to ask about a failure; where the store is gone,
+        whether it is the first of its machine."""
+        asked = self._add(f"said/{failure.rank}/{this_machine()}")
+        return asked == 1 or (asked == 0 and os.environ.get("LOCAL_RANK", "0") == "0")
 
     def looked(self) -> None:
-        """Count this rank among those that know, and need the store no longer."""
-        self._add("looked")
+        """Count this rank among those that know the cause, and need the store no longer."""
+        if not self._has_looked:
+            self._has_looked = True
+            self._add("looked")
 
-    def wait_until_all_looked(self, seconds: float) -> None:
-        """Keep this process, which holds the store, until the others have looked at it."""
+    def leave(self, seconds: float) -> None:
+        """End this process's part; the one that holds the store stays until all others have looked at it.
+
+        :param seconds: how long it stays at most.
+        """
+        if self.rank != 0 or torchrun_holds_the_store():
+            self.looked()
+            return
         end = time.monotonic() + seconds
         while self._add("looked", 0) < self._world_size - 1 and time.monotonic() < end:
             time.sleep(_POLL)

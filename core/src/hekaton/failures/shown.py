@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hekaton.errors import HekatonError, RaisedElsewhere
-from hekaton.failures.board import Board, Failure, this_machine, torchrun_holds_the_store
+from hekaton.failures.board import Board, Failure, this_machine
 from hekaton.failures.whereabouts import Whereabouts
 
 LOOKS = 5.0
@@ -40,9 +40,7 @@ def first_cause_is_shown(board: Board, where: Whereabouts, *, folder: str | Path
         try:
             _end(board, error, where, Path(folder))
         finally:
-            board.looked()
-            if board.rank == 0 and not torchrun_holds_the_store():
-                board.wait_until_all_looked(STORE_STAYS)
+            board.leave(STORE_STAYS)
         raise
 
 

@@ -30,14 +30,15 @@ def ended_with_the_others(
 
     def watch() -> None:
         while not done.wait(interval):
-            if board.cause() is None:
+            cause = board.cause()
+            if cause is None:
                 continue
-            if done.wait(LEFT) or (cause := board.cause()) is None:
+            board.looked()  # the store may go away with the rank that holds it: the cause is known here
+            if done.wait(LEFT):
                 return
             error = elsewhere(board, cause)
             if str(error):
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            board.looked()
             end(error.exit_code)
             return
 
