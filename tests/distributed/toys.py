@@ -1,7 +1,7 @@
 """A plugin for test_contracts.py: an objective with two terms on float inputs, a model that counts what passes
 through it, and the next token with a z-loss."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
-from hekaton.contributions import Converter, Model, Objective, ParallelStyle, Ref, hookimpl
+from hekaton.contributions import Converter, HFAdapter, Model, Objective, ParallelStyle, Ref, hookimpl
 from hekaton.draft import Merge
 from hekaton.init import Constant, Normal
 from hekaton.loss import IGNORE_INDEX, NextToken
@@ -17,6 +17,7 @@ from hekaton.objective import BatchTensor
 from hekaton.parallel.plan import ParallelPlan, Stages
 from hekaton.recomputation import is_recomputed
 from hekaton.spec import TrainSpec
+from hekaton.weights import WeightTable, row
 from hekaton_blocks import Attention, FeedForward, rotary_table
 
 CHANNELS, CHOICES = 4, 3
@@ -259,6 +260,26 @@ def start_adapters(section, dims):
     return StartAdapters()
 
 
+def table(config):
+    """The denoiser as it might be published: other names, and the routers' biases among the weights."""
+    names = [
+        "attention_norm.weight", "router.bias", "ffn_norm.weight",
+        *(f"attention.{name}.weight" for name in ("wq", "wk", "wv", "wo")),
+        *(f"feed_forward.{name}.weight" for name in ("w1", "w2", "w3")),
+    ]  # fmt: skip
+    rows = [row(name, name) for name in ("into.weight", "norm.weight", "out.weight")]
+    rows += [row(f"layers.{{i}}.{name}", f"blocks.{{i}}.{name}") for name in names]
+    return WeightTable(rows=rows, layers=config.n_layers)
+
+
+def write_config(config):
+    return asdict(config)
+
+
+def read_config(content):
+    return Config(**{field.name: content[field.name] for field in fields(Config)})
+
+
 def lift(section, context):
     between = Shard(1) if context.sequence_parallel else Replicate()
     return RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
@@ -294,4 +315,18 @@ def hekaton_parallel_styles():
     return [
         ParallelStyle("lift", build=Ref("toys:lift"), summary="into the residual stream"),
         ParallelStyle("gathered", build=Ref("toys:gathered"), summary="out of it"),
+    ]
+
+
+@hookimpl
+def hekaton_hf_adapters():
+    return [
+        HFAdapter(
+            "denoiser",
+            table=Ref("toys:table"),
+            write_config=Ref("toys:write_config"),
+            read_config=Ref("toys:read_config"),
+            architectures=("Denoiser",),
+            summary="the denoiser as it might be published",
+        )
     ]
