@@ -42,8 +42,9 @@ def write_package(folder: Path) -> Path:
 
 def write_single_file(path: Path) -> None:
     """The modules of the package, one after the other in one file."""
-    names = ["settings", "model", "sums", "tied", "__init__"]
+    names = ["settings", "model", "pairs", "sums", "tied", "__init__"]
     code = "\n".join(FILES[f"src/pocket/{name}.py"] for name in names)
+    code = code.replace("from pocket.model import train_spec\n", "")
     # Two modules have a function called build.
     code = code.replace("def build(section, path)", "def build_sums(section, path)")
     code = code.replace("pocket.sums:build", "pocket.sums:build_sums")
@@ -98,10 +99,23 @@ def test_unpackaged_from_the_toml_file(tmp_path):
     check_training(run_command("train", "run.toml", cwd=tmp_path))
 
 
+def test_the_model_that_shards_itself_trains_and_refuses_other_layouts(tmp_path):
+    write_package(tmp_path)
+    ((_, *arguments),) = commands("try it")
+    pairs = [*arguments, "--model.name", "pocket_pairs", "--training.local_batch_size", "4"]
+    done = run_command(*pairs, processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert losses(done.ranks[0].stderr)[-1] < math.log(14)
+    done = run_command(*pairs, "--parallelism.tensor_parallel_degree", "2", processes=2, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pocket_pairs tiny is sharded over data-parallel ranks only" in done.stderr
+    assert "from: --parallelism.tensor_parallel_degree" in done.stderr
+
+
 def test_the_pages_own_tests_pass(tmp_path):
     write_package(tmp_path)
     path = os.pathsep.join([str(tmp_path / "src"), str(tmp_path / "tests")])
-    for name in ("test_the_plugin_keeps_the_rules", "test_the_model_keeps_its_contract"):
+    for name in re.findall(r"^def (test_\w+)", FILES["tests/test_pocket.py"], re.M):
         run_processes(
             tmp_path / "tests/test_pocket.py",
             name,
