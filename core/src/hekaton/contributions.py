@@ -22,7 +22,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 
@@ -256,6 +256,21 @@ class Check(Contribution):
     violations, and notices as plain strings; its module is light to import, since every run imports it."""
 
     rule: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentitySubject(Component):
+    """Something more that the processes of a run must have in common, and that a resume compares.
+
+    ``build(section, config)`` is given the resolved configuration and returns a mapping of names to values
+    as JSON has them. It is called on every process, once the model is built and before it is loaded.
+
+    ``at_resume`` says what a value that has changed since the checkpoint means: ``"nothing"``, a ``"notice"``
+    with both values, or a ``"refusal"`` until ``checkpoint.accept_changes`` names it (``"NAME.key"``).
+    """
+
+    build: Ref
+    at_resume: Literal["nothing", "notice", "refusal"] = "notice"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from hekaton.environment import ADDRESS, launched, number
-from hekaton.errors import ConfigError
+from hekaton.errors import ConfigError, HekatonError
 from hekaton.failures.arrival import meet, open_store
 from hekaton.failures.board import Board
-from hekaton.failures.shown import first_cause_is_shown
+from hekaton.failures.shown import first_cause_is_shown, tell_torchrun
 from hekaton.failures.watch import ended_with_the_others
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.launchers import idle_devices
@@ -115,12 +115,21 @@ def process_group(
             hint="start all processes with one launcher such as torchrun; comm.init_timeout_seconds is how "
             "long each waits",
         ) from e
+    everywhere: HekatonError | None = None
     try:
         with contextlib.ExitStack() as shown:
             if process.world_size > 1:
                 shown.enter_context(first_cause_is_shown(board, where or Whereabouts(), folder=dump_folder))
                 shown.enter_context(ended_with_the_others(board, world_size=process.world_size))
-            yield
+            try:
+                yield
+            except HekatonError as error:
+                if not error.everywhere:
+                    raise
+                everywhere = error  # nobody need be told
+        if everywhere is not None:
+            tell_torchrun(str(everywhere))
+            raise everywhere
     finally:
         dist.destroy_process_group()
 

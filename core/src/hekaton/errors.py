@@ -26,6 +26,8 @@ class HekatonError(Exception):
         self.message = message
         self.origin = origin
         self.hint = hint
+        self.everywhere = False
+        """Whether every rank raises it, with the same words: the first rank of each machine prints it."""
         self.rank = _rank()
         """The rank that raised it in a distributed run with a process group, ``None`` elsewhere."""
 
@@ -78,6 +80,10 @@ class CheckpointError(HekatonError):
 
 class TrainingError(HekatonError):
     """Training went wrong: its numbers are no longer finite."""
+
+
+class Disagreement(HekatonError):
+    """The processes of a run are not of one run: they differ in what must be the same."""
 
 
 class RaisedElsewhere(HekatonError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
@@ -128,6 +128,8 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _dataclasses(hint: Any) -> Iterator[Any]:
     """The dataclasses that a hint names: itself, or members of its union."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     if isinstance(hint, type) and is_dataclass(hint):
         yield hint
     elif not isinstance(hint, type):

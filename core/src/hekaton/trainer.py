@@ -26,6 +26,9 @@ from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
 from hekaton.finiteness import FiniteWatch, check_weights
 from hekaton.forward_backward import TOTAL
+from hekaton.identity.built import of_run
+from hekaton.identity.handshake import agree
+from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
@@ -71,6 +74,8 @@ class Trainer:
             settings=config.training.dataloader,
         )
         self.validation = make_validation(assembled)
+        agree(of_run(assembled, documents, self.validation.documents))
+        self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
         flops = assembled.meta.spec.flops_per_unit
         self.meter = Meter(
@@ -200,6 +205,7 @@ class Trainer:
             readers=self.meshes.batch["dp"].get_group(),
             rank=self.process.rank,
             tokenizer=assembled.tokenizer,
+            identity=self._identity,
         )
 
     def _profiler(self) -> Profiler:

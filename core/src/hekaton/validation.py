@@ -17,6 +17,10 @@ from hekaton.reading import batch_on, run_loader
 class Validation(Protocol):
     """What a run asks after every step."""
 
+    @property
+    def documents(self) -> Documents | None:
+        """What it validates on, if at all."""
+
     def due(self, step: int) -> bool:
         """Whether the run is validated after this step."""
 
@@ -35,6 +39,8 @@ def make_validation(assembled: Assembled) -> Validation:
 class NoValidation:
     """Is never due."""
 
+    documents = None
+
     def due(self, step: int) -> bool:
         return False
 
@@ -47,7 +53,7 @@ class LossOnDataset:
 
     def __init__(self, assembled: Assembled, documents: Documents) -> None:
         self._assembled = assembled
-        self._documents = documents
+        self.documents = documents
 
     def due(self, step: int) -> bool:
         config = self._assembled.config
@@ -61,7 +67,7 @@ class LossOnDataset:
         global_batch_size = settings.local_batch_size * assembled.dims.dp
         loader = run_loader(
             assembled,
-            self._documents,
+            self.documents,
             seq_len=settings.seq_len,
             global_batch_size=global_batch_size,
             settings=settings.dataloader,

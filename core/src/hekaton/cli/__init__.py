@@ -22,6 +22,8 @@ INTERRUPTED = 130
 PIPE_CLOSED = 141
 FIRST_PRINTS = 15.0
 """Seconds that the other processes of a node leave its first one to print an error that all of them have."""
+ALL_PRINT = 2.0
+"""The same, where all ranks raise it in the same moment."""
 PLUGIN_FLAGS = ("--plugins.load", "--plugins.disable")
 
 
@@ -56,13 +58,19 @@ def report(error: HekatonError) -> None:
     In a distributed run, what was raised before the process group existed is mostly the same on every rank of
     a node and is printed by its first one. torchrun ends the others as soon as one has ended, so they give
     the first the time to print; one that is still there after that has an error of its own, and prints it
-    with its number in front, as every rank does once there is a process group.
+    with its number in front, as every rank does once there is a process group. What all ranks are known to
+    raise is printed by the first one of each node alone.
     """
     if not str(error):
         return
     if isinstance(error, RaisedElsewhere):
         print(f"error: {error}", file=sys.stderr, flush=True)
         return
+    if error.everywhere:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ALL_PRINT)
+            return
+        error.rank = None
     prefix = "" if error.rank is None else f"rank {error.rank}: "
     if error.rank is None and among_others() and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(FIRST_PRINTS)

@@ -24,8 +24,8 @@ ls       list the steps: size, when and by how many processes each was saved, la
          its files are all there
 verify   read every file through and compare it with its checksum; the exit status is 1, and what is wrong
          is named, when any step is not whole
-show     print one step, of several the newest whole one: layout, versions, what is in it,
-         configuration
+show     print one step, of several the newest whole one: layout, versions, what is in it, what
+         changed at resumes and after which step, configuration
 
 PATH is a folder of steps (outputs/checkpoint), a run's dump folder (outputs) or one step
 (outputs/checkpoint/step-50); a URL (s3://bucket/outputs) as well. Nothing in it is changed, and none
@@ -115,7 +115,8 @@ def show(step: ListedStep, *, tensors: bool, as_json: bool) -> None:
     :raises CheckpointError: when nothing is known of it.
     """
     from hekaton.checkpoint.disk.manifest import NotWhole
-    from hekaton.checkpoint.runs.inspection import tensors_of
+    from hekaton.checkpoint.runs.inspection import history_of, tensors_of
+    from hekaton.identity.values import shown
 
     try:
         held = tensors_of(step)
@@ -138,6 +139,9 @@ def show(step: ListedStep, *, tensors: bool, as_json: bool) -> None:
             ("files", f"{len(manifest.files)}, {_size(manifest.size)}"),
         ]
     blocks = [_table(heads), _table([("part", "tensors", "bytes"), *_part_rows(held)])]
+    if history := history_of(step):
+        changes = [(f"after {one.step}", one.field, shown(one.was), shown(one.now)) for one in history]
+        blocks.append(_table([("changed", "value", "was", "is"), *changes]))
     if tensors:
         rows = [(tensor.name, str(tensor.shape), tensor.dtype) for tensor in held]
         blocks.append(_table([("tensor", "shape", "dtype"), *rows]))
@@ -170,6 +174,8 @@ def _details(step: ListedStep, held: Sequence[Tensor], *, tensors: bool) -> dict
     details = {
         "versions": dict(step.manifest.versions) if step.manifest else None,
         "config": step.described("config"),
+        "identity": step.described("identity"),
+        "history": step.described("history") or [],
         "parts": parts,
     }
     if tensors:

@@ -61,22 +61,29 @@ def run(arguments: list[str]) -> int:
     if loaded.config.comm.mode == "fake_backend":
         from hekaton.dry_run.fake import run_fake
 
+        check_and_log(loaded, process, fake=True)
         run_fake(loaded, process)
         return 0
 
     from hekaton.distributed import process_group
     from hekaton.failures.whereabouts import Whereabouts
+    from hekaton.identity.handshake import agree
+    from hekaton.identity.subjects import of_start
+    from hekaton.identity.together import together
     from hekaton.trainer import Trainer
 
     where = Whereabouts()
     folder = loaded.config.job.dump_folder
     with process_group(process, loaded.config.comm, dump_folder=folder, where=where):
+        # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
+        agree(of_start(loaded.config, loaded.plugins, process.device))
+        together(lambda: check_and_log(loaded, process))
         Trainer(loaded, process, where=where).run()
     return 0
 
 
 def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:
-    """The checked configuration, and the place of this process."""
+    """The configuration, right by itself, and the place of this process."""
     from hekaton.config import load
     from hekaton.config.device_defaults import for_device
 
@@ -84,7 +91,6 @@ def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:
 
     from hekaton.distributed import this_process
     from hekaton.metrics import set_up_logging
-    from hekaton.rules import check
 
     fake = loaded.config.comm.mode == "fake_backend"
     if fake:
@@ -94,14 +100,25 @@ def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:
     else:
         process = this_process()
     set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
-    # What fake tensors stand for is a cluster's.
-    device_type = "cuda" if fake else process.device.type
-    loaded = for_device(loaded, device_type)
+    return for_device(loaded, _device_type(process, fake=fake)), process
+
+
+def check_and_log(loaded: Loaded, process: Process, *, fake: bool = False) -> None:
+    """Check the configuration as a whole, and log what of it has no effect.
+
+    :raises ConfigErrors: with everything that is wrong.
+    """
+    from hekaton.rules import check
+
+    device_type = _device_type(process, fake=fake)
     idle = check(loaded, world_size=process.world_size, device_type=device_type, here=not fake)
     for notice in (*loaded.notices, *idle):
         logging.getLogger("hekaton").info("notice: %s", notice)
 
-    return loaded, process
+
+def _device_type(process: Process, *, fake: bool) -> str:
+    # What fake tensors stand for is a cluster's.
+    return "cuda" if fake else process.device.type
 
 
 @contextlib.contextmanager

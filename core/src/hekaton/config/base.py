@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from hekaton.contributions import Contribution
 from hekaton.paths import expanded
+
+AtResumeMeaning: TypeAlias = Literal["nothing", "notice", "refusal"]
 
 Path: TypeAlias = tuple[str, ...]
 """Where a field is: ``("training", "dataloader", "num_workers")``."""
@@ -68,6 +70,10 @@ class SectionModel(BaseModel):
 
     switch: ClassVar[str] = ""
     """Name of the boolean field without which the others have no effect."""
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+    """What a change of a field without a mark :class:`AtResume` means when a run resumes."""
+    may_differ: ClassVar[str] = ""
+    """Why the processes of a run may have different values of all fields, where they may."""
 
 
 class CompatSection(SectionModel):
@@ -138,6 +144,28 @@ class OnlyWith:
 
 
 @dataclass(frozen=True)
+class AtResume:
+    """What a change of the field means when a run resumes from a checkpoint: nothing; a notice with both
+    values and the step; or a refusal, until ``checkpoint.accept_changes`` names the field.
+
+    A mark of fields of sections, and of those of a model's configuration (``Annotated[float,
+    AtResume("refusal")]``).
+    """
+
+    meaning: AtResumeMeaning
+
+
+@dataclass(frozen=True)
+class MayDiffer:
+    """The processes of a run may have different values of the field.
+
+    :param reason: why that does no harm.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class NameOf:
     """The field names contributions of a kind, one or a list."""
 
@@ -150,6 +178,21 @@ Mark = TypeVar("Mark")
 def marks(field: FieldInfo, kind: type[Mark]) -> list[Mark]:
     """The marks of one kind that a field has."""
     return [mark for mark in field.metadata if isinstance(mark, kind)]
+
+
+def at_resume(field: FieldInfo, inside: tuple[type[SectionModel], ...]) -> AtResumeMeaning:
+    """What a change of a field means at a resume.
+
+    :param inside: the sections that it is in, outermost first.
+    """
+    own = marks(field, AtResume)
+    return own[0].meaning if own else inside[-1].at_resume
+
+
+def may_differ(field: FieldInfo, inside: tuple[type[SectionModel], ...]) -> str:
+    """Why processes may have different values of a field; empty where they may not."""
+    own = marks(field, MayDiffer)
+    return own[0].reason if own else inside[-1].may_differ
 
 
 def is_idle(field: FieldInfo) -> bool:

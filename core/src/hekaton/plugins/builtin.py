@@ -3,6 +3,7 @@
 from hekaton.contributions import (
     Command,
     Dataset,
+    IdentitySubject,
     LRSchedule,
     Objective,
     Optimizer,
@@ -98,5 +99,16 @@ def hekaton_lr_schedules() -> list[LRSchedule]:
             "warmup_stable_decay",
             build=Ref("hekaton.optim:warmup_stable_decay"),
             summary="linear warmup, constant, then linear, square-root or cosine decay",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_identity_subjects() -> list[IdentitySubject]:
+    return [
+        IdentitySubject(
+            "environment",
+            build=Ref("hekaton.identity.variables:build"),
+            summary="variables by which libraries compute or communicate otherwise",
         )
     ]

@@ -20,6 +20,7 @@ from hekaton.contributions import (
     Dataset,
     Dispatcher,
     HFAdapter,
+    IdentitySubject,
     Logger,
     LRSchedule,
     Model,
@@ -240,6 +241,27 @@ def hekaton_checks() -> list[Check]:  # type: ignore[empty-body]
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: ``hekaton_lora`` says when frozen weights are random ones.
+    """
+
+
+@hookspec
+def hekaton_identity_subjects() -> list[IdentitySubject]:  # type: ignore[empty-body]
+    """Contribute what the processes of a run must have in common beside what hekaton compares, such as the
+    image of a container or a setting of the network; a resume compares it with the checkpoint.
+
+    :returns: one record per subject. ``build(section, config)`` returns names and values, which must be equal
+        on all processes: a run in which they are not ends before its first step, and says which process has
+        which value.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: a plugin compares the image that each machine runs::
+
+        def image(section, config):
+            return {"image": os.environ.get("IMAGE", "none")}
+
+        @hookimpl
+        def hekaton_identity_subjects():
+            return [IdentitySubject("container", build=Ref("my_plugin:image"), at_resume="notice")]
     """
 
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
+from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 
 ExpertGroupScore = Literal["max", "sum_of_top2"]
+Rate = AtResume("notice")  # how the router is trained, not what it computes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,9 @@ class MoEConfig:
     n_groups: PositiveInt = 1
     n_limited_groups: PositiveInt = 1
     group_score: ExpertGroupScore = "sum_of_top2"
-    bias_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    sequence_balance: Annotated[float, Field(ge=0, le=1e3)] = 0.0
-    batch_balance: Annotated[float, Field(ge=0, le=1e3)] = 0.0
+    bias_rate: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Rate] = None
+    sequence_balance: Annotated[float, Field(ge=0, le=1e3), Rate] = 0.0
+    batch_balance: Annotated[float, Field(ge=0, le=1e3), Rate] = 0.0
 
     def __post_init__(self) -> None:
         if self.top_k > self.n_experts:

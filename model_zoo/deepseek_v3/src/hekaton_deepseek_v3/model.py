@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
+from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
     DocumentAttention,
@@ -24,6 +25,8 @@ from hekaton_blocks import (
 
 LATENT_EPS = 1e-6
 """Of the norms of latents, in every published model and in transformers, whatever ``rms_norm_eps`` says."""
+
+Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +48,18 @@ class DeepSeekV3Config:
     dim: PositiveInt
     n_layers: PositiveInt
     n_dense_layers: NonNegativeInt
-    n_heads: PositiveInt
+    n_heads: Annotated[PositiveInt, Mathematics]
     inter_dim: PositiveInt
-    moe: MoEConfig | None = None
+    moe: Annotated[MoEConfig | None, Mathematics] = None
     q_lora_rank: NonNegativeInt = 0
     kv_lora_rank: PositiveInt = 512
-    qk_nope_head_dim: PositiveInt = 128
-    qk_rope_head_dim: PositiveInt = 64
-    v_head_dim: PositiveInt = 128
+    qk_nope_head_dim: Annotated[PositiveInt, Mathematics] = 128
+    qk_rope_head_dim: Annotated[PositiveInt, Mathematics] = 64
+    v_head_dim: Annotated[PositiveInt, Mathematics] = 128
     vocab_size: PositiveInt = 102_400
-    norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6
-    rope_theta: Annotated[float, Field(gt=1, le=1e30)] = 10_000.0
-    rope_scaling: YarnScaling | None = None
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-6
+    rope_theta: Annotated[float, Field(gt=1, le=1e30), Mathematics] = 10_000.0
+    rope_scaling: Annotated[YarnScaling | None, Mathematics] = None
 
     def __post_init__(self) -> None:
         if self.qk_rope_head_dim % 2:

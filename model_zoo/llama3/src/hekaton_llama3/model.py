@@ -9,8 +9,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import Attention, Documents, FeedForward, RopeScaling, pack_documents, rotary_table
+
+Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +29,14 @@ class Llama3Config:
 
     dim: PositiveInt
     n_layers: PositiveInt
-    n_heads: PositiveInt
-    n_kv_heads: PositiveInt
+    n_heads: Annotated[PositiveInt, Mathematics]
+    n_kv_heads: Annotated[PositiveInt, Mathematics]
     hidden_dim: PositiveInt
     vocab_size: PositiveInt = 128_256
-    norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-5
-    rope_theta: Annotated[float, Field(ge=1, le=1e30)] = 500_000.0
-    rope_scaling: RopeScaling | None = None
-    tie_embeddings: bool = False
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-5
+    rope_theta: Annotated[float, Field(ge=1, le=1e30), Mathematics] = 500_000.0
+    rope_scaling: Annotated[RopeScaling | None, Mathematics] = None
+    tie_embeddings: Annotated[bool, Mathematics] = False
 
     def __post_init__(self) -> None:
         if self.dim % self.n_heads or self.head_dim % 2:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
     Attention,
@@ -19,6 +20,8 @@ from hekaton_blocks import (
     pack_documents,
     rotary_table,
 )
+
+Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +39,15 @@ class Qwen3Config:
 
     dim: PositiveInt
     n_layers: PositiveInt
-    n_heads: PositiveInt
-    n_kv_heads: PositiveInt
+    n_heads: Annotated[PositiveInt, Mathematics]
+    n_kv_heads: Annotated[PositiveInt, Mathematics]
     hidden_dim: PositiveInt
-    head_dim: PositiveInt = 128
+    head_dim: Annotated[PositiveInt, Mathematics] = 128
     vocab_size: PositiveInt = 151_936
-    norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6
-    rope_theta: Annotated[float, Field(ge=1, le=1e30)] = 1_000_000.0
-    tie_embeddings: bool = False
-    moe: MoEConfig | None = None
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-6
+    rope_theta: Annotated[float, Field(ge=1, le=1e30), Mathematics] = 1_000_000.0
+    tie_embeddings: Annotated[bool, Mathematics] = False
+    moe: Annotated[MoEConfig | None, Mathematics] = None
 
     def __post_init__(self) -> None:
         if self.head_dim % 2:

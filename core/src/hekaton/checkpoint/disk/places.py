@@ -196,4 +196,6 @@ def _united(problems: Sequence[_Problem], ranks: Ranks) -> CheckpointError | Non
         more = f"; and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
         messages.append(f"{what}: {'; '.join(problem.why for problem in same[:_NAMED])}{more}")
     hints = dict.fromkeys(problem.hint for same in found.values() for problem in same if problem.hint)
-    return CheckpointError("\n".join(messages), hint="\n".join(hints))
+    error = CheckpointError("\n".join(messages), hint="\n".join(hints))
+    error.everywhere = ranks.size > 1
+    return error

@@ -27,6 +27,7 @@ from hekaton.checkpoint.disk.manifest import (
 from hekaton.checkpoint.disk.step_folders import StepFolders, read_manifest, step_of
 from hekaton.checkpoint.disk.stored import dtypes
 from hekaton.errors import CheckpointError
+from hekaton.identity.history import Change, history_in
 from hekaton.urls import check_url, is_url
 
 DEFAULT_FOLDER = "checkpoint"  # as [checkpoint] folder has it
@@ -142,6 +143,11 @@ def verify(step: ListedStep, advance: Callable[[int], None] | None = None) -> li
         except NotWhole as reason:
             wrong.append(str(reason))
     return wrong
+
+
+def history_of(step: ListedStep) -> list[Change]:
+    """What changed at the resumes of the run before a step, oldest first."""
+    return history_in(step.manifest.describe) if step.manifest else []
 
 
 @dataclass(frozen=True)

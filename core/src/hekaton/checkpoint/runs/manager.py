@@ -161,7 +161,7 @@ class CheckpointManager:
         step: int = -1,
         choose: Choose | None = None,
         optional: Collection[str] = (),
-        check: Callable[[Mapping[str, Any]], None] | None = None,
+        check: Callable[[Manifest], None] | None = None,
     ) -> LoadedStep | None:
         """Fill the tensors in place from a step, whatever layout it was saved under.
 
@@ -172,8 +172,8 @@ class CheckpointManager:
         :param choose: which of ``parts`` to fill; all of them if not given.
         :param optional: parts to leave out, with a warning, where they do not fit this run: random-number
             states are of so many ranks.
-        :param check: called with the step's ``info`` before any tensor is compared or read; what it raises
-            ends the loading.
+        :param check: called with the step's manifest, on all ranks, before any tensor is compared or read;
+            what it raises ends the loading.
         :returns: ``None`` when there is no step: no folder of one, or those of saves that were interrupted.
         :raises CheckpointError: when there are step folders and none can be used, the wanted step is not
             there or not whole, or the checkpoint is of another model. What the tensors hold then is
@@ -196,7 +196,7 @@ class CheckpointManager:
         *,
         choose: Choose,
         optional: Collection[str] = (),
-        check: Callable[[Mapping[str, Any]], None] | None = None,
+        check: Callable[[Manifest], None] | None = None,
         fit: Callable[[Parts, Collection[str]], Parts] | None = None,
     ) -> LoadedStep:
         """Fill the tensors in place from a checkpoint that is not this run's; nothing there is changed.
@@ -228,7 +228,7 @@ class CheckpointManager:
         *,
         choose: Choose | None,
         optional: Collection[str],
-        check: Callable[[Mapping[str, Any]], None] | None,
+        check: Callable[[Manifest], None] | None,
         began: float,
         fit: Callable[[Parts, Collection[str]], Parts] | None = None,
     ) -> LoadedStep:
@@ -236,7 +236,7 @@ class CheckpointManager:
 
         manifest, folder = found.manifest, found.folder
         if check is not None:
-            check(manifest.info)
+            check(manifest)
         wanted = {name: parts[name] for name in choose(manifest)} if choose is not None else parts
         if fit is not None:
             wanted = fit(wanted, found.tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hekaton.checkpoint.disk.folders import Folder, folder_at
+from hekaton.checkpoint.disk.folders import Folder, folder_at, words_of, write_whole
 from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
@@ -32,6 +33,10 @@ from hekaton.checkpoint.tensors.state import (
 from hekaton.config import as_dict
 from hekaton.data.loader import check_identity
 from hekaton.errors import CheckpointError
+from hekaton.identity.history import Change, history_to_json
+from hekaton.identity.kept import Identity
+from hekaton.identity.resume import compare
+from hekaton.identity.values import shown
 from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
 from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
 from hekaton.weights.merge import added, as_unconverted
@@ -47,6 +52,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hekaton")
 
+HISTORY = "history.json"
+"""The file beside the run with the changes at its resumes."""
+
 # The parts of a run's state without which it cannot go on; random numbers it can do without.
 _STATE = (MODEL, "optimizer", "lr_scheduler", "data_loader")
 
@@ -61,6 +69,7 @@ class RunState:
     :param readers: the ranks that read the rows of the global batch, in the order of their rows.
     :param rank: this rank, whose random-number generators are kept.
     :param tokenizer: whose ids begin and end the texts.
+    :param identity: what the run is; kept with each step, and compared with the one that it resumes from.
     """
 
     meta: MetaModel
@@ -72,6 +81,7 @@ class RunState:
     readers: dist.ProcessGroup
     rank: int
     tokenizer: TextTokenizer
+    identity: Identity
 
 
 class Checkpoints(Protocol):
@@ -149,9 +159,12 @@ class RunCheckpoints:
                 "flavor": config.model.flavor,
                 "layout": dataclasses.asdict(state.dims),
                 "config": as_dict(config),
+                "identity": state.identity.to_json(),
             },
             keep_latest_k=config.checkpoint.keep_latest_k,
         )
+        self._history: list[Change] = []
+        state.identity.check_accepted(self._settings.accept_changes)
         self._came_from(ModelFacts())
         if not self._settings.load_only:
             self._manager.lock()
@@ -270,11 +283,12 @@ class RunCheckpoints:
         """
         settings = self._settings
         parts, _ = self._state()
-        whole: dict[str, Any] = {"optional": ["rng"], "check": self._check_data}
+        whole: dict[str, Any] = {"optional": ["rng"], "check": self._compare}
         loaded = self._manager.load(parts, step=settings.load_step, choose=self._resumable, **whole)
         if loaded is not None:
             self._restore(loaded, parts)
             self._came_from(facts_of_step(loaded.describe))
+            self._write_history()
             log.info("resumed at step %d", loaded.step)
             return loaded.step
         if settings.initial_load_path is not None:
@@ -298,15 +312,29 @@ class RunCheckpoints:
             log.info("started with the weights of %s", path)
             return 0
         if settings.initial_load_model_only:
-            loaded = self._manager.load_elsewhere(path, parts, choose=self._model_of, fit=self._unconverted)
+            loaded = self._manager.load_elsewhere(
+                path, parts, choose=self._model_of, check=self._compare_weights, fit=self._unconverted
+            )
             self._came_from(facts_of_step(loaded.describe))
             log.info("started with the model of %s", loaded.folder)
             return 0
         loaded = self._manager.load_elsewhere(path, parts, choose=self._all_of, **whole)
         self._restore(loaded, parts)
         self._came_from(facts_of_step(loaded.describe))
+        self._write_history()
         log.info("started from %s at step %d", loaded.folder, loaded.step)
         return loaded.step
+
+    def _write_history(self) -> None:
+        """Keep what changed beside the run, for those who read its curves."""
+        if self._run.rank != 0 or not self._history:
+            return
+        path = Path(self._config.job.dump_folder, HISTORY)
+        text = json.dumps(history_to_json(self._history), indent=1)
+        try:
+            write_whole(path, f"{text}\n".encode())
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {words_of(error)}") from error
 
     def _came_from(self, facts: ModelFacts) -> None:
         """Keep what is known of the weights that this run goes on with, and what it adds to that."""
@@ -365,9 +393,30 @@ class RunCheckpoints:
             return parts
         return {**parts, MODEL: as_unconverted(merges, parts[MODEL])}
 
-    def _check_data(self, info: Mapping[str, Any]) -> None:
-        if "data_loader" in info and "data_loader" not in self._settings.exclude_from_loading:
+    def _compare(self, manifest: Manifest) -> None:
+        """Check that the run goes on with what it was, and keep what changed.
+
+        :raises DataError: for other data, :class:`CheckpointError` for other changes that are not accepted.
+        """
+        settings, info = self._settings, manifest.info
+        if "data_loader" in info and "data_loader" not in settings.exclude_from_loading:
             check_identity(info["data_loader"], self._run.loader.identity())
+        self._history = compare(
+            self._run.identity,
+            manifest.describe,
+            step=manifest.step,
+            accepted=settings.accept_changes,
+            not_loaded=settings.exclude_from_loading,
+        )
+        self._manager.describe_further({"history": history_to_json(self._history)})
+
+    def _compare_weights(self, manifest: Manifest) -> None:
+        """Say what other weights were trained with that this run has otherwise."""
+        for change in self._run.identity.of_weights(manifest.describe):
+            log.warning(
+                "the weights were trained with %s = %s, and this run has %s",
+                change.field, shown(change.was), shown(change.now),
+            )  # fmt: skip
 
     def _restore(self, loaded: LoadedStep, parts: Parts) -> None:
         """Put what is no tensor, and no live one, back in its place."""

@@ -5,6 +5,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from hekaton.config.base import (
+    AtResume,
+    AtResumeMeaning,
+    MayDiffer,
     NameOf,
     OnlyWith,
     PathField,
@@ -17,9 +20,14 @@ from hekaton.config.base import (
 )
 from hekaton.contributions import Dataset, Objective
 
+SameContent = MayDiffer("the content of the files is compared")
+
 
 class DataloaderSection(SectionModel):
     """How batches are prepared beside the training."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+    may_differ: ClassVar[str] = "batches are the same however they are read"
 
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes per rank that read and tokenise; 0 does it in the training process."""
@@ -39,14 +47,14 @@ class TrainingSection(SectionModel):
 
     dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib"
     """The dataset, by name."""
-    dataset_path: PathField | None = None
+    dataset_path: Annotated[PathField | None, AtResume("nothing"), SameContent] = None
     """Where the dataset's files are, for datasets that take a path."""
-    objective: Annotated[str | None, NameOf(Objective)] = None
+    objective: Annotated[str | None, NameOf(Objective), AtResume("refusal")] = None
     """What the model is trained for, by name; when not set, what the model says, mostly ``next_token``."""
     packing: Literal["documents", "concat"] = "documents"
     """How documents fill sequences: ``documents`` restarts positions at each of them and hides them from each
     other, ``concat`` makes them one text."""
-    local_batch_size: Rows = 8
+    local_batch_size: Annotated[Rows, AtResume("nothing")] = 8
     """Rows that a rank computes at a time."""
     global_batch_size: RowsOrAll = -1
     """Rows of an optimizer step over all ranks, accumulated where they are more than ranks compute at a time;
@@ -55,9 +63,9 @@ class TrainingSection(SectionModel):
     """Tokens in a row."""
     max_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
-    steps: PositiveInt = 10000
+    steps: Annotated[PositiveInt, AtResume("nothing")] = 10000
     """Optimizer steps of the run."""
-    enable_cpu_offload: bool = False
+    enable_cpu_offload: Annotated[bool, AtResume("nothing")] = False
     """Keep parameters, gradients and optimizer state in the memory of the host."""
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
     """Precision of parameters, gradients and optimizer state; ``float64`` is for comparing layouts."""
@@ -68,9 +76,9 @@ class TrainingSection(SectionModel):
     float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of products of float32 matrices: ``high`` and ``medium`` let CUDA round their factors to
     TensorFloat32 (``torch.set_float32_matmul_precision``)."""
-    gc_freq: PositiveInt = 50
+    gc_freq: Annotated[PositiveInt, AtResume("nothing")] = 50
     """Steps from one garbage collection of Python to the next, on all ranks at once."""
-    gc_debug: bool = False
+    gc_debug: Annotated[bool, AtResume("nothing"), MayDiffer("each process logs for itself")] = False
     """Print what the garbage collector finds."""
     dataloader: DataloaderSection = Field(default_factory=DataloaderSection)
 
@@ -80,17 +88,17 @@ class ValidationSection(SectionModel):
 
     switch: ClassVar[str] = "enable"
 
-    enable: bool = False
+    enable: Annotated[bool, AtResume("nothing")] = False
     """Validate every ``freq`` steps and after the last."""
     dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib_validation"
     """The dataset, by name."""
-    dataset_path: PathField | None = None
+    dataset_path: Annotated[PathField | None, AtResume("nothing"), SameContent] = None
     """Where the dataset's files are, for datasets that take a path."""
-    local_batch_size: Rows = 8
+    local_batch_size: Annotated[Rows, AtResume("nothing")] = 8
     """Rows that a rank computes at a time."""
     seq_len: SeqLen = 2048
     """Tokens in a row."""
-    freq: PositiveInt = 10
+    freq: Annotated[PositiveInt, AtResume("nothing")] = 10
     """Training steps from one validation to the next."""
     steps: PositiveOrAll = -1
     """Batches of each validation; -1 takes the whole dataset."""

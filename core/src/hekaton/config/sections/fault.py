@@ -1,16 +1,18 @@
 """What a run looks for that raises no error by itself."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hekaton.config.base import SectionModel
+from hekaton.config.base import AtResumeMeaning, SectionModel
 
 Steps = Annotated[int, Field(ge=0)]
 
 
 class FaultSection(SectionModel):
     """Faults that raise no error by themselves: what is looked for, and how often."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
 
     compare_replicas_every: Steps = 0
     """Steps from one comparison to the next of what several ranks hold alike, bit by bit: parameters, buffers

@@ -5,7 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, NotYet, OnlyWith, PathField, Renamed, SectionModel
+from hekaton.config.base import (
+    AtResume,
+    AtResumeMeaning,
+    MayDiffer,
+    NameOf,
+    NotYet,
+    OnlyWith,
+    PathField,
+    Renamed,
+    SectionModel,
+)
 from hekaton.contributions import Converter, LRSchedule, Model, Optimizer, Tokenizer
 
 
@@ -18,6 +28,7 @@ def _without_null(overrides: dict[str, Any]) -> dict[str, Any]:
     return overrides
 
 
+SameContent = MayDiffer("the content of the files is compared")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
@@ -25,21 +36,23 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 class ModelSection(SectionModel):
     """Which model, in which size, with which tokenizer."""
 
-    name: Annotated[str, NameOf(Model)] = "llama3"
+    name: Annotated[str, NameOf(Model), AtResume("refusal")] = "llama3"
     """The model, by name."""
     flavor: str = "debugmodel"
     """One of the model's sizes, by name."""
-    tokenizer: Annotated[str, NameOf(Tokenizer)] = "hf"
+    tokenizer: Annotated[str, NameOf(Tokenizer), AtResume("refusal")] = "hf"
     """The tokenizer, by name."""
-    hf_assets_path: PathField | None = None
+    hf_assets_path: Annotated[PathField | None, AtResume("nothing"), SameContent] = None
     """Folder or file of the tokenizer; when not set, the one that the tokenizer plugin ships."""
     tokenizer_path: Annotated[PathField | None, Renamed("model.hf_assets_path")] = None
     """Earlier name of ``hf_assets_path``."""
     converters: Annotated[list[str], NameOf(Converter)] = []
     """Changes to the freshly built model, by name, in the order in which they are made."""
-    overrides: Annotated[dict[str, Any], AfterValidator(_without_null)] = {}
+    overrides: Annotated[dict[str, Any], AfterValidator(_without_null), AtResume("nothing")] = {}
     """Fields of the flavor to replace, for example ``{n_layers = 2}``."""
-    print_after_conversion: bool = False
+    print_after_conversion: Annotated[
+        bool, AtResume("nothing"), MayDiffer("each process logs for itself")
+    ] = False
     """Log the model after the converters ran."""
 
 
@@ -57,7 +70,7 @@ class OptimizerGroup(SectionModel):
 class OptimizerSection(SectionModel):
     """How weights follow gradients."""
 
-    name: Annotated[str, NameOf(Optimizer)] = "AdamW"
+    name: Annotated[str, NameOf(Optimizer), AtResume("refusal")] = "AdamW"
     """The optimizer, by name."""
     lr: Annotated[float, Field(gt=0, le=100)] = 8e-4
     """Learning rate before the schedule's factor."""
@@ -115,6 +128,8 @@ class CompileSection(SectionModel):
 
 class ActivationCheckpointSection(SectionModel):
     """Recomputing activations in backward instead of keeping them."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
 
     mode: Literal["none", "full", "selective", "memory_budget"] = "selective"
     """What is recomputed: nothing, every block, what ``selective_ac_option`` selects, or what the compiler

@@ -1,12 +1,14 @@
 """How the work is divided among processes, and how they talk."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hekaton.config.base import (
+    AtResumeMeaning,
     Degree,
     DegreeOrRest,
+    MayDiffer,
     NameOf,
     NotYet,
     OnlyWith,
@@ -23,10 +25,13 @@ Tensor = OnlyWith("tensor_parallel_degree", above=1)
 Context = OnlyWith("context_parallel_degree", above=1)
 Expert = OnlyWith("expert_parallel_degree", above=1)
 ExpertTensor = OnlyWith("expert_tensor_parallel_degree", above=1)
+OwnTrace = MayDiffer("each process writes its own")
 
 
 class ParallelismSection(SectionModel):
     """Degrees of each kind of parallelism; their product is the number of processes."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
 
     data_parallel_replicate_degree: Degree = 1
     """Copies of the model, whose gradients are summed."""
@@ -112,15 +117,17 @@ class ParallelismSection(SectionModel):
 class CommSection(SectionModel):
     """Communication among processes."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+
     init_timeout_seconds: Seconds = 300
     """How long a process waits for others until the end of the first step."""
     train_timeout_seconds: Seconds = 100
     """How long it waits afterwards."""
-    trace_buf_size: Annotated[int, Field(ge=0, le=10**7)] = 20000
+    trace_buf_size: Annotated[int, Field(ge=0, le=10**7), OwnTrace] = 20000
     """Entries of NCCL's flight recorder, written when a rank waits too long; 0 turns it off."""
-    save_traces_folder: PathField = "comm_traces"
+    save_traces_folder: Annotated[PathField, OwnTrace] = "comm_traces"
     """Folder for what the flight recorder writes, relative to ``job.dump_folder``."""
-    save_traces_file_prefix: PathField = "rank_"
+    save_traces_file_prefix: Annotated[PathField, OwnTrace] = "rank_"
     """What the names of its files start with; the rank follows."""
     mode: Annotated[
         Literal["default", "fake_backend", "local_tensor"],

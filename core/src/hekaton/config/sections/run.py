@@ -4,7 +4,16 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import NameOf, NotYet, OnlyWith, PathField, Pointless, SectionModel
+from hekaton.config.base import (
+    AtResumeMeaning,
+    MayDiffer,
+    NameOf,
+    NotYet,
+    OnlyWith,
+    PathField,
+    Pointless,
+    SectionModel,
+)
 from hekaton.contributions import Logger
 
 
@@ -16,20 +25,24 @@ StatePart: TypeAlias = Annotated[
     Literal["model", "optimizer", "lr_scheduler", "data_loader", "rng"], BeforeValidator(_known_elsewhere_as)
 ]
 
+OwnLog = MayDiffer("each process logs for itself")
+
 
 class JobSection(SectionModel):
     """The run as a whole."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+
     config_file: PathField | None = None
     """The TOML file of the run, for ``python -m hekaton.train``; only as a flag. ``hekaton train`` takes
     plain words before the flags."""
-    dump_folder: PathField = "./outputs"
+    dump_folder: Annotated[PathField, MayDiffer("whether folders are shared is tried out")] = "./outputs"
     """Folder for everything that the run writes; other folders are relative to it."""
-    description: str = "default job"
+    description: Annotated[str, MayDiffer("it is for people")] = "default job"
     """A line for people who read the configuration later."""
-    print_config: bool = False
+    print_config: Annotated[bool, OwnLog] = False
     """Log the resolved configuration at the start."""
-    save_config_file: PathField | None = None
+    save_config_file: Annotated[PathField | None, MayDiffer("the first process writes it")] = None
     """File for the resolved configuration, relative to ``dump_folder``; ``config.toml`` when not set."""
     custom_config_module: Annotated[
         str, Pointless('name modules with sections of their own in [plugins] load = ["my_module"]')
@@ -40,6 +53,9 @@ class JobSection(SectionModel):
 class PluginsSection(SectionModel):
     """Which plugins take part, besides those of installed distributions."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+    may_differ: ClassVar[str] = "versions and source of all plugins are compared"
+
     load: list[PathField] = []
     """Modules, or paths of ``.py`` files, to load as plugins without installing them."""
     disable: list[str] = []
@@ -48,6 +64,9 @@ class PluginsSection(SectionModel):
 
 class ProfilingSection(SectionModel):
     """Kernel traces and memory snapshots of a few steps."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+    may_differ: ClassVar[str] = "each process records for itself"
 
     enable_profiling: bool = False
     """Write a kernel trace every ``profile_freq`` steps."""
@@ -70,17 +89,19 @@ class ProfilingSection(SectionModel):
 class MetricsSection(SectionModel):
     """What is measured, and where it is shown."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+
     log_freq: PositiveInt = 10
     """Steps from one report to the next; the first and the last step are always reported."""
-    enable_tensorboard: bool = False
+    enable_tensorboard: Annotated[bool, OwnLog] = False
     """Write TensorBoard events: the same as ``"tensorboard"`` among ``loggers``."""
-    loggers: Annotated[list[str], NameOf(Logger)] = []
+    loggers: Annotated[list[str], NameOf(Logger), OwnLog] = []
     """Where metrics go besides the console, by name."""
-    disable_color_printing: bool = False
+    disable_color_printing: Annotated[bool, OwnLog] = False
     """Write console lines without colour, on a terminal too."""
-    save_tb_folder: PathField = "tb"
+    save_tb_folder: Annotated[PathField, OwnLog] = "tb"
     """Folder for the files of loggers, relative to ``job.dump_folder``."""
-    save_for_all_ranks: bool = False
+    save_for_all_ranks: Annotated[bool, OwnLog] = False
     """Log on every rank, each to a folder of its own, instead of on rank 0 alone."""
     enable_wandb: Annotated[bool, NotYet("logging to Weights & Biases")] = False
     """Send metrics to Weights & Biases."""
@@ -90,6 +111,7 @@ class CheckpointSection(SectionModel):
     """Saving the whole state of a run, and going on from it."""
 
     switch: ClassVar[str] = "enable"
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
 
     enable: bool = False
     """Save checkpoints, and resume from the newest one in ``folder``."""
@@ -103,6 +125,9 @@ class CheckpointSection(SectionModel):
     """Step of the checkpoint to resume from; -1 takes the newest whole one."""
     exclude_from_loading: list[StatePart] = []
     """Parts of the state that are not loaded but start afresh."""
+    accept_changes: list[str] = []
+    """Fields whose change since the checkpoint is intended, where a resume would refuse it:
+    ``["model.rope_theta"]``."""
     enable_first_step_checkpoint: bool = False
     """Save after the first step too, to see early whether saving works."""
     load_only: bool = False
@@ -111,7 +136,7 @@ class CheckpointSection(SectionModel):
         bool, Pointless("it belongs to fault tolerance, which is not available yet")
     ] = True
     """Save the data position of each replica under fault tolerance."""
-    initial_load_path: PathField | None = None
+    initial_load_path: Annotated[PathField | None, MayDiffer("its content is compared")] = None
     """Checkpoint to start from while ``folder`` has none: a step folder, a folder of steps (the newest whole
     one is taken), or a folder that another program wrote with ``torch.distributed.checkpoint``."""
     initial_load_model_only: Annotated[bool, OnlyWith("initial_load_path", given=True)] = True

@@ -1,0 +1,91 @@
+"""What is known of a run once it is built: its data, its model, and how that is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from hekaton.build import build_component
+from hekaton.contributions import IdentitySubject
+from hekaton.errors import PluginError
+from hekaton.identity.subjects import Subject
+from hekaton.identity.values import model_values, plain
+
+if TYPE_CHECKING:
+    from hekaton.assembly import Assembled
+    from hekaton.config import JobConfig
+    from hekaton.data import Documents
+    from hekaton.plugins import Plugins
+
+
+def of_run(assembled: Assembled, documents: Documents, validation: Documents | None) -> list[Subject]:
+    """What is known before step 1. All processes have these subjects, in this order."""
+    stages = assembled.built.layout.stages
+    cut = [] if stages is None else list(stages.modules)
+    mine = assembled.meshes.dense["pp"].get_local_rank() if assembled.dims.pp > 1 else 0
+    parts = plan_values(assembled)
+    return [
+        Subject(
+            name="data",
+            values=data_values(assembled, documents, validation),
+            cure="give all machines the same files: training.dataset_path, validation.dataset_path, "
+            "model.hf_assets_path",
+        ),
+        Subject(name="model", values=model_values(assembled.meta.config)),
+        Subject(
+            name="what plugins compare",
+            values=contributed_values(assembled.config, assembled.plugins),
+        ),
+        Subject(
+            name="stages", values={f"modules of stage {number}": plain(one) for number, one in enumerate(cut)}
+        ),
+        *(
+            Subject(name="plan", values=parts if rank == mine else None, absent="not there")
+            for rank in range(assembled.dims.pp)
+        ),
+    ]
+
+
+def data_values(assembled: Assembled, documents: Documents, validation: Documents | None) -> dict[str, str]:
+    """The identities of data and tokenizer."""
+    assert assembled.tokenizer is not None
+    values = {"tokenizer": assembled.tokenizer.fingerprint, "training data": documents.fingerprint}
+    return values if validation is None else {**values, "validation data": validation.fingerprint}
+
+
+def plan_values(assembled: Assembled) -> dict[str, str]:
+    """Shape, type and placements of each parameter and buffer of this rank's parts."""
+    return {
+        f"plan of {name}": _described(tensor)
+        for part in assembled.parts
+        for name, tensor in (*part.named_parameters(), *part.named_buffers())
+    }
+
+
+def _described(tensor: torch.Tensor) -> str:
+    text = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    if not isinstance(tensor, DTensor):
+        return text
+    names = tensor.device_mesh.mesh_dim_names or ()
+    placements = ", ".join(f"{name} {one}" for name, one in zip(names, tensor.placements, strict=False))
+    return f"{text} {placements}"
+
+
+def contributed_values(config: JobConfig, plugins: Plugins) -> dict[str, Any]:
+    """What the subjects of plugins say, as ``NAME.key``.
+
+    :raises PluginError: for one that returns no mapping.
+    """
+    values: dict[str, Any] = {}
+    for name, contributed in plugins.all(IdentitySubject).items():
+        said = build_component(config, plugins, IdentitySubject, name, config)
+        if not isinstance(said, Mapping):
+            raise PluginError(
+                f"{contributed.plugin}: the identity subject '{name}' must return a mapping, not "
+                f"{type(said).__name__}"
+            )
+        values |= {f"{name}.{key}": plain(value) for key, value in said.items()}
+    return values

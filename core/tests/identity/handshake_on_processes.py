@@ -1,0 +1,134 @@
+"""Four ranks on two machines, of which some have something else: run by test_handshake.py."""
+
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hekaton.config import load
+from hekaton.errors import ConfigError, ConfigErrors, HekatonError
+from hekaton.identity import handshake, together
+from hekaton.identity.handshake import agree
+from hekaton.identity.subjects import Subject, of_start
+
+RANK = int(os.environ["RANK"])
+
+
+def run(folder: str) -> None:
+    dist.init_process_group("gloo")
+    os.environ["LOCAL_RANK"] = str(RANK % 2)
+    handshake.platform.node = lambda: "ab"[RANK // 2]  # type: ignore[assignment]
+    root, said, logged = Path(folder), {}, Logged()
+    logging.getLogger("hekaton").addHandler(logged)
+    counted: dict[str, int] = {}
+    for name in ("all_reduce", "all_gather_object"):
+        setattr(dist, name, counting(getattr(dist, name), counted))
+
+    def compared(*flags: str) -> Callable[[], None]:
+        loaded = load([], flags)
+        return lambda: agree(of_start(loaded.config, loaded.plugins, torch.device("cpu")))
+
+    on = RANK.__eq__
+    said["equal"] = told(compared())
+    said["exchanges"] = dict(counted)
+    said["one field"] = told(compared("--optimizer.lr", "2e-3" if on(3) else "8e-4"))
+    several = {
+        "optimizer.lr": "0.5", "training.steps": "7", "training.seq_len": "16", "debug.seed": "3",
+        "checkpoint.interval": "2", "training.mixed_precision_param": "float64",
+        "model.overrides.n_layers": "1", "model.overrides.hidden_dim": "64",
+    }  # fmt: skip
+    flags = [word for name, value in several.items() for word in (f"--{name}", value)]
+    said["a machine"] = told(compared(*(flags if RANK > 1 else ())))
+    free = [
+        "--job.dump_folder", f"out{RANK}", "--training.dataset_path", f"data{RANK}",
+        "--training.dataloader.num_workers", str(RANK), "--metrics.loggers", "tensorboard" if on(0) else "",
+    ]  # fmt: skip
+    said["free fields"] = told(compared(*free))
+    said["a value each"] = told(compared("--training.steps", str(100 + RANK)))
+    handshake.MOST_GROUPS = 2
+    said["too many values"] = told(compared("--training.steps", str(100 + RANK)))
+    handshake.MOST_GROUPS = 8
+
+    said["source"] = told(compared("--plugins.load", str(own_plugin(root / f"code{RANK % 2}", RANK % 2))))
+    version = importlib.metadata.version
+    importlib.metadata.version = lambda name: (  # type: ignore[assignment]
+        "9.9" if (name, RANK) in (("hekaton", 2), ("rich", 1)) else version(name)
+    )
+    logged.lines.clear()
+    said["versions"] = told(compared())
+    importlib.metadata.version = lambda name: "9.9" if (name, RANK) == ("rich", 1) else version(name)  # type: ignore[assignment]
+    logged.lines.clear()
+    said["a version that computes nothing"] = [told(compared()), logged.lines if on(0) else []]
+    importlib.metadata.version = version
+
+    weights = root / f"weights{RANK // 2}"
+    weights.mkdir(exist_ok=True)
+    (weights / "a.bin").write_bytes(b"12345" if RANK > 1 else b"12346")
+    (weights / "b.bin").write_bytes(b"the same")
+    start = ("--checkpoint.enable", "--checkpoint.initial_load_path", str(weights))
+    said["initial weights"] = told(compared(*start))
+    device = Subject(name="device", values={"device": "cpu" if on(0) else "cuda"})
+    said["device"] = told(lambda: agree([device]))
+    said["no say"] = told(lambda: agree([Subject(name="of the last", values={"a": 1} if on(3) else None)]))
+    said["other subjects"] = told(lambda: agree([device] * (1 if RANK else 0)))
+
+    said["one cannot"] = told(
+        lambda: together.together(lambda: cannot(ConfigError("no such file", hint="look"), 2))
+    )
+    both = ConfigErrors([ConfigError("first", origin="a.toml"), ConfigError("second")])
+    said["all cannot"] = told(lambda: together.together(lambda: cannot(both, RANK)))
+    said["all can"] = told(lambda: together.together(lambda: None))
+    (root / f"said-{RANK}.json").write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+def cannot(error: HekatonError, rank: int) -> None:
+    if rank == RANK:
+        raise error
+
+
+def told(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except HekatonError as error:
+        return str(error) if error.everywhere else "not everywhere"
+    return ""
+
+
+def own_plugin(folder: Path, value: int) -> Path:
+    """A plugin of one's own that imports a module beside it; only that one differs."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "own_plugin.py"
+    if RANK // 2 == 0:
+        (folder / "own_constant.py").write_text(f"VALUE = {value}\n")
+        file.write_text(
+            "import own_constant\nfrom hekaton.contributions import hookimpl\n\n\n"
+            "@hookimpl\ndef hekaton_run_ended(step, error):\n    pass\n"
+        )
+    dist.barrier()
+    import sys
+
+    sys.path.insert(0, str(folder))
+    return file
+
+
+def counting(function: Callable[..., object], counted: dict[str, int]) -> Callable[..., object]:
+    def call(*arguments: object, **named: object) -> object:
+        counted[function.__name__] = counted.get(function.__name__, 0) + 1
+        return function(*arguments, **named)
+
+    return call
+
+
+class Logged(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())

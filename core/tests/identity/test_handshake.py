@@ -1,0 +1,103 @@
+"""The processes of a run find out that they differ, and say in what, each in the same words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hekaton.testing import run_processes
+
+ON_PROCESSES = Path(__file__).with_name("handshake_on_processes.py")
+FILES = "start all processes with the same files and flags"
+INSTALL = "install the same versions on all machines"
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each case says, the same on all ranks."""
+    folder = tmp_path_factory.mktemp("handshake")
+    run_processes(ON_PROCESSES, "run", processes=4, folder=str(folder))
+    of_ranks = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(4)]
+    notices = [of_rank["a version that computes nothing"].pop() for of_rank in of_ranks]
+    assert of_ranks.count(of_ranks[0]) == 4
+    return {**of_ranks[0], "notices": notices}
+
+
+def differ(*lines: str, cure: str = FILES) -> str:
+    return "\n".join(["the processes of this run differ:", *(f"  {line}" for line in (*lines, cure) if line)])
+
+
+def test_equal_processes_exchange_one_reduction(said: dict[str, Any]) -> None:
+    assert said["equal"] == ""
+    assert said["exchanges"] == {"all_reduce": 1}
+
+
+def test_a_field_is_named_with_its_values_and_who_has_which(said: dict[str, Any]) -> None:
+    assert said["one field"] == differ("optimizer.lr: 0.0008 on ranks 0-2, 0.002 on rank 3 (b)")
+
+
+def test_all_fields_that_differ_are_named(said: dict[str, Any]) -> None:
+    lines = said["a machine"].split("\n")
+    assert sorted(lines[1:-1]) == [
+        "  checkpoint.interval: 500 on ranks 0-1 (a), 2 on ranks 2-3 (b)",
+        "  debug.seed: not set on ranks 0-1 (a), 3 on ranks 2-3 (b)",
+        "  model.overrides.hidden_dim: not set on ranks 0-1 (a), 64 on ranks 2-3 (b)",
+        "  model.overrides.n_layers: not set on ranks 0-1 (a), 1 on ranks 2-3 (b)",
+        "  optimizer.lr: 0.0008 on ranks 0-1 (a), 0.5 on ranks 2-3 (b)",
+        "  training.mixed_precision_param: bfloat16 on ranks 0-1 (a), float64 on ranks 2-3 (b)",
+        "  training.seq_len: 2048 on ranks 0-1 (a), 16 on ranks 2-3 (b)",
+        "  training.steps: 10000 on ranks 0-1 (a), 7 on ranks 2-3 (b)",
+    ]
+
+
+def test_fields_that_may_differ_are_left_alone(said: dict[str, Any]) -> None:
+    assert said["free fields"] == ""
+
+
+def test_many_values_are_looked_at_in_part(said: dict[str, Any]) -> None:
+    values = ", ".join(f"{100 + rank} on rank {rank} ({'ab'[rank // 2]})" for rank in range(4))
+    assert said["a value each"] == differ(f"training.steps: {values}")
+    assert said["too many values"] == differ(
+        "training.steps: 100 on rank 0 (a), 101 on rank 1 (a)",
+        "configuration: other values still on ranks 2-3 (b)",
+    )
+
+
+def test_source_is_compared_by_its_content(said: dict[str, Any]) -> None:
+    message = said["source"]
+    assert "  source of own_constant.py: " in message
+    assert " on ranks 0, 2, " in message
+    assert message.endswith(" on ranks 1, 3\n  bring the code of all machines to the same state")
+    assert "own_plugin.py" not in message, "the plugin itself is the same"
+
+
+def test_versions_are_compared(said: dict[str, Any]) -> None:
+    assert said["versions"] == differ("hekaton: 0.1.0 on ranks 0-1, 3, 9.9 on rank 2 (b)", cure=INSTALL)
+
+
+def test_a_library_that_computes_nothing_gives_a_notice(said: dict[str, Any]) -> None:
+    assert said["a version that computes nothing"] == [""]
+    (line,), *others = said["notices"]
+    assert others == [[], [], []]
+    assert line.startswith("notice: processes have different other versions: rich: ")
+    assert line.endswith(" on ranks 0, 2-3, 9.9 on rank 1 (a)")
+
+
+def test_initial_weights_are_compared_by_one_process_of_each_machine(said: dict[str, Any]) -> None:
+    start, end = said["initial weights"].split("\n")[1].split(" on rank 0 (a), ")
+    assert start.startswith("  initial_load_path: a.bin: 5 bytes, ")
+    assert end.startswith("5 bytes, ")
+    assert end.endswith(" on rank 2 (b)")
+
+
+def test_a_device_of_another_kind_is_told(said: dict[str, Any]) -> None:
+    assert said["device"] == differ("device: cuda on ranks 1-3, cpu on rank 0 (a)", cure="")
+    assert said["no say"] == ""
+    assert said["other subjects"] == differ("device: cuda on ranks 1-3, not set on rank 0 (a)", cure="")
+
+
+def test_one_process_that_cannot_take_part_ends_all(said: dict[str, Any]) -> None:
+    assert said["one cannot"] == "on rank 2 (b): no such file\n  look"
+    assert said["all cannot"] == "first\n  from: a.toml\nerror: second"
+    assert said["all can"] == ""

@@ -1,0 +1,138 @@
+"""A run whose processes have something different ends before its first step, in the same words on each."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from hekaton.testing import run_processes
+
+ON_PROCESSES = Path(__file__).with_name("differing_on_processes.py")
+RUN = """
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "byte"
+[model.overrides]
+n_layers = 1
+dim = 32
+n_heads = 2
+n_kv_heads = 2
+hidden_dim = 64
+[training]
+seq_len = 32
+local_batch_size = 1
+steps = 1
+dataset = "text"
+mixed_precision_param = "float32"
+"""
+PLUGIN = """
+import os
+
+from hekaton.contributions import IdentitySubject, Ref, hookimpl
+
+
+def image(section, config):
+    return {"image": f"image-{os.environ['RANK']}", "seq_len": config.training.seq_len}
+
+
+@hookimpl
+def hekaton_identity_subjects():
+    return [IdentitySubject("container", build=Ref("container_plugin:image"))]
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, str]]]:
+    """The status and the console of every case, on each rank."""
+    folder = tmp_path_factory.mktemp("differing")
+    (folder / "run.toml").write_text(RUN)
+    for name, word in (("data", "the same"), ("other", "a different")):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").write_text("Every word of this file is the same but " + word)
+    (folder / "container_plugin.py").write_text(PLUGIN)
+    data = ["--training.dataset_path", str(folder / "data")]
+    plugin = [*data, "--plugins.load", str(folder / "container_plugin.py")]
+    cases = {
+        "lengths": [[*data], [*data, "--training.steps", "3", "--model.overrides.n_layers", "2"]],
+        "data": [[*data], ["--training.dataset_path", str(folder / "other")]],
+        "no such model": [[*data], [*data, "--model.name", "lama3"]],
+        "no data": [[*data], ["--training.dataset_path", str(folder / "nothing")]],
+        "subject of a plugin": [plugin, plugin],
+        "wrong on all": [[*data, "--parallelism.tensor_parallel_degree", "3"]] * 2,
+        "nothing": [[*data], [*data]],
+    }
+    common = ["--job.dump_folder", str(folder / "outputs")]
+    cases = {name: [[*common, *flags] for flags in of_ranks] for name, of_ranks in cases.items()}
+    ports = free_ports(len(cases))
+    run_processes(ON_PROCESSES, "run", processes=2, folder=str(folder), cases=cases, ports=ports)
+    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+
+
+def free_ports(number: int) -> list[int]:
+    with_sockets = [socket.socket() for _ in range(number)]
+    try:
+        for one in with_sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in with_sockets]
+    finally:
+        for one in with_sockets:
+            one.close()
+
+
+def error_of(said: list[dict[str, tuple[int, str]]], case: str) -> str:
+    """What both ranks end with: the same words and status 2."""
+    errors = []
+    for of_rank in said:
+        status, console = of_rank[case]
+        assert status == 2, console
+        assert "Traceback" not in console
+        errors.append(console[console.index("error: ") :].strip())
+    assert errors[0] == errors[1]
+    return errors[0]
+
+
+HOST = socket.gethostname()
+
+
+def test_lengths_at_which_ranks_would_wait_for_each_other_forever(said):
+    error = error_of(said, "lengths")
+    assert f"\n  training.steps: 1 on rank 0 ({HOST}), 3 on rank 1 ({HOST})\n" in error
+    assert f"\n  model.overrides.n_layers: 1 on rank 0 ({HOST}), 2 on rank 1 ({HOST})\n" in error
+    assert error.endswith("start all processes with the same files and flags")
+
+
+def test_a_word_in_a_file_of_the_data(said):
+    error = error_of(said, "data")
+    assert "error: the processes of this run differ:\n  training data: " in error
+    assert "\n  give all machines the same files: training.dataset_path" in error
+
+
+def test_a_name_that_one_machine_does_not_know(said):
+    messages = [of_rank["no such model"][1] for of_rank in said]
+    assert "error: unknown model 'lama3'" in messages[1]
+    assert (
+        f"error: rank 1 on {HOST} failed before the first step (start): unknown model 'lama3'" in messages[0]
+    )
+    assert [of_rank["no such model"][0] for of_rank in said] == [2, 2]
+
+
+def test_files_that_one_machine_lacks(said):
+    error = error_of(said, "no data")
+    assert f"error: on rank 1 ({HOST}): " in error
+    assert "nothing" in error
+
+
+def test_what_a_plugin_compares(said):
+    error = error_of(said, "subject of a plugin")
+    assert f"\n  container.image: image-0 on rank 0 ({HOST}), image-1 on rank 1 ({HOST})" in error
+    assert "container.seq_len" not in error
+
+
+def test_what_is_wrong_on_all_of_them(said):
+    assert error_of(said, "wrong on all").startswith("error: 2 processes cannot be divided by 3 ")
+
+
+def test_processes_that_have_everything_in_common_train(said):
+    assert [of_rank["nothing"][0] for of_rank in said] == [0, 0]
