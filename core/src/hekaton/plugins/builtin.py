@@ -21,6 +21,11 @@ def hekaton_commands() -> list[Command]:
     return [
         Command("train", run=Ref("hekaton.cli.train:run"), summary="train a model from TOML files and flags"),
         Command(
+            "launch",
+            run=Ref("hekaton.cli.launch:run"),
+            summary="write what a cluster starts a run from",
+        ),
+        Command(
             "config",
             run=Ref("hekaton.cli.config:run"),
             summary="check or show a configuration, or its schema",

@@ -1,4 +1,4 @@
-"""``python -m hekaton.launch``: torchrun without its report, where a process has said what is wrong.
+"""torchrun without its report, where a process has said what is wrong: ``python -m hekaton.launch``.
 
 Options are those of torchrun. The exit status is that of the process that failed first, where torchrun's
 would be 1.
@@ -29,7 +29,3 @@ def main(arguments: Sequence[str]) -> int:
             return 128 - failure.exitcode
         return failure.exitcode
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
