@@ -107,7 +107,7 @@ def job_set(cluster: Cluster, files: Mapping[str, str], flags: Sequence[str]) ->
     :param flags: of ``hekaton train``.
     """
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
-    env = [
+    env: list[Manifest] = [
         {"name": "PET_NNODES", "value": str(cluster.nodes)},
         {"name": "PET_NPROC_PER_NODE", "value": str(cluster.gpus)},
         {"name": "PET_NODE_RANK", "valueFrom": index},
