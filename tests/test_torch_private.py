@@ -67,7 +67,9 @@ class Uses(ast.NodeVisitor):
 
     def visit_Constant(self, node: ast.Constant) -> None:
         """Names of operators."""
-        if isinstance(node.value, str) and re.fullmatch(r"\w+\.\w+\.default", node.value):
+        if isinstance(node.value, str) and re.fullmatch(
+            r"(aten|profiler|_c10d_functional)\.\w+\.\w+", node.value
+        ):
             self._use(f"torch.ops.{node.value}", node)
 
     def visit_Call(self, node: ast.Call) -> None:

@@ -16,7 +16,8 @@ lists every hook that hekaton calls, with its exact signature, the record that i
 of what those records build. [Write a plugin](../how-to/plugins.md) shows how they go together.
 
 The plugin API has version {API_VERSION}. A plugin module states the range that it was built for, for example
-`HEKATON_API = ">=1,<2"`; outside that range it is listed as incompatible and takes no part.
+`HEKATON_API = ">=1,<2"`; outside that range it is listed as incompatible and takes no part. What is
+deprecated works for two minor versions: [How the plugin API changes](deprecation.md).
 """
 
 RECORDS = """\

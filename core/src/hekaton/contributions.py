@@ -29,7 +29,8 @@ import pluggy
 from hekaton.errors import HekatonError, PluginError
 
 API_VERSION = "1.0"
-"""Version of the plugin API. A plugin module states the range that it was built for as ``HEKATON_API``."""
+"""Version of the plugin API, MAJOR.MINOR. A plugin module states the range that it was built for as
+``HEKATON_API``. What one minor version deprecates works in the next one too, and goes with the one after."""
 
 hookimpl = pluggy.HookimplMarker("hekaton")
 
