@@ -1,4 +1,4 @@
-"""Qwen 3 with experts computes on every layout what one process computes: losses, gradients, biases, counts."""
+"""Models with experts compute on every layout what one process computes: losses, gradients, biases, counts."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,27 @@ from hekaton.testing.distributed import NamedLayout
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "layouts.py"
-TINY = {
+BALANCE = {"bias_rate": 1e-3, "sequence_balance": 1e-2, "batch_balance": 1e-2}
+QWEN3 = {
     "dim": 32, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "vocab_size": 264,
+    "moe": {"n_experts": 8, "top_k": 2, "hidden_dim": 16, **BALANCE},
+}  # fmt: skip
+DEEPSEEK = {
+    "dim": 32, "n_layers": 4, "n_dense_layers": 1, "n_heads": 4, "inter_dim": 48, "q_lora_rank": 12,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "vocab_size": 264,
     "moe": {
-        "n_experts": 8, "top_k": 2, "hidden_dim": 16, "bias_rate": 1e-3, "sequence_balance": 1e-2,
-        "batch_balance": 1e-2,
+        "n_experts": 8, "top_k": 2, "hidden_dim": 16, "n_shared_experts": 1, "n_groups": 4,
+        "n_limited_groups": 2, **BALANCE,
     },
 }  # fmt: skip
 FLAGS = [
     "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
-    "--training.mixed_precision_reduce", "float64", "--model.name", "qwen3", "--model.flavor", "debugmodel_moe",
-    "--model.overrides", json.dumps(TINY),
+    "--training.mixed_precision_reduce", "float64",
 ]  # fmt: skip
+MODELS = {
+    "qwen3": ["--model.name", "qwen3", "--model.flavor", "debugmodel_moe", "--model.overrides", json.dumps(QWEN3)],
+    "deepseek_v3": ["--model.name", "deepseek_v3", "--model.overrides", json.dumps(DEEPSEEK)],
+}  # fmt: skip
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]
 BY_OPERATOR = [
     "--activation_checkpoint.mode",
@@ -38,12 +47,15 @@ OTHER_DISPATCHER = [
     "--plugins.load", str(HERE / "toy_dispatcher.py"), "--parallelism.expert_dispatcher", "everywhere"
 ]  # fmt: skip
 ACCUMULATED = ["--training.local_batch_size", "1"]
-CASES = [
+TWO = [
     ("tp2",),
     ("tp2", "--parallelism.no-sequence_parallel"),
     ("shard2 ep2", *ACCUMULATED),
     ("shard2 ep2", *OTHER_DISPATCHER),
+    ("shard2 etp2",),
     ("cp2 ep2", *BY_OPERATOR),
+]
+FOUR = [
     ("shard4 ep2", *RECOMPUTED),
     ("shard4 ep4",),
     ("shard2 tp2 ep2",),
@@ -56,13 +68,14 @@ CASES = [
 ]
 
 
-def described(layout, *flags):
+def described(model, layout, *flags):
     layout = NamedLayout(layout)
     rows = (
         [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(8 // layout.dp)]
     )
     return {
-        "flags": [*FLAGS, *layout.flags, *rows, *flags], "reference": "alone", "last_gradients": True,
+        "flags": [*FLAGS, *MODELS[model], *layout.flags, *rows, *flags], "reference": model,
+        "last_gradients": True,
     }  # fmt: skip
 
 
@@ -71,28 +84,48 @@ def name(case):
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experts")
+    cases = {model: described(model, "shard1") for model in MODELS}
+    run_processes(SCRIPT, "run", processes=1, timeout=110, cases=cases, folder=str(folder), reference=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_two(folder):
+    return differences(
+        folder, {f"qwen3 {name(case)}": described("qwen3", *case) for case in TWO}, processes=2
+    )
+
+
+@pytest.fixture(scope="module")
+def on_four(folder):
+    cases = {f"{model} {name(case)}": described(model, *case) for model in MODELS for case in FOUR}
+    return differences(folder, cases, processes=4)
+
+
+def differences(folder, cases, *, processes):
     run_processes(
-        SCRIPT, "run", processes=1, timeout=110, cases={"alone": described("shard1")}, folder=str(folder),
-        reference=True,
-    )  # fmt: skip
-    found = {}
-    for processes in (2, 4):
-        cases = {
-            name(case): described(*case) for case in CASES if NamedLayout(case[0]).processes == processes
-        }
-        run_processes(
-            SCRIPT, "run", processes=processes, timeout=500, cases=cases, folder=str(folder), reference=False
-        )
-        found |= json.loads((folder / f"differences-{processes}.json").read_text())
-    return found
+        SCRIPT, "run", processes=processes, timeout=560, cases=cases, folder=str(folder), reference=False
+    )
+    return json.loads((folder / f"differences-{processes}.json").read_text())
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", CASES, ids=name)
-def test_a_layout_is_the_single_process(case, differences):
+def check(got):
     """The buffers are each layer's expert bias, and its load, in which the tokens of each expert are counted."""
-    got = differences[name(case)]
     assert got["weights"] == got["buffers"] == 0
     assert max(got[key] for key in ("gradients", "first_loss", "grad_norm", "last_loss")) < 1e-10, got
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", TWO, ids=name)
+def test_two_processes_compute_what_one_does(case, on_two):
+    check(on_two[f"qwen3 {name(case)}"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("case", FOUR, ids=name)
+def test_four_processes_compute_what_one_does(case, model, on_four):
+    check(on_four[f"{model} {name(case)}"])
