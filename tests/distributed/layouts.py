@@ -6,6 +6,7 @@ gradients and gradient norm, and the loss after the last step.
 
 import contextlib
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from hekaton.rules import check
 from hekaton.trainer import Trainer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from mistakes import mistake  # noqa: E402
+
 STEPS = 5
 TINY = {
     "dim": 64, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 96, "vocab_size": 264,
@@ -47,9 +52,13 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
         torch.use_deterministic_algorithms(False)
         torch._dynamo.reset()  # compiled code of the cases before counts towards the limit of recompilations
         try:
-            result = train(
-                case["flags"], folder, mutation=case.get("mutation"), last=case.get("last_gradients", False)
-            )
+            with mistake(case.get("mistake")):
+                result = train(
+                    case["flags"],
+                    folder,
+                    mutation=case.get("mutation"),
+                    last=case.get("last_gradients", False),
+                )
         except Exception as e:
             raise AssertionError(f"layout {name}") from e
         if dist.get_rank() == 0:
@@ -81,11 +90,15 @@ def train(flags: list[str], folder: str, *, mutation: str | None = None, last: b
             elif last and step == STEPS - 1:
                 of_last = whole(trainer, lambda parameter: parameter.grad)
                 result["gradients"] |= {f"{name} (last step)": grad for name, grad in of_last.items()}
+            if step == STEPS - 1:
+                result["counts"] = counted(trainer)
             grad_norm = trainer.optimizer_step().item()
             if step == 0:
                 result |= {"first_loss": loss, "grad_norm": grad_norm}
     result["last_loss"] = loss
     result["buffers"] = whole_buffers(trainer)
+    report = trainer.assembled.meta.spec.report
+    result["report"] = {} if report is None else report(trainer.model_parts, trainer.meshes)
     trainer.loader.close()
     return result
 
@@ -118,6 +131,20 @@ def whole_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor for part in everywhere for name, tensor in part.items()}
 
 
+def counted(trainer: Trainer) -> dict[str, list[int]]:
+    """The tokens that each expert was sent in this step, over all processes."""
+    mine = {
+        name: buffer
+        for part in trainer.model_parts
+        for name, buffer in part.named_buffers()
+        if name.endswith("tokens_per_expert")
+    }
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
+    names = {name for part in everywhere for name in part}
+    return {name: sum(part[name] for part in everywhere if name in part).tolist() for name in names}
+
+
 def difference(result: dict, expected: dict) -> dict[str, float]:
     """Relative differences; of gradients the largest norm-wise, of weights whether any bit."""
     assert result["weights"].keys() == expected["weights"].keys()
@@ -135,6 +162,8 @@ def difference(result: dict, expected: dict) -> dict[str, float]:
             result["buffers"].keys() != expected["buffers"].keys()
             or not all(torch.equal(b, expected["buffers"][name]) for name, b in result["buffers"].items())
         ),
+        "counts": float(result["counts"] != expected["counts"]),
+        "report": float(result["report"] != expected["report"]),
         "gradients": gradients[worst],
         "worst_gradient": worst,
         **{

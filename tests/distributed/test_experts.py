@@ -46,6 +46,7 @@ ZERO_BUBBLE = [
 OTHER_DISPATCHER = [
     "--plugins.load", str(HERE / "toy_dispatcher.py"), "--parallelism.expert_dispatcher", "everywhere"
 ]  # fmt: skip
+COMPILED = ["--compile.enable", "--compile.backend", "aot_eager"]
 ACCUMULATED = ["--training.local_batch_size", "1"]
 TWO = [
     ("tp2",),
@@ -53,6 +54,7 @@ TWO = [
     ("shard2 ep2", *ACCUMULATED),
     ("shard2 ep2", *OTHER_DISPATCHER),
     ("shard2 etp2",),
+    ("shard2 ep2", *COMPILED),
     ("cp2 ep2", *BY_OPERATOR),
 ]
 FOUR = [
@@ -66,6 +68,19 @@ FOUR = [
     ("shard2 cp2 ep2",),
     ("replicate2 shard2 ep2",),
 ]
+
+# Mistakes of public frameworks that are put back in -> the layout that each shows under, and what differs.
+MISTAKES = {
+    "expert gradients divided by the degree": (("shard2 ep2",), "experts"),
+    "expert gradients not summed": (("tp2",), "experts"),
+    "the norm misses experts of other ranks": (("shard2 ep2",), "grad_norm"),
+    "the norm counts experts twice": (("shard2 ep2",), "grad_norm"),
+    "expert bias updated per microbatch": (("shard2 ep2", *ACCUMULATED), "buffers"),
+    "tokens counted twice under recomputation": (("shard2 ep2", *RECOMPUTED), "counts"),
+    "balance of each part of a sequence": (("cp2 ep2",), "router.gate"),
+    "uneven splits transposed": (("shard2 ep2",), "raises"),
+    "parts of experts not summed": (("shard2 etp2",), "first_loss"),
+}
 
 
 def described(model, layout, *flags):
@@ -112,8 +127,8 @@ def differences(folder, cases, *, processes):
 
 
 def check(got):
-    """The buffers are each layer's expert bias, and its load, in which the tokens of each expert are counted."""
-    assert got["weights"] == got["buffers"] == 0
+    """The buffers are each layer's expert bias and load; counted are the last step's tokens of each expert."""
+    assert got["weights"] == got["buffers"] == got["counts"] == got["report"] == 0
     assert max(got[key] for key in ("gradients", "first_loss", "grad_norm", "last_loss")) < 1e-10, got
 
 
@@ -129,3 +144,30 @@ def test_two_processes_compute_what_one_does(case, on_two):
 @pytest.mark.parametrize("case", FOUR, ids=name)
 def test_four_processes_compute_what_one_does(case, model, on_four):
     check(on_four[f"{model} {name(case)}"])
+
+
+@pytest.fixture(scope="module")
+def with_mistakes(folder):
+    cases = {
+        mistake: described("qwen3", *layout) | {"mistake": mistake}
+        for mistake, (layout, seen) in MISTAKES.items()
+        if seen != "raises"
+    }
+    return differences(folder, cases, processes=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_noticed(mistake, with_mistakes, folder):
+    layout, seen = MISTAKES[mistake]
+    if seen == "raises":
+        with pytest.raises(AssertionError, match=f"layout {mistake}"):
+            differences(folder, {mistake: described("qwen3", *layout) | {"mistake": mistake}}, processes=2)
+        return
+    got = with_mistakes[mistake]
+    if seen in got:
+        assert got[seen] > 1e-10
+    else:
+        assert got["gradients"] > 1e-10
+        assert seen in got["worst_gradient"]

@@ -78,6 +78,8 @@ class TrainSpec:
         of the whole step are there and before they are clipped, without gradients being recorded: for state
         that is no parameter, such as a router's bias. ``parts`` are the parts of the model on this rank;
         what is counted in them is summed over ``meshes.loss``.
+    :param report: ``report(parts, meshes)`` is called on every rank after a step that is logged, and gives
+        metrics of the model's own, name -> number; those of rank 0 are logged.
     :param terms: configuration -> the terms of the loss that the model's layers add with
         :func:`hekaton.terms.add_term`, name -> weight. The loss has each of them as its sum over layers and
         its mean over the rows of the step, times its weight.
@@ -99,6 +101,7 @@ class TrainSpec:
     check: Callable[[Any, RunFacts], Iterable[Refusal]] | None = None
     flops_per_unit: Callable[[Any, int], float] | None = None
     before_step: Callable[[Sequence[nn.Module], Meshes], None] | None = None
+    report: Callable[[Sequence[nn.Module], Meshes], Mapping[str, float]] | None = None
     terms: Callable[[Any], Mapping[str, float]] | None = None
     parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, Any], None] | None = None
 

@@ -220,11 +220,13 @@ class Trainer:
             check_weights(self.model_parts, step=self.step, device=self.process.device)
 
     def _metrics(self, losses: Losses, grad_norm: torch.Tensor) -> dict[str, float]:
+        report = self.assembled.meta.spec.report
         return {
             **self._whole(losses),
             "grad_norm": grad_norm.item(),
             **self.learning_rate.report(),
             **self.meter.report(),
+            **(report(self.model_parts, self.meshes) if report is not None else {}),
         }
 
     def _whole(self, losses: Losses) -> dict[str, float]:

@@ -23,6 +23,7 @@ class ExpertLayer(Protocol):
     :ivar dispatcher: brings tokens to their experts and back; a layout may set another one.
     :ivar sequence_groups: the processes that hold other parts of the same sequences, for what is counted per
         sequence; the layout sets them.
+    :ivar copies: how many ranks apply an expert to the same token, each a part of it; the layout sets it.
     :ivar even: give every expert the same number of tokens, whatever the router says.
     """
 
@@ -30,6 +31,7 @@ class ExpertLayer(Protocol):
     experts: nn.Module
     dispatcher: Any
     sequence_groups: Sequence[ProcessGroup]
+    copies: int
     even: bool
 
 
@@ -79,6 +81,7 @@ def prepare_experts(
         if dims.ep * dims.etp > 1:
             words[name](context)._apply(layer.experts, meshes.experts["ep", "etp"])
             layer.dispatcher = dispatcher
+            layer.copies = dims.etp
 
 
 def expert_rows(model: nn.Module, rows: Mapping[str, str], *, what: str) -> dict[str, str]:

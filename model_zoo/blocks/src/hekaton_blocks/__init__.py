@@ -1,7 +1,7 @@
 """Bricks that the models of the zoo are made of. A leaf: it imports no model."""
 
 from hekaton_blocks.attention import Attention, DocumentAttention
-from hekaton_blocks.balance import balance_terms, update_experts
+from hekaton_blocks.balance import balance_terms, report_experts, update_experts
 from hekaton_blocks.dispatch import Dispatcher
 from hekaton_blocks.documents import Documents, PackedDocuments, pack_documents
 from hekaton_blocks.experts import GroupedExperts
@@ -29,6 +29,7 @@ __all__ = [
     "balance_terms",
     "decoder_flops_per_token",
     "pack_documents",
+    "report_experts",
     "rotary_table",
     "update_experts",
 ]

@@ -28,6 +28,9 @@ class MoE(nn.Module):
     number of experts, where the loss has a term over the global batch.
 
     :ivar dispatcher: brings tokens to their experts; expert parallel sets another one.
+    :ivar copies: how many ranks apply an expert to the same token, each a part of it; the layout sets it.
+    :ivar last_step: max load over mean load, and tokens that reached no expert, of the last step; see
+        :func:`hekaton_blocks.balance.report_experts`.
     :ivar sequence_groups: the processes that hold other parts of the same sequences, set by the layout.
     :ivar even: give every expert the same number of tokens (``debug.moe_force_load_balance``).
     """
@@ -35,6 +38,7 @@ class MoE(nn.Module):
     expert_bias: torch.Tensor | None
     load: torch.Tensor | None
     tokens_per_expert: torch.Tensor
+    tokens_handled: torch.Tensor
 
     def __init__(self, dim: int, config: MoEConfig, *, router: nn.Module | None = None,
                  experts: nn.Module | None = None) -> None:  # fmt: skip
@@ -52,9 +56,12 @@ class MoE(nn.Module):
         self.register_buffer("load", each.clone() if config.batch_balance else None)
         counts = torch.empty(config.n_experts, dtype=torch.int64)
         self.register_buffer("tokens_per_expert", counts, persistent=False)
+        self.register_buffer("tokens_handled", counts.new_empty(1), persistent=False)
         self.dispatcher: Dispatcher = LocalDispatcher()
         self.sequence_groups: Sequence[ProcessGroup] = ()
+        self.copies = 1
         self.even = False
+        self.last_step: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def n_experts(self) -> int:
@@ -67,6 +74,7 @@ class MoE(nn.Module):
         if self.load is not None:
             self.load.fill_(1.0)
         self.tokens_per_expert.zero_()
+        self.tokens_handled.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
@@ -79,7 +87,7 @@ class MoE(nn.Module):
             x.flatten(0, 1),
             routing.experts,
             routing.weights,
-            self.experts,
+            self._apply_experts,
             n_experts=config.n_experts,
             weights_on_input=config.weights_on_input,
         ).view_as(x)
@@ -89,6 +97,12 @@ class MoE(nn.Module):
             out = add_term(out, SEQUENCE_BALANCE, self._sequence_balance(routing, rows=len(x)))
         if config.batch_balance:
             out = add_term(out, BATCH_BALANCE, self._batch_balance(routing, rows=len(x)))
+        return out
+
+    def _apply_experts(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        if self.training and not is_recomputed():
+            self.tokens_handled += len(rows)
+        out: torch.Tensor = self.experts(rows, counts)
         return out
 
     def _counts(self, experts: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
 from hekaton.parallel.plan import ParallelPlan, Stages
 from hekaton.spec import TrainSpec
-from hekaton_blocks import MoEConfig, YarnScaling, balance_terms, decoder_flops_per_token, update_experts
+from hekaton_blocks import (
+    MoEConfig,
+    YarnScaling,
+    balance_terms,
+    decoder_flops_per_token,
+    report_experts,
+    update_experts,
+)
 from hekaton_deepseek_v3.model import DeepSeekV3, DeepSeekV3Config
 
 V2_SCALING = YarnScaling(factor=40.0, mscale=0.707, mscale_all_dim=0.707)
@@ -158,5 +165,6 @@ train_spec = TrainSpec(
     init=init,
     flops_per_unit=flops_per_token,
     before_step=update_experts,
+    report=report_experts,
     terms=lambda config: balance_terms(config.experts),
 )
