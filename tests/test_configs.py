@@ -37,6 +37,6 @@ def smallest_world(path: Path) -> int:
     """The product of the degrees that the file sets, those that take what is left counting as 8."""
     world_size = 1
     for name, degree in tomllib.loads(path.read_text()).get("parallelism", {}).items():
-        if name.endswith("_degree"):
+        if name.endswith("_degree") and not name.startswith("expert_"):  # those share out the ranks of others
             world_size *= degree if degree > 0 else 8
     return world_size

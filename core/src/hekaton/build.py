@@ -226,7 +226,7 @@ def make_layout(
     settings = config.parallelism
     words = expert_words(meta, config, plugins)
     dispatcher = None
-    if words and dims.ep * dims.etp > 1:
+    if expert_group is not None:
         dispatcher = build_component(config, plugins, Dispatcher, config.expert_dispatcher(), expert_group)
     context = None
     if context_group is not None:
