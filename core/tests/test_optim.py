@@ -74,3 +74,13 @@ def test_max_norm_0_only_measures():
     parameter.grad = torch.tensor([3.0, 4.0])
     assert clip_grad_norm([parameter], 0.0).item() == 5.0
     assert parameter.grad.tolist() == [3.0, 4.0]
+
+
+def test_a_rate_that_is_a_tensor_stays_one():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.5), foreach=False)
+    rate = optimizer.param_groups[0]["lr"]
+    schedule = LearningRate([optimizer], lambda steps: 1.0 / (1 + steps))
+    schedule.steps_done = 3
+    schedule.apply()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == 0.125

@@ -72,10 +72,15 @@ class Ref:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What every record has: the name by which a run selects it, and a line for ``hekaton plugins``."""
+    """What every record has: the name by which a run selects it, and a line for ``hekaton plugins``.
+
+    :param needs: requirements as pip takes them (``"torchao>=0.18"``), where its distribution does without
+        them: while they are not met it is listed as unavailable, and a run that names it is refused.
+    """
 
     name: str
     summary: str = field(default="", kw_only=True)
+    needs: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

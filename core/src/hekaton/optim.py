@@ -86,7 +86,7 @@ class LearningRate:
         """:param rates: group of the whole model -> its rate before the factor, for :meth:`report`."""
         self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group in self._groups:
-            group["initial_lr"] = group["lr"]
+            group["initial_lr"] = float(group["lr"])
         self._factor = factor
         self._rates = rates or {}
         self._last = 1.0
@@ -96,7 +96,11 @@ class LearningRate:
         """Set the rate for the step to come, and return the schedule's factor."""
         self._last = self._factor(self.steps_done)
         for group in self._groups:
-            group["lr"] = group["initial_lr"] * self._last
+            rate = group["initial_lr"] * self._last
+            if isinstance(group["lr"], torch.Tensor):  # of an optimizer whose step is compiled
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         return self._last
 
     def report(self) -> dict[str, float]:

@@ -6,8 +6,10 @@ import json
 import sys
 
 from hekaton.cli import plugin_flags, report
+from hekaton.contributions import Contribution
 from hekaton.errors import ConfigError
 from hekaton.plugins import PluginInfo, Plugins, kind_name
+from hekaton.plugins.requirements import unmet
 
 USAGE = """\
 usage: hekaton plugins [--json] [--plugins.load NAME]... [--plugins.disable NAME]...
@@ -47,8 +49,13 @@ def run(arguments: list[str]) -> int:
 def _rows(plugins: Plugins, info: PluginInfo) -> list[tuple[str, str, str]]:
     """(kind, name, summary) of everything that one plugin contributes."""
     records = plugins.contributions(info)
-    rows = [(kind_name(type(record)), record.name, record.summary) for record in records]
+    rows = [(kind_name(type(record)), record.name, _summary(record)) for record in records]
     return rows + [("hook", name, "") for name in plugins.lifecycle_hooks(info)]
+
+
+def _summary(record: Contribution) -> str:
+    reason = unmet(record.needs)
+    return f"unavailable: {reason}" if reason else record.summary
 
 
 def _origin(info: PluginInfo) -> str:

@@ -11,7 +11,7 @@ from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
 from hekaton.config.validation import UNSET, is_off, set_value, words
 from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
-from hekaton.errors import ConfigError, HekatonError, UnknownName
+from hekaton.errors import ConfigError, HekatonError, PluginError, UnknownName
 from hekaton.overrides import overridden
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
 from hekaton.plugins.packages import CONVERTERS, converter_hint
@@ -74,6 +74,9 @@ def _unknown(
         message = f"unknown {kind_name(kind)} '{name}' ({dotted(path)})"
         earlier = converter_hint(name) if kind is Converter else ""
         yield UnknownName(message, origin=origin, hint=f"{earlier}\n{e.hint}" if earlier else e.hint)
+    except PluginError as e:
+        origin = values.origin(path) or f"default of {dotted(path)}"
+        yield PluginError(f"{e.message} ({dotted(path)})", origin=origin, hint=e.hint)
 
 
 def rename_converters(values: Values, plugins: Plugins) -> list[str]:

@@ -168,7 +168,7 @@ def hekaton_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
         be DTensors. What it keeps of a parameter is saved: of the parameter's placements, or whole.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
-    Example: the core contributes ``AdamW``, ``Adam`` and ``Muon``.
+    Example: the core contributes ``AdamW``, ``Adam`` and ``Muon``, ``hekaton_torchao`` ``AdamW8bit``.
     """
 
 

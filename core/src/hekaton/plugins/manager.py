@@ -23,6 +23,7 @@ from hekaton.paths import expanded
 from hekaton.plugins import hookspecs
 from hekaton.plugins.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.plugins.packages import install_hint
+from hekaton.plugins.requirements import unmet
 
 DISABLE_VARIABLE = "HEKATON_DISABLE"
 CORE_PLUGIN = "builtin"
@@ -119,10 +120,15 @@ class Plugins:
 
         :raises UnknownName: listing the nearest names, and the plugins that did not load and might have
             contributed it.
+        :raises PluginError: when it needs what is not installed.
         """
         known = self.all(kind)
         if name in known:
-            return known[name].record
+            record = known[name].record
+            if reason := unmet(record.needs):
+                installs = " ".join(f"'{need}'" for need in record.needs)
+                raise PluginError(f"{kind_name(kind)} '{name}' {reason}", hint=f"pip install {installs}")
+            return record
         hint = choices_hint(name, known)
         install = install_hint(kind_name(kind), name)
         if install:

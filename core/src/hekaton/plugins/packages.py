@@ -32,6 +32,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "hekaton-qwen3": {"model": ("qwen3",), "hf adapter": ("qwen3",)},
     "hekaton-tensorboard": {"logger": ("tensorboard",)},
+    "hekaton-torchao": {"optimizer": ("AdamW8bit",), "section": ("adamw_8bit",)},
 }  # fmt: skip
 """Distribution -> kind, as errors write it -> names."""
 

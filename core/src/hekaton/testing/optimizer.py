@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from hekaton.checkpoint.tensors.state import optimizer_state, restore_optimizers
 from hekaton.config.sections import OptimizerSection
+from hekaton.optim import LearningRate
 from hekaton.parameters import group_names, parameter_groups, roles, trained_names
 
 VOCABULARY = 16
@@ -50,14 +52,13 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
     )
 
     before = _copied(model)
-    rates = [(group, group["lr"]) for one in optimizers for group in one.param_groups]
-    for group, _ in rates:
-        group["lr"] = 0.0
+    schedule = LearningRate(optimizers, lambda steps: float(steps))
+    schedule.apply()
     _train(model, optimizers, steps=1)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), f"a step at a rate of 0 changes '{name}'"
-    for group, rate in rates:
-        group["lr"] = rate
+    schedule.steps_done = 1
+    schedule.apply()
 
     _check_resumption(model, optimizers, build, section, settings)
     before = _copied(model)
@@ -99,7 +100,9 @@ def _check_groups(
             found.append(name)
             norm = name.startswith("norm")
             lr = settings.lr * (row.lr_factor if norm else 1.0)
-            assert float(group["lr"]) == lr, f"'{name}' has the rate {group['lr']}, its group's is {lr}"
+            assert math.isclose(float(group["lr"]), lr, rel_tol=1e-6), (
+                f"'{name}' has the rate {group['lr']}, its group's is {lr}"
+            )
             decay = row.weight_decay if norm else settings.weight_decay
             its = group.get("weight_decay", decay)
             assert its == decay, f"'{name}' has the weight decay {its}, its group's is {decay}"

@@ -11,6 +11,7 @@ import types
 from hekaton.contributions import Check, Component, Contribution, Model, Ref, Section
 from hekaton.errors import HekatonError
 from hekaton.plugins import Plugins, kind_name
+from hekaton.plugins.requirements import unmet
 
 HEAVY = ("torch", "transformers", "datasets", "torchao")
 
@@ -19,8 +20,9 @@ def check_plugin(plugin: str | types.ModuleType) -> None:
     """Check a plugin by itself, without the others that are installed.
 
     Its hooks keep the rules, it states the plugin API that it was built for, each record has a summary, each
-    :class:`~hekaton.contributions.Ref` loads to the kind of thing that it should, sections that it names are
-    its own, and importing the module, or one of a rule, imports nothing heavy.
+    :class:`~hekaton.contributions.Ref` whose record has what it needs loads to the kind of thing that it
+    should, sections that it names are its own, and importing the module, or one of a rule, imports nothing
+    heavy.
 
     :param plugin: the module that the entry point names, or its name.
     :raises AssertionError: listing everything that is wrong.
@@ -54,7 +56,7 @@ def _wrong(record: Contribution, plugins: Plugins) -> list[str]:
         wrong.append(f"the plugin contributes no section '{record.section}'")
     for field in dataclasses.fields(record):
         ref = getattr(record, field.name)
-        if isinstance(ref, Ref):
+        if isinstance(ref, Ref) and not unmet(record.needs):
             try:
                 wrong += _wrong_object(record, ref.load())
             except HekatonError as e:

@@ -57,6 +57,8 @@ def _of_plugins() -> Iterator[str]:
     plugins = Plugins.discover()
     for info in plugins.infos:
         for record in plugins.contributions(info) if info.status == "ok" else ():
+            if record.needs:  # few runs use it, and its requirements may be slow to import
+                continue
             for field in dataclasses.fields(record):
                 ref = getattr(record, field.name)
                 if isinstance(ref, Ref):

@@ -1,0 +1,24 @@
+"""What a contribution needs beside its own distribution, and whether it is there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+
+from packaging.requirements import Requirement
+
+
+def unmet(needs: Iterable[str]) -> str:
+    """The first requirement that is not met, in words; empty if all are.
+
+    :param needs: as pip takes them: ``"torchao>=0.18"``.
+    """
+    for text in needs:
+        requirement = Requirement(text)
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            return f"needs {text}, which is not installed"
+        if not requirement.specifier.contains(version, prereleases=True):
+            return f"needs {text}, and {version} is installed"
+    return ""
