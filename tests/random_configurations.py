@@ -37,6 +37,11 @@ RIGHT = {
     "comm.init_timeout_seconds": 20, "comm.train_timeout_seconds": 20,
 }  # fmt: skip
 
+WITH_EXPERTS = {name: value for name, value in RIGHT.items() if name != "model.overrides.hidden_dim"} | {
+    "model.name": "qwen3", "model.flavor": "debugmodel_moe", "model.overrides.head_dim": 8,
+    "model.overrides.moe.n_experts": 4, "model.overrides.moe.top_k": 2, "model.overrides.moe.hidden_dim": 8,
+}  # fmt: skip
+
 SMALL = [-1, 0, 1, 2, 3, 4, 7, 16, 64]
 BEYOND = [-(2**63), -(10**9), 10**9, 10**11, 2**63 - 1, 2**63]
 FLOATS = [
@@ -73,14 +78,27 @@ OVERRIDES = (
     "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "norm_eps", "rope_theta",
     "rope_scaling", "tie_embeddings", "nothing",
 )  # fmt: skip
+OF_EXPERTS: dict[str, list[Any]] = {
+    "n_experts": [1, 2, 4, 7, 16], "top_k": [1, 2, 3, 4, 7], "hidden_dim": [1, 3, 16, 64],
+    "n_shared_experts": [0, 1, 3], "score": ["softmax", "sigmoid", "nothing"], "renormalise": [True, False],
+    "route_scale": [*FLOATS], "weights_on_input": [True, False], "n_groups": [1, 2, 4],
+    "n_limited_groups": [1, 2, 4], "group_score": ["max", "sum_of_top2", "best"],
+    "bias_rate": [1e-3, 1.0, *FLOATS], "sequence_balance": [1e-4, 1.0, *FLOATS],
+    "batch_balance": [1e-3, 1.0, *FLOATS], "nothing": [1],
+}  # fmt: skip
 
 
 def configuration(seed: int, number: int) -> dict[str, Any]:
     """Dotted path -> value of one configuration."""
     chance = random.Random(f"{seed}/{number}")
     fields = [(dotted(path), field) for path, field, _ in walk(_config()) if dotted(path) not in NOT_TRIED]
-    values = dict(RIGHT)
-    for name, field in chance.sample(fields, chance.randint(1, 4)):
+    experts = chance.random() < 0.25
+    values = dict(WITH_EXPERTS if experts else RIGHT)
+    for name in chance.sample(sorted(OF_EXPERTS), chance.randint(1, 2)) if experts else ():
+        right = chance.random() < 0.9
+        value = chance.choice(OF_EXPERTS[name] if right else [*SMALL, *BEYOND, *FLOATS, "x", {}])
+        values[f"model.overrides.moe.{name}"] = value
+    for name, field in chance.sample(fields, chance.randint(0, 1) if experts else chance.randint(1, 4)):
         if name == "model.overrides":
             name = f"model.overrides.{chance.choice(OVERRIDES)}"
             values[name] = chance.choice(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hekaton.testing import run_command, run_processes
 
@@ -53,6 +55,34 @@ def test_the_loss_falls_and_resuming_is_exact_on_one_process_and_close_on_two(tm
         for step, loss in rest["losses"].items():
             assert loss == pytest.approx(whole["losses"][step], rel=within, abs=0)
     assert start["losses"][4] == whole["losses"][4]
+
+
+@pytest.mark.slow
+def test_published_weights_come_in_and_go_out_under_expert_parallel(tmp_path):
+    """At a rate that moves no weight: experts, a tensor each in the files, are dealt out and come together."""
+    overrides = TINY | {"moe": {"n_experts": 8, "top_k": 2, "hidden_dim": 16}}
+    theirs = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            intermediate_size=768, vocab_size=264, num_experts=8, num_experts_per_tok=2, norm_topk_prob=True,
+            moe_intermediate_size=16, router_aux_loss_coef=1e-3, initializer_range=0.2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        )
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "hf")
+    train(
+        tmp_path, "ep", "--training.steps", "1", "--model.overrides", json.dumps(overrides),
+        "--parallelism.expert_parallel_degree", "2", "--parallelism.expert_tensor_parallel_degree", "2",
+        "--parallelism.tensor_parallel_degree", "2", "--optimizer.lr", "1e-30", "--optimizer.weight_decay", "0",
+        "--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_path", str(tmp_path / "hf"),
+        "--checkpoint.last_save_model_only", "--checkpoint.last_save_in_hf", processes=4,
+    )  # fmt: skip
+    saved, exported = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (tmp_path / "hf", tmp_path / "run/checkpoint/step-1-hf")
+    )
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in saved.items())
 
 
 def test_the_metrics_of_balance_are_logged(tmp_path):
