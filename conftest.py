@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-TOGETHER = {"tests/test_stranger.py": "tests/test_wheels.py"}
+TOGETHER = {"tests/test_third_party_package.py": "tests/test_wheels.py"}
 """Files that run on the same worker of pytest-xdist as another: they share an environment of a gigabyte."""
 
 

@@ -240,7 +240,7 @@ def test_the_check_reads_the_tokenizer(capsys, tmp_path, monkeypatch):
     ) == (0, "")
 
 
-def test_train_without_words_says_how_to_begin(refused, capsys):
+def test_train_without_arguments_prints_a_quick_start(refused, capsys):
     assert main(["train"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("usage: hekaton train FILE [FILE...] [flags]\n")

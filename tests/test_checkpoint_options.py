@@ -90,7 +90,7 @@ def test_a_run_starts_with_the_model_of_another(train, base, tmp_path, path, ste
     assert new["optimizer.norm.weight.step"] == 1
 
 
-def test_a_run_goes_on_where_another_was(train, base, tmp_path):
+def test_a_run_resumes_where_another_was(train, base, tmp_path):
     """With everything of the other's second step, the next two steps are the other's."""
     said = train(
         "new", "--checkpoint.initial_load_path", "base/checkpoint/step-2",
@@ -111,11 +111,11 @@ def test_the_runs_own_checkpoint_comes_first(train, base, tmp_path):
     assert "started" not in said
 
 
-def test_a_damaged_step_is_passed_over_there_too(train, base):
+def test_a_damaged_step_is_skipped_there_too(train, base):
     shard = base / "step-4" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1])
     said = train("new", "--checkpoint.initial_load_path", "base/checkpoint", "--training.steps", "1")
-    assert "checkpoint step-4 in base/checkpoint is passed over: __0_0.distcp has" in said
+    assert "skipping checkpoint step-4 in base/checkpoint: __0_0.distcp has" in said
     assert "started with the model of base/checkpoint/step-2" in said
     said = train("named", "--checkpoint.initial_load_path", "base/checkpoint/step-4", status=2)
     assert "the checkpoint base/checkpoint/step-4 cannot be loaded: __0_0.distcp has" in said
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_program(train, elsewhere, tmp_path):
     assert "the checkpoint elsewhere/step-4 cannot be loaded: it holds the model only" in said
 
     said = train("wider", *flags, "--model.overrides", '{"dim": 32, "n_layers": 2}', status=2)
-    assert "the checkpoint elsewhere/step-4 (by another program) does not fit this run" in said
+    assert "the checkpoint elsewhere/step-4 (external) does not fit this run" in said
     assert "tok_embeddings.weight is (258, 16) in the checkpoint, (2048, 32) here" in said
 
 
@@ -210,15 +210,15 @@ def test_the_last_step_holds_only_the_model(train, base, tmp_path, dtype):
     assert manifest["parts"] == ["model"]
 
 
-def test_a_run_goes_on_from_the_newest_step_that_holds_everything(train, base, tmp_path):
+def test_a_run_resumes_from_the_newest_step_that_holds_everything(train, base, tmp_path):
     train("new", *LAST)
     folder = tmp_path / "new/checkpoint"
     assert steps(folder) == ["step-2", "step-4"], "the model alone makes no step go from which to go on"
     assert "step 4 of 4 is done already" in train("new", *LAST)
 
     said = train("new", *LAST, "--training.steps", "6")
-    (passed,) = [line for line in said.splitlines() if "step-4" in line and "passed over" in line]
-    assert "it holds the model only, from which no run can go on" in passed
+    (skipped,) = [line for line in said.splitlines() if "step-4" in line and "skipping" in line]
+    assert "it holds the model only, which no run can resume from" in skipped
     assert "resumed at step 2" in said
     assert steps(folder) == ["step-4", "step-6", "superseded"]
     assert steps(folder / "superseded") == ["step-4"]
@@ -228,7 +228,7 @@ def test_a_run_goes_on_from_the_newest_step_that_holds_everything(train, base, t
     assert "started with the model of new/checkpoint/step-6" in said
 
 
-def test_with_nothing_but_models_a_run_does_not_start_afresh(train, tmp_path):
+def test_with_nothing_but_models_a_run_does_not_start_from_step_0(train, tmp_path):
     train("new", *LAST, "--checkpoint.interval", "9")
     assert steps(tmp_path / "new/checkpoint") == ["step-4"]
     said = train("new", *LAST, "--training.steps", "6", status=2)
@@ -240,7 +240,7 @@ def test_with_nothing_but_models_a_run_does_not_start_afresh(train, tmp_path):
 
 def test_load_only_without_a_checkpoint_is_said(train, tmp_path):
     said = train("new", "--checkpoint.load_only")
-    assert "there is no checkpoint to load in new/checkpoint: the run starts afresh" in said
+    assert "there is no checkpoint to load in new/checkpoint: the run starts from step 0" in said
     assert not (tmp_path / "new/checkpoint").exists()
 
 
@@ -305,7 +305,7 @@ def observed(tmp_path, monkeypatch):
     return ["--plugins.load", str(plugin)], lambda: json.loads(plugin.with_suffix(".json").read_text())
 
 
-def test_the_last_save_is_waited_for_and_hooks_hear_of_it_before_the_end(train, observed):
+def test_the_last_save_is_waited_for_and_hooks_are_called_before_the_end(train, observed):
     flags, seen = observed
     train("new", *flags, "--checkpoint.async_mode", "async", "--checkpoint.interval", "3")
     told = seen()

@@ -67,7 +67,7 @@ def test_a_run_that_diverges_ends_with_an_error(train):
     assert not any("Traceback" in line for line in lines)
 
 
-def test_a_run_that_does_not_diverge_says_nothing(train):
+def test_a_run_that_does_not_diverge_logs_no_warning(train):
     status, lines = train("--training.steps", "2")
     assert status == 0
     assert not any(WARNING in line for line in lines)

@@ -30,7 +30,7 @@ PROGRAMS = Path(__file__).with_name("other_programs.py")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("hekaton_")}
 PLUGIN_PAGE = DOCS / "how-to" / "plugins.md"
 
-# What the tutorial shows is tested by test_stranger.py, with the package that it builds.
+# What the tutorial shows is tested by test_third_party_package.py, with the package that it builds.
 PAGES = [
     path
     for path in [

@@ -27,7 +27,9 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     resumed = []
     for same, said in outcomes:
         assert same, said
-        assert re.search(r"the run that wrote here \(process \d+ on .*\) is gone: taken over", said)
+        assert re.search(
+            r"the run that wrote here \(process \d+ on .*\) has ended: taking over its lock", said
+        )
         found = re.search(r"resumed at step (\d)", said)
         resumed.append(int(found[1]) if found else 0)
     assert resumed == sorted(resumed)

@@ -51,7 +51,7 @@ def test_a_mistake_ends_with_status_2_and_no_traceback(run_train):
 
 
 @pytest.mark.slow
-def test_one_process_plays_many_when_the_file_says_so(run_train, tmp_path):
+def test_one_process_plays_many_when_the_file_sets_it(run_train, tmp_path):
     file = tmp_path / "many.toml"
     file.write_text('[model]\nname = "llama3"\ntokenizer = "byte"\n[comm]\nmode = "fake_backend"\n')
     done = run_train(NGPU="2", CONFIG_FILE=str(file))

@@ -63,8 +63,8 @@ def test_every_hook_is_documented(name):
 
 
 def test_every_contribution_hook_has_a_contribution():
-    """First-party, or that of the stranger's package, which test_stranger.py runs."""
-    stranger = set(re.findall(r"^def (hekaton_\w+)", TUTORIAL.read_text(), re.M))
+    """First-party, or that of the third-party package, which test_third_party_package.py runs."""
+    third_party = set(re.findall(r"^def (hekaton_\w+)", TUTORIAL.read_text(), re.M))
     first_party = {type(record) for _, record in RECORDS}
     unused = {hook for hook, kind in CONTRIBUTION_HOOKS.items() if kind not in first_party}
-    assert unused - stranger == set()
+    assert unused - third_party == set()

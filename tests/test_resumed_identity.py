@@ -126,12 +126,12 @@ def test_steps_logging_and_folders_mean_nothing(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_told_with_both_values_and_the_step(runs: Runs, name: str) -> None:
+def test_a_change_is_reported_with_both_values_and_the_step(runs: Runs, name: str) -> None:
     was, now = CHANGES[name]
     assert f"{name}: {was} until step 2, {now} from then on" in runs.notices("notices")
 
 
-def test_another_version_is_told(runs: Runs) -> None:
+def test_another_version_is_as_checkpoint_error(runs: Runs) -> None:
     notices = runs.notices("notices")
     assert "version of hekaton: 0.1.0 until step 2, 0.0.9 from then on" in notices
     assert "environment.NCCL_ALGO: not set until step 2, Ring from then on" in notices
@@ -151,7 +151,7 @@ def test_another_model_is_refused_with_the_ways_on(runs: Runs) -> None:
         '  where it is intended: [checkpoint] accept_changes = ["optimizer.name", "model.n_heads", '
         '"model.n_kv_heads", "model.norm_eps", "model.rope_theta"]\n'
     ) in said
-    assert '  or start its state afresh: [checkpoint] exclude_from_loading = ["optimizer"]' in said
+    assert '  or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]' in said
 
 
 def test_an_accepted_change_is_a_notice_once(runs: Runs) -> None:
@@ -169,7 +169,7 @@ def test_accepting_what_does_not_exist_is_an_error(runs: Runs) -> None:
     assert "did you mean 'model.rope_theta'?" in runs.said["unknown name"]
 
 
-def test_an_optimizer_that_starts_afresh_may_be_another(runs: Runs) -> None:
+def test_an_optimizer_that_is_reset_may_be_another(runs: Runs) -> None:
     assert runs.notices("afresh") == ["optimizer.name: AdamW until step 3, Adam from then on"]
 
 

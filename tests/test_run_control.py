@@ -29,7 +29,7 @@ FLAGS = [
 
 @pytest.mark.parametrize(("processes", "asking", "stopped_at"), [(1, 0, 2), (2, 1, 3)])
 def test_a_run_stops_on_request(processes, asking, stopped_at, tmp_path):
-    """On two processes one of them asks, and both hear of it a step later."""
+    """On two processes one of them asks, and both act on it a step later."""
     (tmp_path / "stopper.py").write_text(PLUGIN)
     environment = {**os.environ, "ASKING": str(asking), "OMP_NUM_THREADS": "1"}
     done = run_command("train", *FLAGS, processes=processes, cwd=tmp_path, environment=environment)

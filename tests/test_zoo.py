@@ -1,4 +1,4 @@
-"""Every installed model and plugin passes the checks that we offer to strangers."""
+"""Every installed model and plugin passes the checks that we offer to plugin authors."""
 
 from __future__ import annotations
 

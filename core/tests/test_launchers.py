@@ -140,7 +140,7 @@ def test_the_tasks_of_each_node():
     assert expanded_counts("") == []
 
 
-def test_more_devices_than_processes_are_told_in_one_line():
+def test_more_devices_than_processes_are_reported_in_one_line():
     assert idle_devices(8, {"LOCAL_WORLD_SIZE": "8"}) == ""
     assert idle_devices(1, {}) == ""
     line = idle_devices(8, {})

@@ -45,7 +45,7 @@ def test_rates_are_per_process_and_second(clock, monkeypatch):
     assert report["seconds/forward_backward"] == pytest.approx(1.5)
 
 
-def test_a_report_starts_afresh_and_leaves_out_what_is_not_training(clock):
+def test_a_report_starts_from_zero_and_leaves_out_what_is_not_training(clock):
     meter = Meter(CPU, unit="tokens", flops_per_unit=None, processes=1)
     meter.add(1000)
     clock(1.0)
@@ -126,7 +126,7 @@ def test_on_a_narrow_terminal_the_last_numbers_are_left_out(hekaton_log, capsys,
 
 
 @pytest.mark.parametrize(("said", "ranks"), [("", {0}), ("0,2", {0, 2}), (" 1 ", {1})])
-def test_log_rank_chooses_who_speaks(monkeypatch, hekaton_log, capsys, said, ranks):
+def test_log_rank_chooses_the_ranks_that_log(monkeypatch, hekaton_log, capsys, said, ranks):
     monkeypatch.setenv("LOG_RANK", said)
     assert log_ranks() == ranks
     for rank in range(3):

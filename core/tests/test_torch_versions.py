@@ -62,17 +62,19 @@ def test_an_item_leaves_its_file_open_and_a_closed_file_alone(monkeypatch: pytes
     assert unraisable == []
 
 
-def test_slow_guards_are_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_guards_are_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from torch._dynamo import config
 
     caplog.set_level("INFO", "hekaton")
     with config.patch(issue_3_13_0_warning=True):
         monkeypatch.setattr(sys, "version_info", (3, 12, 4, "final", 0))
-        torch_versions.tell_of_slow_guards()
+        torch_versions.log_slow_guards()
         assert not caplog.messages
         monkeypatch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
-        torch_versions.tell_of_slow_guards()
-        torch_versions.tell_of_slow_guards()
+        torch_versions.log_slow_guards()
+        torch_versions.log_slow_guards()
         assert len(caplog.messages) == 1
         assert config.issue_3_13_0_warning is False
         monkeypatch.undo()

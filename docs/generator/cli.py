@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from generator.installed import plugins, strangers
+from generator.installed import plugins, third_party_plugins
 from hekaton.contributions import Command
 from hekaton.plugins import DISABLE_VARIABLE
 
@@ -68,7 +68,7 @@ def page() -> str:
 def help_of(words: list[str]) -> str:
     """What ``hekaton WORDS --help`` prints, on a terminal of 100 columns without colours."""
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
-    environment |= {"COLUMNS": "100", "NO_COLOR": "1", DISABLE_VARIABLE: ",".join(strangers())}
+    environment |= {"COLUMNS": "100", "NO_COLOR": "1", DISABLE_VARIABLE: ",".join(third_party_plugins())}
     command = [sys.executable, "-m", "hekaton", *words, "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())

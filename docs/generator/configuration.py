@@ -16,9 +16,9 @@ from hekaton.config import JobConfig, SectionModel
 from hekaton.config.base import (
     CompatSection,
     NameOf,
+    NoEffect,
     NotYet,
     OnlyWith,
-    Pointless,
     Renamed,
     default_of,
     dotted,
@@ -159,7 +159,7 @@ def meaning(field: FieldInfo) -> str:
         words.append("Only with " + " or ".join(code(mark) for mark in only) + ".")
     words += [f"**Not available yet**{_values(mark)}: {mark.feature}." for mark in marks(field, NotYet)]
     words += [f"**Renamed** to `{mark.to}`." for mark in marks(field, Renamed)]
-    words += [f"**No effect**: {mark.reason}." for mark in marks(field, Pointless)]
+    words += [f"**No effect**: {mark.reason}." for mark in marks(field, NoEffect)]
     return " ".join(words)
 
 

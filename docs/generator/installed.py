@@ -24,7 +24,7 @@ def first_party() -> frozenset[str]:
 
 
 @cache
-def strangers() -> tuple[str, ...]:
+def third_party_plugins() -> tuple[str, ...]:
     """The names of installed plugins that are not of this repository."""
     ours = first_party()
     return tuple(info.name for _, info in installed() if canonicalize_name(info.distribution) not in ours)
@@ -36,7 +36,7 @@ def plugins() -> Plugins:
 
     :raises HekatonError: when one of them breaks a rule.
     """
-    os.environ[DISABLE_VARIABLE] = ",".join(strangers())
+    os.environ[DISABLE_VARIABLE] = ",".join(third_party_plugins())
     found = Plugins.discover()
     found.check()
     missing = [str(info) for info in found.infos if info.status not in ("ok", "disabled")]

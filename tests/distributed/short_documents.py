@@ -30,7 +30,7 @@ def build(section, path):
 
 
 def even_columns(section, context):
-    """Cut by outputs like ``colwise``, in a word of a stranger's."""
+    """Cut by outputs like ``colwise``, in a style of a third-party plugin."""
     from torch.distributed.tensor.parallel import ColwiseParallel
 
     return ColwiseParallel()

@@ -100,7 +100,7 @@ def test_of_several_errors_the_earliest_is_named_last(folder, ended):
     assert "KeyError: 'another'" in kept.read_text()
 
 
-def test_who_fails_before_the_processes_meet_is_told_to_those_that_wait(ended):
+def test_who_fails_before_the_processes_meet_is_reported_to_those_that_wait(ended):
     assert ended["before"][0]["text"] == (
         f"rank 1 on {HOST} failed before the first step (start): not on this machine\n  install it"
     )
@@ -120,7 +120,7 @@ def test_a_process_that_ended_without_a_word_is_named(tmp_path):
     assert first.startswith(f"rank 0 on {HOST} failed in step 3 (data): ")
     assert (
         second
-        == f"  no word from rank 1 on {HOST}: killed (out of memory?), or the machine or its network is gone"
+        == f"  no message from rank 1 on {HOST}: killed (out of memory?), or the machine or its network is gone"
     )
     assert third == f"  its traceback: {tmp_path}/errors/rank_0.txt on {HOST}"
 

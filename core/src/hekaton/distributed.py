@@ -126,7 +126,7 @@ def process_group(
             except HekatonError as error:
                 if not error.everywhere:
                     raise
-                everywhere = error  # nobody need be told
+                everywhere = error  # no other rank needs the error
         if everywhere is not None:
             tell_torchrun(str(everywhere))
             raise everywhere

@@ -119,7 +119,7 @@ class ForwardBackward:
                 run = partial(self._run, _rows(inputs, start, self._rows), _rows(targets, start, self._rows))
                 with self._loss_context():
                     if first is not None and start == 0:
-                        losses.append(first(partial(_afresh, run, sums)))
+                        losses.append(first(partial(_with_new_sums, run, sums)))
                     else:
                         losses.append(run())
         total, terms = self._summed(losses)
@@ -271,7 +271,7 @@ def _rows(batch: Batch, start: int, count: int) -> Batch:
     return {name: value[start : start + count] for name, value in batch.items()}
 
 
-def _afresh(run: Callable[[], _Noted], sums: dict[str, torch.Tensor]) -> _Noted:
+def _with_new_sums(run: Callable[[], _Noted], sums: dict[str, torch.Tensor]) -> _Noted:
     """Run the first microbatch, before which nothing has been collected."""
     sums.clear()
     return run()

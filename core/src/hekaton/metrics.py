@@ -103,7 +103,7 @@ class Meter:
     """Turns units of work and seconds since the last report into rates.
 
     :param unit: what is counted, as the row maker says: ``tokens``, ``images``.
-    :param flops_per_unit: of forward and backward, ``None`` where the model does not tell.
+    :param flops_per_unit: of forward and backward, ``None`` where the model does not give it.
     :param processes: number of processes that share the work; rates are per process.
     """
 

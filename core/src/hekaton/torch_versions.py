@@ -31,7 +31,7 @@ def set_group_timeout(seconds: int, group: dist.ProcessGroup) -> None:
     public(timedelta(seconds=seconds), group)
 
 
-def tell_of_slow_guards() -> None:
+def log_slow_guards() -> None:
     """Call it before anything is compiled: say once what torch would say on every rank.
 
     Python 3.13.1 ends it: 3.13.0 alone changes the versions of dicts in a way that costs guards their speed.

@@ -75,7 +75,7 @@ def on_processes(folder: str) -> None:
     while not told:
         step(model, optimizer)
         saves.poll()
-        # All ranks hear of it at the same step.
+        # All ranks learn of it at the same step.
         heard = [None] * 2
         dist.all_gather_object(heard, told)
         assert heard[0] == heard[1]

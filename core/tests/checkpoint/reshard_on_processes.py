@@ -222,7 +222,7 @@ def on_processes(folder: str, loads: list[int], saves: bool) -> None:
 
 
 def trouble(folder: str) -> None:
-    """What one of two ranks meets, both of them raise."""
+    """An error on one of two ranks is raised on both."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     root = Path(folder)

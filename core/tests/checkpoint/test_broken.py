@@ -78,7 +78,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_start(
+def test_a_damaged_step_is_skipped_with_a_warning_and_never_for_a_fresh_start(
     damage: Callable[[Path], None],
     folder: Path,
     where: Folder,
@@ -97,7 +97,7 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
     assert loaded.step == 10
     assert into["model"]["norm.weight"].tolist() == [10.0] * 4
     (message,) = messages()
-    start = f"checkpoint step-20 in {where} is passed over: "
+    start = f"skipping checkpoint step-20 in {where}: "
     assert message.startswith(start)
     asked_for = rf"checkpoint step-20 in .* cannot be loaded: {DAMAGES[damage]}\n  available: 10$"
     with pytest.raises(CheckpointError, match=asked_for):
@@ -109,7 +109,7 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
     reason = message.removeprefix(start)
     assert str(none_left.value) == (
         f"none of the checkpoints in {where} can be loaded\n"
-        f"  step-20: {reason}\n  to start afresh, move that folder away"
+        f"  step-20: {reason}\n  to start from step 0, move that folder away"
     )
     none_left.match(DAMAGES[damage])
 
@@ -117,16 +117,16 @@ def test_a_damaged_step_is_passed_over_loudly_and_never_in_favour_of_a_fresh_sta
 def test_a_first_save_that_was_interrupted_is_no_step(
     folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
-    """There is nothing to go on from, and nobody has to clear anything away."""
+    """There is no step to resume from, and nothing has to be cleared away."""
     manager().save(5, parts(1.0), {})
     (folder / "step-5" / "manifest.json").rename(folder / "step-5" / "unfinished")
     (folder / "step-6").mkdir()
     assert manager().load(parts(0.0)) is None
     assert manager().steps() == []
     assert messages() == [
-        f"checkpoint step-6 in {where} is passed over: saving it was interrupted",
-        f"checkpoint step-5 in {where} is passed over: saving it was interrupted",
-        f"{where}: no save has ended there yet: there is nothing to go on from",
+        f"skipping checkpoint step-6 in {where}: saving it was interrupted",
+        f"skipping checkpoint step-5 in {where}: saving it was interrupted",
+        f"{where}: no save has completed there yet: there is no step to resume from",
     ]
     with pytest.raises(CheckpointError, match=r"step-5 in .* cannot be loaded: saving it was interrupted"):
         manager().load(parts(0.0), step=5)

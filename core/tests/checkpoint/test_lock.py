@@ -105,7 +105,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(
     mine.lock()
     (message,) = messages()
     assert re.fullmatch(
-        rf"{where}: the run that wrote here \(process {child.pid} on \S+, since \S+\) is gone: taken over",
+        rf"{where}: the run that wrote here \(process {child.pid} on \S+, since \S+\) has ended: taking over its lock",
         message,
     )
     mine.save(1, parts(1.0), {})
@@ -119,7 +119,7 @@ def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_lock(
     mine = manager()
     mine.lock()
     mine.close()
-    assert "is gone: taken over" in messages()[0]
+    assert "has ended: taking over its lock" in messages()[0]
 
 
 @pytest.mark.parametrize("hours", [-2, 0, 2])
@@ -152,9 +152,9 @@ def test_a_run_on_another_host_that_is_silent_is_gone(
     mine.lock()
     mine.close()
     waiting, taken = messages()
-    assert waiting.startswith(f"{where}: waiting up to 0 s for a sign of life of process ")
+    assert waiting.startswith(f"{where}: waiting up to 0 s for the lock to be renewed by process ")
     assert "on node-7" in taken
-    assert taken.endswith("is gone: taken over")
+    assert taken.endswith("has ended: taking over its lock")
 
 
 GARBAGE = {
@@ -169,7 +169,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))
-def test_a_lock_that_no_run_wrote_keeps_nobody_off(
+def test_a_lock_that_no_run_wrote_is_replaced(
     content: str | bytes, folder: Path, where: Folder, manager: Make, messages: Messages
 ) -> None:
     folder.mkdir(parents=True)
@@ -195,7 +195,7 @@ WRONG = {
 
 @pytest.mark.parametrize("where", ["disk"], indirect=True)
 @pytest.mark.parametrize("field", WRONG)
-def test_a_lock_with_a_field_of_another_type_or_form_keeps_nobody_off(
+def test_a_lock_with_a_field_of_another_type_or_form_is_replaced(
     field: str, folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "SILENCE", 0.01)

@@ -200,7 +200,7 @@ def test_what_stands_in_the_way_of_saves_is_named_at_the_start(
     assert sorted(str(path) for path in folder.rglob("*")) == before
 
 
-def test_links_to_folders_stand_in_nobodys_way(folder: Path, manager: Make, parts: Parts) -> None:
+def test_links_to_folders_are_allowed(folder: Path, manager: Make, parts: Parts) -> None:
     (folder.parent / "kept").mkdir(parents=True)
     folder.mkdir()
     (folder / "superseded").symlink_to("../kept")

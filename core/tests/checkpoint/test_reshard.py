@@ -62,5 +62,5 @@ def test_experts_on_a_mesh_of_their_own(tmp_path: Path, alone: ModuleType) -> No
     alone.load_mixture(tmp_path, "single")
 
 
-def test_what_one_rank_meets_all_of_them_raise(tmp_path: Path) -> None:
+def test_an_error_on_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     run_processes(FILE, "trouble", processes=2, timeout=60, folder=str(tmp_path))

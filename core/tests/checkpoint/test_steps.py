@@ -229,7 +229,7 @@ def test_all_steps_stay_by_default(folder: Path, manager: Make, parts: Parts) ->
     assert len(steps_in(folder)) == 5
 
 
-def test_a_step_that_is_not_good_removes_no_good_one_and_is_passed_over(
+def test_a_step_that_is_not_good_never_deletes_a_good_one_and_is_skipped(
     folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
     saver = manager(keep_latest_k=1)
@@ -238,9 +238,7 @@ def test_a_step_that_is_not_good_removes_no_good_one_and_is_passed_over(
     saver.save(3, parts(3.0), {}, good=False)
     assert steps_in(folder) == ["step-1", "step-3"]
     assert resumed(manager, parts) == (1, {1.0})
-    assert messages() == [
-        f"checkpoint step-3 in {where} is passed over: its loss or its weights were not finite"
-    ]
+    assert messages() == [f"skipping checkpoint step-3 in {where}: its loss or its weights were not finite"]
     assert resumed(manager, parts, step=3) == (3, {3.0})
 
 
@@ -321,7 +319,7 @@ def test_steps_of_an_abandoned_future_do_not_win_over_the_resumed_run(
     assert steps_in(folder) == ["step-10", "step-20", "step-30"]
     after.save(20, parts(-20.0), {})
     assert messages() == [
-        f"step-20, step-30: newer than step 10, from which this run goes on; moved to {where}/superseded"
+        f"step-20, step-30: newer than step 10, which this run resumes from; moved to {where}/superseded"
     ]
     assert steps_in(folder) == ["step-10", "step-20", "superseded"]
     assert resumed(manager, parts) == (20, {-20.0})

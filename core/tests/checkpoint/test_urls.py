@@ -144,7 +144,7 @@ def test_cut_short_at_every_change_of_the_store(
     assert set(seen) == {(1, 1.0), (1, 2.0)}
 
 
-def test_a_damaged_object_is_passed_over(store: Any, parts: Parts, messages: Messages) -> None:
+def test_a_damaged_object_is_skipped(store: Any, parts: Parts, messages: Messages) -> None:
     saver = manager()
     saver.save(1, parts(1.0), {})
     saver.save(2, parts(2.0), {})
@@ -154,11 +154,12 @@ def test_a_damaged_object_is_passed_over(store: Any, parts: Parts, messages: Mes
     store.pipe_file(path, bytes(data))
     assert loaded(parts) == (1, 1.0)
     assert messages() == [
-        f"checkpoint step-2 in {URL} is passed over: __0_0.distcp was changed or damaged: its checksum differs"
+        f"skipping checkpoint step-2 in {URL}: __0_0.distcp was changed or damaged: its checksum differs"
     ]
     store.rm_file(path)
     assert loaded(parts) == (1, 1.0)
-    assert messages()[1].endswith("is passed over: __0_0.distcp is missing")
+    assert messages()[1].endswith(": __0_0.distcp is missing")
+    assert messages()[1].startswith("skipping checkpoint step-")
 
 
 def test_a_lock_in_a_store(store: Any, parts: Parts, messages: Messages) -> None:
@@ -193,7 +194,7 @@ def test_what_the_store_refuses_is_said(store: Any, parts: Parts, monkeypatch: p
 def test_a_store_that_cannot_be_asked_is_not_an_empty_one(
     error: Exception, store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsspec's own ``exists`` and ``isdir`` say no: a run would start afresh, and a save remove good steps."""
+    """fsspec's own ``exists`` and ``isdir`` say no: a run would start from step 0, and a save remove good steps."""
 
     def refuses(*_: Any, **__: Any) -> None:
         raise error

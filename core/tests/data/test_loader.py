@@ -134,7 +134,7 @@ def test_workers_that_read_ahead_do_not_move_the_cursor(documents, number_tokeni
     assert multiprocessing.active_children() == []
 
 
-def test_another_sequence_length_goes_on_with_the_next_token(documents, number_tokenizer):
+def test_another_sequence_length_continues_with_the_next_token(documents, number_tokenizer):
     first = loader(documents, number_tokenizer(), range(ROWS), packing="concat")
     before = [first.next_step()["labels"][:, -1] for _ in range(3)][-1]
     longer = build_loader(

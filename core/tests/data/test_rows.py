@@ -73,7 +73,7 @@ def test_one_mark(numbers, number_tokenizer, bos, eos, expected):
     assert loader.next_step()["tokens"].tolist() == [expected]
 
 
-def test_a_long_document_goes_on_and_positions_restart_with_the_sequence(numbers, number_tokenizer):
+def test_a_long_document_continues_and_positions_restart_with_the_sequence(numbers, number_tokenizer):
     loader = build_loader(
         numbers("1 2 3 4 5 6 7 8", "9"), number_tokenizer(),
         seq_len=3, global_batch_size=1, rows=range(1), seed=0,
@@ -94,7 +94,7 @@ def test_each_row_reads_its_own_documents(numbers, number_tokenizer):
     assert loader.next_step()["tokens"].tolist() == [[5, 6, 10, 20], [1, 2, 3, 4]]
 
 
-def test_documents_without_tokens_are_passed_over_with_their_marks(numbers, number_tokenizer):
+def test_documents_without_tokens_are_skipped_with_their_marks(numbers, number_tokenizer):
     loader = build_loader(
         numbers("", "1", "  ", ""), number_tokenizer(bos_id=100),
         seq_len=4, global_batch_size=1, rows=range(1), seed=0,

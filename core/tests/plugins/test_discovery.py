@@ -90,7 +90,7 @@ def test_a_plugin_that_fails_to_import_is_listed_and_leaves_other_runs_alone(ins
     assert info_of(plugins, "broken_dist").reason.startswith(reason)
 
 
-def test_a_run_that_names_what_a_broken_plugin_may_contribute_is_told_so(install):
+def test_a_run_that_names_what_a_broken_plugin_may_contribute_is_named(install):
     install("broken-dist", "import a_library_that_is_absent")
     install("tiny-dist", TINY)
     with pytest.raises(UnknownName) as caught:

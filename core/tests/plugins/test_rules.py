@@ -193,7 +193,7 @@ def test_a_hook_that_raises_makes_the_plugin_broken_and_leaves_nothing_of_it():
         plugins.get(Model, "tiny")
 
 
-def test_a_refused_plugin_hears_no_lifecycle_hook():
+def test_no_lifecycle_hook_is_called_on_a_refused_plugin():
     heard = []
     record = Model("tiny", spec=Ref("a:b"))
     plugins = registered(hekaton_models=hookimpl(lambda: [record]))

@@ -282,11 +282,11 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     assert files_in(place)[LARGE] == hub.files[LARGE]
 
 
-def test_a_download_that_was_stopped_goes_on_where_it_was(hub: Hub, download: Download, place: Path) -> None:
+def test_a_stopped_download_is_resumed(hub: Hub, download: Download, place: Path) -> None:
     stopped = download(REPO, "--assets", "safetensors", largest_file=1_234_567)
     assert stopped.returncode == 2
     assert stopped.stderr.startswith("error: cannot write: File too large\n")
-    assert "what has come so far is kept: the same command goes on" in stopped.stderr
+    assert "what was downloaded is kept: the same command resumes the download" in stopped.stderr
     (kept,) = files_in(place).values()
     assert len(kept) == 1_234_567
     done = download(REPO, "--assets", "safetensors")
@@ -295,7 +295,7 @@ def test_a_download_that_was_stopped_goes_on_where_it_was(hub: Hub, download: Do
     assert files_in(place) == {name: FILES[name] for name in KINDS["safetensors"]}
 
 
-def test_a_part_that_is_longer_than_the_whole_is_not_gone_on_with(
+def test_a_part_that_is_longer_than_the_whole_is_not_resumed(
     hub: Hub, download: Download, place: Path
 ) -> None:
     download(REPO, "--assets", "safetensors", largest_file=1_234_567)
@@ -441,8 +441,8 @@ def test_every_failure_is_one_error(case: str, hub: Hub, download: Download, tmp
     [
         (["someone/Absent", "--all"], "there is no model 'someone/Absent' on http://127.0.0.1:"),
         (["a/b/c", "--all"], "'a/b/c' is not the name of a repository\n  it is OWNER/NAME"),
-        ([REPO], "say what to download: --assets or --all\n  usage: "),
-        ([REPO, "--all", "--assets", "index"], "say what to download: --assets or --all\n"),
+        ([REPO], "choose what to download: --assets or --all\n  usage: "),
+        ([REPO, "--all", "--assets", "index"], "choose what to download: --assets or --all\n"),
         ([REPO, "--assets", "tokeniser"], "unknown kind of files 'tokeniser'\n  did you mean 'tokenizer'?"),
         (["--all"], "name one repository: OWNER/NAME, or --repo_id OWNER/NAME\n  usage: "),
         ([REPO, "--repo_id", REPO, "--all"], "name one repository: OWNER/NAME, or --repo_id OWNER/NAME\n"),
@@ -464,6 +464,6 @@ def test_a_disk_without_room_is_known_before_anything_is_asked_for(
     weights = module.RemoteFile("model.safetensors", 5_000_000, "0" * 64, is_lfs=True)
     with pytest.raises(module.DownloadError) as error:
         module._check_space([weights], tmp_path / "absent" / "Tiny")
-    assert str(error.value).startswith("5.00 MB are still to come, and the disk of ")
+    assert str(error.value).startswith("5.00 MB remain to be downloaded, and the disk of ")
     (tmp_path / "model.safetensors.000000000000.incomplete").write_bytes(bytes(2_000_000))
     module._check_space([weights], tmp_path)

@@ -230,7 +230,10 @@ def test_broken_rows_of_a_list(here: Path) -> None:
     ("content", "expected"),
     [
         ('[{"text": "one"},\n{"text": "tw', "line 2: not JSON: Unterminated string"),
-        ('[{"text": "one"}\n{"text": "two"}]', "line 2: not JSON: a list goes on with ',' or ends with ']'"),
+        (
+            '[{"text": "one"}\n{"text": "two"}]',
+            "line 2: not JSON: a list continues with ',' or ends with ']'",
+        ),
         ('[{"text": "one"}', "line 1: not JSON: a list goes on"),
         ('[{"text": "one"},', "line 1: not JSON: the list has no end"),
         ('[{"text": "one"}] more', "line 1: not JSON: something follows the list"),

@@ -1,4 +1,4 @@
-"""Agreement between the ranks: what one of them meets, all of them hear of, and none is left waiting."""
+"""Agreement between the ranks: an error on one rank is raised on all, and none is left waiting."""
 
 from __future__ import annotations
 

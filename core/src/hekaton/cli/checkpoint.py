@@ -122,7 +122,7 @@ def show(step: ListedStep, *, tensors: bool, as_json: bool) -> None:
         held = tensors_of(step)
     except NotWhole as reason:
         # Without a manifest nor metadata there is nothing to read: that is what is wrong then.
-        why = reason if step.foreign else step.wrong or reason
+        why = reason if step.external else step.wrong or reason
         raise CheckpointError(f"cannot read {step.folder}: {why}") from reason
     if as_json:
         _print(json.dumps(_as_json(step) | _details(step, held, tensors=tensors), indent=2))

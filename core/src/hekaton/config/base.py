@@ -103,7 +103,7 @@ class Renamed:
 
 
 @dataclass(frozen=True)
-class Pointless:
+class NoEffect:
     """The field is accepted and has no effect.
 
     :param reason: why, and what to use instead.
@@ -197,7 +197,7 @@ def may_differ(field: FieldInfo, inside: tuple[type[SectionModel], ...]) -> str:
 
 def is_idle(field: FieldInfo) -> bool:
     """Whether a field never has an effect of its own."""
-    return any(isinstance(mark, Renamed | Pointless) for mark in field.metadata)
+    return any(isinstance(mark, Renamed | NoEffect) for mark in field.metadata)
 
 
 def section_class(field: FieldInfo) -> type[SectionModel] | None:

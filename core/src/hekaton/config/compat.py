@@ -7,15 +7,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hekaton.config.base import CompatSection, NotYet, Pointless
+from hekaton.config.base import CompatSection, NoEffect, NotYet
 
 _LOAD = 'name the module in [plugins] load = ["my_module"]'
-Float8 = Pointless("it belongs to the converter 'quantize.linear.float8', which no plugin contributes")
-MX = Pointless("it belongs to the converter 'quantize.linear.mx', which no plugin contributes")
-GroupedFloat8 = Pointless(
+Float8 = NoEffect("it belongs to the converter 'quantize.linear.float8', which no plugin contributes")
+MX = NoEffect("it belongs to the converter 'quantize.linear.mx', which no plugin contributes")
+GroupedFloat8 = NoEffect(
     "it belongs to the converter 'quantize.grouped_mm.float8', which no plugin contributes"
 )
-GroupedMX = Pointless("it belongs to the converter 'quantize.grouped_mm.mx', which no plugin contributes")
+GroupedMX = NoEffect("it belongs to the converter 'quantize.grouped_mm.mx', which no plugin contributes")
 
 
 class LinearFloat8Section(CompatSection):
@@ -116,7 +116,7 @@ class FaultToleranceSection(CompatSection):
 class ExperimentalSection(CompatSection):
     """Extensions by modules that are imported."""
 
-    custom_import: Annotated[str, Pointless(_LOAD)] = ""
+    custom_import: Annotated[str, NoEffect(_LOAD)] = ""
     """Module to import before the run."""
-    custom_args_module: Annotated[str, Pointless(_LOAD)] = ""
+    custom_args_module: Annotated[str, NoEffect(_LOAD)] = ""
     """Module that extends the configuration."""

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from hekaton.config.base import (
+    NoEffect,
     NotYet,
     OnlyWith,
     Path,
-    Pointless,
     SectionModel,
     default_of,
     dotted,
@@ -184,8 +184,8 @@ def set_value(path: Path, field: FieldInfo, values: Values) -> Any:
 def _idle_because(
     path: Path, field: FieldInfo, inside: tuple[type[SectionModel], ...], values: Values
 ) -> str:
-    for pointless in marks(field, Pointless):
-        return pointless.reason
+    for no_effect in marks(field, NoEffect):
+        return no_effect.reason
     switch = is_off(path, inside, values)
     if switch is not None:
         return f"{dotted(switch)} is false"

@@ -110,9 +110,9 @@ class RowReader:
             encoded = encode_pieces(tokenizer, [piece for _, piece in pieces])
             for (row, piece), ids in zip(pieces, encoded, strict=True):
                 row.append(piece, ids, tokenizer)
-                if row.in_vain >= self._count:
+                if row.empty_documents >= self._count:
                     self._check_any_tokens()
-                    row.in_vain = 0
+                    row.empty_documents = 0
             begun = sum(piece.is_first for _, piece in pieces)
             if begun:
                 self._tokens_per_document = max(1.0, sum(map(len, encoded)) / begun)
@@ -168,7 +168,7 @@ class _Row:
         self.texts: deque[UnreadText] = deque()
         self.spans: deque[_Span] = deque()
         self.available = 0
-        self.in_vain = 0
+        self.empty_documents = 0
         """Documents without a token since the last one that had some."""
         self._encoded = 0
 
@@ -196,11 +196,11 @@ class _Row:
             yield piece
 
     def append(self, piece: Piece, ids: TokenIds, tokenizer: TextTokenizer) -> None:
-        """Add a piece's tokens. A document that has none is passed over, begin and end marks included."""
+        """Add a piece's tokens. A document that has none is skipped, begin and end marks included."""
         if piece.is_first and piece.is_last and not len(ids):
-            self.in_vain += 1
+            self.empty_documents += 1
             return
-        self.in_vain = 0
+        self.empty_documents = 0
         before = [tokenizer.bos_id] if piece.is_first and tokenizer.bos_id is not None else []
         after = [tokenizer.eos_id] if piece.is_last and tokenizer.eos_id is not None else []
         if before or after:

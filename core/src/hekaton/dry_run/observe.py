@@ -1,4 +1,4 @@
-"""What one step of a run sends and holds, seen from below: every operator passes here on its way."""
+"""What one step of a run sends and holds, observed at the dispatcher, which every operator goes through."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Message:
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the communication of this rank, and the most memory that it holds at once, on fake tensors.
 
-    torch's own ``CommDebugMode`` tells neither sizes nor groups, and its ``MemTracker`` stops at a second
+    torch's own ``CommDebugMode`` records neither sizes nor groups, and its ``MemTracker`` stops at a second
     forward pass, which accumulation and pipelines have.
 
     :param mode: whose tensors count as memory.
@@ -84,11 +84,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._modules = _ModuleAtWork(parts, plan)
         self._held = 0
         self._sizes: MutableMapping[torch.UntypedStorage, list[int]] = WeakIdKeyDictionary()
-        self._imagined = False
+        self._propagating = False
         self._ending = contextlib.ExitStack()
 
     def __enter__(self) -> Observer:
-        for watching in (self._modules.followed(), self._resizing_seen(), self._imagination_seen()):
+        for watching in (self._modules.followed(), self._resizing_seen(), self._shape_propagation_ignored()):
             self._ending.enter_context(watching)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -109,7 +109,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace in _NAMESPACES and operator not in _NOTHING_SENT:
             self._record(operator, args, result)
         for tensor in _tensors(result):
-            if not self._imagined and getattr(tensor, "fake_mode", None) is self._mode:
+            if not self._propagating and getattr(tensor, "fake_mode", None) is self._mode:
                 self._hold(tensor.untyped_storage())
         return result
 
@@ -164,20 +164,20 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
 
     @contextlib.contextmanager
-    def _imagination_seen(self) -> Iterator[None]:
+    def _shape_propagation_ignored(self) -> Iterator[None]:
         """To know the shape of a result, DTensor calls operators on tensors that nobody holds."""
         from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
         imagine = ShardingPropagator._propagate_tensor_meta_non_cached
 
-        def imagine_and_say(propagator: ShardingPropagator, schema: Any) -> Any:
-            self._imagined = True
+        def propagate_unobserved(propagator: ShardingPropagator, schema: Any) -> Any:
+            self._propagating = True
             try:
                 return imagine(propagator, schema)
             finally:
-                self._imagined = False
+                self._propagating = False
 
-        with _replaced(ShardingPropagator, "_propagate_tensor_meta_non_cached", imagine_and_say):
+        with _replaced(ShardingPropagator, "_propagate_tensor_meta_non_cached", propagate_unobserved):
             yield
 
 

@@ -139,7 +139,7 @@ class Board:
             return ""
         more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""
         ranks = f"rank{'s' if len(silent) > 1 else ''} {', '.join(silent[:8])}{more}"
-        return f"\n  no word from {ranks}: killed (out of memory?), or the machine or its network is gone"
+        return f"\n  no message from {ranks}: killed (out of memory?), or the machine or its network is gone"
 
     def _wait(self, key: str, seconds: float) -> Failure | None:
         end = time.monotonic() + seconds

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TOKENIZER = "model.tokenizer.content"
 """Named below the field, so that accepting a change of the field accepts it."""
 OF_PART = {"optimizer": ("optimizer.name",), "model": ("model",), "lr_scheduler": ("lr_scheduler",)}
-"""Part of the state -> the values without which a run cannot go on with it."""
+"""Part of the state -> the values without which a run cannot resume with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,10 @@ class Identity:
         """What changed since a checkpoint, less what means nothing.
 
         :param describe: as the manifest has it.
-        :param not_loaded: parts of the state that start afresh.
+        :param not_loaded: parts of the state that are reset.
         :returns: changes that are a notice, and those that are refused.
         """
-        afresh = {name for part in not_loaded for name in OF_PART.get(part, ())}
+        reset = {name for part in not_loaded for name in OF_PART.get(part, ())}
         notices: list[Change] = []
         refused: list[Change] = []
         for name, was, now in self._differences(describe):
@@ -82,8 +82,8 @@ class Identity:
             if meaning == "nothing":
                 continue
             change = Change(step=step, field=name, was=was, now=now)
-            is_afresh = any(name == one or name.startswith(f"{one}.") for one in afresh)
-            (refused if meaning == "refusal" and not is_afresh else notices).append(change)
+            is_reset = any(name == one or name.startswith(f"{one}.") for one in reset)
+            (refused if meaning == "refusal" and not is_reset else notices).append(change)
         return notices, refused
 
     def of_weights(self, describe: Mapping[str, Any]) -> list[Change]:

@@ -27,7 +27,7 @@ def compare(
 
     :param describe: as the step's manifest has it.
     :param accepted: ``checkpoint.accept_changes``.
-    :param not_loaded: parts of the state that start afresh.
+    :param not_loaded: parts of the state that are reset.
     :returns: the changes of the whole run, those of earlier resumes first.
     :raises CheckpointError: for changes that would make it another run, and are not accepted.
     """
@@ -61,7 +61,7 @@ def _refusal(wrong: Sequence[Change], step: int) -> CheckpointError:
         f"where it is intended: [checkpoint] accept_changes = {names}",
     ]
     if any(change.field == "optimizer.name" for change in wrong):
-        ways.append('or start its state afresh: [checkpoint] exclude_from_loading = ["optimizer"]')
+        ways.append('or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]')
     error = CheckpointError(f"step {step} is of another run: {said}", hint="\n".join(ways))
     error.everywhere = True
     return error

@@ -28,7 +28,7 @@ from hekaton.parallel.tensor import (
     apply_tensor_parallel,
     enable_async_tensor_parallel,
 )
-from hekaton.torch_versions import tell_of_slow_guards
+from hekaton.torch_versions import log_slow_guards
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -143,6 +143,6 @@ def apply_compile(
 
 def compile_options(settings: CompileSection) -> dict[str, Any]:
     """What a run's calls of ``torch.compile`` have in common."""
-    tell_of_slow_guards()
+    log_slow_guards()
     mode = {} if settings.mode == "default" else {"mode": settings.mode}  # other backends take none
     return {"backend": settings.backend, **mode}

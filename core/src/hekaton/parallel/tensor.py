@@ -107,6 +107,6 @@ def enable_async_tensor_parallel(mesh: DeviceMesh) -> None:
 
     torch._inductor.config._micro_pipeline_tp = True
     with warnings.catch_warnings():
-        # torch 2.13 calls this needless, yet its inductor still passes over groups that were not named here.
+        # torch 2.13 calls this needless, yet its inductor still skips groups that were not named here.
         warnings.simplefilter("ignore", FutureWarning)
         _symmetric_memory.enable_symm_mem_for_group(mesh.get_group().group_name)

@@ -1,4 +1,4 @@
-"""What the core itself contributes, through the same door as everybody else."""
+"""What the core itself contributes, in the same way as any other plugin."""
 
 from hekaton.contributions import (
     Command,

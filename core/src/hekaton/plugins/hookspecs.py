@@ -209,7 +209,7 @@ def hekaton_hf_adapters() -> list[HFAdapter]:  # type: ignore[empty-body]
 
 @hookspec
 def hekaton_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empty-body]
-    """Contribute formats of other programs, in which weights are read and written.
+    """Contribute external formats, in which weights are read and written.
 
     :returns: one record per format. ``build(section)`` returns an object that opens a folder as named
         tensors, none of them read yet, and writes named tensors into a folder, one at a time.

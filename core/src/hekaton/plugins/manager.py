@@ -169,7 +169,7 @@ class Plugins:
         try:
             plugin = load()
             incompatible = api_mismatch(plugin)
-        except (Exception, SystemExit) as e:  # a stranger's module may raise anything
+        except (Exception, SystemExit) as e:  # another author's module may raise anything
             self.infos.append(replace(info, status="broken", reason=_reason(e)))
             return
         if incompatible:
@@ -199,7 +199,7 @@ class Plugins:
         self.infos.append(info)
 
     def _load(self, target: str) -> None:
-        """Add an unpackaged plugin. The user named it, so that it fails to load is never passed over."""
+        """Add an unpackaged plugin. The user named it, so a failure to load it is never skipped."""
         before = len(self.problems)
         try:
             target = expanded(target)
@@ -235,7 +235,7 @@ class Plugins:
         return True
 
     def _refuse(self, info: PluginInfo, problems: Sequence[PluginError]) -> None:
-        """List a plugin as broken because it breaks a rule, which no run may pass over."""
+        """List a plugin as broken because it breaks a rule, which ends every run."""
         self.infos.append(replace(info, status="broken", reason="\n".join(p.message for p in problems)))
         for problem in problems:
             if DISABLE_VARIABLE not in problem.hint:

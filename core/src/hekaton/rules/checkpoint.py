@@ -73,7 +73,7 @@ def something_is_loaded(run: Run) -> Iterator[HekatonError]:
         yield run.violation(
             "checkpoint.exclude_from_loading names every part: nothing is left to load",
             "checkpoint.exclude_from_loading",
-            hint="to start afresh, choose another job.dump_folder or checkpoint.folder",
+            hint="to start from step 0, choose another job.dump_folder or checkpoint.folder",
         )
     if checkpoint.initial_load_in_hf and not checkpoint.initial_load_model_only:
         yield run.violation(
@@ -106,7 +106,7 @@ def _comes_from_elsewhere(run: Run, path: str) -> Iterator[HekatonError]:
             f"checkpoint.initial_load_path = '{path}' is in the run's own checkpoint folder '{own}', and is "
             "loaded only while that has no checkpoint",
             "checkpoint.initial_load_path",
-            hint="to go on from a step of this run, set checkpoint.load_step; to start another run from it, "
+            hint="to resume from a step of this run, set checkpoint.load_step; to start another run from it, "
             "choose another job.dump_folder",
         )
 

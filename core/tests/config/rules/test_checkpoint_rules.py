@@ -60,7 +60,7 @@ def violations(load_run):
         (
             'exclude_from_loading = ["model", "optimizer", "lr_scheduler", "dataloader"]',
             "checkpoint.exclude_from_loading names every part: nothing is left to load\n  from: run.toml, line 5"
-            "\n  to start afresh, choose another job.dump_folder or checkpoint.folder",
+            "\n  to start from step 0, choose another job.dump_folder or checkpoint.folder",
         ),
         (
             'initial_load_path = "there"\nexclude_from_loading = ["model"]',
@@ -73,7 +73,7 @@ def violations(load_run):
                 f'initial_load_path = "{path}"',
                 f"checkpoint.initial_load_path = '{path}' is in the run's own checkpoint folder "
                 "'outputs/checkpoint', and is loaded only while that has no checkpoint\n  from: run.toml, line 5\n"
-                "  to go on from a step of this run, set checkpoint.load_step; to start another run from it, "
+                "  to resume from a step of this run, set checkpoint.load_step; to start another run from it, "
                 "choose another job.dump_folder",
             )
             for path in ("outputs/checkpoint/step-3", "./outputs/checkpoint", "other/../outputs/checkpoint/")

@@ -1,7 +1,7 @@
 """``hekaton download``: a tokenizer, a configuration or weights from the Hugging Face Hub.
 
 huggingface_hub by itself starts a file anew when a download was stopped. Here what has come stays beside the
-file's place, is gone on with by the next download, and the whole is compared with the checksum in the Hub's
+file's place, is resumed by the next download, and the whole is compared with the checksum in the Hub's
 listing.
 """
 
@@ -124,7 +124,7 @@ def run(arguments: list[str]) -> int:
     patterns = {pattern: (pattern,) for pattern in options.additional_patterns}
     wanted = {kind: KINDS[kind] for kind in kinds} | patterns
     if options.all == bool(wanted):
-        raise ConfigError("say what to download: --assets or --all", hint=_usage())
+        raise ConfigError("choose what to download: --assets or --all", hint=_usage())
     with _explained(options.repo, options.revision):
         files, folder = _download(options, wanted or {ALL: ("*",)})
     total = sum(file.size for file in files)
@@ -224,7 +224,7 @@ def _check_space(files: Sequence[RemoteFile], folder: Path) -> None:
     free = shutil.disk_usage(existing).free
     if missing > free:
         raise DownloadError(
-            f"{_size(missing)} are still to come, and the disk of '{folder}' has {_size(free)} free"
+            f"{_size(missing)} remain to be downloaded, and the disk of '{folder}' has {_size(free)} free"
         )
 
 
@@ -282,7 +282,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
     endpoint = constants.ENDPOINT
-    goes_on = "what has come so far is kept: the same command goes on"
+    goes_on = "what was downloaded is kept: the same command resumes the download"
     try:
         yield
     except errors.GatedRepoError as error:

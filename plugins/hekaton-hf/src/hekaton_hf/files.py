@@ -119,7 +119,7 @@ def _is_readable(file: DataFile, files: Sequence[DataFile], skipped: Counter[str
     except FileNotFoundError as e:
         raise DataError(
             f"'{shown(file.path)}' is a link to '{shown(os.readlink(file.path))}', which is not there",
-            hint="bring back what it links to, or remove the link",
+            hint="restore its target, or remove the link",
         ) from e
     except OSError as e:
         raise DataError(f"cannot read '{shown(file.path)}': {e.strerror}") from e

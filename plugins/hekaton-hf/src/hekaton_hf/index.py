@@ -408,7 +408,7 @@ class Recorder:
 def changed(path: Path | str, when: str) -> DataError:
     return DataError(
         f"'{shown(path)}' changed {when}",
-        hint="nobody may write to the data of a run; start again when it is whole",
+        hint="the data must not change during a run; start again when it is complete",
     )
 
 

@@ -44,7 +44,7 @@ def check_and_say(
             hint="\n".join(
                 [
                     *_listed(bad),
-                    f"mend the files, or skip these rows: text_dataset.max_bad_rows = {bad.count}",
+                    f"repair the files, or skip these rows: text_dataset.max_bad_rows = {bad.count}",
                 ]
             ),
         )

@@ -50,6 +50,6 @@ def hekaton_dispatchers() -> list[Dispatcher]:
         Dispatcher(
             "alltoall",
             build=Ref("hekaton_parallel.dispatch:alltoall"),
-            summary="each token straight to the ranks of its experts",
+            summary="each token directly to the ranks of its experts",
         )
     ]

@@ -79,7 +79,7 @@ class DirectFile(io.RawIOBase):
         self._filled = 0
 
     def _settle(self) -> None:
-        """Wait for the write under way; one that failed is told again, every time."""
+        """Wait for the write under way; one that failed is re-raised, every time."""
         if self._pending is not None:
             self._pending.result()
 

@@ -103,7 +103,7 @@ def files_in(folder: Folder) -> dict[str, int]:
 def is_there(path: Folder) -> bool:
     """Whether there is a file, folder or anything else of this name; a link that leads nowhere is not.
 
-    :raises OSError: when it cannot be told. What is taken for absent may be removed.
+    :raises OSError: when it cannot be determined. What is taken for absent may be removed.
     """
     try:
         if isinstance(path, UrlPath):

@@ -1,8 +1,8 @@
-"""One run per checkpoint folder: a file in it says who writes there, and shows signs of life.
+"""One run per checkpoint folder: a file in it names the run that writes there, which renews it.
 
-A run that is gone leaves its lock behind: the next one finds that out and takes it over. On the same machine
-the process is looked up; from elsewhere a sign of life is waited for. No time of another host is compared
-with a clock here: the two may differ by hours.
+A run that was killed leaves its lock behind: the next one finds that out and takes it over. On the same
+machine the process is looked up; on another one the next renewal is waited for. No time of another host is
+compared with a clock here: the two may differ by hours.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ log = logging.getLogger("hekaton")
 
 LOCK = "lock.json"
 BEAT = 15.0
-"""Seconds between two signs of life."""
+"""Seconds between two renewals."""
 SILENCE = 60.0
-"""Seconds without a sign of life after which a run on another machine is taken to be gone."""
+"""Seconds without a renewal after which a run on another machine is taken to have ended."""
 _MAX_SIZE = 1 << 16
 _MAX_TEXT = 1000
 SETTLE = 0.2
@@ -50,7 +50,7 @@ class Holder:
     """When the process started, in ticks since the boot: numbers of processes are used again."""
     token: str
     beat: str
-    """The last sign of life. It says when for people; another run looks only at whether it changes."""
+    """The last renewal. The time in it is for people; another run looks only at whether it changes."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Holder:
@@ -105,7 +105,7 @@ class FolderLock:
         self._stop = threading.Event()
 
     def take(self) -> None:
-        """Take the lock, also from a run that is gone.
+        """Take the lock, also from a run that has ended.
 
         :raises CheckpointError: when another run holds it.
         """
@@ -121,7 +121,9 @@ class FolderLock:
                         f"the checkpoint folder {self._root} is in use by another run: {held}",
                         hint="stop that run, or choose another job.dump_folder or checkpoint.folder",
                     )
-                log.warning("%s: the run that wrote here (%s) is gone: taken over", self._root, held)
+                log.warning(
+                    "%s: the run that wrote here (%s) has ended: taking over its lock", self._root, held
+                )
             self._write(mine)
             time.sleep(SETTLE)
         self._mine = mine
@@ -154,7 +156,7 @@ class FolderLock:
     def _lives(self, held: Holder) -> bool:
         if held._is_of_this_machine:
             return held._runs
-        log.warning("%s: waiting up to %.0f s for a sign of life of %s", self._root, SILENCE, held)
+        log.warning("%s: waiting up to %.0f s for the lock to be renewed by %s", self._root, SILENCE, held)
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
             time.sleep(min(1.0, SILENCE / 10))

@@ -139,7 +139,7 @@ class StepFolders:
                 aside.append(f"step-{other}")
         if aside:
             log.warning(
-                "%s: newer than step %d, from which this run goes on; moved to %s",
+                "%s: newer than step %d, which this run resumes from; moved to %s",
                 ", ".join(aside), came_from, self.root / SUPERSEDED,
             )  # fmt: skip
         if self.has_manifest(step):

@@ -25,7 +25,7 @@ log = logging.getLogger("hekaton")
 
 _FAILED, _WRITING, _DONE = 0, 1, 2
 _PATIENCE = 10.0
-"""Seconds in which the thread of this rank, too, should hear of what failed on another."""
+"""Seconds in which the thread of this rank, too, should learn what failed on another."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weights in files of other programs, read at the start of a run and written at its end."""
+"""Weights in external files, read at the start of a run and written at its end."""
 
 from __future__ import annotations
 

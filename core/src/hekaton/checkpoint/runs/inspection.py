@@ -44,7 +44,7 @@ class ListedStep:
     manifest: Manifest | None
     wrong: str
     """Why it is not whole; empty where nothing was found."""
-    foreign: bool
+    external: bool
     """It has tensors and no manifest: another tool wrote it, or saving it was cut short at the very end."""
 
     @property
@@ -60,7 +60,7 @@ class ListedStep:
 
     @property
     def model_only(self) -> bool:
-        """No run goes on from it; others start from it."""
+        """No run resumes from it; others start from it."""
         return self.manifest is not None and self.manifest.parts == (MODEL,)
 
     def described(self, key: str) -> Any:
@@ -99,20 +99,20 @@ def find_steps(location: str) -> list[ListedStep]:
 def look_at(folder: Folder) -> ListedStep:
     """Look at one step folder: its manifest, and which files there are.
 
-    :raises OSError: when that cannot be told.
+    :raises OSError: when that cannot be determined.
     """
     number = step_of(folder)
-    foreign = not is_there(folder / MANIFEST) and is_there(folder / METADATA)
-    if foreign:
+    external = not is_there(folder / MANIFEST) and is_there(folder / METADATA)
+    if external:
         wrong = f"it has no {MANIFEST}: another tool wrote it, or saving was interrupted"
-        return ListedStep(folder, number, None, wrong, foreign)
+        return ListedStep(folder, number, None, wrong, external)
     manifest, wrong = None, ""
     try:
         manifest = read_manifest(folder)
         check_step(folder, manifest, number)
     except NotWhole as reason:
         wrong = str(reason)
-    return ListedStep(folder, number, manifest, wrong, foreign)
+    return ListedStep(folder, number, manifest, wrong, external)
 
 
 def verify(step: ListedStep, advance: Callable[[int], None] | None = None) -> list[str]:

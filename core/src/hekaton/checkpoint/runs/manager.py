@@ -85,7 +85,7 @@ class CheckpointManager:
         self._describe = {**self._describe, **more}
 
     def close(self) -> None:
-        """Let other runs have the folder."""
+        """Release the lock."""
         if self._ranks.is_first:
             self._lock.release()
 
@@ -115,7 +115,7 @@ class CheckpointManager:
         :param info: whatever else the run needs to go on, JSON. Dicts are united over the ranks; where ranks
             differ, the lowest one's word counts.
         :param good: whether the loss is finite. A step with a loss or weights that are not finite is no good:
-            it makes no good one go away, and is resumed from only when asked for by number.
+            it never deletes a good step, and is resumed from only when asked for by number.
         :param stalled: for the log, where training goes on meanwhile: for how many seconds it did not.
         :returns: the folder of the step.
         :raises CheckpointError: when it cannot be written; what was there before is untouched.
@@ -167,7 +167,7 @@ class CheckpointManager:
 
         :param parts: tensors by part and name, as for :meth:`save`. Parts that the checkpoint has and that
             are not asked for stay unread.
-        :param step: -1 takes the newest whole, good step; those passed over are named with the reason in a
+        :param step: -1 takes the newest whole, good step; skipped ones are named with the reason in a
             warning each. A number takes that step, good or not.
         :param choose: which of ``parts`` to fill; all of them if not given.
         :param optional: parts to leave out, with a warning, where they do not fit this run: random-number

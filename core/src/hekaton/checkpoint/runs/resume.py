@@ -1,4 +1,4 @@
-"""What a run keeps in its checkpoints, and how it goes on from one."""
+"""What a run keeps in its checkpoints, and how it resumes from one."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ class RunCheckpoints:
             self.close()
 
     def close(self) -> None:
-        """Let other runs have the folder."""
+        """Release the lock."""
         self._manager.close()
 
     def _hold_device(self, *_: Any) -> None:
@@ -294,7 +294,7 @@ class RunCheckpoints:
         if settings.initial_load_path is not None:
             return self._start_from(folder_at(settings.initial_load_path), parts, whole)
         if settings.load_only and self._run.rank == 0:
-            log.warning("there is no checkpoint to load in %s: the run starts afresh", self._folder)
+            log.warning("there is no checkpoint to load in %s: the run starts from step 0", self._folder)
         return 0
 
     def _start_from(self, path: Folder, parts: Parts, whole: Mapping[str, Any]) -> int:
@@ -337,7 +337,7 @@ class RunCheckpoints:
             raise CheckpointError(f"cannot write {path}: {words_of(error)}") from error
 
     def _came_from(self, facts: ModelFacts) -> None:
-        """Keep what is known of the weights that this run goes on with, and what it adds to that."""
+        """Keep what is known of the weights that this run starts with, and what it adds to that."""
         tokenizer = self._run.tokenizer
         ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         mine = ModelFacts(
@@ -359,14 +359,14 @@ class RunCheckpoints:
         return parts, optimizer_rest
 
     def _all_of(self, manifest: Manifest) -> list[str]:
-        """What to load to go on from a step: everything that is not excluded."""
+        """What to load to resume from a step: everything that is not excluded."""
         there = {*manifest.parts, *manifest.info}
         excluded = self._settings.exclude_from_loading
         lacking = [name for name in _STATE if name not in there and name not in excluded]
         if lacking:
             what = "the model only" if manifest.model_only else f"no {', '.join(lacking)}"
             raise NotWhole(
-                f"it holds {what}, from which no run can go on; one can start with it: "
+                f"it holds {what}, which no run can resume from; a run can start with its weights: "
                 "checkpoint.initial_load_path, checkpoint.initial_load_model_only"
             )
         try:
@@ -394,7 +394,7 @@ class RunCheckpoints:
         return {**parts, MODEL: as_unconverted(merges, parts[MODEL])}
 
     def _compare(self, manifest: Manifest) -> None:
-        """Check that the run goes on with what it was, and keep what changed.
+        """Check that the resumed run is what it was, and keep what changed.
 
         :raises DataError: for other data, :class:`CheckpointError` for other changes that are not accepted.
         """

@@ -41,9 +41,9 @@ class OpenedStep:
 
 
 Choose: TypeAlias = Callable[[Manifest], Collection[str]]
-"""Which parts to fill from a step; raises NotWhole to pass it over. Called on all ranks."""
+"""Which parts to fill from a step; raises NotWhole to skip it. Called on all ranks."""
 Use: TypeAlias = Callable[[OpenedStep], T]
-"""Reads a step; raises NotWhole, on all ranks, to pass it over."""
+"""Reads a step; raises NotWhole, on all ranks, to skip it."""
 
 
 def use_newest(
@@ -59,11 +59,11 @@ def use_newest(
     steps = on_disk(ranks, f"cannot read the checkpoint folder {root}", folders.found)
     if step >= 0:
         return _wanted(root, steps, step, ranks, choose, use)
-    return _newest(root, steps, ranks, choose, use, cure="to start afresh, move that folder away")
+    return _newest(root, steps, ranks, choose, use, cure="to start from step 0, move that folder away")
 
 
 def use_elsewhere(path: Folder, ranks: Ranks, choose: Choose, use: Use[T]) -> T:
-    """Use the checkpoint at a path: a step folder, a folder of steps, or a folder of another program.
+    """Use the checkpoint at a path: a step folder, a folder of steps, or an external folder.
 
     :raises CheckpointError: on all ranks, when there is none or it cannot be used.
     """
@@ -72,7 +72,7 @@ def use_elsewhere(path: Folder, ranks: Ranks, choose: Choose, use: Use[T]) -> T:
     if kind == "steps":
         used = _newest(path, on_disk(ranks, cannot, StepFolders(path).found), ranks, choose, use)
         if used is None:
-            raise CheckpointError(f"{cannot}: no save has ended there yet")
+            raise CheckpointError(f"{cannot}: no save has completed there yet")
         return used
     try:
         return use(_opened(path, ranks, choose) if kind == "step" else _opened_bare(path, ranks, choose))
@@ -123,13 +123,13 @@ def _newest(
             if not isinstance(reason, Unfinished):
                 broken.append(f"step-{number}: {reason}")
             if ranks.is_first:
-                log.warning("checkpoint step-%d in %s is passed over: %s", number, root, reason)
+                log.warning("skipping checkpoint step-%d in %s: %s", number, root, reason)
     if broken:
         raise CheckpointError(
             f"none of the checkpoints in {root} can be loaded", hint="\n".join([*broken, cure])
         )
     if steps and ranks.is_first:
-        log.warning("%s: no save has ended there yet: there is nothing to go on from", root)
+        log.warning("%s: no save has completed there yet: there is no step to resume from", root)
     return None
 
 

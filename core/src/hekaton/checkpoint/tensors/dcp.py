@@ -54,7 +54,11 @@ def write(state: Mapping[str, torch.Tensor], folder: Folder, ranks: Ranks) -> Wr
     :raises CheckpointError: on all ranks, when one of them cannot write.
     """
     writer = _Writer(folder)
-    with _alone_quietly(ranks), _without_zip_checksums(), _told(f"cannot write the checkpoint {folder}"):
+    with (
+        _alone_quietly(ranks),
+        _without_zip_checksums(),
+        _named_errors(f"cannot write the checkpoint {folder}"),
+    ):
         save(
             dict(state),
             storage_writer=writer,
@@ -72,7 +76,11 @@ def write_lazily(tensors: Mapping[str, LazyTensor], folder: Path) -> Written:
     shapes = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
     }
-    with _alone_quietly(alone), _without_zip_checksums(), _told(f"cannot write the checkpoint {folder}"):
+    with (
+        _alone_quietly(alone),
+        _without_zip_checksums(),
+        _named_errors(f"cannot write the checkpoint {folder}"),
+    ):
         save(dict(shapes), storage_writer=writer, planner=_ReadInTurn(tensors), no_dist=True)
     return writer.written()
 
@@ -267,7 +275,7 @@ def _alone_quietly(ranks: Ranks) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _named_errors(what: str) -> Iterator[None]:
     """Turn DCP's account of the failures of all ranks into one error that a user can read."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints outside of the run's own folder: what kind they are, and those of other programs."""
+"""Checkpoints outside of the run's own folder: what kind they are, and external ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hekaton.checkpoint.disk.stored import StoredTensors
 from hekaton.checkpoint.tensors.comparison import part_of
 from hekaton.errors import CheckpointError
 
-Kind: TypeAlias = Literal["steps", "step", "of another program"]
+Kind: TypeAlias = Literal["steps", "step", "external"]
 
 # What torchtitan and torch's own examples keep beside the model, each under its name and a dot.
 _PARTS_ELSEWHERE = ("optimizer", "lr_scheduler", "dataloader", "train_state")
@@ -31,7 +31,7 @@ def kind_of(path: Folder) -> Kind:
     if is_there(path / MANIFEST):
         return "step"
     if is_there(path / METADATA):
-        return "of another program"
+        return "external"
     if StepFolders(path).steps():
         return "steps"
     if not is_there(path):
@@ -52,7 +52,7 @@ def manifest_elsewhere(folder: Folder) -> Manifest:
         processes=0,
         versions={},
         parts=(MODEL,),
-        describe={"model": "by another program"},
+        describe={"model": "external"},
         info={},
         files=files,
     )

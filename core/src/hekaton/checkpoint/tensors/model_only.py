@@ -43,7 +43,7 @@ class StoredModel:
     tensors: Mapping[str, LazyTensor]
 
     def verify(self) -> None:
-        """Read all files through; those of another program have no checksums.
+        """Read all files through; external ones have no checksums.
 
         :raises CheckpointError: naming the first whose content is not as its checksum says.
         """

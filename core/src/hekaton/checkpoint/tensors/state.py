@@ -145,7 +145,7 @@ def restore_rng(tensors: Mapping[str, torch.Tensor]) -> None:
         except (RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"the checkpoint's 'rng.{name}' is not the state of a random-number generator",
-                hint='go on without it: checkpoint.exclude_from_loading = ["rng"]',
+                hint='resume without it: checkpoint.exclude_from_loading = ["rng"]',
             ) from error
 
 

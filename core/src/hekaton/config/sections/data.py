@@ -9,9 +9,9 @@ from hekaton.config.base import (
     AtResumeMeaning,
     MayDiffer,
     NameOf,
+    NoEffect,
     OnlyWith,
     PathField,
-    Pointless,
     PositiveOrAll,
     Rows,
     RowsOrAll,
@@ -31,7 +31,7 @@ class DataloaderSection(SectionModel):
 
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes per rank that read and tokenise; 0 does it in the training process."""
-    persistent_workers: Annotated[bool, Pointless("workers live as long as the run in any case")] = False
+    persistent_workers: Annotated[bool, NoEffect("workers live as long as the run in any case")] = False
     """Keep workers from one pass over the data to the next."""
     pin_memory: bool | None = None
     """Put batches into page-locked memory, from which copies to CUDA wait for nothing; by default where there

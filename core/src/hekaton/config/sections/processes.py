@@ -10,10 +10,10 @@ from hekaton.config.base import (
     DegreeOrRest,
     MayDiffer,
     NameOf,
+    NoEffect,
     NotYet,
     OnlyWith,
     PathField,
-    Pointless,
     Rows,
     Seconds,
     SectionModel,
@@ -69,7 +69,7 @@ class ParallelismSection(SectionModel):
     pipeline_parallel_microbatch_size: Annotated[Rows, Pipeline] = 1
     """Rows of a microbatch."""
     pipeline_parallel_expert_parallel_overlap: Annotated[
-        bool, Pointless("the exchange of tokens is not overlapped with other microbatches")
+        bool, NoEffect("the exchange of tokens is not overlapped with other microbatches")
     ] = True
     """Overlap the exchange of tokens among experts with other microbatches."""
     context_parallel_degree: Degree = 1

@@ -8,10 +8,10 @@ from hekaton.config.base import (
     AtResumeMeaning,
     MayDiffer,
     NameOf,
+    NoEffect,
     NotYet,
     OnlyWith,
     PathField,
-    Pointless,
     SectionModel,
 )
 from hekaton.contributions import Logger
@@ -45,7 +45,7 @@ class JobSection(SectionModel):
     save_config_file: Annotated[PathField | None, MayDiffer("the first process writes it")] = None
     """File for the resolved configuration, relative to ``dump_folder``; ``config.toml`` when not set."""
     custom_config_module: Annotated[
-        str, Pointless('name modules with sections of their own in [plugins] load = ["my_module"]')
+        str, NoEffect('name modules with sections of their own in [plugins] load = ["my_module"]')
     ] = ""
     """Module that extends the configuration; plugins do this here."""
 
@@ -108,7 +108,7 @@ class MetricsSection(SectionModel):
 
 
 class CheckpointSection(SectionModel):
-    """Saving the whole state of a run, and going on from it."""
+    """Saving the whole state of a run, and resuming from it."""
 
     switch: ClassVar[str] = "enable"
     at_resume: ClassVar[AtResumeMeaning] = "nothing"
@@ -124,7 +124,7 @@ class CheckpointSection(SectionModel):
     load_step: Annotated[int, Field(ge=-1)] = -1
     """Step of the checkpoint to resume from; -1 takes the newest whole one."""
     exclude_from_loading: list[StatePart] = []
-    """Parts of the state that are not loaded but start afresh."""
+    """Parts of the state that are not loaded but start as in a new run."""
     accept_changes: list[str] = []
     """Fields whose change since the checkpoint is intended, where a resume would refuse it:
     ``["model.rope_theta"]``."""
@@ -133,7 +133,7 @@ class CheckpointSection(SectionModel):
     load_only: bool = False
     """Load, and never save."""
     enable_ft_dataloader_checkpoints: Annotated[
-        bool, Pointless("it belongs to fault tolerance, which is not available yet")
+        bool, NoEffect("it belongs to fault tolerance, which is not available yet")
     ] = True
     """Save the data position of each replica under fault tolerance."""
     initial_load_path: Annotated[PathField | None, MayDiffer("its content is compared")] = None
@@ -148,7 +148,7 @@ class CheckpointSection(SectionModel):
     """``initial_load_path`` must hold quantized safetensors. They are decoded in any case, where their
     ``config.json`` says so."""
     last_save_model_only: bool = False
-    """Save only the model at the last step: smaller, and the run cannot go on from that step."""
+    """Save only the model at the last step: smaller, and the run cannot resume from that step."""
     last_save_in_hf: bool = False
     """Write the model of the last step in the layout of Hugging Face too, into ``step-N-hf``."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"

@@ -108,7 +108,7 @@ class JsonValues:
                 if character == "]":
                     break
                 if character != ",":
-                    raise self._broken("a list goes on with ',' or ends with ']'")
+                    raise self._broken("a list continues with ',' or ends with ']'")
                 self._place += 1
         if in_list:
             if self._next_character() != "]":

@@ -1,4 +1,4 @@
-"""A stranger's package, written by following docs/tutorial.md to the letter, outside this repository.
+"""A package of a third party, written by following docs/tutorial.md to the letter, outside this repository.
 
 Its files and its commands are the code blocks of that page.
 """
@@ -130,7 +130,7 @@ in_clean_environment = [pytest.mark.slow, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def package(tmp_path_factory, clean_environment):
     """The folder of the package, installed as the page says."""
-    folder = write_package(tmp_path_factory.mktemp("stranger"))
+    folder = write_package(tmp_path_factory.mktemp("third_party"))
     (pip, *arguments), *_ = commands("install")
     done = clean_environment.run(pip, *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
