@@ -74,12 +74,9 @@ def test_the_fields_without_default_are_all_there():
     [
         ("metrics", "enable_wandb = true", "logging to Weights & Biases"),
         ("optimizer", "early_step_in_backward = true", "stepping the optimizer within backward"),
-        ("parallelism", "expert_parallel_degree = 2", "expert parallel"),
-        ("parallelism", "expert_tensor_parallel_degree = 2", "expert tensor parallel"),
         ("comm", 'mode = "local_tensor"', "running all ranks in one process"),
         ("memory_estimation", "enable = true", "estimating memory"),
         ("fault_tolerance", "enable = true", "fault tolerance"),
-        ("debug", "moe_force_load_balance = true", "mixture of experts"),
     ],
 )
 def test_what_is_not_available_is_refused(problems, section, line, feature):
