@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCa
 
 from hekaton.cli import main
 from hekaton.plugins import Plugins
-from hekaton.testing import check_layouts, run_command
+from hekaton.testing import run_command, run_processes
+from hekaton.testing.distributed import NamedLayout
 from hekaton.weights.counterpart import adapter_of, read_config
 from hekaton_deepseek_v3.spec import flavors
 
@@ -165,21 +166,67 @@ def test_a_run_starts_from_published_weights(quantized, tiny, tmp_path):
         assert "initial_load_in_hf_quantized = true, and hf is not quantized" in done.stderr
 
 
+LAYOUTS = ROOT / "tests" / "distributed" / "layouts.py"
+EXPERTS = {
+    "n_experts": 8, "top_k": 3, "hidden_dim": 16, "n_shared_experts": 1, "n_groups": 4, "n_limited_groups": 2,
+    "bias_rate": 1e-3, "sequence_balance": 1e-2,
+}  # fmt: skip
+MODELS = {
+    "dense": TINY | {"n_layers": 4, "n_dense_layers": 4},
+    "experts": TINY | {"n_layers": 4, "n_dense_layers": 1, "moe": EXPERTS, "q_lora_rank": 0},
+    "second token": TINY | {"n_layers": 3, "n_dense_layers": 1, "moe": EXPERTS, "n_mtp_layers": 1},
+}
+CASES = {
+    "dense": [
+        "shard2", "tp2", "pp2", "cp2", "shard2 tp2", "shard2 cp2", "shard2 pp2", "tp2 cp2", "tp2 pp2", "pp2 cp2",
+    ],
+    "experts": [
+        "tp2", "shard2 ep2", "cp2 ep2", "shard4 ep4", "shard2 tp2 ep2", "shard2 pp2 ep2", "shard2 cp2 ep2",
+        "shard4 ep2 etp2", "replicate2 shard2 ep2",
+    ],
+    "second token": ["shard2", "tp2", "cp2 ep2", "shard2 tp2 ep2"],
+}  # fmt: skip
+
+
+def layout_flags(model: str, layout: str) -> list[str]:
+    named = NamedLayout(layout)
+    objective = ["--training.objective", "multi_token"] if "n_mtp_layers" in MODELS[model] else []
+    return [
+        "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
+        "--training.mixed_precision_reduce", "float64", "--model.name", "deepseek_v3", "--model.flavor",
+        "debugmodel", "--model.overrides", json.dumps(MODELS[model] | {"vocab_size": 264}), *objective,
+        *named.flags, "--training.local_batch_size", str(8 // named.dp),
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dense", [True, False])
-def test_layouts_compute_what_one_process_does(dense):
-    """Balance by bias and by sequence, strong enough to be seen; queries with a latent and without."""
-    overrides = TINY | {"n_dense_layers": 3 if dense else 1, "q_lora_rank": 24 if dense else 0}
-    overrides |= {"vocab_size": 264, "moe": {"hidden_dim": 16, "bias_rate": 0.1, "sequence_balance": 0.1}}
-    check_layouts(
-        "--model.name", "deepseek_v3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
-        "--model.overrides", json.dumps(overrides), "--training.dataset", "python_stdlib",
-        "--training.seq_len", "32", "--training.steps", "3",
-        layouts=[
-            "shard2", "tp2", "pp2", "cp2", "shard2 tp2", "shard2 cp2", "shard2 pp2", "cp2 tp2", "tp2 pp2",
-            "cp2 pp2",
-        ],
-    )  # fmt: skip
+@pytest.mark.timeout(900)
+def test_layouts_compute_what_one_process_does(tmp_path):
+    """Losses, every gradient, gradient norm, biases of experts, in float64, after one step and after five."""
+    shared = {"folder": str(tmp_path), "timeout": 400}
+    alone = {model: {"flags": layout_flags(model, "shard1"), "last_gradients": True} for model in MODELS}
+    run_processes(LAYOUTS, "run", processes=1, cases=alone, reference=True, **shared)
+    found = {}
+    for processes in (2, 4):
+        cases = {
+            f"{model}, {layout}": {
+                "flags": layout_flags(model, layout), "reference": model, "last_gradients": True,
+            }
+            for model, layouts in CASES.items()
+            for layout in layouts
+            if NamedLayout(layout).processes == processes
+        }  # fmt: skip
+        run_processes(LAYOUTS, "run", processes=processes, cases=cases, reference=False, **shared)
+        found |= json.loads((tmp_path / f"differences-{processes}.json").read_text())
+    assert len(found) == sum(map(len, CASES.values()))
+    within = {"weights": 0.0, "buffers": 0.0}
+    numbers = ("weights", "buffers", "gradients", "first_loss", "grad_norm", "last_loss")
+    wrong = {
+        name: got
+        for name, got in found.items()
+        if not all(got[key] <= within.get(key, 1e-10) for key in numbers)
+    }
+    assert not wrong, "\n".join(f"{name}: {got}" for name, got in wrong.items())
 
 
 @pytest.mark.slow

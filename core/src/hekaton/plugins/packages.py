@@ -6,7 +6,13 @@ import importlib.metadata
 from collections.abc import Mapping
 
 NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "hekaton-deepseek-v3": {"model": ("deepseek_v3",), "hf adapter": ("deepseek_v3",)},
+    "hekaton-deepseek-v3": {
+        "model": ("deepseek_v3",),
+        "hf adapter": ("deepseek_v3",),
+        "objective": ("multi_token",),
+        "section": ("multi_token",),
+        "check": ("second_token_is_trained",),
+    },
     "hekaton-hf": {
         "check": ("text_files_are_there",),
         "tokenizer": ("hf",),
@@ -24,11 +30,12 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "hekaton-parallel": {
         "parallel style": (
-            "colwise", "gather_for_heads", "gathering_colwise", "head_norm", "local_linear", "local_norm",
-            "part_layer", "part_linear", "part_norm", "replicate", "rowwise", "sequence_norm",
-            "vocab_embedding", "vocab_output",
+            "colwise", "gather_for_heads", "gathering_colwise", "gathering_vocab_output", "grouped_experts",
+            "head_norm", "local_linear", "local_norm", "part_layer", "part_linear", "part_norm", "replicate",
+            "rowwise", "sequence_norm", "vocab_embedding", "vocab_output",
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
+        "dispatcher": ("alltoall",),
     },
     "hekaton-qwen3": {"model": ("qwen3",), "hf adapter": ("qwen3",)},
     "hekaton-tensorboard": {"logger": ("tensorboard",)},

@@ -53,7 +53,7 @@ def table(config: DeepSeekV3Config) -> WeightTable:
     """Names differ, and experts are one tensor here and one each there."""
     layers, experts = config.n_layers, 0 if config.experts is None else config.experts.n_experts
     left_out = {}
-    if config.experts is not None and config.experts.score == "sigmoid":
+    if config.experts is not None and config.experts.score == "sigmoid" and not config.n_mtp_layers:
         names = [name for one in _layer(config, range(layers, layers + 1), moe=True) for name in one.hf]
         of_layer = [f"model.layers.{{i}}.{name}.weight" for name in _OF_MTP]
         left_out[f"multi-token prediction (model.layers.{layers})"] = {
@@ -68,19 +68,32 @@ def table(config: DeepSeekV3Config) -> WeightTable:
         row("norm.weight", "model.norm.weight"),
         row("output.weight", "lm_head.weight"),
     ]
+    tied = {}
+    if config.n_mtp_layers:
+        further = range(layers, layers + 1)
+        rows += _layer(config, further, moe=True, ours="mtp_layers.{i}.")
+        for name in ("enorm", "hnorm", "eh_proj", "norm"):
+            there = f"model.layers.{{i}}.{'shared_head.norm' if name == 'norm' else name}.weight"
+            rows.append(row(f"mtp_layers.{{i}}.{name}.weight", there, layers=further))
+        tied[f"model.layers.{layers}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        tied[f"model.layers.{layers}.shared_head.head.weight"] = "lm_head.weight"
     own = []
     if config.experts is not None and config.experts.batch_balance:
         with_experts = range(config.n_dense_layers, layers)
-        load = Own(name="layers.{i}.moe.load", shape=(experts,), value=1.0, always=False, layers=with_experts)
-        own.append(load)
-    return WeightTable(rows=rows, layers=layers, experts=experts, own=own, left_out=left_out)
+        more: Any = {"shape": (experts,), "value": 1.0, "always": False}
+        own.append(Own(name="layers.{i}.moe.load", layers=with_experts, **more))
+        if config.n_mtp_layers:
+            own.append(Own(name="mtp_layers.{i}.moe.load", layers=range(layers, layers + 1), **more))
+    return WeightTable(
+        rows=rows, layers=layers + config.n_mtp_layers, experts=experts, tied=tied, own=own, left_out=left_out
+    )
 
 
-def _layer(config: DeepSeekV3Config, layers: range, *, moe: bool) -> Iterator[Row]:
+def _layer(config: DeepSeekV3Config, layers: range, *, moe: bool, ours: str = "layers.{i}.") -> Iterator[Row]:
     """The rows of layers of one kind."""
     if not layers:
         return
-    ours, theirs = "layers.{i}.", "model.layers.{i}."
+    theirs = "model.layers.{i}."
 
     def same(name: str, there: str) -> Row:
         return row(f"{ours}{name}", f"{theirs}{there}", layers=layers)
@@ -138,7 +151,7 @@ def write_config(config: DeepSeekV3Config) -> dict[str, Any]:
         if scaling is None
         else {"type": "yarn", **{key: getattr(scaling, name) for name, key in YARN_KEYS.items()}},
         "max_position_embeddings": CONTEXT,
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": config.n_mtp_layers,
         "tie_word_embeddings": False,
         "bos_token_id": None,
         "eos_token_id": None,
@@ -183,6 +196,8 @@ def _experts_content(experts: MoEConfig, *, v2: bool) -> dict[str, Any]:
 def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
     """The configuration that ``config.json`` describes; how experts are balanced, it does not say, and is as
     for the published model.
+
+    A layer for a second token is read with ``n_mtp_layers`` in the model's overrides.
 
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -43,6 +43,7 @@ class DeepSeekV3Config:
     :param qk_rope_head_dim: channels that they do; those of the key are shared by all heads.
     :param v_head_dim: channels of a value.
     :param vocab_size: rows of the embedding; at least the tokenizer's.
+    :param n_mtp_layers: layers that predict one token more, for the objective ``multi_token``.
     """
 
     dim: PositiveInt
@@ -57,6 +58,7 @@ class DeepSeekV3Config:
     qk_rope_head_dim: Annotated[PositiveInt, Mathematics] = 64
     v_head_dim: Annotated[PositiveInt, Mathematics] = 128
     vocab_size: PositiveInt = 102_400
+    n_mtp_layers: Literal[0, 1] = 0
     norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-6
     rope_theta: Annotated[float, Field(gt=1, le=1e30), Mathematics] = 10_000.0
     rope_scaling: Annotated[YarnScaling | None, Mathematics] = None
@@ -73,6 +75,9 @@ class DeepSeekV3Config:
                 f"layers from {self.n_dense_layers} on have experts, and moe does not say which",
                 hint=f"choose n_dense_layers = {self.n_layers} for a dense model",
             )
+
+        if self.n_mtp_layers and self.experts is None:
+            raise ConfigError("n_mtp_layers = 1: the layer for a second token has experts, and no other has")
 
     @property
     def experts(self) -> MoEConfig | None:
@@ -158,6 +163,32 @@ class TransformerBlock(nn.Module):
         return x + feed_forward(self.ffn_norm(x))
 
 
+class MultiTokenLayer(TransformerBlock):
+    """Predicts the token after the next from the hidden state of a token and the next token (section 2.2).
+
+    As published, the hidden state is that after the last norm, and what is joined begins with the token.
+    """
+
+    def __init__(self, config: DeepSeekV3Config, number: int) -> None:
+        super().__init__(config, number)
+        self.enorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.hnorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.eh_proj = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: torch.Tensor,
+        documents: Documents,
+        embedded: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :param embedded: of the next tokens; :returns: (batch, seq, dim)"""
+        assert embedded is not None
+        joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(x)), dim=-1))
+        return self.norm(super().forward(joined, rotary, documents))
+
+
 class DeepSeekV3(nn.Module):
     """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
 
@@ -168,20 +199,25 @@ class DeepSeekV3(nn.Module):
         self.layers = nn.ModuleDict({str(i): TransformerBlock(config, i) for i in range(config.n_layers)})
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        further = range(config.n_layers, config.n_layers + config.n_mtp_layers)
+        self.mtp_layers = nn.ModuleDict({str(i): MultiTokenLayer(config, i) for i in further})
 
     def forward(
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        next_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits of the next token.
 
         :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
         :param positions: (batch, seq), where each token stands in its document; counted from the start of
             the row when ``None``.
         :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
-        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
+        :param next_tokens: (batch, seq) ids of the tokens that follow; those of a model with ``mtp_layers``.
+        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages. With ``next_tokens`` two
+            of them, the second for the tokens after the next.
         """
         config = self.config
         if positions is None:
@@ -192,4 +228,8 @@ class DeepSeekV3(nn.Module):
         for layer in self.layers.values():
             h = layer(h, rotary, packed)
         h = h if self.norm is None else self.norm(h)
-        return h if self.output is None else self.output(h)
+        if next_tokens is None:
+            return h if self.output is None else self.output(h)
+        (layer,) = self.mtp_layers.values()
+        second = layer(h, rotary, packed, self.tok_embeddings(next_tokens))
+        return self.output(h), self.output(second)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
 from hekaton.parallel.plan import ParallelPlan, Stages
-from hekaton.spec import TrainSpec
+from hekaton.spec import Refusal, RunFacts, TrainSpec
 from hekaton_blocks import (
     MoEConfig,
     YarnScaling,
@@ -64,75 +64,84 @@ def plan(config: DeepSeekV3Config) -> ParallelPlan:
     Under tensor parallel heads are cut. The projections to latents are whole on every rank and work on its
     part of the sequence, so that latents are gathered, which are narrower than what they are made from.
     """
+    every = _every(config)
     queries = {"wq": "gathering_colwise"}
     if config.q_lora_rank:
         queries = {"wq_a": "local_linear", "q_norm": "sequence_norm", "wq_b": "colwise"}
     return ParallelPlan(
-        block="layers.*",
+        block=every,
         tensor={
             "tok_embeddings": "vocab_embedding",
-            "layers.*.attention_norm": "local_norm",
-            **{f"layers.*.attention.{name}": word for name, word in queries.items()},
-            "layers.*.attention.wkv_a": "local_linear",
-            "layers.*.attention.kv_norm": "sequence_norm",
-            "layers.*.attention.shared_key": "gather_for_heads",
-            "layers.*.attention.wkv_b": "colwise",
-            "layers.*.attention.wo": "rowwise",
+            f"{every}.attention_norm": "local_norm",
+            **{f"{every}.attention.{name}": word for name, word in queries.items()},
+            f"{every}.attention.wkv_a": "local_linear",
+            f"{every}.attention.kv_norm": "sequence_norm",
+            f"{every}.attention.shared_key": "gather_for_heads",
+            f"{every}.attention.wkv_b": "colwise",
+            f"{every}.attention.wo": "rowwise",
             **_feed_forward(config),
-            "norm": "sequence_norm",
-            "output": "vocab_output",
+            **_ends(config),
         },
-        experts={"layers.*.moe": "grouped_experts"} if config.experts is not None else {},
-        context=["layers.*.attention.inner"],
+        experts={f"{every}.moe": "grouped_experts"} if config.experts is not None else {},
+        context=[f"{every}.attention.inner"],
         stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
     )
+
+
+def _every(config: DeepSeekV3Config) -> str:
+    """The pattern of all layers."""
+    return "{layers,mtp_layers}.*" if config.n_mtp_layers else "layers.*"
+
+
+def _ends(config: DeepSeekV3Config) -> dict[str, str]:
+    """A layer for a second token stands between the last norm and the output, on parts of the sequence."""
+    if not config.n_mtp_layers:
+        return {"norm": "sequence_norm", "output": "vocab_output"}
+    return {
+        "norm": "local_norm",
+        "mtp_layers.*.{enorm,hnorm,norm}": "local_norm",
+        "mtp_layers.*.eh_proj": "local_linear",
+        "output": "gathering_vocab_output",
+    }
 
 
 def _feed_forward(config: DeepSeekV3Config) -> dict[str, str]:
     """Experts and the shared ones work on each rank's part of the sequence."""
     dense = ",".join(str(number) for number in range(config.n_dense_layers))
     others = ",".join(str(number) for number in range(config.n_dense_layers, config.n_layers))
+    every = _every(config)
     words = {}
     if dense:
         words[f"layers.{{{dense}}}.ffn_norm"] = "sequence_norm"
         words |= {"layers.*.feed_forward.{w1,w3}": "colwise", "layers.*.feed_forward.w2": "rowwise"}
     if config.experts is not None:
         words[f"layers.{{{others}}}.ffn_norm"] = "part_norm"
-        words |= {"layers.*.moe": "part_layer", "layers.*.moe.router.gate": "part_linear"}
+        words |= {f"{every}.moe": "part_layer", f"{every}.moe.router.gate": "part_linear"}
+        if config.n_mtp_layers:
+            words["mtp_layers.*.ffn_norm"] = "part_norm"
         if config.experts.n_shared_experts:
-            words["layers.*.moe.shared_experts.{w1,w2,w3}"] = "part_linear"
+            words[f"{every}.moe.shared_experts.{{w1,w2,w3}}"] = "part_linear"
     return words
 
 
 def init(config: DeepSeekV3Config) -> Mapping[str, Initializer]:
     """How the model starts."""
-    queries = ["wq_a", "wq_b"] if config.q_lora_rank else ["wq"]
-    norms = ["q_norm", "kv_norm"] if config.q_lora_rank else ["kv_norm"]
+    small, deep = TruncatedNormal(0.02), DepthScaled(0.02)
     table: dict[str, Initializer] = {
         "tok_embeddings.weight": Normal(1.0),
-        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
-        "layers.*.attention.wo.weight": DepthScaled(0.02),
-        "norm.weight": Constant(1.0),
+        "**.norm.weight": Constant(1.0),
+        "**.*norm.weight": Constant(1.0),
+        "**.attention.{wq,wq_a,wq_b,wkv_a,wkv_b}.weight": small,
+        "**.attention.wo.weight": deep,
         "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
     }
-    feed_forward = [
-        *(["feed_forward.{}.weight"] if config.n_dense_layers else []),
-        *(["moe.experts.{}"] if config.experts is not None else []),
-        *(
-            ["moe.shared_experts.{}.weight"]
-            if config.experts is not None and config.experts.n_shared_experts
-            else []
-        ),
-    ]
-    for name in feed_forward:
-        table[f"layers.*.{name.format('w1')}"] = TruncatedNormal(0.02)
-        table[f"layers.*.{name.format('{w2,w3}')}"] = DepthScaled(0.02)
-    if config.experts is not None:
-        table["layers.*.moe.router.gate.weight"] = DepthScaled(0.02)
-    table |= {f"layers.*.attention.{name}.weight": Constant(1.0) for name in norms}
-    table |= {
-        f"layers.*.attention.{name}.weight": TruncatedNormal(0.02) for name in [*queries, "wkv_a", "wkv_b"]
-    }
+    experts = config.experts
+    if config.n_dense_layers or (experts is not None and experts.n_shared_experts):
+        table |= {"**.w1.weight": small, "**.{w2,w3}.weight": deep}
+    if experts is not None:
+        table |= {"**.experts.w1": small, "**.experts.{w2,w3}": deep, "**.router.gate.weight": deep}
+    if config.n_mtp_layers:
+        table["mtp_layers.*.eh_proj.weight"] = small
     return table
 
 
@@ -147,14 +156,28 @@ def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
     feed_forward = config.n_dense_layers * 3 * dim * config.inter_dim
     if (experts := config.experts) is not None:
         active = 3 * dim * experts.hidden_dim * (experts.top_k + experts.n_shared_experts)
-        feed_forward += (config.n_layers - config.n_dense_layers) * (active + dim * experts.n_experts)
+        of_experts = active + dim * experts.n_experts
+        feed_forward += (config.n_layers - config.n_dense_layers + config.n_mtp_layers) * of_experts
+    layers = config.n_layers + config.n_mtp_layers
+    ends = (1 + config.n_mtp_layers) * dim * config.vocab_size + config.n_mtp_layers * 2 * dim * dim
     return decoder_flops_per_token(
-        config.n_layers * attention + feed_forward + dim * config.vocab_size,
-        n_layers=config.n_layers,
+        layers * attention + feed_forward + ends,
+        n_layers=layers,
         n_heads=heads,
         head_dim=(config.qk_head_dim + config.v_head_dim) / 2,
         seq_len=seq_len,
     )
+
+
+def check(config: DeepSeekV3Config, facts: RunFacts) -> Iterator[Refusal]:
+    """A layer for a second token needs both ends of the model."""
+    if config.n_mtp_layers and facts.pp > 1:
+        yield Refusal(
+            "predicts a second token with the embedding, which the first stage of a pipeline has, and the "
+            "output, which the last has",
+            ["n_mtp_layers", "parallelism.pipeline_parallel_degree"],
+            hint="choose n_mtp_layers = 0 or pipeline_parallel_degree = 1",
+        )
 
 
 train_spec = TrainSpec(
@@ -163,6 +186,7 @@ train_spec = TrainSpec(
     flavors=flavors,
     plan=plan,
     init=init,
+    check=check,
     flops_per_unit=flops_per_token,
     before_step=update_experts,
     report=report_experts,

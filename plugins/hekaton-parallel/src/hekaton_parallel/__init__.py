@@ -11,6 +11,7 @@ _WORDS = {
     "local_norm": "norm of this rank's part of the sequence, not gathered",
     "local_linear": "linear layer that every rank has whole, of its part of the sequence",
     "gathering_colwise": "linear layer cut by its outputs, which gathers its input",
+    "gathering_vocab_output": "output projection cut by the vocabulary, which gathers its input",
     "gather_for_heads": "input gathered for the heads that this rank has",
     "vocab_embedding": "embedding cut by its rows",
     "vocab_output": "output projection cut by the vocabulary",

@@ -55,6 +55,13 @@ def vocab_output(section: Any, context: TensorContext) -> ParallelStyle:
     return ColwiseParallel(output_layouts=Replicate())
 
 
+def gathering_vocab_output(section: Any, context: TensorContext) -> ParallelStyle:
+    """As ``vocab_output``, of an input that is gathered first."""
+    style: Any = vocab_output(section, context)
+    style.input_layouts = (_between_modules(context),)
+    return style
+
+
 def sequence_norm(section: Any, context: TensorContext) -> ParallelStyle:
     """A norm whose weight every rank has: each norms its part of the sequence, then all gather."""
     return _Norm(_between_modules(context))
