@@ -22,6 +22,7 @@ from hekaton.testing import run_command, run_processes
 from hekaton.testing.steps import train_steps
 
 SCRIPT = Path(__file__).with_name("draws_on_processes.py")
+TOYS = str(SCRIPT.with_name("toys.py"))
 RUNS_A_LAUNCH = 8  # the threads of each run's process groups stay until its processes end
 STEPS = 3
 NUMBERS = range(150)
@@ -96,6 +97,7 @@ def draw(seed: int, number: int) -> Draw:
     if degrees["shard"] > 1:
         reshard = ["--parallelism.fsdp_reshard_after_forward", pick.choice(["always", "never"])]
         layout += pick.choice([[], [], reshard])
+    alone += _adapters(pick)
     return Draw(number, math.prod(degrees.values()), batch, alone, layout)
 
 
@@ -146,6 +148,22 @@ def _batch(pick: random.Random, degrees: dict[str, int], schedule: str) -> tuple
 def _length(pick: random.Random, degrees: dict[str, int]) -> int:
     even = 2 * degrees["cp"] * degrees["tp"]
     return _mostly(pick, [even * 4, even * 2, even * 3], [24, 32, 30])
+
+
+def _adapters(pick: random.Random) -> list[str]:
+    """One run in three trains adapters beside a frozen model, some of them on few layers."""
+    if pick.random() < 2 / 3:
+        return []
+    targets = [
+        "layers.*.attention.wo",
+        "layers.1.**",
+        "layers.0.feed_forward.w2,layers.*.attention.wk",
+        "output",
+    ]
+    chosen = _mostly(pick, ["", "", *targets], ["layers.*.attention.wx", "layers.*.attention_norm"])
+    rank = _mostly(pick, [1, 2, 3, 4], [0, 4096])
+    flags = ["--plugins.load", TOYS, "--model.converters", "lora,start_adapters", "--lora.rank", str(rank)]
+    return [*flags, *(["--lora.targets", chosen] if chosen else [])]
 
 
 def _checkpointing(pick: random.Random) -> list[str]:
