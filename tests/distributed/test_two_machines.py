@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
+import importlib.util
+import json
 import os
 import random
 import shutil
@@ -98,7 +101,7 @@ def run_on_two_machines(
             launcher = ["-m", "hekaton"]
             place = {
                 "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "GROUP_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
         command = [sys.executable, *launcher, "train", *words, *own]
         variables = {**shared, **place}
@@ -169,3 +172,98 @@ def test_a_read_only_checkpoint_folder_is_refused(folder: Path) -> None:
     )
     assert "parameters" not in text, "the model was built"
     assert [machine.status for machine in machines] == [2, 2]
+
+
+def test_configuration_source_and_version_are_compared_before_anything_is_built(folder: Path) -> None:
+    """Lengths with which machines wait for each other for ever, and values that no run notices."""
+    model = Path(importlib.util.find_spec("hekaton_llama3").submodule_search_locations[0], "model.py")
+    (folder / "model.py").write_text(model.read_text() + "\nANOTHER = 1\n")
+    metadata = Path(str(importlib.metadata.distribution("hekaton")._path), "METADATA")
+    (folder / "METADATA").write_text(metadata.read_text().replace("Version: 0.1.0", "Version: 0.1.9"))
+    differing = {
+        "optimizer.lr": "0.5", "debug.seed": "3", "training.seq_len": "32", "training.steps": "7",
+        "model.overrides.n_layers": "2", "model.overrides.hidden_dim": "96", "checkpoint.interval": "3",
+        "training.mixed_precision_param": "float64",
+    }  # fmt: skip
+    machines = run_on_two_machines(
+        "run.toml",
+        folder=folder,
+        agents=True,
+        prepare=f"mount --bind model.py {model}; mount --bind METADATA {metadata}",
+        of_second=[word for name, value in differing.items() for word in (f"--{name}", value)],
+    )
+    for machine in machines:
+        for name, value in differing.items():
+            assert f"\n  {name}: " in machine.error
+            assert f", {value} on rank 1 (" in machine.error
+        assert "\n  hekaton: 0.1.0 on rank 0 (" in machine.error
+        assert "\n  source of hekaton_llama3/model.py: " in machine.error
+        assert "parameters" not in machine.console, "the model was built"
+        assert (
+            "Traceback (most recent call last)" not in machine.console.split("torch.distributed.elastic")[0]
+        )
+        assert machine.status
+
+
+def test_other_words_in_the_data_and_another_tokenizer(folder: Path) -> None:
+    assets = Path(importlib.util.find_spec("hekaton_hf").submodule_search_locations[0], "assets")
+    (tokenizer,) = assets.rglob("tokenizer.json")
+    content = json.loads(tokenizer.read_text())
+    content["added_tokens"][-1]["normalized"] = not content["added_tokens"][-1]["normalized"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "other").mkdir()
+    (folder / "other" / "a.txt").write_text(
+        (folder / "data" / "a.txt").read_text().replace("same", "some", 1)
+    )
+    machines = run_on_two_machines(
+        "run.toml", "--model.tokenizer", "hf", "--model.overrides.vocab_size", "4096",
+        folder=folder,
+        prepare=f"mount --bind other data; mount --bind tokenizer.json {tokenizer}",
+    )  # fmt: skip
+    assert machines[0].error == machines[1].error
+    assert "\n  tokenizer: " in machines[0].error
+    assert "\n  training data: " in machines[0].error
+    assert [machine.status for machine in machines] == [2, 2]
+
+
+def test_a_plugin_that_one_machine_lacks(folder: Path) -> None:
+    installed = importlib.metadata.distribution("hekaton-tensorboard")._path
+    (folder / "empty").mkdir()
+    prepare = f"mount --bind empty {installed}"
+    named = run_on_two_machines(
+        "run.toml", "--metrics.loggers", "tensorboard", folder=folder, prepare=prepare
+    )
+    assert "unknown logger 'tensorboard'" in named[1].error
+    assert "rank 1 on " in named[0].error
+    assert "unknown logger 'tensorboard'" in named[0].error
+    unnamed = run_on_two_machines("run.toml", folder=folder, prepare=prepare)
+    for machine in unnamed:
+        assert "\n  hekaton-tensorboard: 0.1.0 on rank 0 (" in machine.error
+        assert ", not installed on rank 1 (" in machine.error
+
+
+def test_a_broken_line_in_the_data_of_one_machine(folder: Path) -> None:
+    for name, line in (("data", '{"text": "whole"}'), ("other", '{"text": "cut sh')):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "b.jsonl").write_text('{"text": "the first"}\n' + line + "\n")
+    (folder / "data" / "a.txt").unlink()
+    machines = run_on_two_machines("run.toml", folder=folder, prepare="mount --bind other data")
+    for machine in machines:
+        assert "b.jsonl, line 2" in machine.error
+        assert "Traceback" not in machine.console
+        assert machine.status == 2
+    assert "rank 1 on " in machines[0].error
+
+
+def test_machines_that_are_alike_train_though_one_is_late_and_its_clock_wrong(folder: Path) -> None:
+    """They have the same host name, too."""
+    (folder / "clock").mkdir()
+    (folder / "clock" / "sitecustomize.py").write_text(
+        "import time\nright = time.time\ntime.time = lambda: right() + 3600\n"
+    )
+    machines = run_on_two_machines(
+        "run.toml", folder=folder, prepare="sleep 12", environment={"PYTHONPATH": str(folder / "clock")}
+    )
+    assert [machine.status for machine in machines] == [0, 0], machines
+    manifests = list((folder / "outputs" / "checkpoint").glob("step-*/manifest.json"))
+    assert sorted(path.parent.name for path in manifests) == ["step-2", "step-3"]

@@ -97,13 +97,18 @@ class Identity:
 
     def _differences(self, describe: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         config = _table(describe, "config")
-        if config:
-            before = in_effect(config_values(config), _table(describe, "layout"))
-            for name in dict.fromkeys([*self.config, *before]):
-                default = self.defaults.get(name)
-                was, now = before.get(name, default), self.config.get(name, default)
-                if was != now:
-                    yield name, was, now
+        before = config_values(config)
+        if "training" in config:
+            before = in_effect(before, _table(describe, "layout"))
+            # What is not set is not written, and neither are fields that came later.
+            unset = [name for name, default in self.defaults.items() if default is None]
+            rows = [name for name in self.config if name not in self.defaults]  # of tables with free keys
+            before = {**dict.fromkeys([*unset, *rows]), **before}
+        # A conversion writes the model's name and flavor alone.
+        for name, was in before.items():
+            now = self.config.get(name, self.defaults.get(name))
+            if was != now:
+                yield name, was, now
         kept = _table(describe, "identity")
         new = [name for name in self.contributed if kept and name not in kept]
         for name, was in {**kept, **dict.fromkeys(new)}.items():

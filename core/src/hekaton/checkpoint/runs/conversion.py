@@ -23,6 +23,7 @@ from hekaton.config.job import config_class
 from hekaton.contributions import Model
 from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, HekatonError
+from hekaton.identity.values import model_values
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
@@ -79,6 +80,7 @@ def import_weights(
         "config": {"model": {"name": found.spec.name, "flavor": found.flavor}},
         "converted_from": format_name,
         "facts": found.facts_of(weights).to_json(),
+        "identity": model_values(found.config),
     }
     with _whole_or_not_there(target) as partial, _watched(tensors, progress) as watched:
         write_model(partial, watched, describe=describe)
