@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import json
 import shutil
@@ -14,6 +13,7 @@ import pytest
 
 from hekaton.checkpoint.disk.manifest import MANIFEST, Manifest
 from hekaton.cli import main
+from hekaton.identity import code
 
 RUN = """
 [model]
@@ -81,11 +81,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     nothing = ["--metrics.log_freq", "3", "--training.gc_freq", "7", "--checkpoint.keep_latest_k", "5"]
     runs.train("same", 3, *nothing, folder="copy")
     flags = [word for name, (_, now) in CHANGES.items() for word in (f"--{name}", now)]
-    version = importlib.metadata.version
+    version = code.version_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            importlib.metadata, "version", lambda name: "0.0.9" if name == "hekaton" else version(name)
-        )
+        patch.setattr(code, "version_of", lambda name: "0.0.9" if name == "hekaton" else version(name))
         patch.setenv("NCCL_ALGO", "Ring")
         runs.train("notices", 3, *flags)
     runs.train("refused", 4, *flags, *OTHER, "--optimizer.name", "Adam")

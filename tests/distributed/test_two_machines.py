@@ -93,7 +93,7 @@ def run_on_two_machines(
     for rank, own in enumerate(([], of_second)):
         if agents:
             launcher = [
-                "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}",
+                "-m", "hekaton.launch", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}",
                 "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "hekaton",
             ]  # fmt: skip
             place = {}
@@ -199,10 +199,8 @@ def test_configuration_source_and_version_are_compared_before_anything_is_built(
         assert "\n  hekaton: 0.1.0 on rank 0 (" in machine.error
         assert "\n  source of hekaton_llama3/model.py: " in machine.error
         assert "parameters" not in machine.console, "the model was built"
-        assert (
-            "Traceback (most recent call last)" not in machine.console.split("torch.distributed.elastic")[0]
-        )
-        assert machine.status
+        assert "Traceback" not in machine.console
+        assert machine.status == 2
 
 
 def test_other_words_in_the_data_and_another_tokenizer(folder: Path) -> None:
@@ -249,7 +247,7 @@ def test_a_broken_line_in_the_data_of_one_machine(folder: Path) -> None:
     (folder / "data" / "a.txt").unlink()
     machines = run_on_two_machines("run.toml", folder=folder, prepare="mount --bind other data")
     for machine in machines:
-        assert "b.jsonl, line 2" in machine.error
+        assert "/b.jsonl', line 2" in machine.error
         assert "Traceback" not in machine.console
         assert machine.status == 2
     assert "rank 1 on " in machines[0].error

@@ -1,6 +1,5 @@
 """Four ranks on two machines, of which some have something else: run by test_handshake.py."""
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ import torch.distributed as dist
 
 from hekaton.config import load
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError
-from hekaton.identity import handshake, together
+from hekaton.identity import code, handshake, together
 from hekaton.identity.handshake import agree
 from hekaton.identity.subjects import Subject, of_start
 
@@ -55,16 +54,16 @@ def run(folder: str) -> None:
     handshake.MOST_GROUPS = 8
 
     said["source"] = told(compared("--plugins.load", str(own_plugin(root / f"code{RANK % 2}", RANK % 2))))
-    version = importlib.metadata.version
-    importlib.metadata.version = lambda name: (  # type: ignore[assignment]
+    version = code.version_of
+    code.version_of = lambda name: (  # type: ignore[assignment]
         "9.9" if (name, RANK) in (("hekaton", 2), ("rich", 1)) else version(name)
     )
     logged.lines.clear()
     said["versions"] = told(compared())
-    importlib.metadata.version = lambda name: "9.9" if (name, RANK) == ("rich", 1) else version(name)  # type: ignore[assignment]
+    code.version_of = lambda name: "9.9" if (name, RANK) == ("rich", 1) else version(name)  # type: ignore[assignment]
     logged.lines.clear()
     said["a version that computes nothing"] = [told(compared()), logged.lines if on(0) else []]
-    importlib.metadata.version = version
+    code.version_of = version
 
     weights = root / f"weights{RANK // 2}"
     weights.mkdir(exist_ok=True)

@@ -10,19 +10,22 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import xxhash
-from packaging.requirements import Requirement
+from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from hekaton.contributions import Ref
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins
 
 CORE = "hekaton"
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 COMPUTES_NOTHING = {
     "filelock": "it keeps processes from writing the same index",
@@ -45,11 +48,15 @@ def versions(plugins: Plugins) -> dict[str, str]:
     """Versions of Python, torch, and every distribution that contributes something or is required by one."""
     found = {"Python": platform.python_version()}
     for name in _distributions(plugins):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        version = version_of(name)
+        if version:
+            found[name] = version
     return found
+
+
+def version_of(distribution: str) -> str:
+    """The version of a distribution; empty where it is not installed."""
+    return _header(distribution)[0]
 
 
 def is_notice(name: str) -> bool:
@@ -94,16 +101,30 @@ def _distributions(plugins: Plugins) -> list[str]:
 @functools.cache
 def _requirements(distribution: str) -> frozenset[str]:
     """Names of what a distribution requires in any case, without extras."""
+    found = set()
+    for line in _header(distribution)[1]:
+        name, _, marker = line.partition(";")
+        if marker and ("extra" in marker or not Marker(marker.strip()).evaluate()):
+            continue
+        match = _NAME.match(name)
+        if match:
+            found.add(canonicalize_name(match[0]))
+    return frozenset(found)
+
+
+@functools.cache
+def _header(distribution: str) -> tuple[str, tuple[str, ...]]:
+    """Version and requirements of a distribution, from the top of its metadata: the description below is
+    long."""
     try:
-        lines = importlib.metadata.requires(distribution) or []
+        text = importlib.metadata.distribution(distribution).read_text("METADATA")
     except importlib.metadata.PackageNotFoundError:
-        return frozenset()
-    requirements = (Requirement(line) for line in lines)
-    return frozenset(
-        canonicalize_name(one.name)
-        for one in requirements
-        if not one.marker or one.marker.evaluate({"extra": ""})
-    )
+        return "", ()
+    if text is None:  # installed by an old tool, or without a file of its own
+        return importlib.metadata.version(distribution), ()
+    fields = [line.partition(": ") for line in text.partition("\n\n")[0].splitlines()]
+    version = next((value for name, _, value in fields if name == "Version"), "")
+    return version, tuple(value for name, _, value in fields if name == "Requires-Dist")
 
 
 def _packages(plugins: Plugins) -> Iterator[str]:
