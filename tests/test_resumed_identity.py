@@ -129,7 +129,7 @@ def test_a_change_is_reported_with_both_values_and_the_step(runs: Runs, name: st
     assert f"{name}: {was} until step 2, {now} from then on" in runs.notices("notices")
 
 
-def test_another_version_is_as_checkpoint_error(runs: Runs) -> None:
+def test_another_version_is_reported(runs: Runs) -> None:
     notices = runs.notices("notices")
     assert "version of hekaton: 0.1.0 until step 2, 0.0.9 from then on" in notices
     assert "environment.NCCL_ALGO: not set until step 2, Ring from then on" in notices

@@ -91,7 +91,7 @@ def test_initial_weights_are_compared_by_one_process_of_each_machine(said: dict[
     assert end.endswith(" on rank 2 (b)")
 
 
-def test_a_device_of_another_kind_is_as_checkpoint_error(said: dict[str, Any]) -> None:
+def test_a_device_of_another_kind_is_reported(said: dict[str, Any]) -> None:
     assert said["device"] == differ("device: cuda on ranks 1-3, cpu on rank 0 (a)", cure="")
     assert said["no say"] == ""
     assert said["other subjects"] == differ("device: cuda on ranks 1-3, not set on rank 0 (a)", cure="")
