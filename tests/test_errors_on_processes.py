@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -69,8 +70,12 @@ def test_an_exception_on_every_process_is_shown_once(launch):
     status, said = launch("on every rank")
     assert status == 1
     assert said.count("Traceback (most recent call last)") == 1
-    assert said.count("ValueError: two lines,") == 1
-    assert said.splitlines()[-2].endswith("]: ValueError: two lines,")
+    assert said.count("]: ValueError: two lines,") == 1
+    assert said.splitlines()[-4].endswith("]: ValueError: two lines,")
+    assert re.fullmatch(
+        r"error: rank [01] on \S+ failed in step 1 \(optimizer\): ValueError: two lines,",
+        said.splitlines()[-2],
+    )
 
 
 def test_an_error_of_the_user_on_every_process_is_shown_once(launch):

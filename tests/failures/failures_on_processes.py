@@ -4,10 +4,12 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 
+from hekaton.checkpoint.ranks import Ranks
 from hekaton.config.sections import CommSection
 from hekaton.distributed import process_group, this_process
 from hekaton.errors import DataError, HekatonError
@@ -69,11 +71,22 @@ def act(what: str) -> None:
             raise ValueError("only here")
         finally:
             raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    if what == "known to all":
+        error = DataError("machines differ")
+        error.everywhere = True
+        raise error
+    if what == "raised on all":
+        Ranks.of().each(partial(fail_on_rank, 1))
     if what == "handles":
         try:
             dist.barrier()
         finally:
             {}["what was not done"]
+
+
+def fail_on_rank(rank: int) -> None:
+    if dist.get_rank() == rank:
+        raise DataError("the file is gone", hint="look for it")
 
 
 def killed(folder: str) -> None:

@@ -20,6 +20,8 @@ CASES = {
     "one machine": {"what": [NEXT, "defect"], "machines": 1},
     "user error": {"what": [NEXT, "user error"], "machines": 2},
     "both alike": {"what": ["user error", "user error"], "machines": 2},
+    "raised on all": {"what": ["raised on all", "raised on all"], "machines": 2},
+    "known to all": {"what": ["known to all", "known to all"], "machines": 2},
     "several": {"what": ["later", "defect"], "machines": 2},
     "cleanup": {"what": [NEXT, "cleanup"], "machines": 2},
     "follows": {"what": ["handles", "defect"], "machines": 2},
@@ -88,6 +90,19 @@ def test_an_error_that_all_have_is_said_once_on_each_machine(ended):
         f"rank {'0' if ended['both alike'][0]['type'] == 'DataError' else '1'} on {HOST} failed "
     )
     assert {each["type"] for each in ended["both alike"]} == {"DataError", "RaisedElsewhere"}
+
+
+def test_an_error_that_one_rank_raises_on_all_is_that_ranks(ended):
+    texts = {each["type"]: each["text"] for each in ended["raised on all"]}
+    assert (
+        texts["RaisedElsewhere"]
+        == f"rank 1 on {HOST} failed in step 3 (data): the file is gone\n  look for it"
+    )
+
+
+def test_what_all_are_known_to_raise_stays_as_it_is(ended):
+    expected = {"type": "DataError", "text": "machines differ", "exit_code": 2}
+    assert ended["known to all"] == [expected, expected]
 
 
 def test_of_several_errors_the_earliest_is_named_last(folder, ended):
@@ -182,4 +197,5 @@ def test_a_run_names_step_and_phase_on_the_console_of_the_first_machine(tmp_path
     )
     assert "Traceback" not in first.stderr
     assert second.stderr.count("Traceback (most recent call last)") == 1
-    assert second.stderr.splitlines()[-1].endswith("ValueError: only here")
+    assert second.stderr.splitlines()[-3].endswith("ValueError: only here")
+    assert second.stderr.splitlines()[-2:] == first.stderr.splitlines()[-2:]

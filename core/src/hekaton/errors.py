@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import socket
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -30,6 +31,8 @@ class HekatonError(Exception):
         """Whether every rank raises it, with the same words: the first rank of each machine prints it."""
         self.rank = _rank()
         """The rank that raised it in a distributed run with a process group, ``None`` elsewhere."""
+        self.raised_by = None if self.rank is None else (self.rank, socket.gethostname())
+        """That rank and its host, which stay when the error is raised on other ranks, too."""
 
     def __str__(self) -> str:
         lines = [self.message]

@@ -24,6 +24,7 @@ class Failure:
     :param where: the step and the phase, in words.
     :param line: the error in one line, which is how ranks that have the same one know it.
     :param text: the whole message.
+    :param teller: the rank that tells of it, which is another where an error was raised on all.
     :param file: where its traceback is, empty for an error that has none.
     """
 
@@ -34,6 +35,7 @@ class Failure:
     line: str
     text: str
     exit_code: int
+    teller: int
     file: str = ""
 
     def __str__(self) -> str:
@@ -73,11 +75,12 @@ class Board:
 
     def publish(self, failure: Failure) -> Failure:
         """Tell of a failure of this rank's own; :returns: the first of all ranks."""
-        self._add("count")
+        first = failure
         with self._gone_is_nothing():
-            first = self._store.compare_set("first", "", json.dumps(asdict(failure)))
-            return _read(first)
-        return failure
+            first = _read(self._store.compare_set("first", "", json.dumps(asdict(failure))))
+        if first.teller != self.rank and first.line != failure.line:
+            self._add("others")
+        return first
 
     def cause(self, *, within: float = 0.0) -> Failure | None:
         """The first failure that a rank told of, after waiting for one for some seconds.
@@ -88,8 +91,8 @@ class Board:
         return self._cause
 
     def others(self) -> int:
-        """How many ranks beside the first told of failures of their own."""
-        return max(0, self._add("count", 0) - 1)
+        """How many ranks told of other failures after the first."""
+        return self._add("others", 0)
 
     def lose(self, failure: Failure, *, within: float) -> Failure:
         """Tell that this rank's collective broke and that nobody says why.

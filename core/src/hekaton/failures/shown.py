@@ -11,10 +11,12 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 from hekaton.errors import HekatonError, RaisedElsewhere
 from hekaton.failures.board import Board, Failure, this_machine
@@ -59,8 +61,13 @@ def _end(board: Board, error: Exception, where: Whereabouts, folder: Path) -> No
     if not isinstance(own, HekatonError) and (before is None or before.line != mine.line):
         mine = described(own, where, rank=board.rank, file=_kept(board.rank, error, where, folder))
     first = board.publish(mine)
-    if first.rank == board.rank:
+    if isinstance(own, HekatonError) and own.everywhere:
+        tell_torchrun(own.message)
+        return
+    if first.teller == board.rank:
         tell_torchrun(str(mine))
+        if not isinstance(own, HekatonError):
+            _say_after_traceback(str(mine))
         return
     if first.line == mine.line:
         raise elsewhere(board, first) from error
@@ -126,9 +133,12 @@ def described(error: BaseException, where: Whereabouts, *, rank: int, file: str 
         first = (str(error).strip().splitlines() or [""])[0]
         line = text = f"{type(error).__name__}: {first}"
         exit_code = 1
+    raised_by = error.raised_by if isinstance(error, HekatonError) else None
+    own_rank, host = raised_by or (rank, socket.gethostname())
     return Failure(
-        rank=rank,
-        host=socket.gethostname(),
+        rank=own_rank,
+        host=host,
+        teller=rank,
         machine=this_machine(),
         where=str(where),
         line=line,
@@ -155,6 +165,18 @@ def _kept(rank: int, error: BaseException, where: Whereabouts, folder: Path) -> 
 def _shares_no_console() -> bool:
     """Whether this machine's output goes where no other machine's does; ``srun`` brings all to the first."""
     return "SLURM_STEP_ID" not in os.environ or this_machine().endswith("/0")
+
+
+def _say_after_traceback(text: str) -> None:
+    """End this process's output with the cause in words: on a console that several share, as under ``srun``,
+    the others may be ended before they say it."""
+    show = sys.excepthook
+
+    def show_and_say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        show(kind, error, trace)
+        print(f"error: {text}", file=sys.stderr, flush=True)
+
+    sys.excepthook = show_and_say
 
 
 def tell_torchrun(text: str) -> None:
