@@ -12,10 +12,14 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of a run, and why."""
+    """What was asked of a run, and why.
+
+    :param again: the run is not done when it stops: whoever started it should start it again.
+    """
 
     save: bool = False
     stop: bool = False
+    again: bool = False
     reasons: tuple[str, ...] = ()
 
 
@@ -31,16 +35,18 @@ class RunControl:
         self._asked = Request()
         self._sent = Request()
         self._work: Any = None
-        self._flags = torch.zeros(2, dtype=torch.int32)
+        self._flags = torch.zeros(3, dtype=torch.int32)
 
-    def ask(self, *, save: bool = False, stop: bool = False, reason: str) -> None:
+    def ask(self, *, save: bool = False, stop: bool = False, again: bool = False, reason: str) -> None:
         """Ask the run to save a checkpoint, to stop, or both: then it saves first.
 
+        :param again: let the exit status say that the run is to be started again.
         :param reason: for the log.
         """
         with self._lock:
             asked = self._asked
-            self._asked = Request(asked.save or save, asked.stop or stop, (*asked.reasons, reason))
+            reasons = (*asked.reasons, reason)
+            self._asked = Request(asked.save or save, asked.stop or stop, asked.again or again, reasons)
 
     def agreed(self) -> Request:
         """What all ranks carry out now. Called by all of them after every step."""
@@ -50,7 +56,7 @@ class RunControl:
             return asked
         answer = self._answer()
         self._sent = asked
-        self._flags = torch.tensor([asked.save, asked.stop], dtype=torch.int32)
+        self._flags = torch.tensor([asked.save, asked.stop, asked.again], dtype=torch.int32)
         self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, async_op=True)
         return answer
 
@@ -64,9 +70,9 @@ class RunControl:
         if self._work is None:
             return Request()
         self.close()
-        save, stop = self._flags.tolist()
+        save, stop, again = map(bool, self._flags.tolist())
         if not (save or stop):
             return Request()
         reasons: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, self._sent.reasons)
-        return Request(bool(save), bool(stop), tuple(dict.fromkeys(one for rank in reasons for one in rank)))
+        return Request(save, stop, again, tuple(dict.fromkeys(one for rank in reasons for one in rank)))

@@ -8,6 +8,11 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 
+AGAIN = 75
+"""Exit status of a run that was told to end and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
+INTERRUPTED = 130
+"""Exit status of what was told to end and has saved nothing."""
+
 
 class HekatonError(Exception):
     """Something that a user can cause and cure.

@@ -19,7 +19,7 @@ from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.resume import RunState, open_checkpoints
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
-from hekaton.control import RunControl
+from hekaton.control import Request, RunControl
 from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
 from hekaton.failures.whereabouts import Whereabouts
@@ -35,6 +35,7 @@ from hekaton.profiling import Profiler
 from hekaton.reading import batch_on, run_loader
 from hekaton.reporting import Reporter
 from hekaton.spec import SteppingConverter
+from hekaton.stop_signals import KnownEnd, stop_on_signals
 from hekaton.surroundings import collected_garbage, set_determinism, write_config
 from hekaton.validation import make_validation
 
@@ -85,20 +86,25 @@ class Trainer:
             processes=process.world_size,
         )
 
-    def run(self) -> None:
-        """Train from where the newest checkpoint left off, or from the start, to the last step."""
+    def run(self) -> Request:
+        """Train from where the newest checkpoint left off, or from the start, to the last step.
+
+        :returns: the request that ended the run before its last step, or one that asks for nothing.
+        """
         config, steps = self.config, self.config.training.steps
         checkpoints = open_checkpoints(config, self.plugins, self._state())
         write_config(config, self.process)
         if config.checkpoint.create_seed_checkpoint:
             with contextlib.closing(self.loader), contextlib.closing(checkpoints):
                 checkpoints.save_seed()
-            return
+            return Request()
         self.where.at("load")
         self.step = checkpoints.resume()
         if self.step >= steps:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
+        asked = Request()
         with contextlib.ExitStack() as ending:
+            ending.enter_context(stop_on_signals(self.control, limit=config.fault.stop_seconds))
             ending.push(self._run_ended)
             ending.push(self._check_weights)
             ending.callback(self.loader.close)
@@ -110,6 +116,7 @@ class Trainer:
             collect = ending.enter_context(
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
+            known_end = KnownEnd(self.control, config.fault.save_before_seconds)
             watch = FiniteWatch(self.process.device, rank=self.process.rank)
             first = self.step + 1
             self.meter.start()
@@ -142,6 +149,7 @@ class Trainer:
                 self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
                 profiler.step()
                 collect(self.step)
+                known_end.look()
                 asked = self.control.agreed()
                 if asked.save and not checkpoints.due(self.step):
                     log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))
@@ -150,6 +158,7 @@ class Trainer:
                 if asked.stop:
                     log.info("stopping after step %d: %s", self.step, "; ".join(asked.reasons))
                     break
+        return asked if self.step < steps else Request()
 
     def train_step(self) -> tuple[Losses, torch.Tensor]:
         """One optimizer step.

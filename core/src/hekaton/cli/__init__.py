@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from hekaton import __version__
 from hekaton.contributions import Command
 from hekaton.environment import among_others
-from hekaton.errors import ConfigError, HekatonError, RaisedElsewhere, choices_hint
+from hekaton.errors import INTERRUPTED, ConfigError, HekatonError, RaisedElsewhere, choices_hint
 from hekaton.plugins import CORE_PLUGIN, Contributed, Plugins
 
-INTERRUPTED = 130
 PIPE_CLOSED = 141
 FIRST_PRINTS = 15.0
 """Seconds that the other processes of a node leave its first one to print an error that all of them have."""
@@ -30,8 +29,9 @@ PLUGIN_FLAGS = ("--plugins.load", "--plugins.disable")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``hekaton ARGV`` and return its exit status.
 
-    0 for success, 2 for an error that the user can cure (printed without a traceback), 130 after Ctrl-C. What
-    is nobody's to cure but ours is raised.
+    0 for success, 2 for an error that the user can cure (printed without a traceback), 75 for a run that a
+    signal ended after a save (start it again), 130 for what a signal ended without one. What is nobody's to
+    cure but ours is raised.
 
     :param argv: the words after ``hekaton``; by default those of the process.
     """

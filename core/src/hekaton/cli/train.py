@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hekaton.environment import among_others
+from hekaton.errors import AGAIN, INTERRUPTED
 from hekaton.launchers import adopt_launcher
 
 if TYPE_CHECKING:
@@ -78,8 +79,11 @@ def run(arguments: list[str]) -> int:
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
         agree(of_start(loaded.config, loaded.plugins, process.device))
         together(lambda: check_and_log(loaded, process))
-        Trainer(loaded, process, where=where).run()
-    return 0
+        ended_by = Trainer(loaded, process, where=where).run()
+    if not ended_by.again:
+        return 0
+    checkpoint = loaded.config.checkpoint
+    return AGAIN if checkpoint.enable and not checkpoint.load_only else INTERRUPTED
 
 
 def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:

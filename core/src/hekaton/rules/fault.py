@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hekaton.errors import HekatonError
 from hekaton.rules.run import Run
+from hekaton.stop_signals import known_end
 
 
 def replay_repeats(run: Run) -> Iterator[HekatonError]:
@@ -21,8 +22,13 @@ def replay_repeats(run: Run) -> Iterator[HekatonError]:
 
 
 def faults_are_looked_for(run: Run) -> Iterator[str]:
-    """A check that finds nothing says so before the run."""
+    """What has no effect here says so before the run."""
     fault, steps = run.config.fault, run.config.training.steps
+    if fault.save_before_seconds and known_end() is None:
+        yield (
+            "fault.save_before_seconds: no effect where the end of the job is not known: "
+            "SLURM_JOB_END_TIME is not set"
+        )
     for name in ("compare_replicas_every", "replay_every"):
         if getattr(fault, name) > steps:
             yield f"fault.{name} = {getattr(fault, name)} is more than training.steps = {steps}: no effect"

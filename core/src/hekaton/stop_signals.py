@@ -1,0 +1,136 @@
+"""SIGTERM, SIGUSR1 and SIGINT: end the step in hand, save, and stop with a status that says to start again.
+
+The kernel hands a signal to a thread of its own, through a pipe: a main thread that waits in a collective
+would see it only when the collective ends, and a collective that hangs does not end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from hekaton.control import RunControl
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ONE_SIGNAL = 1.0
+"""Seconds within which signals count as one: a terminal sends Ctrl-C to torchrun and its workers alike, and
+torchrun passes on its own."""
+
+
+@contextlib.contextmanager
+def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
+    """Have a first signal ask for a save and a stop; a second one ends the process at once.
+
+    A process that is still here ``limit`` seconds after the first shows the stacks of its threads and ends
+    with ``128 + signal``, whatever it is waiting for. Does nothing outside of the main thread, where Python
+    installs no handlers.
+
+    :param limit: in seconds; 0 waits for as long as it takes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiving, sending = socket.socketpair()
+    sending.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(receiving, control, limit), daemon=True)
+    watcher.start()
+    fd = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, _received) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(fd)
+        sending.close()
+        watcher.join()
+        receiving.close()
+
+
+def _received(number: int, frame: object) -> None:
+    """Takes the place of the default action; the watching thread acts."""
+
+
+def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
+    first: float | None = None
+    ended = signal.SIGTERM
+    while True:
+        left = None if first is None or not limit else max(0.0, first + limit - time.monotonic())
+        receiving.settimeout(left)
+        try:
+            numbers = receiving.recv(1)
+        except TimeoutError:
+            _end(ended, f"the run is still here {limit:g} s after {ended.name}")
+        if not numbers:
+            return
+        if numbers[0] not in SIGNALS:
+            continue
+        if first is None:
+            first, ended = time.monotonic(), signal.Signals(numbers[0])
+            control.ask(save=True, stop=True, again=True, reason=f"got {ended.name}")
+        elif time.monotonic() - first > ONE_SIGNAL:
+            _end(signal.Signals(numbers[0]), "a second signal ends the run at once", stacks=False)
+
+
+def _end(number: signal.Signals, why: str, *, stacks: bool = True) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    if stacks:
+        faulthandler.dump_traceback(all_threads=True)
+    os._exit(128 + number)
+
+
+def _in_child() -> None:
+    """In a process that a run forks, such as a worker of its loader.
+
+    Signals that reach the whole process group are the run's to answer, and it needs this process for its last
+    step: SIGTERM counts the second time, which is when the run itself ends it.
+    """
+    if signal.getsignal(signal.SIGTERM) is not _received:
+        return
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def once(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, once)
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def known_end() -> float | None:
+    """When the job that this process belongs to will be ended, in seconds since the epoch.
+
+    Read from ``SLURM_JOB_END_TIME``, which SLURM sets to the start of the job plus its ``--time``.
+    """
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(end) if end.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class KnownEnd:
+    """Asks for a save and a stop ahead of the end of the job, where that is known.
+
+    :param before: seconds ahead of the end; 0 asks for nothing.
+    """
+
+    control: RunControl
+    before: float
+
+    def look(self) -> None:
+        """Called after each step."""
+        end = known_end()
+        if self.before and end is not None and time.time() > end - self.before:
+            reason = f"SLURM ends the job in less than fault.save_before_seconds = {self.before:g}"
+            self.control.ask(save=True, stop=True, again=True, reason=reason)
