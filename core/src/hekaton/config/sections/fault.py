@@ -13,6 +13,8 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class FaultSection(SectionModel):
     """Ends that come from outside, and faults that raise no error by themselves."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "nothing"
+
     stop_seconds: Seconds = 600.0
     """Seconds that a run has to end its step, to save and to close, after SIGTERM, SIGUSR1 or SIGINT. One
     that is still there then, as in a collective that hangs, shows where its threads are and ends with
@@ -20,8 +22,6 @@ class FaultSection(SectionModel):
     save_before_seconds: Seconds = 0.0
     """Save and stop that many seconds before the job's end, where it is known: SLURM says it in
     ``SLURM_JOB_END_TIME``. 0 waits for the signal."""
-
-    at_resume: ClassVar[AtResumeMeaning] = "nothing"
 
     compare_replicas_every: Steps = 0
     """Steps from one comparison to the next of what several ranks hold alike, bit by bit: parameters, buffers
