@@ -93,7 +93,7 @@ def test_an_unknown_one_is_refused_with_the_choices(run: Path, plugin: list[str]
         "unknown objective 'next_tokn' (training.objective)\n"
         "  from: --training.objective\n"
         "  did you mean 'next_token'?\n"
-        "  choose one of: constant, next_token"
+        "  choose one of: constant, multi_token, next_token"
     )
 
 

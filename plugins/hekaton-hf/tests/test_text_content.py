@@ -234,7 +234,7 @@ def test_broken_rows_of_a_list(here: Path) -> None:
             '[{"text": "one"}\n{"text": "two"}]',
             "line 2: not JSON: a list continues with ',' or ends with ']'",
         ),
-        ('[{"text": "one"}', "line 1: not JSON: a list goes on"),
+        ('[{"text": "one"}', "line 1: not JSON: a list continues with ',' or ends with ']'"),
         ('[{"text": "one"},', "line 1: not JSON: the list has no end"),
         ('[{"text": "one"}] more', "line 1: not JSON: something follows the list"),
         ('{\n"text": "one"\n}\n{\n"text": two\n}', "line 5: not JSON: Expecting value"),
