@@ -71,6 +71,8 @@ if ! is_ready; then
     "${uv[@]}" pip freeze --quiet --exclude-editable --python "$environment/bin/python" >"$environment/versions.txt"
     grep -v '^-r' requirements-dev.txt >"$environment/tools.txt"
     install --constraint "$environment/versions.txt" --requirement "$environment/tools.txt"
+    # pip compiles what it installs, uv does not: what warns when it is compiled would warn in a test.
+    "$environment/bin/python" -W ignore -m compileall -q "$environment"/lib/python*/site-packages/torchao
     touch "$environment/.ready"
 fi
 if [ -n "$prepare" ]; then

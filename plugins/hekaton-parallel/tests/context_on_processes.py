@@ -21,6 +21,9 @@ def attend() -> None:
                 group = ContextGroup(process_group=dist.group.WORLD, load_balance=load_balance)
                 compare(build(None, group), group, documents)
                 compare(build(None, group), group, documents, scale=0.7, v_head_dim=6)
+                if build is not ulysses:  # which deals out the heads
+                    one = None if documents is None else documents[:1]
+                    compare(build(None, group), group, one, rows=1, kv_heads=1)
     dist.destroy_process_group()
 
 
@@ -38,12 +41,13 @@ def attend_by_flash() -> None:
 
 
 def compare(
-    strategy, group, documents, *, scale=None, v_head_dim=8, dtype=torch.float64, tolerance=1e-12
-) -> None:
+    strategy, group, documents, *, rows=2, kv_heads=KV_HEADS, scale=None, v_head_dim=8, dtype=torch.float64,
+    tolerance=1e-12,
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     whole = [
-        torch.randn(2, heads, SEQ, channels, generator=generator, dtype=torch.float64)
-        for heads, channels in ((HEADS, 8), (KV_HEADS, 8), (KV_HEADS, v_head_dim), (HEADS, v_head_dim))
+        torch.randn(rows, heads, SEQ, channels, generator=generator, dtype=torch.float64)
+        for heads, channels in ((HEADS, 8), (kv_heads, 8), (kv_heads, v_head_dim), (HEADS, v_head_dim))
     ]
     *inputs, grad = whole
     reference = [x.clone().requires_grad_() for x in inputs]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hekaton.errors import ConfigError
 from hekaton.loss import IGNORE_INDEX, NextToken
 from hekaton.objective import Batch, BatchTensor, ObjectiveContext
 
@@ -59,10 +58,4 @@ class MultiToken(NextToken):
 
 
 def multi_token(section: Any, context: ObjectiveContext) -> MultiToken:
-    """:raises ConfigError: for a model that predicts one token."""
-    if not getattr(context.model, "n_mtp_layers", 0):
-        raise ConfigError(
-            'training.objective = "multi_token" is for a model with a layer for a second token',
-            hint="set n_mtp_layers = 1 in [model.overrides] of deepseek_v3",
-        )
     return MultiToken(weight=section.weight, needs_positions=context.sequence_is_cut)

@@ -22,11 +22,18 @@ class MultiTokenSection(SectionModel):
 
 
 def second_token_is_trained(run: Run) -> Iterator[HekatonError]:
-    """A layer for a second token is there to be trained."""
-    config = run.config
-    if config.model.name != "deepseek_v3" or not getattr(run.model, "n_mtp_layers", 0):
+    """A layer for a second token is there to be trained, and nothing else predicts one."""
+    if run.model is None:
         return
-    if config.training.objective != "multi_token":
+    asked = run.config.training.objective == "multi_token"
+    has_layer = run.config.model.name == "deepseek_v3" and getattr(run.model, "n_mtp_layers", 0)
+    if asked and not has_layer:
+        yield run.violation(
+            'training.objective = "multi_token" is for a model with a layer for a second token',
+            "training.objective",
+            hint="set n_mtp_layers = 1 in [model.overrides] of deepseek_v3",
+        )
+    if has_layer and not asked:
         yield run.violation(
             "n_mtp_layers = 1 is a layer for a second token, which the run does not train",
             "model.overrides.n_mtp_layers",

@@ -42,7 +42,10 @@ class AllGather:
 
         def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
             both = torch.cat((k, v), dim=-1)
-            gathered = _wait(_all_gather(both, gather_dim=2, group=group.process_group))
+            # Along the first dimension: along another one, torch 2.13 may return a view whose wait() has no
+            # gradient (where the first size is the number of ranks and those in between are 1).
+            by_rank = _wait(_all_gather(both, gather_dim=0, group=group.process_group))
+            gathered = torch.cat(by_rank.chunk(group.degree), dim=2)
             keys, values = gathered.split((k.shape[-1], v.shape[-1]), dim=-1)
             keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
             queries_at = keys_at.chunk(group.degree)[group.rank]
