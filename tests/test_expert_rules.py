@@ -66,7 +66,7 @@ def test_degrees_that_do_not_fit_the_experts(flags, parts):
         assert part in message
 
 
-def test_a_model_without_experts_is_as_checkpoint_error():
+def test_a_model_without_experts_is_refused():
     message = said(EP, "2", ETP, "2", "--debug.moe_force_load_balance", flavor="debugmodel")
     assert "parallelism.expert_parallel_degree = 2, and qwen3 debugmodel has no experts" in message
     assert "parallelism.expert_tensor_parallel_degree = 2, and qwen3 debugmodel has no experts" in message

@@ -136,7 +136,7 @@ def test_a_tokenizer_wins_over_files_beside_it_that_contradict_it(train: Train, 
     assert said(train("--model.hf_assets_path", "assets", folder="more"))["eos_token_id"] == [8, 5]
 
 
-def test_a_tokenizer_that_is_not_the_trained_one_is_as_checkpoint_error(
+def test_a_tokenizer_that_is_not_the_trained_one_gives_a_notice(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer_at(tmp_path / "assets", bos_token="w3", eos_token="w5")

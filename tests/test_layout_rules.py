@@ -118,7 +118,7 @@ def test_a_schedule_of_a_file_that_splits_backward_keeps_parameters(tmp_path, ac
         check(loaded, world_size=2, device_type="cpu")
 
 
-def test_a_model_without_a_plan_is_as_checkpoint_error(tmp_path):
+def test_a_model_without_a_plan_is_refused(tmp_path):
     plugin = tmp_path / "bare_plan.py"
     plugin.write_text(
         "from dataclasses import replace\n"

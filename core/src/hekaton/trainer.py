@@ -16,7 +16,8 @@ from hekaton.assembly import assemble
 from hekaton.build import build_component
 from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.runs.resume import RunState, open_checkpoints
+from hekaton.checkpoint.runs.resume import open_checkpoints
+from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
 from hekaton.control import Request, RunControl

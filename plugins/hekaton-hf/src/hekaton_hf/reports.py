@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 from hekaton_hf.files import DataFile, FoundFiles, format_of, shown
-from hekaton_hf.index import VERSION, FileReport, Index, Odd, Settings
+from hekaton_hf.index import VERSION, Index, Settings
+from hekaton_hf.recorder import FileReport, Odd
 
 log = logging.getLogger("hekaton")
 

@@ -11,8 +11,9 @@ from hekaton.errors import DataError
 from hekaton_hf.checks import files_of_text
 from hekaton_hf.decoding import decode, parse_object, text_in
 from hekaton_hf.files import FoundFiles, format_of, shown
-from hekaton_hf.index import RECORD, TEXTS, Index, Settings, index_files
+from hekaton_hf.index import Index, Settings, index_files
 from hekaton_hf.open_files import OpenFiles
+from hekaton_hf.recorder import RECORD, TEXTS
 from hekaton_hf.reports import check_and_say, identity
 from hekaton_hf.sections import TextDatasetSection
 

@@ -5,36 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from hekaton.checkpoint.disk.folders import Folder, folder_at, words_of, write_whole
 from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
 from hekaton.checkpoint.runs.background import BackgroundSaves
-from hekaton.checkpoint.runs.manager import CheckpointManager, LoadedStep
+from hekaton.checkpoint.runs.manager import CheckpointManager
+from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.checkpoint.tensors.comparison import Parts
 from hekaton.checkpoint.tensors.state import (
     check_info,
     converted,
     model_tensors,
-    optimizer_state,
-    restore_optimizers,
-    restore_rng,
-    rng_tensors,
 )
 from hekaton.config import as_dict
 from hekaton.data.loader import check_identity
 from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_to_json
-from hekaton.identity.kept import Identity
 from hekaton.identity.resume import compare
 from hekaton.identity.values import shown
 from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
@@ -42,12 +35,7 @@ from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
 from hekaton.weights.merge import added, as_unconverted
 
 if TYPE_CHECKING:
-    from hekaton.build import MetaModel
     from hekaton.config import JobConfig
-    from hekaton.data import TextTokenizer
-    from hekaton.data.loader import Loader
-    from hekaton.mesh import ParallelDims
-    from hekaton.optim import LearningRate
     from hekaton.plugins import Plugins
 
 log = logging.getLogger("hekaton")
@@ -57,31 +45,6 @@ HISTORY = "history.json"
 
 # The parts of a run's state without which it cannot go on; random numbers it can do without.
 _STATE = (MODEL, "optimizer", "lr_scheduler", "data_loader")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """What a checkpoint holds of a run, live: saving reads it, resuming fills it.
-
-    :param meta: the model that the tensors are of.
-    :param parts: the parts of the model that this rank runs.
-    :param loader: the training data; its rows are this rank's part of the global batch.
-    :param readers: the ranks that read the rows of the global batch, in the order of their rows.
-    :param rank: this rank, whose random-number generators are kept.
-    :param tokenizer: whose ids begin and end the texts.
-    :param identity: what the run is; kept with each step, and compared with the one that it resumes from.
-    """
-
-    meta: MetaModel
-    dims: ParallelDims
-    parts: Sequence[nn.Module]
-    optimizers: Sequence[torch.optim.Optimizer]
-    learning_rate: LearningRate
-    loader: Loader
-    readers: dist.ProcessGroup
-    rank: int
-    tokenizer: TextTokenizer
-    identity: Identity
 
 
 class Checkpoints(Protocol):
@@ -196,7 +159,7 @@ class RunCheckpoints:
             dtype = getattr(torch, self._settings.export_dtype)
             self._start(step, {"model": converted(model_tensors(run.parts), dtype)}, {}, good=good)
             return
-        parts, optimizer_rest = self._state()
+        parts, optimizer_rest = self._run.gather()
         info = {
             "optimizer": optimizer_rest,
             "lr_scheduler": {"steps_done": run.learning_rate.steps_done},
@@ -282,11 +245,11 @@ class RunCheckpoints:
         :returns: the steps that are done.
         """
         settings = self._settings
-        parts, _ = self._state()
+        parts, _ = self._run.gather()
         whole: dict[str, Any] = {"optional": ["rng"], "check": self._compare}
         loaded = self._manager.load(parts, step=settings.load_step, choose=self._resumable, **whole)
         if loaded is not None:
-            self._restore(loaded, parts)
+            self._run.restore(loaded, parts, without=settings.exclude_from_loading)
             self._came_from(facts_of_step(loaded.describe))
             self._write_history()
             log.info("resumed at step %d", loaded.step)
@@ -319,7 +282,7 @@ class RunCheckpoints:
             log.info("started with the model of %s", loaded.folder)
             return 0
         loaded = self._manager.load_elsewhere(path, parts, choose=self._all_of, **whole)
-        self._restore(loaded, parts)
+        self._run.restore(loaded, parts, without=settings.exclude_from_loading)
         self._came_from(facts_of_step(loaded.describe))
         self._write_history()
         log.info("started from %s at step %d", loaded.folder, loaded.step)
@@ -345,18 +308,6 @@ class RunCheckpoints:
             tokens=SpecialTokens(bos_id=tokenizer.bos_id, eos_ids=ends),
         )
         self._manager.describe_further({"facts": facts.then(mine).to_json()})
-
-    def _state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """The tensors of the run by part, and the optimizers' rest."""
-        run = self._run
-        optimizer, optimizer_rest = optimizer_state(run.parts, run.optimizers)
-        parts = {
-            "model": model_tensors(run.parts),
-            "optimizer": optimizer,
-            "data_loader": {"cursor": self._whole_cursor()},
-            "rng": rng_tensors(run.rank),
-        }
-        return parts, optimizer_rest
 
     def _all_of(self, manifest: Manifest) -> list[str]:
         """What to load to resume from a step: everything that is not excluded."""
@@ -417,23 +368,3 @@ class RunCheckpoints:
                 "the weights were trained with %s = %s, and this run has %s",
                 change.field, shown(change.was), shown(change.now),
             )  # fmt: skip
-
-    def _restore(self, loaded: LoadedStep, parts: Parts) -> None:
-        """Put what is no tensor, and no live one, back in its place."""
-        run, info = self._run, loaded.info
-        if "optimizer" in loaded.parts:
-            restore_optimizers(run.parts, run.optimizers, parts["optimizer"], info["optimizer"])
-        if "lr_scheduler" in info and "lr_scheduler" not in self._settings.exclude_from_loading:
-            run.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
-        if "data_loader" in loaded.parts:
-            rows = run.loader.rows
-            run.loader.seek(parts["data_loader"]["cursor"][rows.start : rows.stop])
-        if "rng" in loaded.parts:
-            restore_rng(parts["rng"])
-
-    def _whole_cursor(self) -> torch.Tensor:
-        """The position of every row of the global batch, (global_batch_size, 2)."""
-        mine = self._run.loader.cursor()
-        pieces = [torch.empty_like(mine) for _ in range(self._run.readers.size())]
-        dist.all_gather(pieces, mine, group=self._run.readers)
-        return torch.cat(pieces)

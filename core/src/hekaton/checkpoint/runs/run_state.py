@@ -1,0 +1,89 @@
+"""What a checkpoint holds of a run: read to be saved, and put back to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hekaton.checkpoint.runs.manager import LoadedStep
+from hekaton.checkpoint.tensors.comparison import Parts
+from hekaton.checkpoint.tensors.state import (
+    model_tensors,
+    optimizer_state,
+    restore_optimizers,
+    restore_rng,
+    rng_tensors,
+)
+from hekaton.identity.kept import Identity
+
+if TYPE_CHECKING:
+    from hekaton.build import MetaModel
+    from hekaton.data import TextTokenizer
+    from hekaton.data.loader import Loader
+    from hekaton.mesh import ParallelDims
+    from hekaton.optim import LearningRate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a checkpoint holds of a run, live: saving reads it, resuming fills it.
+
+    :param meta: the model that the tensors are of.
+    :param parts: the parts of the model that this rank runs.
+    :param loader: the training data; its rows are this rank's part of the global batch.
+    :param readers: the ranks that read the rows of the global batch, in the order of their rows.
+    :param rank: this rank, whose random-number generators are kept.
+    :param tokenizer: whose ids begin and end the texts.
+    :param identity: what the run is; kept with each step, and compared with the one that it resumes from.
+    """
+
+    meta: MetaModel
+    dims: ParallelDims
+    parts: Sequence[nn.Module]
+    optimizers: Sequence[torch.optim.Optimizer]
+    learning_rate: LearningRate
+    loader: Loader
+    readers: dist.ProcessGroup
+    rank: int
+    tokenizer: TextTokenizer
+    identity: Identity
+
+    def gather(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """The tensors of the run by part, and the optimizers' rest. Every reader calls this."""
+        optimizer, optimizer_rest = optimizer_state(self.parts, self.optimizers)
+        parts = {
+            "model": model_tensors(self.parts),
+            "optimizer": optimizer,
+            "data_loader": {"cursor": self._whole_cursor()},
+            "rng": rng_tensors(self.rank),
+        }
+        return parts, optimizer_rest
+
+    def restore(self, loaded: LoadedStep, parts: Parts, *, without: Collection[str]) -> None:
+        """Put what is no tensor, and no live one, back in its place.
+
+        :param parts: the tensors that were loaded into.
+        :param without: names of what keeps its present value.
+        """
+        info = loaded.info
+        if "optimizer" in loaded.parts:
+            restore_optimizers(self.parts, self.optimizers, parts["optimizer"], info["optimizer"])
+        if "lr_scheduler" in info and "lr_scheduler" not in without:
+            self.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
+        if "data_loader" in loaded.parts:
+            rows = self.loader.rows
+            self.loader.seek(parts["data_loader"]["cursor"][rows.start : rows.stop])
+        if "rng" in loaded.parts:
+            restore_rng(parts["rng"])
+
+    def _whole_cursor(self) -> torch.Tensor:
+        """The position of every row of the global batch, (global_batch_size, 2)."""
+        mine = self.loader.cursor()
+        pieces = [torch.empty_like(mine) for _ in range(self.readers.size())]
+        dist.all_gather(pieces, mine, group=self.readers)
+        return torch.cat(pieces)
