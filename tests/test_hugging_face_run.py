@@ -122,6 +122,11 @@ def test_weights_of_another_model_are_refused(train, tmp_path: Path) -> None:
     config = tmp_path / "hf/config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "MistralForCausalLM"))
     assert "error: hf is a MistralForCausalLM, not a llama3" in train(status=2)
+    config.write_text(config.read_text().replace("MistralForCausalLM", "Qwen3ForCausalLM"))
+    assert (
+        'error: hf is a Qwen3ForCausalLM, not a llama3\n  choose model.name = "qwen3" (--model_name qwen3)\n'
+        in train(status=2)
+    )
 
 
 def test_weights_of_another_shape_are_refused(train, tmp_path: Path) -> None:

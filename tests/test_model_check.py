@@ -130,8 +130,8 @@ def overrides(**values: object) -> list[str]:
             'model.overrides.rope_scaling.factor must be a number, not "8"',
         ),
         (
-            {"rope_scaling": {"factor": 8, "low_freq_factor": 4}},
-            "low_freq_factor = 4 must be less than high_freq_factor = 4",
+            {"rope_scaling": {"factor": 8, "low_freq_factor": 5}},
+            "low_freq_factor = 5 is more than high_freq_factor = 4",
         ),
     ],
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hekaton.contributions import HFAdapter, Model
+from hekaton.errors import CheckpointError
 from hekaton.plugins import Plugins
 from hekaton.testing import check_adapter, check_model, check_plugin
+from hekaton.weights.counterpart import adapter_of, adapters_of, read_config
 
 PLUGINS = Plugins.discover()
 
@@ -23,6 +25,24 @@ def test_model(name):
 @pytest.mark.parametrize("name", PLUGINS.all(HFAdapter))
 def test_adapter(name):
     check_adapter(PLUGINS.get(HFAdapter, name), PLUGINS.get(Model, name).spec.load())
+
+
+@pytest.mark.parametrize("name", PLUGINS.all(HFAdapter))
+def test_a_folder_of_another_architecture_names_the_model_that_reads_it(name):
+    adapters = adapters_of(PLUGINS)
+    others = [one for one in adapters if one.name != name]
+    files = [(other, {"architectures": [kind]}, kind) for other in others for kind in other.architectures]
+    files += [(other, {"model_type": kind}, kind) for other in others for kind in other.model_types]
+    assert len(files) >= 2 * len(others)
+    for other, content, kind in files:
+        with pytest.raises(CheckpointError) as error:
+            read_config(adapter_of(PLUGINS, name), content, adapters=adapters, what="there")
+        assert error.value.message == f"there is a {kind}, not a {name}"
+        assert f'choose model.name = "{other.name}" (--model_name {other.name})\n' in error.value.hint
+    with pytest.raises(CheckpointError, match="there is a MambaForCausalLM") as error:
+        content = {"architectures": ["MambaForCausalLM"]}
+        read_config(adapter_of(PLUGINS, name), content, adapters=adapters, what="there")
+    assert "choose" not in error.value.hint
 
 
 @pytest.mark.parametrize("module", [info.module for info in PLUGINS.infos])

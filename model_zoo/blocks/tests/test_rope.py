@@ -21,20 +21,22 @@ def test_keeps_the_dtype():
     assert apply_rotary(torch.zeros(1, 4, 1, 8, dtype=torch.bfloat16), table).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_scaling_is_that_of_transformers(factor):
+@pytest.mark.parametrize(("factor", "high"), [(8.0, 4.0), (32.0, 4.0), (16.0, 1.0)])
+def test_scaling_is_that_of_transformers(factor, high):
+    """Also Llama 4 Scout's, whose two factors are the same."""
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = {
         "rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        "high_freq_factor": high, "original_max_position_embeddings": 8192,
     }  # fmt: skip
     config = transformers.LlamaConfig(
         hidden_size=4096, num_attention_heads=32, rope_parameters=parameters, max_position_embeddings=131_072
     )
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    got = inverse_frequencies(128, 500_000.0, RopeScaling(factor=factor), device=torch.device("cpu"))
+    scaling = RopeScaling(factor=factor, high_freq_factor=high)
+    got = inverse_frequencies(128, 500_000.0, scaling, device=torch.device("cpu"))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hekaton.weights import LazyTensor
 
 USAGE = """\
-usage: hekaton convert from-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR]
+usage: hekaton convert from-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR] [--leave_out PARTS]
        hekaton convert to-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR]
                              [--hf_assets_path FOLDER] [--export_dtype DTYPE] [--max_shard_size SIZE]
        hekaton convert to-torch IN OUT.pt
@@ -31,6 +31,7 @@ to-torch   make a file for torch.load, a dict of the model's tensors
 
   --model_name NAME         the model; checked where the checkpoint says which one it is
   --model_flavor FLAVOR     its flavor; checked likewise
+  --leave_out PARTS         other models in IN that are not read, such as vision, with commas between
   --hf_assets_path FOLDER   copy the tokenizer's files from here
   --export_dtype DTYPE      float32, bfloat16 or float16; by default as in the checkpoint
   --max_shard_size SIZE     of one file of safetensors, such as 500MB; 5GB by default
@@ -57,7 +58,7 @@ def run(arguments: list[str]) -> int:
         _to_torch(_parsed(rest))
     elif way == "from" and name:
         plugins.get(CheckpointFormat, name)
-        _import(plugins, name, _parsed(rest, *_MODEL))
+        _import(plugins, name, _parsed(rest, *_MODEL, "leave_out"))
     elif way == "to" and name:
         plugins.get(CheckpointFormat, name)
         _export(plugins, name, _parsed(rest, *_MODEL, "hf_assets_path", "export_dtype", "max_shard_size"))
@@ -77,10 +78,16 @@ def _parsed(words: list[str], *options: str) -> argparse.Namespace:
     parser.add_argument("source", metavar="IN", type=as_path)
     parser.add_argument("target", metavar="OUT", type=as_path)
     for option in options:
-        of_type: Any = {"hf_assets_path": as_path, "max_shard_size": _size}.get(option, str)
+        of_type: Any = {"hf_assets_path": as_path, "max_shard_size": _size, "leave_out": _names}.get(
+            option, str
+        )
         choices = ["float32", "bfloat16", "float16"] if option == "export_dtype" else None
         parser.add_argument(f"--{option}", type=of_type, choices=choices)
     return parser.parse_args(words)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _size(text: str) -> int:
@@ -100,6 +107,7 @@ def _import(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
         format_name=format_name,
         model=given.model_name,
         flavor=given.model_flavor,
+        leave_out=given.leave_out or (),
         progress=_progress,
     )
     if given.model_flavor is None:

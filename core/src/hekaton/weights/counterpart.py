@@ -64,25 +64,31 @@ class Counterpart:
         with torch.device("meta"):
             return self.spec.model(self.config)
 
-    def from_hf(self, weights: Weights, *, what: str) -> dict[str, LazyTensor]:
+    def from_hf(
+        self, weights: Weights, *, leave_out: Collection[str] = (), what: str
+    ) -> dict[str, LazyTensor]:
         """The model's tensors, made from those of a folder.
 
+        :param leave_out: other models in the folder that are not read; see :class:`WeightTable`.
         :raises CheckpointError: for tensors without a row, rows without a tensor, and tensors that the folder
             lists and does not hold; one that the model does without may be listed.
         """
         table = self.table
-        absent = sorted(set(weights.absent) - table.optional)
+        own = table.own_names(weights.tensors, leave_out=leave_out, what=what)
+        not_held = table.own_names(weights.absent, leave_out=leave_out, what=what)
+        absent = sorted(there for name, there in not_held.items() if name not in table.optional)
         if absent:
             more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             raise CheckpointError(
                 f"{what} lists tensors that none of its files holds",
                 hint=f"not in the files: {', '.join(absent[:_SHOWN])}{more}",
             )
-        return unmerged(self.merges, table.from_hf(weights.tensors, what=what))
+        theirs = {name: weights.tensors[there] for name, there in own.items()}
+        return unmerged(self.merges, table.from_hf(theirs, what=what))
 
     def facts_of(self, weights: Weights) -> ModelFacts:
         """What a folder says beside its weights and the model's own configuration."""
-        return facts_of({**self.adapter.defaults, **weights.config}, weights.generation)
+        return facts_of({**self.adapter.defaults, **text_config(weights.config)}, weights.generation)
 
     def check_shapes(
         self, tensors: Mapping[str, LazyTensor], wanted: Mapping[str, torch.Tensor], *, what: str
@@ -155,7 +161,7 @@ def identify(
     """
     adapter = _only_reader(plugins, content, what=what) if model is None else adapter_of(plugins, model)
     spec: TrainSpec = plugins.get(Model, adapter.name).spec.load()
-    config = read_config(adapter, content, what=what)
+    config = read_config(adapter, content, adapters=adapters_of(plugins), what=what)
     return Counterpart(
         spec=spec, flavor=_flavor(spec, config, flavor, what=what), config=config, adapter=adapter
     )
@@ -163,10 +169,8 @@ def identify(
 
 def _only_reader(plugins: Plugins, content: Mapping[str, Any], *, what: str) -> HFAdapter:
     architectures = _architectures(content)
-    adapters = [one.record for one in plugins.all(HFAdapter).values()]
-    fitting = [one for one in adapters if set(architectures) & set(one.architectures)]
-    if not architectures:
-        fitting = [one for one in adapters if content.get("model_type") in one.model_types]
+    adapters = adapters_of(plugins)
+    fitting = _readers(adapters, content)
     if len(fitting) != 1:
         said = (
             f"its architectures are {', '.join(architectures)}"
@@ -180,25 +184,58 @@ def _only_reader(plugins: Plugins, content: Mapping[str, Any], *, what: str) -> 
     return fitting[0]
 
 
-def read_config(adapter: HFAdapter, content: Mapping[str, Any], *, what: str) -> Any:
+def read_config(
+    adapter: HFAdapter, content: Mapping[str, Any], *, adapters: Sequence[HFAdapter] = (), what: str
+) -> Any:
     """The configuration of the model that a ``config.json`` describes.
 
+    :param adapters: those that are installed; an error names the one that reads this file.
     :raises CheckpointError: when it is of another architecture, asks for what the model cannot do, or is no
         such file.
     """
     architectures = _architectures(content)
-    if architectures and not set(architectures) & set(adapter.architectures):
+    kind = ", ".join(architectures) or content.get("model_type")
+    others = [one.name for one in _readers(adapters, content)]
+    is_read = (
+        set(architectures) & set(adapter.architectures)
+        if architectures
+        else kind is None or kind in adapter.model_types or not others
+    )
+    if not is_read:
+        hint = f"{adapter.name} reads {', '.join(adapter.architectures)}"
+        readers = " or ".join(f'model.name = "{other}" (--model_name {other})' for other in others)
         raise CheckpointError(
-            f"{what} is a {', '.join(architectures)}, not a {adapter.name}",
-            hint=f"{adapter.name} reads {', '.join(adapter.architectures)}",
+            f"{what} is a {kind}, not a {adapter.name}", hint=f"choose {readers}\n{hint}" if others else hint
         )
     try:
-        return adapter.read_config.load()({**adapter.defaults, **content})
+        return adapter.read_config.load()({**adapter.defaults, **text_config(content)})
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{what}: {error.message}", hint=error.hint) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{what}: config.json is not that of a {adapter.name}: {reason}") from error
+
+
+def text_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a ``config.json`` says of the language model, which has a section of its own where there are
+    several models (``text_config``); what is said of all of them is the architecture."""
+    inner = content.get("text_config")
+    if not isinstance(inner, Mapping):
+        return content
+    return {**inner, **{key: content[key] for key in ("architectures", "model_type") if key in content}}
+
+
+def adapters_of(plugins: Plugins) -> list[HFAdapter]:
+    """Of all models that are installed."""
+    return [one.record for one in plugins.all(HFAdapter).values()]
+
+
+def _readers(adapters: Sequence[HFAdapter], content: Mapping[str, Any]) -> list[HFAdapter]:
+    """The adapters that read what a ``config.json`` describes."""
+    architectures = _architectures(content)
+    if not architectures:
+        return [one for one in adapters if content.get("model_type") in one.model_types]
+    return [one for one in adapters if set(architectures) & set(one.architectures)]
 
 
 def _architectures(content: Mapping[str, Any]) -> list[str]:

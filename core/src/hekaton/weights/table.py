@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -75,6 +75,10 @@ class WeightTable:
     :param ignored: names on the other side that hold nothing of the model (``{i}`` as in rows).
     :param left_out: a part of the model there that this one is built without, in words -> its names there.
         Read, they are left out and the part is named in a notice.
+    :param prefix: what the names on the other side may begin with, where the model is one of several in its
+        files (``language_model.``). It is not written.
+    :param others: the other models in such files, name -> what their names begin with (``vision`` ->
+        ``("vision_model.",)``). They are refused, unless the reader says to leave them out.
     """
 
     rows: Sequence[Row]
@@ -84,6 +88,8 @@ class WeightTable:
     ignored: Sequence[str] = ()
     own: Sequence[Own] = ()
     left_out: Mapping[str, Collection[str]] = field(default_factory=dict)
+    prefix: str = ""
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def optional(self) -> frozenset[str]:
@@ -93,7 +99,37 @@ class WeightTable:
     def notices(self, theirs: Collection[str]) -> list[str]:
         """What a reader should know of the names on the other side, a line each."""
         there = {part: sum(name in names for name in theirs) for part, names in self.left_out.items()}
+        there |= {other: sum(map(self._is_of(other), theirs)) for other in self.others}
         return [f"{part}: left out, {count} tensors" for part, count in there.items() if count]
+
+    def own_names(
+        self, theirs: Iterable[str], *, leave_out: Collection[str] = (), what: str
+    ) -> dict[str, str]:
+        """The names of the model's own tensors on the other side, without the prefix -> as they are there.
+
+        :param leave_out: the other models that may be there.
+        :param what: where ``theirs`` come from, for messages.
+        :raises CheckpointError: for tensors of another model that is not to be left out, and for one to be
+            left out that is not known.
+        """
+        for other in leave_out:
+            if other not in self.others:
+                known = f"known: {', '.join(self.others)}" if self.others else "there is nothing to leave out"
+                raise CheckpointError(f"{what}: cannot leave out '{other}'", hint=known)
+        own = list(theirs)
+        for other in self.others:
+            of_other = [name for name in own if self._is_of(other)(name)]
+            if of_other and other not in leave_out:
+                raise CheckpointError(
+                    f"{what} holds a second model, {other}, which is not trained here: {listed(of_other)}",
+                    hint=f"leave it out with 'hekaton convert from-hf --leave_out {other}', or in a run with "
+                    f'checkpoint.initial_load_leave_out = ["{other}"]',
+                )
+            own = [name for name in own if not self._is_of(other)(name)]
+        return {name.removeprefix(self.prefix): name for name in own}
+
+    def _is_of(self, other: str) -> Callable[[str], bool]:
+        return lambda name: name.startswith(self.others[other])
 
     def to_hf(self, ours: Mapping[str, LazyTensor], *, what: str) -> dict[str, LazyTensor]:
         """All tensors of the other side, made from the model's.

@@ -17,7 +17,8 @@ class RopeScaling:
     """Llama 3.1's stretching of the rotary wavelengths, for contexts longer than the one pretrained on.
 
     Wavelengths beyond ``original_context / low_freq_factor`` are multiplied by ``factor``, those below
-    ``original_context / high_freq_factor`` are kept, those between are interpolated.
+    ``original_context / high_freq_factor`` are kept, those between are interpolated. Where both factors are
+    the same, as in Llama 4 Scout, there is nothing between.
 
     Source: the Llama 3.1 reference implementation, ``apply_scaling``.
     """
@@ -28,9 +29,9 @@ class RopeScaling:
     original_context: PositiveInt = 8192
 
     def __post_init__(self) -> None:
-        if self.low_freq_factor >= self.high_freq_factor:
+        if self.low_freq_factor > self.high_freq_factor:
             raise ConfigError(
-                f"low_freq_factor = {self.low_freq_factor:g} must be less than high_freq_factor = "
+                f"low_freq_factor = {self.low_freq_factor:g} is more than high_freq_factor = "
                 f"{self.high_freq_factor:g}"
             )
 
@@ -109,8 +110,11 @@ def inverse_frequencies(
         stretched = ((pairs - first) / (last - first)).clamp(0.0, 1.0)
         return frequencies / scaling.factor * stretched + frequencies * (1.0 - stretched)
     turns = scaling.original_context * frequencies / (2 * math.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = keep.clamp(0.0, 1.0)
+    between = scaling.high_freq_factor - scaling.low_freq_factor
+    if between:
+        keep = ((turns - scaling.low_freq_factor) / between).clamp(0.0, 1.0)
+    else:
+        keep = (turns >= scaling.low_freq_factor).float()
     return frequencies * keep + frequencies / scaling.factor * (1.0 - keep)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,14 @@ def import_weights(
     format_name: str,
     model: str | None = None,
     flavor: str | None = None,
+    leave_out: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Counterpart:
     """Make a checkpoint that a run can start from out of a folder in another format.
 
     :param model: by default the one whose adapter knows the architecture of ``source``.
     :param flavor: by default the one that the ``config.json`` of ``source`` fits.
+    :param leave_out: other models in ``source`` that are not read, such as ``vision``.
     :returns: what it was taken for.
     :raises CheckpointError: when the folder is not what it should be, or is damaged; ``target`` is left as
         it was.
@@ -69,7 +71,7 @@ def import_weights(
     _check_paths(source, target)
     weights = build_format(plugins, format_name).open(source)
     found = identify(plugins, weights.config, model=model, flavor=flavor, what=str(source))
-    tensors = found.from_hf(weights, what=str(source))
+    tensors = found.from_hf(weights, leave_out=leave_out, what=str(source))
     for notice in found.table.notices(weights.tensors):
         log.warning("%s: %s", source, notice)
     found.check_shapes(tensors, model_tensors([found.on_meta()]), what=str(source))

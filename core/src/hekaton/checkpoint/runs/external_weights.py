@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.tensors.model_only import open_model
+from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError
 from hekaton.weights.counterpart import Counterpart, base_of, export, read_config
 from hekaton.weights.facts import ModelFacts, facts_of_step
@@ -30,6 +31,8 @@ def load(
     model: Counterpart,
     overridden: Collection[str] = (),
     quantized: bool = False,
+    leave_out: Collection[str] = (),
+    adapters: Sequence[HFAdapter] = (),
     ranks: Ranks,
 ) -> ModelFacts:
     """Fill this rank's tensors in place; it reads what it needs of them. All ranks call it.
@@ -37,6 +40,8 @@ def load(
     :param tensors: those of the model that this rank has, whole or sharded.
     :param overridden: fields of the configuration that may differ from those of ``path``.
     :param quantized: refuse weights that are not quantized.
+    :param leave_out: other models in ``path`` that are not read.
+    :param adapters: of all models that are installed, for messages.
     :returns: what ``path`` says of the model beside that.
     :raises CheckpointError: on all ranks, when ``path`` is not of this model or cannot be read.
     """
@@ -50,11 +55,11 @@ def load(
                 f"checkpoint.initial_load_in_hf_quantized = true, and {what} is not quantized: its "
                 "config.json has no quantization_config"
             )
-        there = read_config(model.adapter, weights.config, what=what)
+        there = read_config(model.adapter, weights.config, adapters=adapters, what=what)
         differences = model.differences_from(there, besides=overridden)
         if differences:
             raise CheckpointError(f"{what} is not {model}", hint="\n".join(differences))
-        ours = model.from_hf(weights, what=what)
+        ours = model.from_hf(weights, leave_out=leave_out, what=what)
         if ranks.is_first:
             for notice in model.table.notices(weights.tensors):
                 log.warning("%s: %s", what, notice)

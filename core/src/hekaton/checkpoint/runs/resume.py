@@ -30,7 +30,7 @@ from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_to_json
 from hekaton.identity.resume import compare
 from hekaton.identity.values import shown
-from hekaton.weights.counterpart import Counterpart, adapter_of, build_format
+from hekaton.weights.counterpart import Counterpart, adapter_of, adapters_of, build_format
 from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
 from hekaton.weights.merge import added, as_unconverted
 
@@ -269,6 +269,8 @@ class RunCheckpoints:
                 parts["model"],
                 overridden=self._config.model.overrides,
                 quantized=settings.initial_load_in_hf_quantized,
+                leave_out=settings.initial_load_leave_out,
+                adapters=adapters_of(self._plugins),
                 **self._in_hf(),
             )
             self._came_from(facts)

@@ -147,6 +147,8 @@ class CheckpointSection(SectionModel):
     initial_load_in_hf_quantized: Annotated[bool, OnlyWith("initial_load_in_hf")] = False
     """``initial_load_path`` must hold quantized safetensors. They are decoded in any case, where their
     ``config.json`` says so."""
+    initial_load_leave_out: Annotated[list[str], OnlyWith("initial_load_in_hf")] = []
+    """Other models in the folder at ``initial_load_path`` that are not read: ``["vision"]`` of Llama 4."""
     last_save_model_only: bool = False
     """Save only the model at the last step: smaller, and the run cannot resume from that step."""
     last_save_in_hf: bool = False
