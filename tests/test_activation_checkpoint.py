@@ -77,7 +77,7 @@ class Step:
             torch._dynamo.reset()
             set_memory_budget(section, Path("unused"))
             layout = Layout(
-                plan=PLAN, words={}, tensor=TensorContext(sequence_parallel=False, loss_parallel=False)
+                plan=PLAN, styles={}, tensor=TensorContext(sequence_parallel=False, loss_parallel=False)
             )
             apply_compile(model, layout, CompileSection(enable=True, backend="aot_eager"))
         materialize(model, torch.device("cpu"))

@@ -91,7 +91,7 @@ def test_the_dry_run_places_experts_and_counts_what_is_sent(tmp_path):
     explained = json.loads(done.stdout)
     rows = {row["name"]: row for row in explained["parameters"]}
     experts = rows["layers.*.moe.experts.w1"]
-    assert experts["word"] == "grouped_experts"
+    assert experts["style"] == "grouped_experts"
     assert experts["placement"].keys() == {"efsdp", "ep"}
     assert experts["local"] == [[[1, 16, 32], 8]]
     sent = [one for one in explained["messages"] if one["axis"] == "ep" and one["kind"] == "all_to_all"]

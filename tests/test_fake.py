@@ -111,16 +111,16 @@ def test_a_tied_embedding_is_cut_by_tensor_parallel(show):
     assert json.loads(out)["held"]["parameters"] == (cut // 4 + 13 * 256 // 2) * 4
 
 
-def test_words_that_place_a_tied_parameter_differently_are_refused(show):
+def test_styles_that_place_a_tied_parameter_differently_are_refused(show):
     status, _, err = show(
         "--parallelism.tensor_parallel_degree", "2", extra='[parallelism.plan]\noutput = "replicate"\n'
     )
     assert status == 2
     assert err.startswith(
-        "error: tok_embeddings.weight and output.weight are one tied parameter, and the tensor-parallel words "
+        "error: tok_embeddings.weight and output.weight are one tied parameter, and the tensor-parallel styles "
         "of their modules place it differently: cut along dim 0, and whole on every rank"
     )
-    assert "give both modules words that cut it alike" in err
+    assert "give both modules styles that cut it alike" in err
 
 
 BROKEN = {

@@ -29,7 +29,7 @@ def said(*flags: str, world_size: int | None = None, model: str = "llama3") -> s
             [
                 "tensor_parallel_degree = 4 does not divide hidden_dim = 66 of llama3 debugmodel, by which "
                 "layers.*.feed_forward.w1, layers.*.feed_forward.w2, layers.*.feed_forward.w3 are cut",
-                "choose one of 1, 2, or another word in [parallelism.plan]",
+                "choose one of 1, 2, or another style in [parallelism.plan]",
                 f"from: {TP}",
             ],
         ),

@@ -64,7 +64,7 @@ def test_where_parameters_lie(show):
         "layers.*.attention_norm.weight", "layers.*.ffn_norm.weight",
     }  # fmt: skip
     colwise = rows["layers.*.feed_forward.w1.weight"]
-    assert (colwise["count"], colwise["word"], colwise["shape"]) == (LAYERS, "colwise", [HIDDEN, DIM])
+    assert (colwise["count"], colwise["style"], colwise["shape"]) == (LAYERS, "colwise", [HIDDEN, DIM])
     assert colwise["placement"] == {"fsdp": "dim 0 of tp's part", "tp": "dim 0"}
     assert colwise["local"] == [[[16, DIM], 6]]
     rowwise = rows["layers.*.feed_forward.w2.weight"]

@@ -65,10 +65,10 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def help_of(words: list[str]) -> str:
-    """What ``hekaton WORDS --help`` prints, on a terminal of 100 columns without colours."""
+def help_of(arguments: list[str]) -> str:
+    """What ``hekaton ARGUMENTS --help`` prints, on a terminal of 100 columns without colours."""
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     environment |= {"COLUMNS": "100", "NO_COLOR": "1", DISABLE_VARIABLE: ",".join(third_party_plugins())}
-    command = [sys.executable, "-m", "hekaton", *words, "--help"]
+    command = [sys.executable, "-m", "hekaton", *arguments, "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())

@@ -93,7 +93,7 @@ def sections(path: str, schema: type[SectionModel], *, note: str = "", level: st
         if inner is not None:
             nested += sections(f"{path}.{name}", inner, level=level)
         else:
-            rows.append([code(name), type_words(field), default_words(field), meaning(field)])
+            rows.append([code(name), type_text(field), default_text(field), meaning(field)])
     parts = [
         f"{level} [{path}]",
         note,
@@ -106,23 +106,23 @@ def sections(path: str, schema: type[SectionModel], *, note: str = "", level: st
     return [*parts, *nested]
 
 
-def type_words(field: FieldInfo) -> str:
-    return " ".join([annotation_words(field.annotation), *bounds(field.metadata)])
+def type_text(field: FieldInfo) -> str:
+    return " ".join([annotation_text(field.annotation), *bounds(field.metadata)])
 
 
-def annotation_words(annotation: Any) -> str:
+def annotation_text(annotation: Any) -> str:
     """A type as a user of TOML would call it; ``None`` is what not setting the key means."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
         return ""
     if origin is typing.Annotated:
-        return " ".join([annotation_words(arguments[0]), *bounds(arguments[1:])])
+        return " ".join([annotation_text(arguments[0]), *bounds(arguments[1:])])
     if origin is typing.Literal:
         return ", ".join(code(json.dumps(choice)) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(filter(None, map(annotation_words, arguments))))
+        return " or ".join(dict.fromkeys(filter(None, map(annotation_text, arguments))))
     if origin is list:
-        return f"list of {annotation_words(arguments[0])}"
+        return f"list of {annotation_text(arguments[0])}"
     if origin is dict:
         return "table"
     return WORDS.get(annotation) or code(getattr(annotation, "__name__", annotation))
@@ -146,7 +146,7 @@ def bounds(metadata: Iterable[object]) -> list[str]:
     return words
 
 
-def default_words(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
     value = default_of(field)
     return "" if value is None else code(toml_value(value))
 

@@ -158,7 +158,7 @@ PLAN = "--parallelism.plan"
 WHOLE_FEED_FORWARD = json.dumps(
     {"layers.*.feed_forward.{w1,w2,w3}": "replicate", "layers.*.feed_forward": "replicate"}
 )
-STRANGERS_WORD = json.dumps({"layers.*.feed_forward.{w1,w3}": "even_columns"})
+STRANGERS_STYLE = json.dumps({"layers.*.feed_forward.{w1,w3}": "even_columns"})
 STAGES = json.dumps(
     [
         ["tok_embeddings", *(f"layers.{i}" for i in range(4))],
@@ -166,7 +166,7 @@ STAGES = json.dumps(
     ]
 )
 OPTIONS = [
-    case("tp2", PLAN, STRANGERS_WORD, title="plan with another plugin's word"),
+    case("tp2", PLAN, STRANGERS_STYLE, title="plan with another plugin's style"),
     case("tp2", "--parallelism.no-sequence_parallel", PLAN, WHOLE_FEED_FORWARD,
          title="no-sequence_parallel, feed_forward replicated"),
     case("pp2", "--parallelism.module_fqns_per_model_part", STAGES, title="module_fqns_per_model_part"),

@@ -229,15 +229,15 @@ class AdaptValues:
             parts = [f"{name}.base.weight", f"{name}.a.weight", f"{name}.b.weight"]
             merges.append(Merge(into=f"{name}.weight", parts=parts, make=merge))
         qkv = "layers.*.attention.{wq,wk,wv}"
-        tensor = {pattern: word for pattern, word in draft.plan.tensor.items() if pattern != qkv}
+        tensor = {pattern: style for pattern, style in draft.plan.tensor.items() if pattern != qkv}
         init = dict(draft.init)
         values = init.pop(f"{qkv}.weight")
         attention = "layers.*.attention"
         init |= {f"{attention}.{{wq,wk}}.weight": values, f"{attention}.wv.{{base,a,b}}.weight": values}
         draft = replace(draft, plan=replace(draft.plan, tensor=tensor), init=init, merges=merges)
-        words = {f"{attention}.{{wq,wk}}": "colwise", f"{attention}.wv.{{base,b}}": "colwise"}
-        words[f"{attention}.wv.a"] = "replicate"
-        return replace(draft.with_rows(tensor=words), trained=["layers.*.attention.wv.{a,b}.weight"])
+        styles = {f"{attention}.{{wq,wk}}": "colwise", f"{attention}.wv.{{base,b}}": "colwise"}
+        styles[f"{attention}.wv.a"] = "replicate"
+        return replace(draft.with_rows(tensor=styles), trained=["layers.*.attention.wv.{a,b}.weight"])
 
 
 def merge(parts):

@@ -32,7 +32,7 @@ from hekaton.parallel.experts import ExpertGroup, expert_rows
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
 from hekaton.parallel.pipeline import cut, stage_layout
 from hekaton.parallel.plan import ParallelPlan, check_plan, ends
-from hekaton.parallel.tensor import TensorContext, Word, tensor_rows
+from hekaton.parallel.tensor import StyleMaker, TensorContext, tensor_rows
 from hekaton.parallel.ties import tie, ties
 from hekaton.patterns import with_owners
 from hekaton.plugins import Plugins
@@ -219,12 +219,12 @@ def make_layout(
     context_group: ContextGroup | None = None,
     expert_group: ExpertGroup | None = None,
 ) -> Layout:
-    """Make the model's plan concrete: look up its words and strategies, cut its stages. Moves nothing.
+    """Make the model's plan concrete: look up its styles and strategies, cut its stages. Moves nothing.
 
-    :raises ConfigError: for what the plan cannot do, :class:`UnknownName` for a word nobody contributes.
+    :raises ConfigError: for what the plan cannot do, :class:`UnknownName` for a style nobody contributes.
     """
     settings = config.parallelism
-    words = expert_words(meta, config, plugins)
+    styles = expert_styles(meta, config, plugins)
     dispatcher = None
     if expert_group is not None:
         dispatcher = build_component(config, plugins, Dispatcher, config.expert_dispatcher(), expert_group)
@@ -234,45 +234,46 @@ def make_layout(
         context = build_component(config, plugins, ContextParallel, strategy, context_group)
     return Layout(
         plan=meta.plan,
-        words=tensor_words(meta, config, plugins) if dims.tp > 1 else {},
+        styles=tensor_styles(meta, config, plugins) if dims.tp > 1 else {},
         parallelize=meta.spec.parallelize,
         tensor=TensorContext(
             sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
         ),
         context=context,
-        experts=words,
+        experts=styles,
         dispatcher=dispatcher,
         stages=stage_layout(meta.model, meta.plan, settings) if dims.pp > 1 else None,
     )
 
 
-def tensor_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[str, Word]:
+def tensor_styles(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[str, StyleMaker]:
     """Module name -> what makes its tensor-parallel style.
 
-    :raises UnknownName: for a word that nobody contributes, :class:`ConfigError` for a row that does not fit.
+    :raises UnknownName: for a style that nobody contributes.
+    :raises ConfigError: for a row that does not fit.
     """
     if meta.spec.parallelize is not None and not meta.plan.tensor:
         return {}
     rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
-    for word in sorted(set(rows.values())):
-        plugins.get(ParallelStyle, word)
+    for style in sorted(set(rows.values())):
+        plugins.get(ParallelStyle, style)
     return {
-        name: partial(build_component, config, plugins, ParallelStyle, word) for name, word in rows.items()
+        name: partial(build_component, config, plugins, ParallelStyle, style) for name, style in rows.items()
     }
 
 
-def expert_words(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[str, Word]:
+def expert_styles(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[str, StyleMaker]:
     """Name of each layer of experts -> what makes the style by which its experts are cut.
 
-    :raises UnknownName: for a word that nobody contributes, where experts are cut.
+    :raises UnknownName: for a style that nobody contributes, where experts are cut.
     """
     rows = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
     settings = config.parallelism
     if settings.expert_parallel_degree * settings.expert_tensor_parallel_degree > 1:
-        for word in sorted(set(rows.values())):
-            plugins.get(ParallelStyle, word)
+        for style in sorted(set(rows.values())):
+            plugins.get(ParallelStyle, style)
     return {
-        name: partial(build_component, config, plugins, ParallelStyle, word) for name, word in rows.items()
+        name: partial(build_component, config, plugins, ParallelStyle, style) for name, style in rows.items()
     }
 
 

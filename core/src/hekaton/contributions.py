@@ -114,7 +114,7 @@ class Section(Contribution):
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelStyle(Component):
-    """A word for the ``tensor`` rows of parallel plans.
+    """A style for the ``tensor`` rows of parallel plans.
 
     ``build(section, context)`` is given a :class:`hekaton.parallel.tensor.TensorContext` and returns a
     :class:`torch.distributed.tensor.parallel.ParallelStyle`.
@@ -281,7 +281,9 @@ class IdentitySubject(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Contribution):
-    """A verb of the ``hekaton`` command. ``run(arguments)`` is given the words after the verb and returns the
-    exit status."""
+    """A verb of the ``hekaton`` command.
+
+    ``run(arguments)`` is given the arguments after the verb and returns the exit status.
+    """
 
     run: Ref

@@ -42,7 +42,7 @@ class Draft:
     :param what: the model's name, for messages.
     :param config: the model's configuration.
     :param model: the module on the meta device; it may be changed in place.
-    :param plan: how the model is cut. :meth:`with_words` replaces words of its tensor rows.
+    :param plan: how the model is cut. :meth:`with_styles` replaces styles of its tensor rows.
     :param init: parameter-name pattern -> initialiser; parameters that are added need a row.
     :param trained: patterns of the parameters that are trained; ``None`` for all that require a gradient in
         the module. Others are frozen: they get no gradient and no optimizer state.
@@ -61,9 +61,9 @@ class Draft:
     rows: Sequence[Row] = ()
     export_format: str = "hf"
 
-    def with_words(self, words: Mapping[str, str]) -> Draft:
-        """The draft with words of the plan's tensor rows replaced (``{"colwise": "float8_colwise"}``)."""
-        rows = {pattern: words.get(word, word) for pattern, word in self.plan.tensor.items()}
+    def with_styles(self, styles: Mapping[str, str]) -> Draft:
+        """The draft with styles of the plan's tensor rows replaced (``{"colwise": "float8_colwise"}``)."""
+        rows = {pattern: styles.get(style, style) for pattern, style in self.plan.tensor.items()}
         return replace(self, plan=replace(self.plan, tensor=rows))
 
     def with_rows(

@@ -96,7 +96,7 @@ def test_schema_to_where_nothing_can_be_written(hekaton):
 def test_schema_takes_one_file(hekaton):
     status, _, err = hekaton("config", "schema", "a", "b")
     assert status == 2
-    assert err.startswith("error: unexpected words 'a b'")
+    assert err.startswith("error: unexpected arguments 'a b'")
 
 
 def test_an_unknown_verb(hekaton):

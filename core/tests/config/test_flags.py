@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hekaton.config.flags import help_text, read_value, split_files, type_words
+from hekaton.config.flags import help_text, read_value, split_files, type_text
 from hekaton.config.job import JobConfig, config_class
 
 
@@ -94,7 +94,7 @@ def test_a_negated_flag_is_shown_as_it_was_given(load_run):
         (["--compile.no-enable=true"], "--compile.no-enable takes no value"),
         (
             ["--model.converters", "halves", "halves"],
-            "unexpected word 'halves'\n  files come before flags; lists are a,b,c",
+            "unexpected argument 'halves'\n  files come before flags; lists are a,b,c",
         ),
         (
             ["--training.steps", "many"],
@@ -154,11 +154,11 @@ def test_the_type_says_how_a_value_is_read(annotation, text, value):
 
 
 @pytest.mark.parametrize(
-    ("annotation", "words"),
+    ("annotation", "text"),
     [(int | None, "int"), (list[list[str]], "list of list of str"), (dict[str, int], "table")],
 )
-def test_types_in_words(annotation, words):
-    assert type_words(annotation) == words
+def test_types_are_described(annotation, text):
+    assert type_text(annotation) == text
 
 
 def test_help_describes_every_flag_of_core_and_plugins(load_run):

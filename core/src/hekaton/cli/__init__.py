@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal ended after a save (start it again), 130 for what a signal ended without one. What is nobody's to
     cure but ours is raised.
 
-    :param argv: the words after ``hekaton``; by default those of the process.
+    :param argv: the arguments after ``hekaton``; by default those of the process.
     """
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -94,19 +94,19 @@ def plugin_flags(arguments: Sequence[str]) -> tuple[PluginFlags, list[str]]:
 
     Both are lists (``a,b``), may be repeated, and take their value as ``--flag value`` or ``--flag=value``.
 
-    :returns: the flags, and the other words.
+    :returns: the flags, and the other arguments.
     :raises ConfigError: for a flag without its value.
     """
     values: dict[str, list[str]] = {flag: [] for flag in PLUGIN_FLAGS}
     others = []
-    words = iter(arguments)
-    for word in words:
-        flag, equals, value = word.partition("=")
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
         if flag not in values:
-            others.append(word)
+            others.append(argument)
             continue
         if not equals:
-            value = next(words, "")
+            value = next(remaining, "")
         if not value or value.startswith("--"):
             raise ConfigError(f"{flag} needs a value")
         values[flag] += value.split(",")
@@ -116,31 +116,31 @@ def plugin_flags(arguments: Sequence[str]) -> tuple[PluginFlags, list[str]]:
 
 def _dispatch(arguments: list[str]) -> int:
     flags, _ = plugin_flags(arguments)
-    leading, words = _split_at_verb(arguments)
-    if words and words[0] == "--version":
+    leading, rest = _split_at_verb(arguments)
+    if rest and rest[0] == "--version":
         print(f"hekaton {__version__}")
         return 0
-    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+    if rest and rest[0].startswith("-") and rest[0] not in ("-h", "--help"):
         raise ConfigError(
-            f"unknown option '{words[0]}' before the verb",
-            hint=choices_hint(words[0], ["--help", "--version", *PLUGIN_FLAGS])
+            f"unknown option '{rest[0]}' before the verb",
+            hint=choices_hint(rest[0], ["--help", "--version", *PLUGIN_FLAGS])
             + "\nflags of a run come after its verb: hekaton train FILE [flags]",
         )
     plugins = flags.discover()
-    if not words or words[0] in ("-h", "--help"):
+    if not rest or rest[0] in ("-h", "--help"):
         print(_usage(plugins))
         return 0
-    verb = words[0]
+    verb = rest[0]
     command = plugins.get(Command, verb)
     if plugins.all(Command)[verb].plugin.name != CORE_PLUGIN:
         # The core's verbs check for themselves: a TOML file may disable what clashes, and `plugins` shows it.
         plugins.check()
-    status: int = command.run.load()([*words[1:], *leading])
+    status: int = command.run.load()([*rest[1:], *leading])
     return status
 
 
 def _split_at_verb(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The plugin flags in front of the verb (the verb gets them behind its own words), and the rest."""
+    """The plugin flags in front of the verb (the verb gets them behind its own arguments), and the rest."""
     start = 0
     while start < len(arguments) and arguments[start].partition("=")[0] in PLUGIN_FLAGS:
         start += 1 if "=" in arguments[start] else 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hekaton.cli.words import as_path
+from hekaton.cli.arguments import as_path
 from hekaton.errors import CheckpointError, ConfigError, choices_hint
 from hekaton.urls import is_url
 
@@ -45,19 +45,19 @@ def run(arguments: list[str]) -> int:
     """
     from hekaton.cli import plugin_flags
 
-    _, words = plugin_flags(arguments)
-    if not words or set(words) & {"-h", "--help"}:
+    _, rest = plugin_flags(arguments)
+    if not rest or set(rest) & {"-h", "--help"}:
         print(USAGE)
         return 0
-    verb, *words = words
+    verb, *rest = rest
     if verb not in OPTIONS:
         raise ConfigError(f"unknown verb 'checkpoint {verb}'", hint=choices_hint(verb, OPTIONS))
-    options = {word for word in words if word.startswith("-")}
+    options = {argument for argument in rest if argument.startswith("-")}
     for option in sorted(options - set(OPTIONS[verb])):
         raise ConfigError(
             f"unknown option {option} of hekaton checkpoint {verb}", hint=USAGE.split("\n\n")[0]
         )
-    paths = [word for word in words if not word.startswith("-")]
+    paths = [argument for argument in rest if not argument.startswith("-")]
     if len(paths) != 1:
         raise ConfigError(f"hekaton checkpoint {verb} takes one PATH", hint=USAGE.split("\n\n")[0])
 

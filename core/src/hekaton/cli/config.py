@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from hekaton.cli.words import as_path, load_files, take_number
+from hekaton.cli.arguments import as_path, load_files, take_number
 from hekaton.errors import ConfigError, choices_hint
 
 USAGE = """\
@@ -33,20 +33,20 @@ def run(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     verbs = {"check": check, "show": show, "schema": schema}
-    verb, *words = arguments
+    verb, *rest = arguments
     if verb not in verbs:
         raise ConfigError(f"unknown verb 'config {verb}'", hint=choices_hint(verb, verbs))
-    verbs[verb](words)
+    verbs[verb](rest)
     return 0
 
 
-def check(words: list[str]) -> None:
+def check(arguments: list[str]) -> None:
     """Print notices and ``OK``, or raise what is wrong."""
     from hekaton.config.base import MAX_PROCESSES
     from hekaton.config.device_defaults import for_device
 
-    world_size, words = take_number(words, "--world_size", at_least=1, at_most=MAX_PROCESSES)
-    loaded = load_files(words)
+    world_size, arguments = take_number(arguments, "--world_size", at_least=1, at_most=MAX_PROCESSES)
+    loaded = load_files(arguments)
     import torch
 
     from hekaton.rules import check as check_rules
@@ -66,16 +66,16 @@ def check(words: list[str]) -> None:
     print(f"OK: {loaded.config.model.name} {loaded.config.model.flavor}{where}{mode}")
 
 
-def show(words: list[str]) -> None:
+def show(arguments: list[str]) -> None:
     """Print values and origins, section by section; or the layout."""
-    if "--parallel" in words:
+    if "--parallel" in arguments:
         from hekaton.cli.layout import show_layout
 
-        show_layout([word for word in words if word != "--parallel"])
+        show_layout([argument for argument in arguments if argument != "--parallel"])
         return
     from hekaton.config.base import CompatSection, dotted, is_idle, toml_value, walk
 
-    loaded = load_files(words)
+    loaded = load_files(arguments)
     for notice in loaded.notices:
         print(f"notice: {notice}")
     data = loaded.config.model_dump(mode="json")
@@ -96,24 +96,26 @@ def show(words: list[str]) -> None:
             print(f"{name:{names}}  {value:24}  {origin}")
 
 
-def schema(words: list[str]) -> None:
+def schema(arguments: list[str]) -> None:
     """Write the JSON schema."""
     from hekaton.cli import plugin_flags
     from hekaton.config import json_schema
 
-    flags, words = plugin_flags(words)
-    if len(words) > 1 or any(word.startswith("-") for word in words):
-        raise ConfigError(f"unexpected words '{' '.join(words)}'", hint="hekaton config schema [FILE]")
+    flags, arguments = plugin_flags(arguments)
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        raise ConfigError(
+            f"unexpected arguments '{' '.join(arguments)}'", hint="hekaton config schema [FILE]"
+        )
     plugins = flags.discover()
     plugins.check()
     text = json.dumps(json_schema(plugins), indent=2) + "\n"
-    if not words:
+    if not arguments:
         sys.stdout.write(text)
         return
     try:
-        as_path(words[0]).write_text(text, encoding="utf-8")
+        as_path(arguments[0]).write_text(text, encoding="utf-8")
     except OSError as e:
-        raise ConfigError(f"cannot write '{words[0]}': {e.strerror}") from e
+        raise ConfigError(f"cannot write '{arguments[0]}': {e.strerror}") from e
 
 
 def _origin(path: str, origins: Mapping[str, str]) -> str:

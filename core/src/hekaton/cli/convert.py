@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hekaton.cli import plugin_flags
-from hekaton.cli.words import as_path
+from hekaton.cli.arguments import as_path
 from hekaton.contributions import CheckpointFormat
 from hekaton.errors import ConfigError, choices_hint
 
@@ -46,13 +46,13 @@ _MODEL = ("model_name", "model_flavor")
 
 def run(arguments: list[str]) -> int:
     """Run ``hekaton convert ARGUMENTS``."""
-    flags, words = plugin_flags(arguments)
-    if not words or set(words) & {"-h", "--help"}:
+    flags, rest = plugin_flags(arguments)
+    if not rest or set(rest) & {"-h", "--help"}:
         print(USAGE)
         return 0
     plugins = flags.discover()
     plugins.check()
-    verb, *rest = words
+    verb, *rest = rest
     way, _, name = verb.partition("-")
     if verb == "to-torch":
         _to_torch(_parsed(rest))
@@ -73,7 +73,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"hekaton convert: {message}", hint="hekaton convert --help")
 
 
-def _parsed(words: list[str], *options: str) -> argparse.Namespace:
+def _parsed(arguments: list[str], *options: str) -> argparse.Namespace:
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("source", metavar="IN", type=as_path)
     parser.add_argument("target", metavar="OUT", type=as_path)
@@ -83,7 +83,7 @@ def _parsed(words: list[str], *options: str) -> argparse.Namespace:
         )
         choices = ["float32", "bfloat16", "float16"] if option == "export_dtype" else None
         parser.add_argument(f"--{option}", type=of_type, choices=choices)
-    return parser.parse_args(words)
+    return parser.parse_args(arguments)
 
 
 def _names(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hekaton.cli.words import take_number
+from hekaton.cli.arguments import take_number
 from hekaton.errors import ConfigError, choices_hint
 
 USAGE = """\
@@ -39,13 +39,13 @@ def run(arguments: list[str]) -> int:
     if not arguments or set(arguments) & {"-h", "--help"}:
         print(USAGE)
         return 0
-    place, *words = arguments
-    if place not in PLACES:
-        raise ConfigError(f"unknown place '{place}' to launch a run in", hint=choices_hint(place, PLACES))
-    texts, words = take_texts(words)
+    target, *rest = arguments
+    if target not in PLACES:
+        raise ConfigError(f"unknown target '{target}' of hekaton launch", hint=choices_hint(target, PLACES))
+    texts, rest = take_texts(rest)
     numbers = {}
     for name, default in _NUMBERS.items():
-        found, words = take_number(words, f"--{name}", at_least=0 if name == "restarts" else 1)
+        found, rest = take_number(rest, f"--{name}", at_least=0 if name == "restarts" else 1)
         numbers[name] = default if found is None else found
     missing = [f"--{name}" for name in ("nodes", "gpus") if not numbers[name]]
     missing += [f"--{name}" for name in ("image", "claim") if not texts[name]]
@@ -53,17 +53,17 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"hekaton launch kubernetes needs {', '.join(missing)}", hint=USAGE.splitlines()[0])
     if texts["kind"] not in KINDS:
         raise ConfigError(f"unknown --kind '{texts['kind']}'", hint=choices_hint(texts["kind"], KINDS))
-    print(_manifests(texts, numbers, words), end="")
+    print(_manifests(texts, numbers, rest), end="")
     return 0
 
 
-def _manifests(texts: dict[str, str], numbers: dict[str, int], words: list[str]) -> str:
+def _manifests(texts: dict[str, str], numbers: dict[str, int], arguments: list[str]) -> str:
     from hekaton.config import load
     from hekaton.config.flags import split_files
     from hekaton.launch.kubernetes import Cluster, as_yaml, job_set, train_job
     from hekaton.rules import check
 
-    files, flags = split_files(words)
+    files, flags = split_files(arguments)
     if not files:
         raise ConfigError("hekaton launch kubernetes needs a FILE", hint=USAGE.splitlines()[0])
     loaded = load(files, flags)
@@ -95,17 +95,17 @@ def _contents(files: list[str]) -> dict[str, str]:
     return contents
 
 
-def take_texts(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Take this verb's own options out of the words.
+def take_texts(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Take this verb's own options out of the arguments.
 
     :raises ConfigError: for one without its value.
     """
     values, others = dict(_TEXTS), []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
         if name.removeprefix("--") not in _TEXTS or not name.startswith("--"):
-            others.append(word)
+            others.append(argument)
             continue
         value = value if equals else next(rest, "")
         if not value or value.startswith("--"):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hekaton.cli.words import load_files, take_number
+from hekaton.cli.arguments import load_files, take_number
 
 if TYPE_CHECKING:
     from hekaton.dry_run.explain import Explanation, ParameterRow, StageRow
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def show_layout(words: list[str]) -> None:
+def show_layout(arguments: list[str]) -> None:
     """Print the layout that files and flags make, as text or JSON.
 
     :raises ConfigErrors: for everything that is wrong with it.
     """
     from hekaton.config.base import MAX_PROCESSES
 
-    world_size, words = take_number(words, "--world_size", at_least=1, at_most=MAX_PROCESSES)
-    rank, words = take_number(words, "--rank", at_least=0)
-    as_json = "--json" in words
-    loaded = load_files([word for word in words if word != "--json"])
+    world_size, arguments = take_number(arguments, "--world_size", at_least=1, at_most=MAX_PROCESSES)
+    rank, arguments = take_number(arguments, "--rank", at_least=0)
+    as_json = "--json" in arguments
+    loaded = load_files([argument for argument in arguments if argument != "--json"])
 
     from hekaton.dry_run.fake import rank_of, smallest_world
     from hekaton.rules import check
@@ -55,7 +55,7 @@ def _lines(layout: Explanation) -> Iterator[str]:
         rows = [(str(row.stage), f"pp rank {row.pp_rank}", _modules(row)) for row in layout.stages]
         yield from _table(("stage", "runs on", "modules"), rows)
     yield "\nparameters:"
-    header = ("name", "times", "word", "shape", "placement", "on a rank")
+    header = ("name", "times", "style", "shape", "placement", "on a rank")
     yield from _table(header, [_parameter(row) for row in layout.parameters])
     yield f"\nrank {layout.rank} holds:"
     at_most = {**layout.held, "at most, with activations (estimate)": layout.peak}
@@ -84,7 +84,7 @@ def _parameter(row: ParameterRow) -> tuple[str, ...]:
         local = _shape(row.local[0][0])
     else:
         local = ", ".join(f"{_shape(shape)} on {ranks}" for shape, ranks in row.local)
-    return row.name, str(row.count), row.word or "-", _shape(row.shape), placement or "whole", local
+    return row.name, str(row.count), row.style or "-", _shape(row.shape), placement or "whole", local
 
 
 def _modules(row: StageRow) -> str:

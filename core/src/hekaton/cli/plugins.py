@@ -26,15 +26,15 @@ STYLES = {"ok": "green", "disabled": "dim", "incompatible": "yellow", "broken": 
 
 def run(arguments: list[str]) -> int:
     """:returns: 0, or 2 when plugins clash or break a rule; one that merely fails to import is listed."""
-    flags, words = plugin_flags(arguments)
-    if set(words) & {"-h", "--help"}:
+    flags, rest = plugin_flags(arguments)
+    if set(rest) & {"-h", "--help"}:
         print(USAGE)
         return 0
-    unknown = [word for word in words if word != "--json"]
+    unknown = [argument for argument in rest if argument != "--json"]
     if unknown:
         raise ConfigError(f"unknown argument '{unknown[0]}' of hekaton plugins", hint=USAGE.splitlines()[0])
     plugins = flags.discover()
-    if words:
+    if rest:
         print(json.dumps(_as_json(plugins), indent=2))
     elif sys.stdout.isatty():
         _print_rich(plugins)

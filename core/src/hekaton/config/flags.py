@@ -48,17 +48,17 @@ class Flag:
 
 
 def split_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take apart the words after a verb: files come first, then flags."""
-    first = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
+    """Take apart the arguments after a verb: files come first, then flags."""
+    first = next((i for i, argument in enumerate(arguments) if argument.startswith("--")), len(arguments))
     return list(arguments[:first]), list(arguments[first:])
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    return any(word in HELP for word in arguments)
+    return any(argument in HELP for argument in arguments)
 
 
 def parse_flags(
-    config: type[SectionModel], words: Sequence[str]
+    config: type[SectionModel], arguments: Sequence[str]
 ) -> tuple[list[Flag], list[ConfigError], list[str]]:
     """Read flags as the sections of ``config`` say.
 
@@ -70,14 +70,14 @@ def parse_flags(
     flags: dict[Path, Flag] = {}
     problems: list[ConfigError] = []
     notices = []
-    rest = list(words)
+    rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
             hint = "files come before flags; lists are a,b,c"
-            problems.append(ConfigError(f"unexpected word '{word}'", hint=hint))
+            problems.append(ConfigError(f"unexpected argument '{argument}'", hint=hint))
             continue
-        text, equals, value = word.partition("=")
+        text, equals, value = argument.partition("=")
         try:
             path, found, negative = _find(config, text)
             flag = Flag(path, _take(found, text, value if equals else None, rest, negative), text)
@@ -127,7 +127,7 @@ def _find(config: type[SectionModel], text: str) -> tuple[Path, FieldInfo | None
 
 
 def _take(field: FieldInfo | None, text: str, value: str | None, rest: list[str], negative: bool) -> Any:
-    """The value of a flag, from its own word or the next one."""
+    """The value of a flag, from its own argument or the next one."""
     boolean = field is not None and bool in kinds(field.annotation)
     if negative:
         if value is not None:
@@ -155,8 +155,8 @@ def read_value(annotation: Any, text: str) -> Any:
     if list in allowed:
         if text.startswith("["):
             return _json_or(text, text)
-        words = [word.strip() for word in _COMMA.split(text)] if text else []
-        return [word if str in _item_kinds(annotation) else _number(word) for word in words]
+        items = [item.strip() for item in _COMMA.split(text)] if text else []
+        return [item if str in _item_kinds(annotation) else _number(item) for item in items]
     if dict in allowed:
         return _json_or(text, text)
     return text if str in allowed else _number(text)
@@ -200,7 +200,7 @@ def _json_or(text: str, otherwise: Any) -> Any:
 
 
 INTRODUCTION = """\
-A flag is --section.field VALUE or --section.field=VALUE and counts more than files do.
+A flag is --section.field VALUE or --section.field=VALUE and overrides files.
 On or off: --section.field or --section.no-field. Lists: a,b,c. Tables: JSON, or --section.field.key VALUE."""
 
 
@@ -215,7 +215,7 @@ def help_text(config: type[SectionModel], *, usage: str) -> str:
             at = path[:-1]
             lines += ["", f"[{dotted(at)}]  {_first_line(inside[-1].__doc__)}".rstrip()]
         description = " ".join((field.description or "").replace("``", "").split())
-        lines.append(f"  --{dotted(path)} {type_words(field.annotation)}")
+        lines.append(f"  --{dotted(path)} {type_text(field.annotation)}")
         lines += [f"      {line}" for line in _described(description, field)]
     return "\n".join(lines)
 
@@ -237,17 +237,17 @@ def _described(description: str, field: FieldInfo) -> Iterator[str]:
         yield f"only with {' or '.join(needs)}"
 
 
-def type_words(annotation: Any) -> str:
-    """A type in the words of a person who writes TOML: ``int``, ``list of str``, ``"linear" | "sqrt"``."""
+def type_text(annotation: Any) -> str:
+    """A type as the help describes it: ``int``, ``list of str``, ``"linear" | "sqrt"``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return type_words(arguments[0])
+        return type_text(arguments[0])
     if origin is Literal:
         return " | ".join(map(toml_value, arguments))
     if origin in (Union, types.UnionType):
-        return " | ".join(type_words(argument) for argument in arguments if argument is not type(None))
+        return " | ".join(type_text(argument) for argument in arguments if argument is not type(None))
     if origin in (list, tuple, set):
-        return f"list of {type_words(arguments[0])}"
+        return f"list of {type_text(arguments[0])}"
     if origin is dict or annotation is dict:
         return "table"
     if isinstance(annotation, type) and issubclass(annotation, SectionModel):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sources import Values
-from hekaton.config.validation import UNSET, is_off, set_value, words
+from hekaton.config.validation import UNSET, described, is_off, set_value
 from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
 from hekaton.errors import ConfigError, HekatonError, PluginError, UnknownName
 from hekaton.overrides import overridden
@@ -150,7 +150,7 @@ def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:
             owner = f"{spec.name} {flavor}" if len(wrong.path) == 1 else dotted(path[:-1])
             message = f"{dotted(path)}: {owner} has no field '{path[-1]}'"
         elif wrong.detail is not None:
-            message = f"{dotted(path)} {words(wrong.detail)}"
+            message = f"{dotted(path)} {described(wrong.detail)}"
         else:
             message = f"{dotted(path)}: {wrong.message}"
         yield ConfigError(message, origin=values.origin(path), hint=wrong.hint)

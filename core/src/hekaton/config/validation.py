@@ -1,4 +1,4 @@
-"""What is wrong with values, in words; and which of them have no effect or are refused."""
+"""What is wrong with values, as sentences; and which of them have no effect or are refused."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def describe(
         else:
             expected = str(detail.get("ctx", {}).get("expected", ""))
             problems[path] = ConfigError(
-                f"{dotted(path)}{index} {words(detail)}",
+                f"{dotted(path)}{index} {described(detail)}",
                 origin=values.origin(path),
                 hint=_did_you_mean(detail["input"], re.findall("'([^']*)'", expected)),
             )
     return problems
 
 
-def words(detail: Any) -> str:
+def described(detail: Any) -> str:
     """What pydantic finds wrong with a value, as the end of a sentence that starts with the field's name."""
     message: str = detail["msg"]
     value = toml_value(detail["input"])

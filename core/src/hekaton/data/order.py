@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Words: TypeAlias = npt.NDArray[np.uint64]
+Unsigned: TypeAlias = npt.NDArray[np.uint64]
 
 ROUNDS = 8
 _WORD = 2**64 - 1
@@ -44,7 +44,7 @@ def document_at(numbers: npt.NDArray[np.int64], *, documents: int, seed: int) ->
     return values.astype(np.int64)
 
 
-def _permuted(values: Words, key: Words, half: np.uint64) -> Words:
+def _permuted(values: Unsigned, key: Unsigned, half: np.uint64) -> Unsigned:
     """A permutation of the integers below ``4**half``, chosen by ``key``."""
     mask = (_ONE << half) - _ONE
     left, right = values >> half, values & mask
@@ -54,7 +54,7 @@ def _permuted(values: Words, key: Words, half: np.uint64) -> Words:
     return (left << half) | right
 
 
-def _mixed(values: Words) -> Words:
+def _mixed(values: Unsigned) -> Unsigned:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit depends on every bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -30,14 +30,14 @@ class ParameterRow:
 
     :param name: their name, with ``*`` for the number.
     :param count: how many there are.
-    :param word: the plan's word for their module, empty without tensor parallel.
+    :param style: the plan's style for their module, empty without tensor parallel.
     :param placement: mesh axis -> how it is placed over the axis's ranks; axes of one rank are left out.
     :param local: the shapes of its parts, each with the number of ranks (of those axes) that have it.
     """
 
     name: str
     count: int
-    word: str
+    style: str
     shape: Shape
     dtype: str
     placement: Mapping[str, str]
@@ -138,17 +138,17 @@ def _parameters(played: Played, config: JobConfig) -> Iterator[ParameterRow]:
     if dims.tp > 1:
         rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
     if dims.ep * dims.etp > 1:
-        words = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
-        rows |= {f"{name}.experts": word for name, word in words.items()}
+        styles = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
+        rows |= {f"{name}.experts": style for name, style in styles.items()}
     alike: dict[tuple[Any, ...], int] = {}
     for name, parameter in whole.named_parameters():
         module = name.rpartition(".")[0]
-        word = next((rows[owner] for owner in with_owners(module) if owner in rows), "")
+        style = next((rows[owner] for owner in with_owners(module) if owner in rows), "")
         mesh: DeviceMesh | None = getattr(parameter, "device_mesh", None)
         placements = getattr(parameter, "placements", ())
         key = (
             re.sub(r"\.\d+(?=\.)", ".*", name),
-            word,
+            style,
             tuple(parameter.shape),
             str(parameter.dtype).removeprefix("torch."),
             tuple(mesh.mesh_dim_names or ()) if mesh is not None else (),
@@ -156,11 +156,11 @@ def _parameters(played: Played, config: JobConfig) -> Iterator[ParameterRow]:
             tuple(placements),
         )
         alike[key] = alike.get(key, 0) + 1
-    for (name, word, shape, dtype, axes, sizes, placements), count in alike.items():
+    for (name, style, shape, dtype, axes, sizes, placements), count in alike.items():
         yield ParameterRow(
             name=name,
             count=count,
-            word=word,
+            style=style,
             shape=shape,
             dtype=dtype,
             placement={

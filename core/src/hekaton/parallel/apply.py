@@ -23,8 +23,8 @@ from hekaton.parallel.fsdp import apply_fsdp, needs_fsdp
 from hekaton.parallel.pipeline import StageLayout, cut
 from hekaton.parallel.plan import ParallelPlan, blocks
 from hekaton.parallel.tensor import (
+    StyleMaker,
     TensorContext,
-    Word,
     apply_tensor_parallel,
     enable_async_tensor_parallel,
 )
@@ -40,8 +40,8 @@ class Layout:
     """A plan made concrete for one run: every choice that the steps below carry out.
 
     :param plan: the model's plan.
-    :param words: module name -> what makes its tensor-parallel style; empty without tensor parallel.
-    :param tensor: the switches of the words.
+    :param styles: module name -> what makes its tensor-parallel style; empty without tensor parallel.
+    :param tensor: the switches of the styles.
     :param context: the context-parallel strategy, ``None`` without context parallel.
     :param experts: name of a layer of experts -> what makes the style by which they are cut.
     :param dispatcher: brings tokens to experts on other ranks; ``None`` where there are none.
@@ -51,10 +51,10 @@ class Layout:
     """
 
     plan: ParallelPlan
-    words: Mapping[str, Word]
+    styles: Mapping[str, StyleMaker]
     tensor: TensorContext
     context: ContextStrategy | None = None
-    experts: Mapping[str, Word] = field(default_factory=dict)
+    experts: Mapping[str, StyleMaker] = field(default_factory=dict)
     dispatcher: Callable[..., Any] | None = None
     stages: StageLayout | None = None
     parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, JobConfig], None] | None = None
@@ -85,7 +85,7 @@ def parallelize(
             layout.parallelize(part, layout, meshes, dims, config)
             continue
         if dims.tp > 1:
-            apply_tensor_parallel(part, layout.words, meshes.dense["tp"], layout.tensor)
+            apply_tensor_parallel(part, layout.styles, meshes.dense["tp"], layout.tensor)
             if config.parallelism.enable_async_tensor_parallel:
                 enable_async_tensor_parallel(meshes.dense["tp"])
         if layout.context is not None:

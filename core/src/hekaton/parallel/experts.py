@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.plan import matching
-from hekaton.parallel.tensor import TensorContext, Word
+from hekaton.parallel.tensor import StyleMaker, TensorContext
 from hekaton.patterns import resolve
 
 
@@ -58,7 +58,7 @@ def has_own_mesh(dims: ParallelDims) -> bool:
 
 def prepare_experts(
     part: nn.Module,
-    words: Mapping[str, Word],
+    styles: Mapping[str, StyleMaker],
     meshes: Meshes,
     dims: ParallelDims,
     *,
@@ -68,24 +68,24 @@ def prepare_experts(
 ) -> None:
     """Cut the experts of each layer, and tell the layers of their neighbours.
 
-    :param words: name of a layer of experts -> what makes the style by which its ``experts`` are cut.
+    :param styles: name of a layer of experts -> what makes the style by which its ``experts`` are cut.
     :param dispatcher: takes the place of the layers' own, where experts are cut.
     """
     sequences = [meshes.batch[axis].get_group() for axis in ("cp", "tp") if getattr(dims, axis) > 1]
     layer: Any
     for name, layer in part.named_modules():
-        if name not in words:
+        if name not in styles:
             continue
         layer.sequence_groups = sequences
         layer.even = even
         if dims.ep * dims.etp > 1:
-            words[name](context)._apply(layer.experts, meshes.experts["ep", "etp"])
+            styles[name](context)._apply(layer.experts, meshes.experts["ep", "etp"])
             layer.dispatcher = dispatcher
             layer.copies = dims.etp
 
 
 def expert_rows(model: nn.Module, rows: Mapping[str, str], *, what: str) -> dict[str, str]:
-    """Name of each layer of experts -> its word.
+    """Name of each layer of experts -> its style.
 
     :param rows: the ``experts`` rows of a plan.
     """
@@ -109,13 +109,15 @@ class UnevenCut:
     size: int
 
 
-def uneven_cuts(layer: Any, word: Word, context: TensorContext, dims: ParallelDims) -> list[UnevenCut]:
+def uneven_cuts(
+    layer: Any, make_style: StyleMaker, context: TensorContext, dims: ParallelDims
+) -> list[UnevenCut]:
     """What the degrees do not divide; of styles that tell their ``placements``, by name of tensor and for the
     axes ``ep`` and ``etp``. Others answer for themselves.
 
     :param layer: on the meta device, whole.
     """
-    style: Any = word(context)
+    style: Any = make_style(context)
     found = []
     for name, placements in getattr(style, "placements", {}).items():
         shape = getattr(layer.experts, name).shape

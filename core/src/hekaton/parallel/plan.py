@@ -1,4 +1,4 @@
-"""The declarative plan: patterns over module names to words, and where blocks and pipeline stages are."""
+"""The declarative plan: patterns over module names to styles, and where blocks and pipeline stages are."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Stages:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelPlan:
-    """How a model is cut, in words that parallel styles give a meaning to.
+    """How a model is cut, by the names of parallel styles.
 
     :param block: pattern of the repeated module: the unit of FSDP, activation checkpointing and compile.
-    :param tensor: module pattern -> word, for tensor and sequence parallel. Once any row is given, every
+    :param tensor: module pattern -> style, for tensor and sequence parallel. Once any row is given, every
         parameter must be covered.
-    :param experts: pattern of layers of experts -> word, which says how the tensors of their experts are cut
+    :param experts: pattern of layers of experts -> style, which says how the tensors of their experts are cut
         under expert parallel and expert-tensor parallel; see :class:`hekaton.parallel.experts.ExpertLayer`.
     :param context: patterns of the modules where the sequence is split and attention must see all of it.
     :param stages: where a pipeline is cut.
@@ -112,5 +112,5 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
         raise ConfigError(
             f"plan of {what}: no row covers {', '.join(bare[:5])}"
             + (f" and {len(bare) - 5} more" if len(bare) > 5 else ""),
-            hint="give each its word, 'replicate' where it is not cut",
+            hint="give each its style, 'replicate' where it is not cut",
         )

@@ -1,4 +1,4 @@
-"""Tensor and sequence parallel: the plan's words, looked up among the contributed styles and applied."""
+"""Tensor and sequence parallel: the styles that a plan names, looked up and applied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorContext:
-    """The switches that change what a word means.
+    """The switches that change what a style means.
 
     :param sequence_parallel: between the cut layers each rank holds its part of the sequence.
     :param loss_parallel: the logits stay cut by the vocabulary, and the loss is computed on them.
@@ -33,16 +33,16 @@ class TensorContext:
     loss_parallel: bool
 
 
-Word = Callable[[TensorContext], "ParallelStyle"]
+StyleMaker = Callable[[TensorContext], "ParallelStyle"]
 
 
 def tensor_rows(
     model: nn.Module, plan: ParallelPlan, overrides: Mapping[str, str], *, what: str
 ) -> dict[str, str]:
-    """Module name -> word: the plan's rows, and over them the user's.
+    """Module name -> style: the plan's rows, and over them the user's.
 
     :param model: the whole model.
-    :param overrides: pattern -> word, from ``[parallelism.plan]``.
+    :param overrides: pattern -> style, from ``[parallelism.plan]``.
     :raises ConfigError: when the model has no tensor rows, or a row of the user's matches nothing.
     """
     names = module_names(model)
@@ -52,8 +52,8 @@ def tensor_rows(
     return rows | resolve(overrides, names, what="[parallelism.plan]")
 
 
-def cut_sizes(model: nn.Module, words: Mapping[str, Word], context: TensorContext) -> dict[str, int]:
-    """Module name -> the size by which its weight is cut, for words that are styles of torch's.
+def cut_sizes(model: nn.Module, styles: Mapping[str, StyleMaker], context: TensorContext) -> dict[str, int]:
+    """Module name -> the size by which its weight is cut, for styles of torch's own kind.
 
     Those cut a dim into as many parts as there are ranks, and compute with parts of one size only: what is
     cut must be divisible. A style of another kind answers for itself.
@@ -64,8 +64,8 @@ def cut_sizes(model: nn.Module, words: Mapping[str, Word], context: TensorContex
 
     sizes = {}
     for name, module in model.named_modules():
-        if name in words and isinstance(module, nn.Linear | nn.Embedding):
-            style = words[name](context)
+        if name in styles and isinstance(module, nn.Linear | nn.Embedding):
+            style = styles[name](context)
             if isinstance(style, ColwiseParallel | RowwiseParallel):
                 outputs, inputs = (0, 1) if isinstance(module, nn.Linear) else (1, 0)
                 sizes[name] = module.weight.shape[outputs if isinstance(style, ColwiseParallel) else inputs]
@@ -73,23 +73,23 @@ def cut_sizes(model: nn.Module, words: Mapping[str, Word], context: TensorContex
 
 
 def apply_tensor_parallel(
-    model: nn.Module, words: Mapping[str, Word], mesh: DeviceMesh, context: TensorContext
+    model: nn.Module, styles: Mapping[str, StyleMaker], mesh: DeviceMesh, context: TensorContext
 ) -> None:
-    """Apply each module's word; tied parameters stay tied.
+    """Apply each module's style; tied parameters stay tied.
 
     A module with parameters that styles do not know, as a converter adds them, has a method
     ``apply_style(style, mesh)`` that is called instead, and applies the style to what it knows.
 
-    :param words: module name -> what makes its style; modules that this stage lacks are left out.
+    :param styles: module name -> what makes its style; modules that this stage lacks are left out.
     :param mesh: the ``tp`` axis.
-    :raises ConfigError: for a tied parameter that its modules' words place in different ways.
+    :raises ConfigError: for a tied parameter that its modules' styles place in different ways.
     """
     from torch.distributed.tensor.parallel import parallelize_module
 
     tied = ties(model)
-    modules = {name: module for name, module in model.named_modules() if name in words}
+    modules = {name: module for name, module in model.named_modules() if name in styles}
     for name, module in modules.items():
-        style = words[name](context)
+        style = styles[name](context)
         if hasattr(module, "apply_style"):
             module.apply_style(style, mesh)
         else:

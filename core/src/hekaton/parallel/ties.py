@@ -21,8 +21,7 @@ def ties(model: nn.Module) -> list[list[str]]:
 def tie(model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
     """Give all names of a group the parameter that the first of them has.
 
-    :raises ConfigError: when its copies lie on the ranks in different ways, as words of different kinds leave
-        them.
+    :raises ConfigError: when styles of different kinds have placed its copies in different ways.
     """
     for first, *others in groups:
         parameter = model.get_parameter(first)
@@ -30,9 +29,9 @@ def tie(model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
             copy = model.get_parameter(name)
             if _placement(copy) != _placement(parameter):
                 raise ConfigError(
-                    f"{first} and {name} are one tied parameter, and the tensor-parallel words of their "
+                    f"{first} and {name} are one tied parameter, and the tensor-parallel styles of their "
                     f"modules place it differently: {_placement(parameter)}, and {_placement(copy)}",
-                    hint="give both modules words that cut it alike, or train without tensor parallel",
+                    hint="give both modules styles that cut it alike, or train without tensor parallel",
                 )
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, parameter)

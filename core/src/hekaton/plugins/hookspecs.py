@@ -53,13 +53,13 @@ def hekaton_models() -> list[Model]:  # type: ignore[empty-body]
 
 @hookspec
 def hekaton_parallel_styles() -> list[ParallelStyle]:  # type: ignore[empty-body]
-    """Contribute words for parallel plans: what tensor and sequence parallel do to a module.
+    """Contribute styles for parallel plans: what tensor and sequence parallel do to a module.
 
-    :returns: one record per word. ``build(section, context)`` is called once for each module that a plan
-        gives the word to, and returns a :class:`torch.distributed.tensor.parallel.ParallelStyle`. Between the
-        modules of a plan activations are plain tensors, (batch, seq, dim); under sequence parallel each
+    :returns: one record per style. ``build(section, context)`` is called once for each module that a plan
+        gives the style to, and returns a :class:`torch.distributed.tensor.parallel.ParallelStyle`. Between
+        the modules of a plan activations are plain tensors, (batch, seq, dim); under sequence parallel each
         rank holds its part of the sequence.
-    :raises PluginError: (by the caller) when two plugins contribute the same word.
+    :raises PluginError: (by the caller) when two plugins contribute the same style.
 
     Example: ``hekaton_parallel`` contributes ``colwise``, ``rowwise``, ``sequence_norm``.
     """
@@ -98,7 +98,7 @@ def hekaton_converters() -> list[Converter]:  # type: ignore[empty-body]
     """Contribute model converters, which a run enables by name, in order, with ``[model] converters``.
 
     A converter changes the draft of a model, before it is parallelised: the module on the meta device (it
-    swaps linear layers, adds parameters), rows and words of its plan, its init table, which parameters are
+    swaps linear layers, adds parameters), rows and styles of its plan, its init table, which parameters are
     trained, and how an export merges what was added.
 
     :returns: one record per converter. ``build(section, dims)`` is called with the converter's own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from hekaton.build import expert_words
+from hekaton.build import expert_styles
 from hekaton.contributions import Dispatcher
 from hekaton.errors import HekatonError
 from hekaton.parallel.experts import expert_layers, uneven_cuts
@@ -43,7 +43,7 @@ def experts_can_be_dealt_out(run: Run) -> Iterator[HekatonError]:
         return
     who = f"{run.config.model.name} {run.config.model.flavor}"
     try:
-        words = expert_words(meta, run.config, run.plugins)
+        styles = expert_styles(meta, run.config, run.plugins)
         run.plugins.get(Dispatcher, run.config.expert_dispatcher())
     except HekatonError as e:
         yield e
@@ -51,7 +51,7 @@ def experts_can_be_dealt_out(run: Run) -> Iterator[HekatonError]:
     found: dict[tuple[str, int], list[str]] = {}
     context = TensorContext(sequence_parallel=settings.sequence_parallel, loss_parallel=True)
     for name, layer in expert_layers(meta.model, meta.plan.experts):
-        for cut in uneven_cuts(layer, words[name], context, run.model_dims):
+        for cut in uneven_cuts(layer, styles[name], context, run.model_dims):
             where = re.sub(r"\.\d+(?=\.|$)", ".*", f"{name}.experts.{cut.name}")
             found.setdefault((cut.field, cut.size), []).append(where)
     for (field, size), names in found.items():

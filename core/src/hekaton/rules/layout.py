@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hekaton.build import MetaModel, tensor_words
+from hekaton.build import MetaModel, tensor_styles
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.parallel.pipeline import stage_layout
 from hekaton.parallel.schedules import SCHEDULES, SPLIT_BACKWARD, microbatches_needed
-from hekaton.parallel.tensor import TensorContext, Word, cut_sizes
+from hekaton.parallel.tensor import StyleMaker, TensorContext, cut_sizes
 from hekaton.rules.run import Run
 
 
@@ -186,7 +186,7 @@ def _idle(run: Run, why: str, *names: str) -> Iterator[str]:
 
 
 def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
-    """Every row of the plan, every word and every stage fits the model, which is built on the meta device."""
+    """Every row, style and stage of the plan fits the model, which is built on the meta device."""
     settings = run.config.parallelism
     dims = run.model_dims
     meta = run.meta
@@ -197,11 +197,11 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
         return
     if dims.tp > 1:
         try:
-            words = tensor_words(meta, run.config, run.plugins)
+            styles = tensor_styles(meta, run.config, run.plugins)
         except HekatonError as e:
             yield e
         else:
-            yield from _cuts_are_even(run, meta, words)
+            yield from _cuts_are_even(run, meta, styles)
     if dims.cp > 1 and not meta.plan.context and meta.spec.parallelize is None:
         yield run.violation(
             f"model '{run.config.model.name}' has no context-parallel plan: "
@@ -221,8 +221,8 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             yield e
 
 
-def _cuts_are_even(run: Run, meta: MetaModel, words: Mapping[str, Word]) -> Iterator[HekatonError]:
-    """Every weight can be cut by the word that it has; what heads and vocabulary say is not repeated."""
+def _cuts_are_even(run: Run, meta: MetaModel, styles: Mapping[str, StyleMaker]) -> Iterator[HekatonError]:
+    """Every weight can be cut by the style that it has; what heads and vocabulary say is not repeated."""
     settings = run.config.parallelism
     degree = settings.tensor_parallel_degree
     if any(model_divides(run)):
@@ -231,7 +231,7 @@ def _cuts_are_even(run: Run, meta: MetaModel, words: Mapping[str, Word]) -> Iter
         sequence_parallel=settings.sequence_parallel, loss_parallel=not settings.disable_loss_parallel
     )
     who = f"{run.config.model.name} {run.config.model.flavor}"
-    sizes = cut_sizes(meta.model, words, context)
+    sizes = cut_sizes(meta.model, styles, context)
     heads = [getattr(run.model, field, 0) or 0 for field in ("n_heads", "n_kv_heads")]
     common = math.gcd(*sizes.values(), *heads)
     choices = [str(choice) for choice in range(1, min(common, 64) + 1) if common % choice == 0]
@@ -243,5 +243,5 @@ def _cuts_are_even(run: Run, meta: MetaModel, words: Mapping[str, Word]) -> Iter
             f"parallelism.tensor_parallel_degree = {degree} does not divide {what} of {who}, by which "
             f"{', '.join(sorted(patterns))} are cut",
             "parallelism.tensor_parallel_degree",
-            hint=f"choose one of {', '.join(choices)}, or another word in [parallelism.plan]",
+            hint=f"choose one of {', '.join(choices)}, or another style in [parallelism.plan]",
         )

@@ -36,14 +36,14 @@ READ_AT_IMPORT = (
 
 @dataclass(frozen=True)
 class ProcessRequest:
-    """A process to be: ``python -m MODULE WORDS``.
+    """A process to be: ``python -m MODULE ARGUMENTS``.
 
     :param warnings: the action of ``python -W``; empty for Python's own filters.
     :param stdout: path of the file that it writes; likewise ``stderr``.
     """
 
     module: str
-    words: list[str]
+    arguments: list[str]
     environment: dict[str, str]
     cwd: str
     stdout: str
@@ -74,7 +74,7 @@ def become(request: ProcessRequest) -> None:
     _set_warnings(request.warnings)
     _set_state_of_libraries()
     faulthandler.enable()
-    sys.argv = [request.module, *request.words]
+    sys.argv = [request.module, *request.arguments]
     runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 

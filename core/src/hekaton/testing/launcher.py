@@ -94,7 +94,7 @@ def run_processes(
 
 
 def run_command(
-    *words: str,
+    *arguments: str,
     processes: int = 1,
     timeout: float = 100.0,
     cwd: str | Path | None = None,
@@ -102,7 +102,7 @@ def run_command(
     warnings: str = "error",
     fresh: bool = False,
 ) -> FinishedCommand:
-    """Run ``hekaton WORDS`` to its end, whatever its status.
+    """Run ``hekaton ARGUMENTS`` to its end, whatever its status.
 
     Several processes are ranks with the environment of torchrun and one thread each. When one of them fails,
     the others have two seconds to end, too, before they are killed.
@@ -115,7 +115,7 @@ def run_command(
         seconds.
     """
     requests = _requests(
-        "hekaton", words, processes=processes, cwd=cwd, environment=environment, warnings=warnings
+        "hekaton", arguments, processes=processes, cwd=cwd, environment=environment, warnings=warnings
     )
     with _started(requests, fresh=fresh) as running:
         failed, late = _wait(running, timeout, grace=GRACE)
@@ -123,7 +123,7 @@ def run_command(
             text = "\n".join(
                 f"--- rank {rank}, not done after {timeout:g} s\n{running[rank].output()}" for rank in late
             )
-            raise AssertionError(f"hekaton {' '.join(words)}:\n{text}")
+            raise AssertionError(f"hekaton {' '.join(arguments)}:\n{text}")
         for process in running:
             process.close()
         ranks = tuple(_finished(process) for process in running)
@@ -133,17 +133,17 @@ def run_command(
 
 @contextlib.contextmanager
 def start_command(
-    *words: str,
+    *arguments: str,
     cwd: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
     warnings: str = "error",
     fresh: bool = False,
 ) -> Iterator[RunningProcess]:
-    """``hekaton WORDS`` as a process that runs beside the test, and is killed at the end of the block.
+    """``hekaton ARGUMENTS`` as a process that runs beside the test, and is killed at the end of the block.
 
     The parameters are those of :func:`run_command`.
     """
-    requests = _requests("hekaton", words, cwd=cwd, environment=environment, warnings=warnings)
+    requests = _requests("hekaton", arguments, cwd=cwd, environment=environment, warnings=warnings)
     with _started(requests, fresh=fresh) as (process,):
         yield process
 
@@ -163,15 +163,15 @@ def start_function(
 
     The parameters are those of :func:`run_processes`.
     """
-    words = [str(file), function, json.dumps(arguments)]
-    requests = _requests("hekaton.testing.call", words, cwd=cwd, environment=environment)
+    call = [str(file), function, json.dumps(arguments)]
+    requests = _requests("hekaton.testing.call", call, cwd=cwd, environment=environment)
     with _started(requests, fresh=fresh) as (process,):
         yield process
 
 
 def _requests(
     module: str,
-    words: Sequence[str],
+    arguments: Sequence[str],
     *,
     processes: int = 1,
     cwd: str | Path | None = None,
@@ -191,7 +191,7 @@ def _requests(
         requests.append(
             ProcessRequest(
                 module=module,
-                words=list(words),
+                arguments=list(arguments),
                 environment=variables | (torchrun if ranks or processes > 1 else {}),
                 cwd=os.path.abspath(cwd or os.curdir),
                 stdout=f"{rank}-stdout",

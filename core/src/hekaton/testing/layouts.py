@@ -18,7 +18,7 @@ _FLOAT64 = [
 
 
 def check_layouts(
-    *words: str,
+    *arguments: str,
     layouts: Sequence[str] = EIGHT_LAYOUTS,
     rows: int = 4,
     steps: int = 3,
@@ -30,8 +30,8 @@ def check_layouts(
     The losses and the norms of the gradients of all steps must be the same. The processes of one number serve
     all layouts of that number, so that eight layouts of a small model take seconds.
 
-    :param words: of ``hekaton train``: TOML files and flags, without those of the layout, the batch size and
-        the precision.
+    :param arguments: of ``hekaton train``: TOML files and flags, without those of the layout, the batch size
+        and the precision.
     :param layouts: short names, see :class:`~hekaton.testing.distributed.NamedLayout`.
     :param rows: rows of a step, which the data-parallel degrees must divide.
     :param tolerance: the largest relative difference.
@@ -42,11 +42,12 @@ def check_layouts(
     batch = ["--training.global_batch_size", str(rows), "--training.local_batch_size"]
     named = [NamedLayout(name) for name in layouts]
     runs = {
-        layout.name: [*words, *_FLOAT64, *layout.flags, *batch, str(rows // layout.dp)] for layout in named
+        layout.name: [*arguments, *_FLOAT64, *layout.flags, *batch, str(rows // layout.dp)]
+        for layout in named
     }
     with tempfile.TemporaryDirectory() as folder:
         alone = train_steps(
-            {"one process": [*words, *_FLOAT64, *batch, str(rows)]},
+            {"one process": [*arguments, *_FLOAT64, *batch, str(rows)]},
             processes=1, steps=steps, folder=folder, timeout=timeout,
         )["one process"]  # fmt: skip
         wrong = []
@@ -64,7 +65,7 @@ def check_layouts(
 def _difference(
     name: str, got: list[tuple[float, float]], expected: list[tuple[float, float]], tolerance: float
 ) -> str:
-    """The first number that differs, in words; empty if none does."""
+    """The first number that differs, as a sentence; empty if none does."""
     for step, (ours, theirs) in enumerate(zip(got, expected, strict=True), start=1):
         for what, number, its in zip(("loss", "gradient norm"), ours, theirs, strict=True):
             if not abs(number - its) <= tolerance * abs(its):

@@ -137,7 +137,7 @@ def _interpreter(request: ProcessRequest) -> subprocess.Popen[bytes]:
     action = ["-W", request.warnings] if request.warnings else []
     with open(request.stdout, "ab") as stdout, open(request.stderr, "ab") as stderr:
         return subprocess.Popen(
-            [sys.executable, *action, "-X", "faulthandler", "-m", request.module, *request.words],
+            [sys.executable, *action, "-X", "faulthandler", "-m", request.module, *request.arguments],
             env=request.environment,
             cwd=request.cwd,
             stdin=subprocess.DEVNULL,

@@ -11,20 +11,20 @@ from hekaton.rules import Rule, Run
 
 
 def check_rule(
-    rule: Rule, *words: str, others: Sequence[str] = (), world_size: int = 1, device_type: str = "cpu"
+    rule: Rule, *arguments: str, others: Sequence[str] = (), world_size: int = 1, device_type: str = "cpu"
 ) -> list[HekatonError | str]:
     """Run a rule on a configuration, and on one that its plugin has no part in.
 
     It yields errors of hekaton as violations and strings as notices; on the run of others it yields nothing;
     asked twice, it says the same.
 
-    :param words: of ``hekaton train``: TOML files and flags.
-    :param others: the words of a run that the plugin has no part in; by default none, every default.
-    :returns: what the rule yields for ``words``, to be compared.
+    :param arguments: of ``hekaton train``: TOML files and flags.
+    :param others: the arguments of a run that the plugin has no part in; by default none, every default.
+    :returns: what the rule yields for ``arguments``, to be compared.
     :raises AssertionError: saying what is wrong.
     """
-    found = _of(rule, words, world_size, device_type)
-    again = _of(rule, words, world_size, device_type)
+    found = _of(rule, arguments, world_size, device_type)
+    again = _of(rule, arguments, world_size, device_type)
     assert list(map(str, found)) == list(map(str, again)), f"it says {found} first, and {again} then"
     for one in found:
         assert isinstance(one, HekatonError | str), (
@@ -36,8 +36,8 @@ def check_rule(
     return found
 
 
-def _of(rule: Rule, words: Sequence[str], world_size: int, device_type: str) -> list[HekatonError | str]:
-    loaded = load(*split_files(words))
+def _of(rule: Rule, arguments: Sequence[str], world_size: int, device_type: str) -> list[HekatonError | str]:
+    loaded = load(*split_files(arguments))
     found = rule(Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type, here=False))
     assert isinstance(found, Iterator), f"it returns {type(found).__name__}: write it as a generator"
     return list(found)

@@ -23,12 +23,12 @@ def train_steps(
 ) -> dict[str, list[tuple[float, float]]]:
     """The loss and the gradient norm of each of the first steps, of every run; one launch serves them all.
 
-    :param runs: name -> the words of ``hekaton train``.
+    :param runs: name -> the arguments of ``hekaton train``.
     :param folder: where the runs may write.
     :raises AssertionError: with the name and the error of the first run that failed.
     """
     asked, result = Path(folder, f"runs-on-{processes}.json"), Path(folder, f"steps-on-{processes}.json")
-    asked.write_text(json.dumps({name: list(words) for name, words in runs.items()}))
+    asked.write_text(json.dumps({name: list(arguments) for name, arguments in runs.items()}))
     run_processes(
         __file__, "record", processes=processes, timeout=timeout, steps=steps, folder=str(folder),
         asked=str(asked), result=str(result),
@@ -45,22 +45,22 @@ def record(asked: str, steps: int, folder: str, result: str) -> None:
     logging.getLogger("hekaton").setLevel(logging.ERROR)
     dist.init_process_group("gloo")
     numbers = {}
-    for name, words in json.loads(Path(asked).read_text()).items():
+    for name, arguments in json.loads(Path(asked).read_text()).items():
         print(f"-- {name}", flush=True)  # read when a process ends without an exception
         try:
-            numbers[name] = _train([*words, "--job.dump_folder", folder], steps)
+            numbers[name] = _train([*arguments, "--job.dump_folder", folder], steps)
         except Exception as e:
-            raise AssertionError(f"{name}: hekaton train {' '.join(words)}") from e
+            raise AssertionError(f"{name}: hekaton train {' '.join(arguments)}") from e
     if dist.get_rank() == 0:
         Path(result).write_text(json.dumps(numbers))
     dist.destroy_process_group()
 
 
-def _train(words: list[str], steps: int) -> list[tuple[float, float]]:
+def _train(arguments: list[str], steps: int) -> list[tuple[float, float]]:
     from hekaton.trainer import Trainer
 
     process = this_process()
-    files, flags = split_files(words)
+    files, flags = split_files(arguments)
     loaded = load(files, flags)
     check(loaded, world_size=process.world_size, device_type="cpu")
     torch.compiler.reset()  # what was compiled before counts towards the limit of recompilations

@@ -73,7 +73,7 @@ def plan(config: DeepSeekV3Config) -> ParallelPlan:
         tensor={
             "tok_embeddings": "vocab_embedding",
             f"{every}.attention_norm": "local_norm",
-            **{f"{every}.attention.{name}": word for name, word in queries.items()},
+            **{f"{every}.attention.{name}": style for name, style in queries.items()},
             f"{every}.attention.wkv_a": "local_linear",
             f"{every}.attention.kv_norm": "sequence_norm",
             f"{every}.attention.shared_key": "gather_for_heads",
@@ -110,18 +110,18 @@ def _feed_forward(config: DeepSeekV3Config) -> dict[str, str]:
     dense = ",".join(str(number) for number in range(config.n_dense_layers))
     others = ",".join(str(number) for number in range(config.n_dense_layers, config.n_layers))
     every = _every(config)
-    words = {}
+    styles = {}
     if dense:
-        words[f"layers.{{{dense}}}.ffn_norm"] = "sequence_norm"
-        words |= {"layers.*.feed_forward.{w1,w3}": "colwise", "layers.*.feed_forward.w2": "rowwise"}
+        styles[f"layers.{{{dense}}}.ffn_norm"] = "sequence_norm"
+        styles |= {"layers.*.feed_forward.{w1,w3}": "colwise", "layers.*.feed_forward.w2": "rowwise"}
     if config.experts is not None:
-        words[f"layers.{{{others}}}.ffn_norm"] = "part_norm"
-        words |= {f"{every}.moe": "part_layer", f"{every}.moe.router.gate": "part_linear"}
+        styles[f"layers.{{{others}}}.ffn_norm"] = "part_norm"
+        styles |= {f"{every}.moe": "part_layer", f"{every}.moe.router.gate": "part_linear"}
         if config.n_mtp_layers:
-            words["mtp_layers.*.ffn_norm"] = "part_norm"
+            styles["mtp_layers.*.ffn_norm"] = "part_norm"
         if config.experts.n_shared_experts:
-            words[f"{every}.moe.shared_experts.{{w1,w2,w3}}"] = "part_linear"
-    return words
+            styles[f"{every}.moe.shared_experts.{{w1,w2,w3}}"] = "part_linear"
+    return styles
 
 
 def init(config: DeepSeekV3Config) -> Mapping[str, Initializer]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hekaton.checkpoint.disk.folders import size_of, words_of
+from hekaton.checkpoint.disk.folders import reason_of, size_of
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.facts import POSITIONS, TOKEN_IDS, SpecialTokens
@@ -120,7 +120,7 @@ def _tensors_of(file: Path) -> dict[str, LazyTensor]:
     except FileNotFoundError as error:
         raise CheckpointError(f"'{file}' is missing") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read '{file}': {words_of(error)}") from error
+        raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
     except SafetensorError as error:
         raise CheckpointError(f"cannot read '{file}': {error}") from error
     return tensors

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from hekaton.cli import plugin_flags
-from hekaton.cli.words import as_path
+from hekaton.cli.arguments import as_path
 from hekaton.errors import ConfigError, HekatonError, choices_hint
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hekaton.checkpoint.disk.folders import read_file, words_of
+from hekaton.checkpoint.disk.folders import read_file, reason_of
 from hekaton.errors import CheckpointError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -23,7 +23,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"'{file}' is missing") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read '{file}': {words_of(error)}") from error
+        raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read '{file}': {error}") from error
     if not isinstance(content, dict):

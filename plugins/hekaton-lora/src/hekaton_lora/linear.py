@@ -36,7 +36,7 @@ class Adapted:
         return given + self.lora_scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
     def apply_style(self, style: ParallelStyle, mesh: DeviceMesh) -> None:
-        """Cut the layer as its word says, and the adapter along: B by its rows where those of the weight are
+        """Cut the layer as its style says, and the adapter along: B by its rows where those of the weight are
         cut, A by its columns where those are."""
         assert isinstance(self, nn.Linear)
         added = {name: self._parameters.pop(name) for name in (A, B)}

@@ -4,7 +4,7 @@ from hekaton.contributions import ContextParallel, Dispatcher, ParallelStyle, Re
 
 HEKATON_API = ">=1,<2"
 
-_WORDS = {
+_STYLES = {
     "colwise": "linear layer cut by its outputs",
     "rowwise": "linear layer cut by its inputs",
     "sequence_norm": "norm of this rank's part of the sequence, gathered afterwards",
@@ -24,7 +24,7 @@ _WORDS = {
 }
 _STRATEGIES = {
     "allgather": "every rank gathers all keys and values",
-    "ring": "keys and values travel round the ranks",
+    "ring": "keys and values are sent around a ring of ranks",
     "ulysses": "all-to-all from parts of the sequence to parts of the heads",
 }
 
@@ -32,8 +32,8 @@ _STRATEGIES = {
 @hookimpl
 def hekaton_parallel_styles() -> list[ParallelStyle]:
     return [
-        ParallelStyle(word, build=Ref(f"hekaton_parallel.words:{word}"), summary=summary)
-        for word, summary in _WORDS.items()
+        ParallelStyle(style, build=Ref(f"hekaton_parallel.styles:{style}"), summary=summary)
+        for style, summary in _STYLES.items()
     ]
 
 

@@ -132,7 +132,7 @@ def check_subfolder(folder: Folder) -> None:
             raise OSError(errno.ENOENT, why, str(folder)) from None
         return
     except OSError as error:
-        raise OSError(error.errno, f"'{folder.name}': {words_of(error)}", str(folder)) from error
+        raise OSError(error.errno, f"'{folder.name}': {reason_of(error)}", str(folder)) from error
     if not stat.S_ISDIR(mode):
         raise OSError(errno.ENOTDIR, f"'{folder.name}' is not a folder", str(folder))
 
@@ -184,6 +184,6 @@ def sync(folder: Folder) -> None:
         os.close(descriptor)
 
 
-def words_of(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """What the disk or the store said: those behind a URL often leave ``strerror`` empty."""
     return error.strerror or str(error) or type(error).__name__

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hekaton.checkpoint.disk.folders import Folder, read_file, words_of, write_whole
+from hekaton.checkpoint.disk.folders import Folder, read_file, reason_of, write_whole
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")
@@ -151,7 +151,7 @@ class FolderLock:
             if held is not None and held.token == mine.token:
                 self._file.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("cannot remove %s: %s", self._file, words_of(error))
+            log.warning("cannot remove %s: %s", self._file, reason_of(error))
 
     def _lives(self, held: Holder) -> bool:
         if held._is_of_this_machine:
@@ -173,7 +173,7 @@ class FolderLock:
                     return
                 self._write(replace(mine, beat=_now()))
             except OSError as error:
-                log.warning("cannot renew %s: %s", self._file, words_of(error))
+                log.warning("cannot renew %s: %s", self._file, reason_of(error))
 
     def _read(self) -> Holder | None:
         """``None`` also for a file that no run wrote."""
@@ -190,7 +190,7 @@ class FolderLock:
             return str(error)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.EFBIG):  # no regular file, or no small one
-                return words_of(error)
+                return reason_of(error)
             raise
 
     def _write(self, holder: Holder) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import xxhash
 
 import hekaton
-from hekaton.checkpoint.disk.folders import Folder, open_file, read_file, size_of, words_of
+from hekaton.checkpoint.disk.folders import Folder, open_file, read_file, reason_of, size_of
 from hekaton.checkpoint.disk.pickled import MAX_BYTES, NotPlain
 from hekaton.checkpoint.disk.stored import (
     NotDescribed,
@@ -295,7 +295,7 @@ def check_sizes(folder: Folder, files: Mapping[str, FileRecord]) -> None:
         except FileNotFoundError:
             raise NotWhole(f"{name} is missing") from None
         except OSError as error:
-            raise NotWhole(f"{name} cannot be read: {words_of(error)}") from error
+            raise NotWhole(f"{name} cannot be read: {reason_of(error)}") from error
         if size != record.size:
             raise NotWhole(f"{name} has {size:,} bytes instead of {record.size:,}")
 
@@ -312,7 +312,7 @@ def check_contents(
             with open_file(folder / name) as stream:
                 same = files[name].is_of(stream, advance)
         except OSError as error:
-            return f"{name} cannot be read: {words_of(error)}"
+            return f"{name} cannot be read: {reason_of(error)}"
         if not same:
             return f"{name} was changed or damaged: its checksum differs"
     return None
@@ -356,7 +356,7 @@ def read_metadata(
         )
         check_files(tensors, files)
     except OSError as error:
-        raise NotWhole(f"{METADATA} cannot be read: {words_of(error)}") from error
+        raise NotWhole(f"{METADATA} cannot be read: {reason_of(error)}") from error
     except (NotPlain, NotDescribed) as error:
         raise NotWhole(f"{METADATA} {error}") from error
     return tensors

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hekaton.checkpoint.disk.folders import Folder, folder_at, words_of, write_whole
+from hekaton.checkpoint.disk.folders import Folder, folder_at, reason_of, write_whole
 from hekaton.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def check_places(places: Sequence[Place], ranks: Ranks, *, wait: float = SEEN_WI
             try:
                 probes.enter_context(_probe(place.folder, f"{_PROBE}-{tokens[0]}-{ranks.rank}"))
             except OSError as error:
-                why = f"{words_of(error)}{_whose(ranks.rank, hosts)}"
+                why = f"{reason_of(error)}{_whose(ranks.rank, hosts)}"
                 problems.append(_Problem(f"cannot write to {place.name} {place.folder}", why, place.hint))
         found = _united(problems, ranks)
         others = [rank for rank in first_ones if rank != 0]
@@ -123,8 +123,8 @@ def machine() -> str:
         mounts = str(Path("/proc/self/ns/mnt").readlink())
     except OSError:  # not Linux
         boot = mounts = ""
-    words = (platform.node(), boot, mounts, str(getattr(os, "getuid", int)()))
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    facts = (platform.node(), boot, mounts, str(getattr(os, "getuid", int)()))
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _unseen(place: Place, names: Mapping[str, str], me: str, wait: float) -> _Pr
             seen = {entry.name for entry in place.folder.iterdir()}
         except OSError as error:
             return _Problem(
-                f"cannot read {place.name} {place.folder}", f"{words_of(error)}, on {me}", place.hint
+                f"cannot read {place.name} {place.folder}", f"{reason_of(error)}, on {me}", place.hint
             )
         missing = [who for name, who in names.items() if name not in seen]
         if not missing:

@@ -21,9 +21,9 @@ from hekaton.checkpoint.disk.folders import (
     is_there,
     move,
     read_file,
+    reason_of,
     remove,
     sync,
-    words_of,
     write_whole,
 )
 from hekaton.checkpoint.disk.manifest import (
@@ -161,7 +161,7 @@ class StepFolders:
                 _remove(self.path(step))
             self.finish_interrupted()
         except OSError as error:
-            log.warning("what is left of %s cannot be removed: %s", self.path(step), words_of(error))
+            log.warning("what is left of %s cannot be removed: %s", self.path(step), reason_of(error))
 
     def finish_interrupted(self) -> None:
         """Finish what a crash cut short while a step was being replaced."""
@@ -201,7 +201,7 @@ class StepFolders:
             try:
                 _remove(self.path(step))
             except OSError as error:
-                log.warning("cannot remove the old checkpoint %s: %s", self.path(step), words_of(error))
+                log.warning("cannot remove the old checkpoint %s: %s", self.path(step), reason_of(error))
 
     def _replaced(self, step: int) -> Folder:
         return self.root / f"step-{step}.replaced"
@@ -236,7 +236,7 @@ def read_manifest(folder: Folder) -> Manifest:
             raise Unfinished("saving it was interrupted") from None
         raise NotWhole(f"it has no {MANIFEST}") from None
     except OSError as error:
-        raise NotWhole(f"{MANIFEST} cannot be read: {words_of(error)}") from error
+        raise NotWhole(f"{MANIFEST} cannot be read: {reason_of(error)}") from error
 
 
 def _is_unfinished(folder: Folder) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from hekaton.checkpoint.disk.folders import Folder, folder_at, is_there, words_of
+from hekaton.checkpoint.disk.folders import Folder, folder_at, is_there, reason_of
 from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
@@ -89,7 +89,7 @@ def find_steps(location: str) -> list[ListedStep]:
             return [look_at(path)]
         there = is_there(path)
     except OSError as error:
-        raise CheckpointError(f"cannot read '{location}': {words_of(error)}") from error
+        raise CheckpointError(f"cannot read '{location}': {reason_of(error)}") from error
     raise CheckpointError(
         f"no checkpoint in '{location}'" if there else f"there is no '{location}'",
         hint="give a folder of steps step-N, a run's dump folder, or one step folder",

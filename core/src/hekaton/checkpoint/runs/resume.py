@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from hekaton.checkpoint.disk.folders import Folder, folder_at, words_of, write_whole
+from hekaton.checkpoint.disk.folders import Folder, folder_at, reason_of, write_whole
 from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
@@ -299,7 +299,7 @@ class RunCheckpoints:
         try:
             write_whole(path, f"{text}\n".encode())
         except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {words_of(error)}") from error
+            raise CheckpointError(f"cannot write {path}: {reason_of(error)}") from error
 
     def _came_from(self, facts: ModelFacts) -> None:
         """Keep what is known of the weights that this run starts with, and what it adds to that."""

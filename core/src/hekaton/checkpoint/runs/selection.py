@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from hekaton.checkpoint.disk.folders import Folder, words_of
+from hekaton.checkpoint.disk.folders import Folder, reason_of
 from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
@@ -87,7 +87,7 @@ def on_disk(ranks: Ranks, what: str, action: Callable[[], T]) -> T:
         try:
             return action()
         except OSError as error:
-            raise CheckpointError(f"{what}: {words_of(error)}") from error
+            raise CheckpointError(f"{what}: {reason_of(error)}") from error
 
     return ranks.first(told)
 

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from hekaton.checkpoint.disk.direct import DirectFile
-from hekaton.checkpoint.disk.folders import Folder, words_of
+from hekaton.checkpoint.disk.folders import Folder, reason_of
 from hekaton.checkpoint.disk.manifest import Counted, FileRecord
 from hekaton.checkpoint.disk.stored import StoredChunk, StoredTensor, StoredTensors
 from hekaton.checkpoint.ranks import Ranks
@@ -283,6 +283,6 @@ def _named_errors(what: str) -> Iterator[None]:
         rank, (cause, _) = min(failed.failures.items())
         if not isinstance(cause, Exception):  # an interrupt
             raise cause from failed
-        said = words_of(cause) if isinstance(cause, OSError) else str(cause)
+        said = reason_of(cause) if isinstance(cause, OSError) else str(cause)
         first_line = (said or repr(cause)).splitlines()[0]
         raise CheckpointError(f"{what}: {first_line} (rank {rank})") from cause

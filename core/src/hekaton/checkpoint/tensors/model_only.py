@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hekaton.checkpoint.disk.folders import is_there, open_file, words_of
+from hekaton.checkpoint.disk.folders import is_there, open_file, reason_of
 from hekaton.checkpoint.disk.items import values_in
 from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
@@ -153,7 +153,7 @@ def _mapped(folder: Path, name: str, chunk: StoredChunk, dtype: torch.dtype) -> 
                 stream.fileno(), before + values.nbytes, access=mmap.ACCESS_COPY, offset=values.start - before
             )
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {words_of(error)}") from error
+        raise CheckpointError(f"cannot read {file}: {reason_of(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"cannot read {file}: it {error}") from error
     return values.of(torch.frombuffer(memory, dtype=torch.uint8, count=values.nbytes, offset=before))

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from hekaton.checkpoint.disk.folders import Folder, open_file, words_of
+from hekaton.checkpoint.disk.folders import Folder, open_file, reason_of
 from hekaton.checkpoint.disk.items import StoredValues, values_in
 from hekaton.checkpoint.disk.manifest import FileRecord, NotWhole
 from hekaton.checkpoint.disk.pickled import NotPlain
@@ -64,7 +64,7 @@ def read(
             with open_file(folder / name) as file:
                 same = _read_file(file, by_file[name], files[name] if name in verify else None)
         except OSError as error:
-            raise NotWhole(f"{name} cannot be read: {words_of(error)}") from error
+            raise NotWhole(f"{name} cannot be read: {reason_of(error)}") from error
         except (NotPlain, NotDescribed) as error:
             raise NotWhole(f"{name} {error}") from error
         if not same:

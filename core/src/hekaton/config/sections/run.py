@@ -35,8 +35,10 @@ class JobSection(SectionModel):
 
     config_file: PathField | None = None
     """The TOML file of the run, for ``python -m hekaton.train``; only as a flag. ``hekaton train`` takes
-    plain words before the flags."""
-    dump_folder: Annotated[PathField, MayDiffer("whether folders are shared is tried out")] = "./outputs"
+    files before the flags."""
+    dump_folder: Annotated[PathField, MayDiffer("whether folders are shared is tested at the start")] = (
+        "./outputs"
+    )
     """Folder for everything that the run writes; other folders are relative to it."""
     description: Annotated[str, MayDiffer("it is for people")] = "default job"
     """A line for people who read the configuration later."""

@@ -1,4 +1,4 @@
-"""The words of tensor and sequence parallel: what each does to a module's parameters and activations.
+"""The styles of tensor and sequence parallel: what each does to a module's parameters and activations.
 
 Between the modules that a plan names, activations are plain tensors: each rank's part of the sequence under
 sequence parallel, the whole sequence otherwise. Inside a norm's consumers they are replicated DTensors, so

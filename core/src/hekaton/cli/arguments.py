@@ -1,4 +1,4 @@
-"""The words of a command line that several verbs have in common."""
+"""Arguments that several verbs have in common."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from hekaton.config import Loaded
 
 
-def load_files(words: list[str]) -> Loaded:
+def load_files(arguments: list[str]) -> Loaded:
     """Files, then flags."""
     from hekaton.config import load
     from hekaton.config.flags import split_files
 
-    files, flags = split_files(words)
+    files, flags = split_files(arguments)
     return load(files, flags)
 
 
@@ -30,16 +30,16 @@ def as_path(text: str) -> Path:
 
 
 def take_number(
-    words: list[str], flag: str, *, at_least: int, at_most: int = 2**31
+    arguments: list[str], flag: str, *, at_least: int, at_most: int = 2**31
 ) -> tuple[int | None, list[str]]:
-    """Take ``FLAG N`` out of the words; ``None`` where it is not among them."""
+    """Take ``FLAG N`` out of the arguments; ``None`` where it is not among them."""
     found = None
     others = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
         if name != flag:
-            others.append(word)
+            others.append(argument)
             continue
         value = value if equals else next(rest, "")
         if not (value.isascii() and value.isdecimal()) or int(value[:20]) < at_least:
