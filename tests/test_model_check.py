@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hekaton.config import SectionModel
-from hekaton.contributions import Model, Ref, Section, hookimpl
+from hekaton.contributions import ContextParallel, Model, Ref, Section, hookimpl
 from hekaton.init import Constant
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import Refusal, TrainSpec
@@ -39,6 +39,7 @@ class Config:
     positions: int = 1024
     widths: tuple[int, ...] = (1, 2)
     kind: Literal["gelu", "relu"] = "gelu"
+    requires: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.dim % self.n_heads:
@@ -65,6 +66,7 @@ def configure(config, section):
 def model(config):
     whole = nn.Module()
     whole.layers = nn.ModuleList([nn.Linear(config.dim, config.dim, bias=False)])
+    whole.layers[0].requires = config.requires
     return whole
 
 
@@ -81,6 +83,15 @@ spec = TrainSpec(
 @hookimpl
 def hekaton_models():
     return [Model("positions", spec=Ref("positions:spec"), section="heads")]
+
+
+@hookimpl
+def hekaton_context_parallel():
+    build = Ref("positions:spec")
+    return [
+        ContextParallel("of_mine", build=build, supports=("window",)),
+        ContextParallel("of_mine_with_gaps", build=build, supports=("window", "gaps")),
+    ]
 
 
 @hookimpl
@@ -202,6 +213,19 @@ def test_a_model_refuses_a_layout(mine: list[str]) -> None:
     cp = [*mine, "--training.seq_len", "64", "--parallelism.context_parallel_degree", "2"]
     assert "cannot keep documents apart under context parallel" in refusal(*cp)
     assert "cannot keep documents apart" not in refusal(*cp, "--training.packing", "concat")
+
+
+def test_a_strategy_is_refused_without_what_the_attention_requires(mine: list[str]) -> None:
+    cp = [*mine, "--training.seq_len", "64", "--training.packing", "concat"]
+    cp += ["--parallelism.context_parallel_degree", "2", "--parallelism.context_parallel_strategy"]
+    said = refusal(*cp, "of_mine", *overrides(requires=["window", "gaps"]))
+    assert "'of_mine' does not support what the attention of positions debugmodel requires: gaps (" in said
+    assert "choose context_parallel_strategy = 'of_mine_with_gaps'" in said
+    assert "from: --parallelism.context_parallel_strategy" in said
+    said = refusal(*cp, "of_mine", *overrides(requires=["window", "holes"]))
+    assert "choose context_parallel_degree = 1: no installed strategy supports it" in said
+    for strategy, requires in (("of_mine", ["window"]), ("ring", ["chunks", "sinks"])):
+        assert "does not support" not in refusal(*cp, strategy, *overrides(requires=requires, dim=7))
 
 
 def test_what_is_accepted_is_not_refused(mine: list[str]) -> None:

@@ -129,9 +129,13 @@ class ContextParallel(Component):
 
     ``build(section, group)`` is given a :class:`hekaton.parallel.context.ContextGroup` and returns a
     :class:`hekaton.parallel.context.ContextStrategy`.
+
+    ``supports``: what it can do beyond causal attention inside documents, in the words in which inner
+    attentions say what they require: ``bidirectional``, ``window``, ``chunks``, ``sinks``, or others.
     """
 
     build: Ref
+    supports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hekaton_blocks import DocumentAttention
+from hekaton_blocks import AttentionPattern, DocumentAttention
 
 
 def written_out(q, k, v, starts, scale=None):
@@ -53,7 +53,7 @@ def test_values_may_be_narrower_and_the_scale_is_the_one_given(qkv):
     for documents, starts in ((ids_from(STARTS, 9), STARTS), (None, [[0], [0]])):
         expected = written_out(q, k, narrow, starts, scale=0.9)
         for at in ({}, {"queries_at": everywhere, "keys_at": everywhere}):
-            out = DocumentAttention(scale=0.9)(q, k, narrow, documents, **at)
+            out = DocumentAttention(AttentionPattern(scale=0.9))(q, k, narrow, documents, **at)
             torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
-from hekaton_blocks import DocumentAttention, PackedDocuments, documents, pack_documents
+from hekaton_blocks import AttentionPattern, DocumentAttention, PackedDocuments, documents, pack_documents
 
+CAUSAL = AttentionPattern()
 DOCUMENTS_OF_SOME_10_TOKENS, OF_SOME_200 = 0.1, 0.005
 
 
@@ -39,7 +40,7 @@ def test_tiles_are_those_of_the_rule_for_each_pair_of_tokens(seq, share):
     from torch.nn.attention.flex_attention import create_block_mask
 
     ids = some_documents(3, seq, share)
-    tiles = documents.document_tiles(ids)
+    tiles = documents.attention_tiles(CAUSAL, ids)
     expected = create_block_mask(
         lambda b, h, q, k: (q >= k) & (ids[b, q] == ids[b, k]), 3, None, seq, seq, device="cpu"
     )
@@ -65,7 +66,7 @@ def unfused(monkeypatch):
 def test_attention_over_tiles_is_attention_document_by_document(unfused, seq, share):
     ids = some_documents(2, seq, share)
     heads = [x.detach() for x in some_heads(2, seq)]
-    tiled = PackedDocuments(ids, documents.document_tiles(ids))
+    tiled = PackedDocuments(ids, {CAUSAL.mask_key: documents.attention_tiles(CAUSAL, ids)})
     attend = DocumentAttention()
     torch.testing.assert_close(attend(*heads, tiled), attend(*heads, ids), rtol=1e-5, atol=1e-5)
 
@@ -76,7 +77,7 @@ def test_tiles_pass_into_a_compiled_block():
     heads = [x.detach() for x in some_heads(2, 300)]
     attend = DocumentAttention()
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
-    tiled = PackedDocuments(ids, documents.document_tiles(ids))
+    tiled = PackedDocuments(ids, {CAUSAL.mask_key: documents.attention_tiles(CAUSAL, ids)})
     torch.testing.assert_close(compiled(*heads, tiled), attend(*heads, ids), rtol=1e-5, atol=1e-5)
 
 

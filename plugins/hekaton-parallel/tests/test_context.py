@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from hekaton.parallel.context import contiguous, head_tail
+from hekaton.errors import ConfigError
+from hekaton.parallel.context import ContextGroup, contiguous, head_tail
 from hekaton.testing.distributed import run_processes
+from hekaton_parallel.context import ring
 from hekaton_parallel.ring import _KERNELS, has_flash
 
 
@@ -26,6 +28,25 @@ def test_head_tail_costs_each_rank_the_same(degree):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_strategy_is_attention_over_the_whole_sequence(processes):
     run_processes(Path(__file__).with_name("context_on_processes.py"), "attend", processes=processes)
+
+
+def test_windows_chunks_and_sinks_are_those_of_the_whole_sequence():
+    run_processes(Path(__file__).with_name("context_on_processes.py"), "attend_by_patterns", processes=2)
+
+
+def test_a_window_off_by_one_is_noticed():
+    script = Path(__file__).with_name("context_on_processes.py")
+    with pytest.raises(AssertionError, match="not close"):
+        run_processes(script, "attend_by_patterns", processes=2, off_by_one=True)
+
+
+def test_the_ring_refuses_what_it_cannot_compute_in_a_modules_place():
+    class Other(torch.nn.Module):
+        requires = ("window",)
+
+    group = ContextGroup(process_group=None, load_balance=False)
+    with pytest.raises(ConfigError, match="the ring cannot compute window in the place of Other"):
+        ring(None, group).replace(Other())
 
 
 @pytest.mark.parametrize("processes", [2, 4])

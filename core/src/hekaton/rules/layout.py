@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hekaton.build import MetaModel, tensor_styles
+from hekaton.contributions import ContextParallel
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.parallel.pipeline import stage_layout
+from hekaton.parallel.plan import matching
 from hekaton.parallel.schedules import SCHEDULES, SPLIT_BACKWARD, microbatches_needed
 from hekaton.parallel.tensor import StyleMaker, TensorContext, cut_sizes
 from hekaton.rules.run import Run
@@ -208,6 +210,8 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             "context_parallel_degree must be 1",
             "parallelism.context_parallel_degree",
         )
+    elif dims.cp > 1:
+        yield from _strategy_can_attend(run, meta)
     if dims.pp > 1 and meta.plan.stages is None:
         yield run.violation(
             f"model '{run.config.model.name}' cannot be cut into pipeline stages, its plan names none: "
@@ -219,6 +223,32 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             stage_layout(meta.model, meta.plan, settings)
         except HekatonError as e:
             yield e
+
+
+def _strategy_can_attend(run: Run, meta: MetaModel) -> Iterator[HekatonError]:
+    """The context-parallel strategy supports what every inner attention requires (its ``requires``)."""
+    strategies = {name: one.record for name, one in run.plugins.all(ContextParallel).items()}
+    chosen = strategies.get(run.config.context_parallel_strategy())
+    if chosen is None:
+        return
+    required: dict[str, str] = {}
+    for name, inner in matching(meta.model, meta.plan.context):
+        for what in getattr(inner, "requires", ()):
+            required.setdefault(what, name)
+    missing = [what for what in required if what not in chosen.supports]
+    if not missing:
+        return
+    others = sorted(name for name, record in strategies.items() if required.keys() <= set(record.supports))
+    where = ", ".join(f"{what} ('{required[what]}')" for what in missing)
+    yield run.violation(
+        f"the context-parallel strategy '{chosen.name}' does not support what the attention of "
+        f"{run.config.model.name} {run.config.model.flavor} requires: {where}",
+        "parallelism.context_parallel_strategy",
+        "parallelism.context_parallel_degree",
+        hint=f"choose context_parallel_strategy = {' or '.join(map(repr, others))}"
+        if others
+        else "choose context_parallel_degree = 1: no installed strategy supports it",
+    )
 
 
 def _cuts_are_even(run: Run, meta: MetaModel, styles: Mapping[str, StyleMaker]) -> Iterator[HekatonError]:

@@ -8,11 +8,13 @@ from hekaton_blocks.experts import GroupedExperts
 from hekaton_blocks.feed_forward import FeedForward
 from hekaton_blocks.flops import decoder_flops_per_token
 from hekaton_blocks.moe import MoE
+from hekaton_blocks.pattern import AttentionPattern
 from hekaton_blocks.rope import RopeScaling, YarnScaling, apply_rotary, rotary_table
 from hekaton_blocks.routing import MoEConfig, Router, Routing
 
 __all__ = [
     "Attention",
+    "AttentionPattern",
     "Dispatcher",
     "DocumentAttention",
     "Documents",

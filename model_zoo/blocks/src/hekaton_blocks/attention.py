@@ -1,4 +1,4 @@
-"""Causal grouped-query attention that stays inside documents."""
+"""Grouped-query attention that stays inside documents."""
 
 from __future__ import annotations
 
@@ -8,22 +8,38 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hekaton_blocks.documents import Documents, PackedDocuments, flex_attention, pack_documents
+from hekaton_blocks.documents import (
+    Documents,
+    PackedDocuments,
+    attention_tiles,
+    flex_attention,
+    takes_tiles,
+)
+from hekaton_blocks.experts import local
+from hekaton_blocks.pattern import CAUSAL, AttentionPattern
 from hekaton_blocks.rope import apply_rotary
+from hekaton_blocks.sinks import attend_with_sinks
+
+SMALLEST_PIECE = 128
+"""Queries of a window that are masked together, at least."""
 
 
 class DocumentAttention(nn.Module):
-    """Scaled dot-product attention, causal, and only among tokens of the same document.
+    """Scaled dot-product attention among tokens of the same document, as a pattern describes it.
 
     Without parameters, and apart from the projections, so that strategies which split the sequence can take
-    its place.
-
-    :param scale: of the scores before the softmax; ``head_dim ** -0.5`` when ``None``.
+    its place. On a CPU no more than a document, a chunk or a stretch of the window's size is masked at a
+    time; on CUDA FlexAttention skips what the pattern leaves out.
     """
 
-    def __init__(self, *, scale: float | None = None) -> None:
+    def __init__(self, pattern: AttentionPattern = CAUSAL) -> None:
         super().__init__()
-        self.scale = scale
+        self.pattern = pattern
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What a context-parallel strategy must support."""
+        return self.pattern.requires
 
     def forward(
         self,
@@ -32,6 +48,7 @@ class DocumentAttention(nn.Module):
         v: torch.Tensor,
         documents: Documents = None,
         *,
+        sinks: torch.Tensor | None = None,
         queries_at: torch.Tensor | None = None,
         keys_at: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -42,16 +59,18 @@ class DocumentAttention(nn.Module):
         :param v: (batch, n_kv_heads, seq, v_head_dim)
         :param documents: (batch, seq), which document each token is of, the tokens of one being neighbours,
             or what :func:`~hekaton_blocks.pack_documents` made of that; ``None`` for one document per row.
+        :param sinks: (n_heads,), where the pattern has them.
         :param queries_at: the positions in the sequence that ``q`` holds, and ``keys_at`` those of ``k`` and
             ``v``, where they are not simply all of it in order.
         :returns: (batch, n_heads, seq, v_head_dim)
         """
+        assert (sinks is not None) == self.pattern.sinks, "sinks are given where the pattern has them"
         width = v.shape[-1]
         if q.device.type == "cpu" and width < q.shape[-1]:
             # The CPU's flash kernel takes heads of one size; without it all scores would be in memory.
             padded = F.pad(v, (0, q.shape[-1] - width))
-            return self._attend(q, k, padded, documents, queries_at, keys_at)[..., :width]
-        return self._attend(q, k, v, documents, queries_at, keys_at)
+            return self._attend(q, k, padded, documents, sinks, queries_at, keys_at)[..., :width]
+        return self._attend(q, k, v, documents, sinks, queries_at, keys_at)
 
     def _attend(
         self,
@@ -59,46 +78,104 @@ class DocumentAttention(nn.Module):
         k: torch.Tensor,
         v: torch.Tensor,
         documents: Documents,
+        sinks: torch.Tensor | None,
         queries_at: torch.Tensor | None,
         keys_at: torch.Tensor | None,
     ) -> torch.Tensor:
-        options: dict[str, Any] = {"scale": self.scale, "enable_gqa": q.shape[1] != k.shape[1]}
-        if queries_at is None and keys_at is None and isinstance(documents, torch.Tensor):
-            documents = pack_documents(documents)
+        pattern = self.pattern
         ids = documents.ids if isinstance(documents, PackedDocuments) else documents
         if queries_at is not None and keys_at is not None:
-            mask = queries_at[:, None] >= keys_at
-            if ids is not None:
-                mask = (mask & (ids[:, queries_at, None] == ids[:, None, keys_at]))[:, None]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
-        if ids is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
-        if isinstance(documents, PackedDocuments) and q.dtype != torch.float64:
-            return flex_attention(q, k, v, documents.tiles, **options)
+            return self._kernel(q, k, v, sinks, pattern.mask(ids, queries_at, keys_at))
+        if ids is None and not pattern.is_local:
+            return self._kernel(q, k, v, sinks)
+        tiles = self._tiles(documents, q)
+        if tiles is not None:
+            gqa = q.shape[1] != k.shape[1]
+            return flex_attention(q, k, v, tiles, scale=pattern.scale, sinks=sinks, enable_gqa=gqa)
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._each_document(q, k, v, ids, options)
-        same = ids[:, None, :, None] == ids[:, None, None, :]
-        mask = same & torch.ones_like(same[:1]).tril()
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+            return self._region_by_region(q, k, v, ids, sinks)
+        at = torch.arange(q.shape[2], device=q.device)
+        return self._kernel(q, k, v, sinks, pattern.mask(ids, at, at))
 
-    def _each_document(
+    def _tiles(self, documents: Documents, q: torch.Tensor) -> Any:
+        """What FlexAttention takes; ``None`` where it is not used."""
+        if q.dtype == torch.float64:
+            return None
+        if isinstance(documents, PackedDocuments):
+            return documents.tiles[self.pattern.mask_key]
+        if not takes_tiles(q.device):
+            return None
+        if documents is None:
+            documents = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int64, device=q.device)
+        return attention_tiles(self.pattern, documents)
+
+    def _region_by_region(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        documents: torch.Tensor,
-        options: dict[str, Any],
+        ids: torch.Tensor | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Document by document: the CPU kernel skips the masked half, and all of the other documents."""
-        rows = []
-        for row, ids in enumerate(documents):
-            lengths = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
-            pieces = [
-                F.scaled_dot_product_attention(*piece, is_causal=True, **options)
-                for piece in zip(*(x[row : row + 1].split(lengths, dim=2) for x in (q, k, v)), strict=True)
-            ]
-            rows.append(torch.cat(pieces, dim=2))
-        return torch.cat(rows)
+        """Documents and chunks on their own: the CPU kernel skips all others, and the masked half."""
+        if ids is None:  # all rows are cut alike
+            one = torch.zeros(1, q.shape[2], dtype=torch.int64)
+            return self._regions_of(q, k, v, self.pattern.regions(one), sinks)
+        regions = self.pattern.regions(ids)
+        assert regions is not None
+        rows = (
+            self._regions_of(*(x[row : row + 1] for x in (q, k, v)), regions[row : row + 1], sinks)
+            for row in range(len(regions))
+        )
+        return torch.cat(list(rows))
+
+    def _regions_of(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        regions: torch.Tensor | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """:param regions: (1, seq), those of every row."""
+        assert regions is not None
+        lengths = torch.unique_consecutive(regions[0], return_counts=True)[1].tolist()
+        pieces = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([self._window_by_window(*piece, sinks) for piece in pieces], dim=2)
+
+    def _window_by_window(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """One region: as many queries at a time as the window has tokens, with the keys that they see."""
+        window, seq = self.pattern.window, q.shape[2]
+        if window is None or window >= seq:
+            return self._kernel(q, k, v, sinks)
+        pieces = []
+        size = max(window, SMALLEST_PIECE)
+        for start in range(0, seq, size):
+            end, first = min(start + size, seq), max(0, start - window + 1)
+            at = torch.arange(first, end)
+            mask = self.pattern.seen(at[start - first :], at)
+            seen = (x[:, :, first:end] for x in (k, v))
+            pieces.append(self._kernel(q[:, :, start:end], *seen, sinks, mask))
+        return torch.cat(pieces, dim=2)
+
+    def _kernel(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sinks: torch.Tensor | None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """:param mask: bool, (n, m) or (batch, 1, n, m); ``None`` where the whole region is seen, causally or
+        not."""
+        causal, scale = self.pattern.causal and mask is None, self.pattern.scale
+        if sinks is not None:
+            return attend_with_sinks(q, k, v, sinks, mask=mask, causal=causal, scale=scale)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
 
 class Attention(nn.Module):
@@ -107,7 +184,11 @@ class Attention(nn.Module):
     :param qk_norm_eps: norm the channels of each query and key before they are rotated, by an RMSNorm with
         this epsilon (Henry et al., 2020; Dehghani et al., 2023); ``None`` for no norm.
     :param rotary_halves: how channels are paired; see :func:`~hekaton_blocks.apply_rotary`.
+    :param bias: whether the four projections have one.
+    :param pattern: what is attended to; with ``sinks`` there is a parameter of that name, (n_heads,).
     """
+
+    sinks: nn.Parameter | None
 
     def __init__(
         self,
@@ -118,17 +199,20 @@ class Attention(nn.Module):
         *,
         qk_norm_eps: float | None = None,
         rotary_halves: bool = False,
+        bias: bool = False,
+        pattern: AttentionPattern = CAUSAL,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.rotary_halves = rotary_halves
-        self.wq = nn.Linear(dim, n_heads * head_dim, bias=False)
-        self.wk = nn.Linear(dim, n_kv_heads * head_dim, bias=False)
-        self.wv = nn.Linear(dim, n_kv_heads * head_dim, bias=False)
-        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
+        self.wq = nn.Linear(dim, n_heads * head_dim, bias=bias)
+        self.wk = nn.Linear(dim, n_kv_heads * head_dim, bias=bias)
+        self.wv = nn.Linear(dim, n_kv_heads * head_dim, bias=bias)
+        self.wo = nn.Linear(n_heads * head_dim, dim, bias=bias)
         self.q_norm = None if qk_norm_eps is None else nn.RMSNorm(head_dim, eps=qk_norm_eps)
         self.k_norm = None if qk_norm_eps is None else nn.RMSNorm(head_dim, eps=qk_norm_eps)
-        self.inner = DocumentAttention()
+        self.register_parameter("sinks", nn.Parameter(torch.empty(n_heads)) if pattern.sinks else None)
+        self.inner = DocumentAttention(pattern)
 
     def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
         """:param x: (batch, seq, dim); :param rotary: from ``rotary_table``; :returns: (batch, seq, dim)"""
@@ -137,5 +221,6 @@ class Attention(nn.Module):
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
         q, k = (apply_rotary(heads, rotary, halves=self.rotary_halves) for heads in (q, k))
-        out = self.inner(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents)
+        sinks = {} if self.sinks is None else {"sinks": local(self.sinks)}
+        out = self.inner(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents, **sinks)
         return self.wo(out.transpose(1, 2).flatten(-2))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+
+from hekaton_blocks.pattern import CAUSAL, AttentionPattern
+from hekaton_blocks.sinks import sink_weight
 
 BLOCK = 128
 """Side of the tiles, in tokens, that the kernel skips, masks or computes whole."""
@@ -15,28 +19,38 @@ class PackedDocuments(NamedTuple):
     """The documents of a batch, prepared once for all layers by :func:`pack_documents`.
 
     :param ids: (batch, seq), which document each token is of.
-    :param tiles: FlexAttention's ``BlockMask``, ``None`` where FlexAttention is not used.
+    :param tiles: ``AttentionPattern.mask_key`` -> FlexAttention's ``BlockMask``.
     """
 
     ids: torch.Tensor
-    tiles: Any
+    tiles: Mapping[Any, Any]
 
 
 Documents = torch.Tensor | PackedDocuments | None
 """What attention takes: ids of (batch, seq), the same prepared, or ``None`` for one document per row."""
 
 
-def pack_documents(ids: torch.Tensor | None) -> Documents:
+def pack_documents(ids: torch.Tensor | None, patterns: Sequence[AttentionPattern] = (CAUSAL,)) -> Documents:
     """Prepare documents for attention, once per forward rather than in each layer.
 
     On CUDA with Triton this makes the tiles for FlexAttention (Dong et al., 2024); nothing of (seq, seq) is
     made, and the host waits for nothing. Elsewhere the ids are all that attention needs.
 
     :param ids: (batch, seq), the tokens of one document being neighbours.
+    :param patterns: what the layers attend to.
     """
-    if ids is None or not (ids.device.type == "cuda" and has_flex_attention()):
+    if ids is None or not takes_tiles(ids.device):
         return ids
-    return PackedDocuments(ids, document_tiles(ids))
+    tiles = {}
+    for pattern in patterns:
+        if pattern.mask_key not in tiles:
+            tiles[pattern.mask_key] = attention_tiles(pattern, ids)
+    return PackedDocuments(ids, tiles)
+
+
+def takes_tiles(device: torch.device) -> bool:
+    """Whether attention there is FlexAttention, over tiles."""
+    return device.type == "cuda" and has_flex_attention()
 
 
 @cache
@@ -47,29 +61,43 @@ def has_flex_attention() -> bool:
     return find_spec("triton") is not None
 
 
-def document_tiles(ids: torch.Tensor) -> Any:
-    """The ``BlockMask`` of causal attention inside documents.
+def attention_tiles(pattern: AttentionPattern, ids: torch.Tensor) -> Any:
+    """The ``BlockMask`` of a pattern.
 
-    Equal to ``create_block_mask`` of the same rule, and made from each tile's first and last document alone,
-    in memory of (seq / 128)² instead of seq².
+    Equal to ``create_block_mask`` of the same rule, and made from each tile's first and last token alone, in
+    memory of (seq / 128)² instead of seq².
 
     :param ids: (batch, seq), the tokens of one document being neighbours.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     seq = ids.shape[1]
-    changes = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0))
-    runs = changes.cumsum(dim=-1)  # documents in the order of the row
+    regions = pattern.regions(ids)
+    assert regions is not None
+    changes = torch.nn.functional.pad(regions[:, 1:] != regions[:, :-1], (1, 0))
+    runs = changes.cumsum(dim=-1)  # documents, or chunks of them, in the order of the row
     first = runs[:, ::BLOCK]
     last = torch.cat((runs[:, BLOCK - 1 :: BLOCK], runs[:, -1:]), dim=1)[:, : first.shape[1]]
     tile = torch.arange(first.shape[1], device=ids.device)
-    within_row = (tile[:, None] + 1) * BLOCK <= seq  # the last tile may hang over the end
-    earlier = (tile[:, None] > tile) & within_row
-    reached = (tile[:, None] >= tile) & (last[:, None, :] >= first[:, :, None])
-    whole = earlier & (first[:, None, :] == last[:, :, None])
+    back = tile[:, None] - tile  # how many tiles the keys are before the queries
+    reached = (last[:, None, :] >= first[:, :, None]) & (last[:, :, None] >= first[:, None, :])
+    one_run = torch.minimum(first[:, :, None], first[:, None, :]) == torch.maximum(
+        last[:, :, None], last[:, None, :]
+    )
+    # The last tile may hang over the end.
+    whole = one_run & ((torch.maximum(tile[:, None], tile) + 1) * BLOCK <= seq)
+    if pattern.causal:
+        reached, whole = reached & (back >= 0), whole & (back > 0)
+    if pattern.window is not None:
+        # From a tile's first query to the last key of an earlier tile, and from its last query to the first.
+        reached = reached & (back * BLOCK - (BLOCK - 1) < pattern.window)
+        whole = whole & (back * BLOCK + (BLOCK - 1) < pattern.window)
 
     def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
-        return (query >= key) & (ids[batch, query] == ids[batch, key])
+        same = regions[batch, query] == regions[batch, key]
+        if pattern.causal:
+            same = same & (query >= key)
+        return same if pattern.window is None else same & (query - key < pattern.window)
 
     return BlockMask.from_kv_blocks(
         *_ordered(reached & ~whole),
@@ -97,17 +125,24 @@ def flex_attention(
     tiles: Any,
     *,
     scale: float | None = None,
+    sinks: torch.Tensor | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """FlexAttention, compiled by itself where nothing around it is.
 
     :param q: (batch, n_heads, seq, head_dim); ``k`` and ``v``: (batch, n_kv_heads, seq, head_dim).
+    :param sinks: (n_heads,), see :class:`~hekaton_blocks.AttentionPattern`.
     """
     from torch.nn.attention import flex_attention as flex
 
     attend: Any = flex.flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    out: torch.Tensor = attend(q, k, v, block_mask=tiles, scale=scale, enable_gqa=enable_gqa)
-    return out
+    options = {"block_mask": tiles, "scale": scale, "enable_gqa": enable_gqa}
+    if sinks is None:
+        plain: torch.Tensor = attend(q, k, v, **options)
+        return plain
+    out, more = attend(q, k, v, **options, return_aux=flex.AuxRequest(lse=True))
+    with_sinks: torch.Tensor = out * sink_weight(more.lse, sinks).unsqueeze(-1).to(out.dtype)
+    return with_sinks
 
 
 @cache

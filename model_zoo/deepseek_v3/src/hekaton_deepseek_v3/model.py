@@ -12,6 +12,7 @@ from torch import nn
 from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
+    AttentionPattern,
     DocumentAttention,
     Documents,
     FeedForward,
@@ -117,7 +118,7 @@ class Attention(nn.Module):
             config.kv_lora_rank, config.n_heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
         self.wo = nn.Linear(config.n_heads * config.v_head_dim, config.dim, bias=False)
-        self.inner = DocumentAttention(scale=config.softmax_scale)
+        self.inner = DocumentAttention(AttentionPattern(scale=config.softmax_scale))
 
     def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
         """:param x: (batch, seq, dim); :param rotary: from ``rotary_table``; :returns: (batch, seq, dim)"""

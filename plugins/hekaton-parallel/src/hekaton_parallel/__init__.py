@@ -40,7 +40,12 @@ def hekaton_parallel_styles() -> list[ParallelStyle]:
 @hookimpl
 def hekaton_context_parallel() -> list[ContextParallel]:
     return [
-        ContextParallel(name, build=Ref(f"hekaton_parallel.context:{name}"), summary=summary)
+        ContextParallel(
+            name,
+            build=Ref(f"hekaton_parallel.context:{name}"),
+            supports=("bidirectional", "window", "chunks", "sinks"),
+            summary=summary,
+        )
         for name, summary in _STRATEGIES.items()
     ]
 

@@ -2,7 +2,8 @@
 
 A strategy takes the place of an inner attention's forward, ``(q, k, v, documents)``, where ``q``, ``k`` and
 ``v`` are this rank's part of the sequence, (batch, heads, seq / cp, head_dim), and ``documents`` that of the
-whole row, (batch, seq), as the model prepared it for attention. ``v`` may have a head_dim of its own.
+whole row, (batch, seq), as the model prepared it for attention. ``v`` may have a head_dim of its own. Where
+its pattern has sinks, they are given by name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed import _functional_collectives as collectives
 
+from hekaton.errors import ConfigError
 from hekaton.parallel.context import ContextGroup, contiguous, head_tail
+from hekaton_blocks import AttentionPattern
 from hekaton_parallel.ring import FlashRingAttention, RingAttention, has_flash
 
 Attend = Callable[..., torch.Tensor]
@@ -40,7 +43,9 @@ class AllGather:
         attend = inner.forward
         group = self._group
 
-        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
+        def forward(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None, **sinks: torch.Tensor
+        ) -> torch.Tensor:
             both = torch.cat((k, v), dim=-1)
             # Along the first dimension: along another one, torch 2.13 may return a view whose wait() has no
             # gradient (where the first size is the number of ranks and those in between are 1).
@@ -49,7 +54,7 @@ class AllGather:
             keys, values = gathered.split((k.shape[-1], v.shape[-1]), dim=-1)
             keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
             queries_at = keys_at.chunk(group.degree)[group.rank]
-            return attend(q, keys, values, documents, queries_at=queries_at, keys_at=keys_at)
+            return attend(q, keys, values, documents, queries_at=queries_at, keys_at=keys_at, **sinks)
 
         return forward
 
@@ -67,8 +72,11 @@ class Ulysses:
     def replace(self, inner: nn.Module) -> Attend:
         attend = inner.forward
 
-        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
-            whole = attend(*(self._to_heads(x) for x in (q, k, v)), documents)
+        def forward(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None, **sinks: torch.Tensor
+        ) -> torch.Tensor:
+            mine = {name: x.chunk(self._group.degree)[self._group.rank] for name, x in sinks.items()}
+            whole = attend(*(self._to_heads(x) for x in (q, k, v)), documents, **mine)
             return self._to_sequence(whole)
 
         return forward
@@ -104,22 +112,44 @@ class Ring:
 
     def replace(self, inner: nn.Module) -> Attend:
         group = self._group
-        scale: float | None = getattr(inner, "scale", None)
+        pattern = _pattern_of(inner)
+        plain = not pattern.requires
 
-        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None) -> torch.Tensor:
+        def forward(
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            documents: Any = None,
+            sinks: torch.Tensor | None = None,
+        ) -> torch.Tensor:
             result: torch.Tensor
-            if documents is None and has_flash(q) and v.shape[-1] <= q.shape[-1]:
+            if plain and documents is None and has_flash(q) and v.shape[-1] <= q.shape[-1]:
                 padded = F.pad(v, (0, q.shape[-1] - v.shape[-1]))  # the kernels take heads of one size
                 result = FlashRingAttention.apply(
-                    q, k, padded, scale, group.load_balance, group.process_group
+                    q, k, padded, pattern.scale, group.load_balance, group.process_group
                 )
                 return result[..., : v.shape[-1]]
             documents = getattr(documents, "ids", documents)  # hekaton_blocks.PackedDocuments has more
             parts = self.order(k.shape[2] * group.degree, group.degree, device=q.device).chunk(group.degree)
-            result = RingAttention.apply(q, k, v, scale, documents, parts, group.process_group)
+            result = RingAttention.apply(q, k, v, sinks, pattern, documents, parts, group.process_group)
             return result
 
         return forward
+
+
+def _pattern_of(inner: nn.Module) -> AttentionPattern:
+    """What a module attends to that the ring computes in its place.
+
+    :raises ConfigError: for one that requires something and does not describe it.
+    """
+    pattern: AttentionPattern | None = getattr(inner, "pattern", None)
+    if pattern is None and getattr(inner, "requires", ()):
+        raise ConfigError(
+            f"the ring cannot compute {', '.join(inner.requires)} in the place of {type(inner).__name__}, "
+            "which has no hekaton_blocks.AttentionPattern as its pattern",
+            hint="choose another parallelism.context_parallel_strategy",
+        )
+    return AttentionPattern(scale=getattr(inner, "scale", None)) if pattern is None else pattern
 
 
 def _wait(x: torch.Tensor) -> torch.Tensor:

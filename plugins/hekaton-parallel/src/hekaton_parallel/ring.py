@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hekaton_blocks import AttentionPattern
+from hekaton_blocks.sinks import grad_of_sinks
+
 _aten = torch.ops.aten
 _KERNELS = {
     "cpu": (
@@ -114,12 +117,12 @@ def _loop_options(load_balance: bool) -> Iterator[None]:
 
 
 class RingAttention(torch.autograd.Function):
-    """Causal attention inside documents, over keys and values that travel round a process group.
+    """Attention as a pattern describes it, over keys and values that travel round a process group.
 
-    ``apply(q, k, v, scale, documents, parts, group)``: ``q`` (batch, heads, n, head_dim), ``k`` (batch,
-    kv_heads, n, head_dim), ``v`` (batch, kv_heads, n, v_head_dim), ``scale`` of the scores or ``None`` for
-    head_dim ** -0.5, ``documents`` (batch, seq) or ``None``, ``parts`` the positions in the sequence that
-    each rank of ``group`` holds. Block by block, with the scores of one block in memory at a time.
+    ``apply(q, k, v, sinks, pattern, documents, parts, group)``: ``q`` (batch, heads, n, head_dim), ``k``
+    (batch, kv_heads, n, head_dim), ``v`` (batch, kv_heads, n, v_head_dim), ``sinks`` (heads,) or ``None``,
+    ``documents`` (batch, seq) or ``None``, ``parts`` the positions in the sequence that each rank of
+    ``group`` holds. Block by block, with the scores of one block in memory at a time.
     """
 
     @staticmethod
@@ -128,13 +131,14 @@ class RingAttention(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        scale: float | None,
+        sinks: torch.Tensor | None,
+        pattern: AttentionPattern,
         documents: torch.Tensor | None,
         parts: tuple[torch.Tensor, ...],
         group: dist.ProcessGroup,
     ) -> torch.Tensor:
         rank, degree = group.rank(), group.size()
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        scale = q.shape[-1] ** -0.5 if pattern.scale is None else pattern.scale
         sizes = (k.shape[-1], v.shape[-1])
         out = q.new_zeros(*q.shape[:3], v.shape[-1])
         lse = q.new_full((*q.shape[:3], 1), -math.inf)
@@ -144,20 +148,23 @@ class RingAttention(torch.autograd.Function):
             if step:
                 block = _rotate(block, group)
             keys, values = block.split(sizes, dim=-1)
-            scores = _scores(q, keys, scale, documents, parts[rank], parts[owner])
+            scores = _scores(q, keys, scale, pattern.mask(documents, parts[rank], parts[owner]))
             block_lse = scores.logsumexp(dim=-1, keepdim=True)
             merged = torch.logaddexp(lse, block_lse)
             out = out * _weight(lse, merged) + _weight(scores, merged) @ _per_query_head(values, q)
             lse = merged
-        ctx.save_for_backward(q, k, v, documents, out, lse, *parts)
-        ctx.group, ctx.scale = group, scale
+        if sinks is not None:
+            merged = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None, None])
+            out, lse = out * _weight(lse, merged), merged
+        ctx.save_for_backward(q, k, v, sinks, documents, out, lse, *parts)
+        ctx.group, ctx.scale, ctx.pattern = group, scale, pattern
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grads
-        q, k, v, documents, out, lse, *parts = ctx.saved_tensors
-        group, scale = ctx.group, ctx.scale
+        q, k, v, sinks, documents, out, lse, *parts = ctx.saved_tensors
+        group, scale, pattern = ctx.group, ctx.scale, ctx.pattern
         sizes = 2 * (k.shape[-1], v.shape[-1])
         rank, degree = group.rank(), group.size()
         delta = (grad * out).sum(dim=-1, keepdim=True)
@@ -170,7 +177,8 @@ class RingAttention(torch.autograd.Function):
                 block = _rotate(block, group)
             of_owner = block.split(sizes, dim=-1)
             keys, values = _per_query_head(of_owner[0], q), _per_query_head(of_owner[1], q)
-            weights = _weight(_scores(q, of_owner[0], scale, documents, parts[rank], parts[owner]), lse)
+            allowed = pattern.mask(documents, parts[rank], parts[owner])
+            weights = _weight(_scores(q, of_owner[0], scale, allowed), lse)
             grad_scores = weights * (grad @ values.mT - delta) * scale
             grad_q += grad_scores @ keys
             of_owner[2].add_(_per_kv_head(grad_scores.mT @ q, k))
@@ -178,22 +186,12 @@ class RingAttention(torch.autograd.Function):
         if degree > 1:
             block = _rotate(block, group)
         grad_k, grad_v = block.split(sizes, dim=-1)[2:]
-        return grad_q, grad_k, grad_v, None, None, None, None
+        of_sinks = None if sinks is None else grad_of_sinks(grad, out, lse.squeeze(-1), sinks)
+        return grad_q, grad_k, grad_v, of_sinks, None, None, None, None
 
 
-def _scores(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    scale: float,
-    documents: torch.Tensor | None,
-    queries_at: torch.Tensor,
-    keys_at: torch.Tensor,
-) -> torch.Tensor:
+def _scores(q: torch.Tensor, k: torch.Tensor, scale: float, allowed: torch.Tensor) -> torch.Tensor:
     """Scaled scores, minus infinity where a query may not look: (batch, heads, n, n)."""
-    allowed = queries_at[:, None] >= keys_at
-    if documents is not None:
-        same = documents[:, queries_at, None] == documents[:, None, keys_at]
-        allowed = (allowed & same)[:, None]
     scores = q @ _per_query_head(k, q).mT * scale
     return scores.masked_fill(~allowed, -math.inf)
 
