@@ -1,6 +1,7 @@
 """Schedules against values worked out by hand, clipping against torch's own."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from hekaton.optim import LearningRate, clip_grad_norm, warmup_stable_decay
+from hekaton.testing import run_processes
 
 
 def factors(steps, **settings):
@@ -84,3 +86,7 @@ def test_a_rate_that_is_a_tensor_stays_one():
     schedule.apply()
     assert optimizer.param_groups[0]["lr"] is rate
     assert rate.item() == 0.125
+
+
+def test_adam_on_parts_of_parameters_is_torchs_on_the_whole():
+    run_processes(Path(__file__).with_name("optimizer_on_processes.py"), "compare", processes=2, timeout=60)

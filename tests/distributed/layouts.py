@@ -113,9 +113,7 @@ def whole(trainer: Trainer, what) -> dict[str, torch.Tensor]:
                 continue
             tensor = tensor.detach()
             mine[name] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
-    everywhere = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mine)
-    return {name: tensor for part in everywhere for name, tensor in part.items()}
+    return {name: tensor for part in gathered(mine) for name, tensor in part.items()}
 
 
 def whole_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -126,9 +124,7 @@ def whole_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
         for name, tensor in part.state_dict().items()
         if name in dict(part.named_buffers())
     }
-    everywhere = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mine)
-    return {name: tensor for part in everywhere for name, tensor in part.items()}
+    return {name: tensor for part in gathered(mine) for name, tensor in part.items()}
 
 
 def counted(trainer: Trainer) -> dict[str, list[int]]:
@@ -139,10 +135,16 @@ def counted(trainer: Trainer) -> dict[str, list[int]]:
         for name, buffer in part.named_buffers()
         if name.endswith("tokens_per_expert")
     }
-    everywhere = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mine)
+    everywhere = gathered(mine)
     names = {name for part in everywhere for name in part}
     return {name: sum(part[name] for part in everywhere if name in part).tolist() for name in names}
+
+
+def gathered(mine: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Those of every rank, on rank 0; nothing on the others, which compare nothing."""
+    everywhere = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(mine, everywhere)
+    return everywhere or []
 
 
 def difference(result: dict, expected: dict) -> dict[str, float]:

@@ -6,6 +6,7 @@ none included (``layers.**.weight``), ``{a,b}`` for alternatives inside a compon
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -15,6 +16,7 @@ from hekaton.errors import ConfigError, choices_hint
 T = TypeVar("T")
 
 
+@functools.cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """The regular expression of a pattern, to be used with ``fullmatch``.
 

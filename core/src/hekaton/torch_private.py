@@ -116,6 +116,7 @@ PRIVATE_NAMES = (
     ),
     # Optimizers and checkpoints
     PrivateName("torch._foreach_mul_", "scales all gradients in one call"),
+    PrivateName("torch.optim.Adam._init_group", "the tensors of a step, of which each rank gives its part"),
     PrivateName(
         "torch.optim.Optimizer._optimizer_step_pre_hooks",
         "an optimizer's copy without hooks, which makes the state that a parameter starts with",
