@@ -119,27 +119,27 @@ class DocumentAttention(nn.Module):
     ) -> torch.Tensor:
         """Documents and chunks on their own: the CPU kernel skips all others, and the masked half."""
         if ids is None:  # all rows are cut alike
-            one = torch.zeros(1, q.shape[2], dtype=torch.int64)
-            return self._regions_of(q, k, v, self.pattern.regions(one), sinks)
+            seq = q.shape[2]
+            chunk = self.pattern.chunk or seq
+            lengths = [min(chunk, seq - start) for start in range(0, seq, chunk)]
+            return self._regions_of(q, k, v, lengths, sinks)
         regions = self.pattern.regions(ids)
         assert regions is not None
-        rows = (
-            self._regions_of(*(x[row : row + 1] for x in (q, k, v)), regions[row : row + 1], sinks)
-            for row in range(len(regions))
-        )
-        return torch.cat(list(rows))
+        rows = []
+        for row, numbers in enumerate(regions):
+            lengths = torch.unique_consecutive(numbers, return_counts=True)[1].tolist()
+            rows.append(self._regions_of(*(x[row : row + 1] for x in (q, k, v)), lengths, sinks))
+        return torch.cat(rows)
 
     def _regions_of(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        regions: torch.Tensor | None,
+        lengths: list[int],
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """:param regions: (1, seq), those of every row."""
-        assert regions is not None
-        lengths = torch.unique_consecutive(regions[0], return_counts=True)[1].tolist()
+        """:param lengths: of the regions, those of every row."""
         pieces = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([self._window_by_window(*piece, sinks) for piece in pieces], dim=2)
 
