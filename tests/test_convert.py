@@ -341,27 +341,45 @@ def test_what_another_program_wrote_with_dcp_is_exported_too(step: Path, hf: Pat
     assert all(torch.equal(written[name], tensor) for name, tensor in original.items())
 
 
-BIG = """
-import sys
-from hekaton_llama3.spec import flavors
+# Each with its largest tensor in MB: an embedding, and the experts of a layer, transposed and two in one there.
+BIG_MODELS = {
+    "llama3": (
+        34,
+        """
 from hekaton_llama3.model import Llama3Config
-# 24 layers of 25 MB each; the largest tensor is the embedding, 33 MB.
 flavors["big"] = Llama3Config(
     dim=1024, n_layers=24, n_heads=8, n_kv_heads=8, hidden_dim=2048, vocab_size=8192
 )
+""",
+    ),
+    "llama4": (
+        67,
+        """
+from dataclasses import replace
+flavors["big"] = replace(
+    flavors["debugmodel"], dim=512, n_layers=8, interleave_moe_layer_step=1,
+    moe=replace(flavors["debugmodel"].moe, n_experts=16, hidden_dim=1024),
+)
+""",
+    ),
+}
+BIG = """
+import sys
+from hekaton_MODEL.spec import flavors
+SETTINGS
 if sys.argv[1] == "make":
     import torch
     from pathlib import Path
     from hekaton.weights import LazyTensor
     from hekaton.weights.format import Weights, WriteOptions
     from hekaton_hf.checkpoint import HFFormat
-    from hekaton_llama3.hugging_face import table, write_config
-    from hekaton_llama3.spec import train_spec
+    from hekaton_MODEL.hugging_face import table, write_config
+    from hekaton_MODEL.spec import train_spec
     config = flavors["big"]
     with torch.device("meta"):
         model = train_spec.model(config)
     zeros = lambda region: torch.zeros([part.stop - part.start for part in region])
-    ours = {n: LazyTensor(tuple(p.shape), p.dtype, zeros) for n, p in model.named_parameters()}
+    ours = {n: LazyTensor(tuple(p.shape), p.dtype, zeros) for n, p in model.state_dict().items()}
     content = {"architectures": ["LlamaForCausalLM"], **write_config(config)}
     HFFormat().write(Path(sys.argv[2]), Weights(config=content, tensors=table(config).to_hf(ours, what="")),
                      WriteOptions())
@@ -374,10 +392,14 @@ else:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", BIG_MODELS)
+def test_memory_does_not_grow_with_the_model(model: str, tmp_path: Path) -> None:
+    largest, settings = BIG_MODELS[model]
+    program = BIG.replace("MODEL", model).replace("SETTINGS", settings)
+
     def run(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", BIG, *words], capture_output=True, text=True, timeout=100
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=100
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -392,5 +414,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         match = re.search(r"VmHWM:\s+(\d+) kB", run(*words))
         assert match is not None
         # The process itself takes about 350 MB; the limit that is promised, 1 GB and more, would prove nothing.
-        assert int(match[1]) / 1e3 < 350 + 3 * 34, words
+        assert int(match[1]) / 1e3 < 350 + 3 * largest, words
     assert time.perf_counter() - began < 90

@@ -118,15 +118,32 @@ def test_a_last_save_may_be_of_another_precision(mode: str, train, tmp_path: Pat
 
 def test_weights_of_another_model_are_refused(train, tmp_path: Path) -> None:
     save_pretrained(tmp_path / "hf", tied=True)
-    assert "error: hf is not llama3 debugmodel\n  tie_embeddings is True there, False here" in train(status=2)
+    assert (
+        "error: hf is not llama3 debugmodel\n  from: --checkpoint.initial_load_path\n"
+        "  tie_embeddings is True there, False here" in train(status=2)
+    )
     config = tmp_path / "hf/config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "MistralForCausalLM"))
     assert "error: hf is a MistralForCausalLM, not a llama3" in train(status=2)
     config.write_text(config.read_text().replace("MistralForCausalLM", "Qwen3ForCausalLM"))
     assert (
-        'error: hf is a Qwen3ForCausalLM, not a llama3\n  choose model.name = "qwen3" (--model_name qwen3)\n'
-        in train(status=2)
+        "error: hf is a Qwen3ForCausalLM, not a llama3\n  from: --checkpoint.initial_load_path\n"
+        '  choose model.name = "qwen3" (--model_name qwen3)\n' in train(status=2)
     )
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_built(train, tmp_path: Path, monkeypatch) -> None:
+    save_pretrained(tmp_path / "hf", tied=True)
+
+    def build(*_: object, **__: object) -> None:
+        raise AssertionError("the run began to build its model")
+
+    monkeypatch.setattr("hekaton.trainer.Trainer.__init__", build)
+    assert "error: hf is not llama3 debugmodel" in train(status=2)
+    # A run that resumes does not read the folder.
+    (tmp_path / "outputs/checkpoint/step-1").mkdir(parents=True)
+    with pytest.raises(AssertionError, match="began to build"):
+        train()
 
 
 def test_weights_of_another_shape_are_refused(train, tmp_path: Path) -> None:

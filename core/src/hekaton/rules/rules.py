@@ -8,7 +8,18 @@ from typing import TypeAlias
 from hekaton.config import Loaded
 from hekaton.contributions import Check
 from hekaton.errors import ConfigErrors, HekatonError
-from hekaton.rules import checkpoint, compilation, effects, experts, fault, layout, model, processes, sizes
+from hekaton.rules import (
+    checkpoint,
+    compilation,
+    effects,
+    experts,
+    external_weights,
+    fault,
+    layout,
+    model,
+    processes,
+    sizes,
+)
 from hekaton.rules.run import Run
 
 Rule: TypeAlias = Callable[[Run], Iterator[HekatonError | str]]
@@ -72,6 +83,7 @@ RULES: tuple[Rule, ...] = (
     checkpoint.something_is_saved,
     checkpoint.folders_can_be_reached,
     checkpoint.hugging_face_knows_the_model,
+    external_weights.initial_weights_are_of_the_model,
     fault.replay_repeats,
     fault.faults_are_looked_for,
     effects.precision_is_used,

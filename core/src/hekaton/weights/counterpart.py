@@ -53,16 +53,33 @@ class Counterpart:
         """How tensors of a converted model become those of the model as it was."""
         return self.draft.merges if self.draft is not None else ()
 
-    def differences_from(self, there: Any, *, besides: Collection[str] = ()) -> list[str]:
-        """The fields of the configuration in which it differs from another one, a line each."""
-        return differing(there, self.config, besides=besides)
-
     def on_meta(self) -> nn.Module:
         """The model, in no memory."""
         if self.draft is not None:
             return self.draft.model
         with torch.device("meta"):
             return self.spec.model(self.config)
+
+    def check_source(
+        self,
+        weights: Weights,
+        *,
+        overridden: Collection[str] = (),
+        leave_out: Collection[str] = (),
+        adapters: Sequence[HFAdapter] = (),
+        what: str,
+    ) -> None:
+        """Whether a folder is of this model, by its configuration and the names of its tensors.
+
+        :param overridden: fields of the configuration that may differ.
+        :param leave_out: as for :meth:`from_hf`; ``adapters``: as for :func:`read_config`.
+        :raises CheckpointError: when it is of another model, or holds one more.
+        """
+        there = read_config(self.adapter, weights.config, adapters=adapters, what=what)
+        differences = differing(there, self.config, besides=overridden)
+        if differences:
+            raise CheckpointError(f"{what} is not {self}", hint="\n".join(differences))
+        self.table.own_names(weights.tensors, leave_out=leave_out, what=what)
 
     def from_hf(
         self, weights: Weights, *, leave_out: Collection[str] = (), what: str
@@ -251,12 +268,8 @@ def _flavor(spec: TrainSpec, config: Any, named: str | None, *, what: str) -> st
         return named
     by_flavor = {name: differing(config, one) for name, one in spec.flavors.items()}
     fitting = [name for name, differences in by_flavor.items() if not differences]
-    if len(fitting) == 1:
-        return fitting[0]
     if fitting:
-        raise CheckpointError(
-            f"{what} fits several flavors of {spec.name}", hint=f"say --model_flavor, of {', '.join(fitting)}"
-        )
+        return fitting[0]  # any others are further names of the same
     nearest = min(by_flavor, key=lambda name: len(by_flavor[name]))
     raise CheckpointError(
         f"{what} is none of the flavors of {spec.name}; the nearest is {nearest}:",

@@ -14,7 +14,7 @@ from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError
-from hekaton.weights.counterpart import Counterpart, base_of, export, read_config
+from hekaton.weights.counterpart import Counterpart, base_of, export
 from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.format import WeightFormat, WriteOptions
@@ -55,10 +55,7 @@ def load(
                 f"checkpoint.initial_load_in_hf_quantized = true, and {what} is not quantized: its "
                 "config.json has no quantization_config"
             )
-        there = read_config(model.adapter, weights.config, adapters=adapters, what=what)
-        differences = model.differences_from(there, besides=overridden)
-        if differences:
-            raise CheckpointError(f"{what} is not {model}", hint="\n".join(differences))
+        model.check_source(weights, overridden=overridden, leave_out=leave_out, adapters=adapters, what=what)
         ours = model.from_hf(weights, leave_out=leave_out, what=what)
         if ranks.is_first:
             for notice in model.table.notices(weights.tensors):
