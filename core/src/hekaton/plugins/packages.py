@@ -22,6 +22,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "command": ("convert_from_hf", "convert_to_hf", "download"),
     },
     "hekaton-llama3": {"model": ("llama3",), "hf adapter": ("llama3",)},
+    "hekaton-llama4": {"model": ("llama4",), "hf adapter": ("llama4",)},
     "hekaton-lora": {
         "check": ("adapters_have_a_base", "lora_export_is_written"),
         "checkpoint format": ("peft",),

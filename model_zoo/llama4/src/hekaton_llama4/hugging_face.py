@@ -1,0 +1,236 @@
+"""Llama 4 as transformers' ``Llama4ForCausalLM``, and as the language model of the published files,
+``Llama4ForConditionalGeneration``. The experts of a layer are two tensors there, transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hekaton.errors import CheckpointError
+from hekaton.weights import Fuse, Own, Row, Transpose, WeightTable, row
+from hekaton_blocks import MoEConfig
+from hekaton_blocks.hugging_face import ROPE_KEYS, number, rotary_of, whole
+from hekaton_llama4.model import Llama4Config
+
+CONTEXT = 262_144
+"""Positions in the published ``config.json`` of Scout."""
+_KNOWN = {
+    "attention_bias": (False,),
+    "tie_word_embeddings": (False,),
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "router_jitter_noise": (0, None),
+    "attention_dropout": (0, None),
+}
+_OURS, _THEIRS = "layers.{i}.", "model.layers.{i}."
+_LAYER = {
+    "attention_norm": "input_layernorm", "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+_FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def table(config: Llama4Config) -> WeightTable:
+    """Names differ, and the layout of experts."""
+    sparse = config.layers_with_experts
+    rows = [
+        row("tok_embeddings.weight", "model.embed_tokens.weight"),
+        *(row(f"{_OURS}{ours}.weight", f"{_THEIRS}{theirs}.weight") for ours, theirs in _LAYER.items()),
+        *_dense(config),
+        *_experts(config),
+        row("norm.weight", "model.norm.weight"),
+        row("output.weight", "lm_head.weight"),
+    ]
+    own = []
+    if config.moe is not None:
+        each: Any = {"shape": (config.moe.n_experts,), "layers": sparse}
+        if config.moe.bias_rate is not None:
+            own.append(Own(name=f"{_OURS}moe.expert_bias", value=0.0, **each))
+        if config.moe.batch_balance:
+            own.append(Own(name=f"{_OURS}moe.load", value=1.0, always=False, **each))
+    return WeightTable(
+        rows=rows,
+        layers=config.n_layers,
+        own=own,
+        prefix="language_model.",
+        others={"vision": ("vision_model.", "multi_modal_projector.")},
+    )
+
+
+def _dense(config: Llama4Config) -> Iterator[Row]:
+    for layer in range(config.n_layers):
+        if layer not in config.layers_with_experts:
+            for ours, theirs in _FEED_FORWARD.items():
+                yield row(
+                    f"layers.{layer}.feed_forward.{ours}.weight",
+                    f"model.layers.{layer}.feed_forward.{theirs}.weight",
+                )
+
+
+def _experts(config: Llama4Config) -> Iterator[Row]:
+    if config.moe is None:
+        return
+    ours, theirs, width = f"{_OURS}moe.", f"{_THEIRS}feed_forward.", config.moe.hidden_dim
+    layers = config.layers_with_experts
+    yield row(f"{ours}router.gate.weight", f"{theirs}router.weight", layers=layers)
+    both = (f"{ours}experts.w1", f"{ours}experts.w3")
+    gate_and_up = f"{theirs}experts.gate_up_proj"
+    yield row(both, gate_and_up, Transpose(), Fuse((width, width), dim=2), layers=layers)
+    yield row(f"{ours}experts.w2", f"{theirs}experts.down_proj", Transpose(), layers=layers)
+    if config.moe.n_shared_experts:
+        for name, there in _FEED_FORWARD.items():
+            shared = f"{theirs}shared_expert.{there}.weight"
+            yield row(f"{ours}shared_experts.{name}.weight", shared, layers=layers)
+
+
+def write_config(config: Llama4Config) -> dict[str, Any]:
+    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
+    special tokens take the place of those here: the published model's, and none.
+
+    :raises CheckpointError: for routing that transformers' model does not have.
+    """
+    scaling = config.rope_scaling
+    return {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size_mlp": config.hidden_dim,
+        "moe_layers": list(config.layers_with_experts),
+        "interleave_moe_layer_step": config.interleave_moe_layer_step,
+        "no_rope_layers": [int(config.has_positions(layer)) for layer in range(config.n_layers)],
+        "attention_chunk_size": config.attention_chunk_size,
+        "layer_types": _layer_types(config),
+        "use_qk_norm": config.qk_norm,
+        "attn_temperature_tuning": config.attn_scale > 0,
+        "attn_scale": config.attn_scale,
+        "floor_scale": config.floor_scale,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None
+        if scaling is None
+        else {"rope_type": "llama3", **{key: getattr(scaling, name) for name, key in ROPE_KEYS.items()}},
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **({} if config.moe is None else _experts_content(config.moe)),
+    }
+
+
+def _experts_content(moe: MoEConfig) -> dict[str, Any]:
+    plain = _routing(
+        moe.n_experts, moe.top_k, moe.hidden_dim,
+        bias_rate=moe.bias_rate, sequence_balance=moe.sequence_balance, batch_balance=moe.batch_balance,
+    )  # fmt: skip
+    if moe != plain:
+        wrong = [
+            f"moe.{name} = {value!r}, there it is {vars(plain)[name]!r}"
+            for name, value in vars(moe).items()
+            if value != vars(plain)[name]
+        ]
+        raise CheckpointError(
+            "Llama4ForCausalLM of transformers does not compute what this model does", hint="\n".join(wrong)
+        )
+    return {
+        "num_local_experts": moe.n_experts,
+        "num_experts_per_tok": moe.top_k,
+        "intermediate_size": moe.hidden_dim,
+        "router_aux_loss_coef": moe.batch_balance,
+    }
+
+
+def _routing(n_experts: int, top_k: int, hidden_dim: int, **balance: Any) -> MoEConfig:
+    """The only routing that transformers has."""
+    return MoEConfig(
+        n_experts=n_experts, top_k=top_k, hidden_dim=hidden_dim, n_shared_experts=1, score="sigmoid",
+        weights_on_input=True, **balance,
+    )  # fmt: skip
+
+
+def read_config(content: Mapping[str, Any]) -> Llama4Config:
+    """The configuration that ``config.json`` describes, with all values of the language model.
+
+    :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
+    """
+    for key, known in _KNOWN.items():
+        if key in content and content[key] not in known:
+            raise CheckpointError(f"{key} = {content[key]!r}: the model llama4 knows only {known[0]!r}")
+    layers = whole(content, "num_hidden_layers")
+    theta, scaling = rotary_of(content, model="llama4", kinds=("default", "llama3"))
+    step = _step(content, layers)
+    balance = content["router_aux_loss_coef"]
+    chunk = content["attention_chunk_size"]
+    heads = whole(content, "num_attention_heads")
+    shared = content["num_key_value_heads"] is not None
+    config = Llama4Config(
+        dim=whole(content, "hidden_size"),
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=whole(content, "num_key_value_heads") if shared else heads,
+        head_dim=whole(content, "hidden_size") // heads
+        if content["head_dim"] is None
+        else whole(content, "head_dim"),
+        hidden_dim=whole(content, "intermediate_size_mlp"),
+        moe=_routing(
+            whole(content, "num_local_experts"),
+            whole(content, "num_experts_per_tok"),
+            whole(content, "intermediate_size"),
+            batch_balance=number(content, "router_aux_loss_coef") if balance else 0.0,
+        )
+        if step
+        else None,
+        interleave_moe_layer_step=step or whole(content, "interleave_moe_layer_step"),
+        every_n_layers_nope=_nope_interval(content, layers),
+        attention_chunk_size=None if chunk is None else whole(content, "attention_chunk_size"),
+        qk_norm=bool(content["use_qk_norm"]),
+        attn_scale=number(content, "attn_scale") if content["attn_temperature_tuning"] else 0.0,
+        floor_scale=whole(content, "floor_scale"),
+        vocab_size=whole(content, "vocab_size"),
+        norm_eps=number(content, "rms_norm_eps"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+    )
+    listed = content["layer_types"]
+    if listed is not None and list(listed) != _layer_types(config):
+        raise CheckpointError(
+            f"layer_types = {listed!r}: in the model llama4 the layers with positions attend inside chunks, "
+            "and the others do not"
+        )
+    return config
+
+
+def _step(content: Mapping[str, Any], layers: int) -> int:
+    """Each so-manieth layer has experts; 0 for none."""
+    listed = content["moe_layers"]
+    if listed is None:
+        return whole(content, "interleave_moe_layer_step")
+    step = min(listed) + 1 if listed else 0
+    if list(listed) != (list(range(step - 1, layers, step)) if step else []):
+        raise CheckpointError(f"moe_layers = {listed!r}: the model llama4 has experts in each n-th layer")
+    return step
+
+
+def _nope_interval(content: Mapping[str, Any], layers: int) -> int:
+    """Each so-manieth layer is without positions; 0 for none."""
+    listed = content["no_rope_layers"]
+    if not listed:
+        return whole(content, "no_rope_layer_interval")
+    with_positions = [bool(one) for one in listed[:layers]]
+    interval = with_positions.index(False) + 1 if False in with_positions else 0
+    if with_positions != [not interval or (layer + 1) % interval > 0 for layer in range(layers)]:
+        raise CheckpointError(
+            f"no_rope_layers = {listed!r}: in the model llama4 each n-th layer is without positions"
+        )
+    return interval
+
+
+def _layer_types(config: Llama4Config) -> list[str]:
+    chunks = (config.pattern(layer).chunk for layer in range(config.n_layers))
+    return ["full_attention" if chunk is None else "chunked_attention" for chunk in chunks]

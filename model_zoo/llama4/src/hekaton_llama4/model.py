@@ -1,0 +1,192 @@
+"""Llama 4 (Meta, 2025), the language models of Scout and Maverick, with torchtitan's parameter names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import nn
+
+from hekaton.config import AtResume
+from hekaton.errors import ConfigError
+from hekaton_blocks import (
+    AttentionPattern,
+    DocumentAttention,
+    Documents,
+    FeedForward,
+    MoE,
+    MoEConfig,
+    RopeScaling,
+    apply_rotary,
+    pack_documents,
+    rotary_table,
+)  # fmt: skip
+
+Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama4Config:
+    """What the flavors differ in.
+
+    :param dim: width of the residual stream.
+    :param n_kv_heads: key/value heads, each shared by ``n_heads / n_kv_heads`` query heads.
+    :param hidden_dim: width inside the feed-forward layer of layers without experts.
+    :param moe: the experts of the layers that have some.
+    :param interleave_moe_layer_step: each so-manieth layer has experts: 1 for all (Scout), 2 for the odd
+        ones (Maverick).
+    :param every_n_layers_nope: each so-manieth layer is without positions (NoPE), and attends to the whole
+        document; 0 for none.
+    :param attention_chunk_size: all other layers attend inside chunks of so many tokens; ``None``: to the
+        whole document.
+    :param qk_norm: in layers with positions, divide each query and key by its root mean square (Scout).
+    :param attn_scale: in layers without positions, the query at position ``p`` is multiplied by
+        ``1 + attn_scale * ln(1 + floor((p + 1) / floor_scale))`` (Nakanishi, 2025, arXiv 2501.19399).
+    :param vocab_size: rows of the embedding; at least the tokenizer's.
+    """
+
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: Annotated[PositiveInt, Mathematics]
+    n_kv_heads: Annotated[PositiveInt, Mathematics]
+    hidden_dim: PositiveInt
+    moe: Annotated[MoEConfig | None, Mathematics] = None
+    interleave_moe_layer_step: PositiveInt = 1
+    head_dim: Annotated[PositiveInt, Mathematics] = 128
+    every_n_layers_nope: Annotated[NonNegativeInt, Mathematics] = 4
+    attention_chunk_size: Annotated[PositiveInt | None, Mathematics] = 8192
+    qk_norm: Annotated[bool, Mathematics] = True
+    attn_scale: Annotated[float, Field(ge=0, le=100), Mathematics] = 0.1
+    floor_scale: Annotated[PositiveInt, Mathematics] = 8192
+    vocab_size: PositiveInt = 202_048
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-5
+    rope_theta: Annotated[float, Field(gt=1, le=1e30), Mathematics] = 500_000.0
+    rope_scaling: Annotated[RopeScaling | None, Mathematics] = None
+
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary positions turn channels in pairs")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+
+    def has_positions(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, rotates queries and keys."""
+        return not self.every_n_layers_nope or (layer + 1) % self.every_n_layers_nope > 0
+
+    def pattern(self, layer: int) -> AttentionPattern:
+        """What a layer attends to."""
+        return AttentionPattern(chunk=self.attention_chunk_size if self.has_positions(layer) else None)
+
+    @property
+    def layers_with_experts(self) -> range:
+        step = self.interleave_moe_layer_step
+        return range(0) if self.moe is None else range(step - 1, self.n_layers, step)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: with rotary positions inside chunks, or over all of a document without."""
+
+    def __init__(self, config: Llama4Config, layer: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.has_positions = config.has_positions(layer)
+        self.qk_norm_eps = config.norm_eps if config.qk_norm and self.has_positions else None
+        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.inner = DocumentAttention(config.pattern(layer))
+
+    def forward(
+        self, x: torch.Tensor, rotary: torch.Tensor, temperature: torch.Tensor, documents: Documents
+    ) -> torch.Tensor:
+        """Attend.
+
+        :param x: (batch, seq, dim)
+        :param rotary: from ``rotary_table``; :param temperature: from :func:`temperature_of`.
+        :returns: (batch, seq, dim)
+        """
+        # The number of heads is read off the projection: under tensor parallel a rank has only some of them.
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        if self.has_positions:
+            q, k = (apply_rotary(heads, rotary) for heads in (q, k))
+        else:
+            q = (q * temperature).type_as(q)
+        if self.qk_norm_eps is not None:
+            q, k = (F.rms_norm(heads, (self.head_dim,), eps=self.qk_norm_eps) for heads in (q, k))
+        out = self.inner(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents)
+        return self.wo(out.transpose(1, 2).flatten(-2))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward or experts, each on a normed input and added to the residual stream."""
+
+    def __init__(self, config: Llama4Config, layer: int) -> None:
+        super().__init__()
+        experts = config.moe if layer in config.layers_with_experts else None
+        self.attention = Attention(config, layer)
+        self.feed_forward = None if experts is not None else FeedForward(config.dim, config.hidden_dim)
+        self.moe = None if experts is None else MoE(config.dim, experts)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(
+        self, x: torch.Tensor, rotary: torch.Tensor, temperature: torch.Tensor, documents: Documents
+    ) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
+        x = x + self.attention(self.attention_norm(x), rotary, temperature, documents)
+        feed_forward = self.moe if self.feed_forward is None else self.feed_forward
+        assert feed_forward is not None
+        return x + feed_forward(self.ffn_norm(x))
+
+
+class Llama4(nn.Module):
+    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+
+    def __init__(self, config: Llama4Config) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleDict({str(i): TransformerBlock(config, i) for i in range(config.n_layers)})
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of the next token.
+
+        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
+        :param positions: (batch, seq), where each token stands in its document; counted from the start of
+            the row when ``None``.
+        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
+        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
+        """
+        config = self.config
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        temperature = temperature_of(positions, config.attn_scale, config.floor_scale)
+        packed = pack_documents(documents, [config.pattern(layer) for layer in range(config.n_layers)])
+        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
+        for layer in self.layers.values():
+            h = layer(h, rotary, temperature, packed)
+        h = h if self.norm is None else self.norm(h)
+        return h if self.output is None else self.output(h)
+
+
+def temperature_of(positions: torch.Tensor, attn_scale: float, floor_scale: int) -> torch.Tensor:
+    """What the queries of layers without positions are multiplied by, so that attention over a long document
+    stays as sharp as over a short one.
+
+    :param positions: (batch, seq) or (seq,), integers.
+    :returns: (..., seq, 1, 1), float32.
+    """
+    stretch = ((positions + 1) // floor_scale).float().log1p()
+    return (1.0 + attn_scale * stretch)[..., None, None]
