@@ -238,8 +238,9 @@ class HFAdapter(Contribution):
     :class:`hekaton.errors.CheckpointError`. ``architectures`` are those that it reads; the first is the one
     that it writes.
 
-    ``defaults`` are the values that transformers takes for keys which a ``config.json`` leaves out; they are
-    in what ``read_config`` is given. ``model_types`` are those of folders that name no architecture.
+    ``defaults`` are the values that transformers takes for keys which a ``config.json`` leaves out, or a
+    function of its content that returns them; they are in what ``read_config`` is given. ``model_types`` are
+    those of folders that name no architecture.
     """
 
     table: Ref
@@ -247,7 +248,7 @@ class HFAdapter(Contribution):
     read_config: Ref
     architectures: tuple[str, ...]
     model_types: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    defaults: Mapping[str, Any] | Ref = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,12 @@ from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.plugins import Plugins
 from hekaton.weights import whole
-from hekaton.weights.counterpart import adapter_of, build_format, read_config
+from hekaton.weights.counterpart import Counterpart, adapter_of, build_format, read_config
+from hekaton.weights.facts import SpecialTokens
+from hekaton.weights.format import Weights
 from hekaton_deepseek_v3.hugging_face import V2_DEFAULTS, V3_DEFAULTS, table, write_config
 from hekaton_deepseek_v3.model import DeepSeekV3
-from hekaton_deepseek_v3.spec import flavors, flops_per_token
+from hekaton_deepseek_v3.spec import flavors, flops_per_token, train_spec
 
 PLUGINS = Plugins.discover()
 CONTEXT = 163_840
@@ -243,6 +245,16 @@ def test_the_defaults_are_those_of_transformers(model_type, defaults):
     content["rope_theta"] = content["rope_parameters"]["rope_theta"]
     content["num_key_value_heads"] = defaults["num_key_value_heads"]  # made up from the heads there
     assert {key: content[key] for key in defaults} == defaults
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "deepseek_v2"])
+def test_positions_and_special_tokens_that_a_file_leaves_out_are_those_of_transformers(model_type, adapter):
+    theirs = AutoConfig.for_model(model_type)
+    counterpart = Counterpart(spec=train_spec, flavor="16B", config=flavors["16B"], adapter=adapter)
+    facts = counterpart.facts_of(Weights(config={"model_type": model_type}, tensors={}))
+    assert facts.positions == theirs.max_position_embeddings
+    expected = SpecialTokens(bos_id=theirs.bos_token_id, eos_ids=(theirs.eos_token_id,))
+    assert facts.tokens == expected
 
 
 @pytest.mark.parametrize("base", [V3, LITE])

@@ -136,7 +136,7 @@ def test_a_second_start_reads_nothing_but_samples(here: Path, monkeypatch: pytes
     assert second.fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("damage", ["documents", "texts", "files.json", "garbage", "list"])
+@pytest.mark.parametrize("damage", ["documents", "texts", "files.json", "garbage", "list", "deep"])
 def test_a_damaged_index_is_made_anew(here: Path, damage: str) -> None:
     write(here / "a.parquet", ["one", "two"])
     read("*")
@@ -145,6 +145,8 @@ def test_a_damaged_index_is_made_anew(here: Path, damage: str) -> None:
         (entry / "files.json").write_text('{"files": [{"content": 3}], "sizes": []}')
     elif damage == "list":
         (entry / "files.json").write_text("[]")
+    elif damage == "deep":
+        (entry / "files.json").write_text("[" * 100_000)
     else:
         (entry / damage).write_bytes((entry / damage).read_bytes()[:-1])
     assert read("*") == ["one", "two"]

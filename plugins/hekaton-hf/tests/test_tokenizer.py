@@ -163,3 +163,10 @@ def test_a_mark_that_is_no_token(tmp_path: Path) -> None:
     words(tmp_path, tokens=["?"], config={"eos_token": "</s>"})
     with pytest.raises(DataError, match="does not know its own eos_token '</s>'"):
         build(None, str(tmp_path))
+
+
+def test_a_mark_that_is_no_text(tmp_path: Path) -> None:
+    folder = shutil.copytree(SHIPPED, tmp_path / "copy")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
+    with pytest.raises(DataError, match="the eos_token in '.*tokenizer_config.json' is no text"):
+        build(None, str(folder))

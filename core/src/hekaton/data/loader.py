@@ -24,6 +24,9 @@ from hekaton.errors import DataError, HekatonError
 
 Identity = dict[str, str | int]
 
+_MOST_PLACES = 2**62
+"""Documents that all rows together can have read: their numbers are of 64 bits."""
+
 
 def build_loader(
     documents: Documents,
@@ -172,6 +175,17 @@ class Loader:
                 np.concatenate([part.cursor for part in step]),
                 any(part.left for part in step),
             )
+
+
+def check_cursor(cursor: torch.Tensor) -> None:
+    """Check that a cursor of the whole global batch, from a file, is one that :meth:`Loader.cursor` gives.
+
+    :param cursor: (global_batch_size, 2).
+    :raises ValueError: when it has a place that no row can come to.
+    """
+    documents = _MOST_PLACES // len(cursor)
+    if bool((cursor < 0).any()) or bool((cursor[:, 0] > documents).any()):
+        raise ValueError("it has a place that no row can come to")
 
 
 def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int]) -> None:

@@ -14,7 +14,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "check": ("second_token_is_trained",),
     },
     "hekaton-hf": {
-        "check": ("text_files_are_there",),
+        "check": ("text_files_are_there", "assets_can_be_exported"),
         "tokenizer": ("hf",),
         "dataset": ("c4", "c4_test", "c4_validation", "text"),
         "section": ("text_dataset",),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hekaton.contributions import CheckpointFormat, HFAdapter, Model
+from hekaton.contributions import CheckpointFormat, HFAdapter, Model, Ref
 from hekaton.draft import Draft, Merge
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.parallel.fsdp import DTYPES
@@ -105,7 +105,7 @@ class Counterpart:
 
     def facts_of(self, weights: Weights) -> ModelFacts:
         """What a folder says beside its weights and the model's own configuration."""
-        return facts_of({**self.adapter.defaults, **text_config(weights.config)}, weights.generation)
+        return facts_of(_with_defaults(self.adapter, weights.config), weights.generation)
 
     def check_shapes(
         self, tensors: Mapping[str, LazyTensor], wanted: Mapping[str, torch.Tensor], *, what: str
@@ -225,7 +225,7 @@ def read_config(
             f"{what} is a {kind}, not a {adapter.name}", hint=f"choose {readers}\n{hint}" if others else hint
         )
     try:
-        return adapter.read_config.load()({**adapter.defaults, **text_config(content)})
+        return adapter.read_config.load()(_with_defaults(adapter, content))
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{what}: {error.message}", hint=error.hint) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -253,6 +253,13 @@ def _readers(adapters: Sequence[HFAdapter], content: Mapping[str, Any]) -> list[
     if not architectures:
         return [one for one in adapters if content.get("model_type") in one.model_types]
     return [one for one in adapters if set(architectures) & set(one.architectures)]
+
+
+def _with_defaults(adapter: HFAdapter, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``config.json`` says of the language model, as transformers reads it."""
+    of = adapter.defaults
+    content = text_config(content)
+    return {**(of.load()(content) if isinstance(of, Ref) else of), **content}
 
 
 def _architectures(content: Mapping[str, Any]) -> list[str]:

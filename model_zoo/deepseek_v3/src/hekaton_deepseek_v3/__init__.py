@@ -26,6 +26,7 @@ def hekaton_hf_adapters() -> list[HFAdapter]:
             read_config=Ref("hekaton_deepseek_v3.hugging_face:read_config"),
             architectures=("DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM"),
             model_types=("deepseek_v3", "deepseek_v2"),
+            defaults=Ref("hekaton_deepseek_v3.hugging_face:defaults"),
             summary="weights and config.json as transformers' DeepseekV3ForCausalLM or DeepseekV2ForCausalLM",
         )
     ]

@@ -27,6 +27,7 @@ V3_DEFAULTS = {
     "num_experts_per_tok": 8, "first_k_dense_replace": 3, "norm_topk_prob": True, "hidden_act": "silu",
     "max_position_embeddings": 4_096, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
     "attention_bias": False, "rope_interleave": True, "rope_theta": 10_000.0,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
 }  # fmt: skip
 V2_DEFAULTS = {
     "vocab_size": 102_400, "hidden_size": 4_096, "intermediate_size": 11_008, "moe_intermediate_size": 1_407,
@@ -36,6 +37,7 @@ V2_DEFAULTS = {
     "num_experts_per_tok": None, "first_k_dense_replace": 0, "norm_topk_prob": False, "hidden_act": "silu",
     "max_position_embeddings": 2_048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
     "attention_bias": False, "mlp_bias": False, "topk_method": "greedy", "rope_theta": 10_000.0,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
 }  # fmt: skip
 _KNOWN = {
     "attention_bias": (False,), "mlp_bias": (False,), "tie_word_embeddings": (False,), "moe_layer_freq": (1,),
@@ -193,6 +195,11 @@ def _experts_content(experts: MoEConfig, *, v2: bool) -> dict[str, Any]:
     }
 
 
+def defaults(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a ``config.json`` of this content leaves out."""
+    return V2_DEFAULTS if _is_v2(content) else V3_DEFAULTS
+
+
 def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
     """The configuration that ``config.json`` describes; how experts are balanced, it does not say, and is as
     for the published model.
@@ -201,8 +208,8 @@ def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
 
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
-    v2 = V2 in (content.get("architectures") or ()) or content.get("model_type") == "deepseek_v2"
-    content = {**(V2_DEFAULTS if v2 else V3_DEFAULTS), **content}
+    v2 = _is_v2(content)
+    content = {**defaults(content), **content}
     known = {
         **_KNOWN,
         "scoring_func": ("softmax",) if v2 else ("sigmoid",),
@@ -232,6 +239,10 @@ def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
         rope_theta=theta,
         rope_scaling=scaling,
     )
+
+
+def _is_v2(content: Mapping[str, Any]) -> bool:
+    return V2 in (content.get("architectures") or ()) or content.get("model_type") == "deepseek_v2"
 
 
 def _experts(content: Mapping[str, Any], *, v2: bool) -> MoEConfig:

@@ -51,7 +51,12 @@ def hekaton_checks() -> list[Check]:
             "text_files_are_there",
             rule=Ref("hekaton_hf.checks:text_files_are_there"),
             summary="the files of dataset 'text' are there",
-        )
+        ),
+        Check(
+            "assets_can_be_exported",
+            rule=Ref("hekaton_hf.checks:assets_can_be_exported"),
+            summary="the files that an export takes along can be read and fit the model",
+        ),
     ]
 
 

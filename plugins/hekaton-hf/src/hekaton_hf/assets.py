@@ -33,6 +33,26 @@ def facts_of_assets(assets: Path) -> ModelFacts:
     return ModelFacts(tokens=tokens, generation=rest)
 
 
+def check_assets(assets: Path, config: Mapping[str, Any]) -> None:
+    """Check all that an export reads of a folder of assets, or of the folder of a ``tokenizer.json``.
+
+    :param config: the content of the ``config.json`` of the export.
+    :raises CheckpointError: when there is no such folder, or as :func:`check_ids`; as well as
+        :func:`facts_of_assets`.
+    """
+    folder = folder_of(assets)
+    check_ids(folder, config)
+    facts_of_assets(folder)
+
+
+def folder_of(assets: Path) -> Path:
+    """:raises CheckpointError: when there is no such folder."""
+    folder = assets.parent if assets.is_file() else assets
+    if not folder.is_dir():
+        raise CheckpointError(f"hf_assets_path: there is no folder '{folder}'")
+    return folder
+
+
 def check_ids(assets: Path, config: Mapping[str, Any]) -> None:
     """:raises CheckpointError: when the tokenizer has ids for which the model's embedding has no row."""
     tokenizer, rows = _tokenizer(assets), config.get("vocab_size")

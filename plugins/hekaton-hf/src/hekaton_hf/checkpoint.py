@@ -17,7 +17,7 @@ from hekaton.weights import LazyTensor
 from hekaton.weights.facts import POSITIONS, TOKEN_IDS, SpecialTokens
 from hekaton.weights.format import Weights, WriteOptions
 from hekaton.weights.lazy import Region
-from hekaton_hf.assets import check_ids, facts_of_assets
+from hekaton_hf.assets import check_ids, facts_of_assets, folder_of
 from hekaton_hf.folders import CONFIG, GENERATION, read_json, write_json
 from hekaton_hf.quantized import decoded
 from hekaton_hf.safetensors_file import DTYPES, write_file
@@ -57,11 +57,7 @@ class HFFormat:
 
     def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:
         """:raises CheckpointError: when the disk refuses, or there is no folder of assets."""
-        assets = options.assets
-        if assets is not None and assets.is_file():
-            assets = assets.parent
-        if assets is not None and not assets.is_dir():
-            raise CheckpointError(f"hf_assets_path: there is no folder '{assets}'")
+        assets = None if options.assets is None else folder_of(options.assets)
         if assets is not None:
             check_ids(assets, weights.config)
         files = _shards(weights.tensors, options.max_shard_size)

@@ -1,10 +1,12 @@
-"""What a configuration check can see of a dataset: whether its files are there. They are not read."""
+"""What a check of a configuration sees ahead of a run: files of a dataset, and what an export takes along."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hekaton.contributions import HFAdapter
 from hekaton.errors import DataError, HekatonError
 from hekaton_hf.files import FoundFiles, find_files
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def text_files_are_there(run: Run) -> Iterator[HekatonError]:
-    """The files of dataset ``text``, where the run is to start on this machine."""
+    """The files of dataset ``text``, where the run is to start on this machine. They are not read."""
     sections = {"training": run.config.training, "validation": run.config.validation}
     if not run.config.validation.enable:
         del sections["validation"]
@@ -23,6 +25,22 @@ def text_files_are_there(run: Run) -> Iterator[HekatonError]:
                 files_of_text(section.dataset_path)
             except DataError as e:
                 yield run.violation(e.message, f"{name}.dataset", f"{name}.dataset_path", hint=e.hint)
+
+
+def assets_can_be_exported(run: Run) -> Iterator[HekatonError]:
+    """The files that the last save copies beside the weights: found wrong then, the export would be missing
+    at the end of a run."""
+    checkpoint, model = run.config.checkpoint, run.config.model
+    if not (run.here and checkpoint.enable and checkpoint.last_save_in_hf and model.hf_assets_path):
+        return
+    from hekaton_hf.assets import check_assets
+
+    adapter = run.plugins.all(HFAdapter).get(model.name)
+    try:
+        config = adapter.record.write_config.load()(run.model) if adapter and run.model is not None else {}
+        check_assets(Path(model.hf_assets_path), config)
+    except HekatonError as e:
+        yield run.violation(e.message, "model.hf_assets_path", "checkpoint.last_save_in_hf", hint=e.hint)
 
 
 def files_of_text(path: str | None) -> FoundFiles:

@@ -179,7 +179,7 @@ class _Group:
             sizes = {name: (self.place / name).stat().st_size for name in ("documents", "texts")}
             if sizes != content["sizes"] or len(reports) != len(self.files):
                 return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # none, or of which nothing can be believed: it is made anew
         index = Index(self.files, self.states, reports, self.place)
         if len(index) * RECORD.itemsize != sizes["documents"]:

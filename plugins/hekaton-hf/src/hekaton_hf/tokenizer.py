@@ -169,6 +169,11 @@ def _marks(folder: Path, *kinds: str) -> dict[str, str]:
             token = content.get(kind)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
+                if _encodable(token) != token:
+                    raise DataError(
+                        f"the {kind} in '{file}' is no text: it has half of a surrogate pair",
+                        origin="model.hf_assets_path",
+                    )
                 marks.setdefault(kind, token)
     return marks
 

@@ -45,6 +45,8 @@ HISTORY = "history.json"
 
 # The parts of a run's state without which it cannot go on; random numbers it can do without.
 _STATE = (MODEL, "optimizer", "lr_scheduler", "data_loader")
+_WITHOUT_TENSORS = ("lr_scheduler",)
+_TENSORS_ALONE = (MODEL,)
 
 
 class Checkpoints(Protocol):
@@ -313,9 +315,9 @@ class RunCheckpoints:
 
     def _all_of(self, manifest: Manifest) -> list[str]:
         """What to load to resume from a step: everything that is not excluded."""
-        there = {*manifest.parts, *manifest.info}
+        tensors, info = {*manifest.parts, *_WITHOUT_TENSORS}, {*manifest.info, *_TENSORS_ALONE}
         excluded = self._settings.exclude_from_loading
-        lacking = [name for name in _STATE if name not in there and name not in excluded]
+        lacking = [name for name in _STATE if name not in tensors & info and name not in excluded]
         if lacking:
             what = "the model only" if manifest.model_only else f"no {', '.join(lacking)}"
             raise NotWhole(

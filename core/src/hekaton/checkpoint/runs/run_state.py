@@ -19,6 +19,8 @@ from hekaton.checkpoint.tensors.state import (
     restore_rng,
     rng_tensors,
 )
+from hekaton.data.loader import check_cursor
+from hekaton.errors import CheckpointError
 from hekaton.identity.kept import Identity
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class RunState:
 
         :param parts: the tensors that were loaded into.
         :param without: names of what keeps its present value.
+        :raises CheckpointError: for what no run saves.
         """
         info = loaded.info
         if "optimizer" in loaded.parts:
@@ -76,8 +79,15 @@ class RunState:
         if "lr_scheduler" in info and "lr_scheduler" not in without:
             self.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
         if "data_loader" in loaded.parts:
-            rows = self.loader.rows
-            self.loader.seek(parts["data_loader"]["cursor"][rows.start : rows.stop])
+            rows, cursor = self.loader.rows, parts["data_loader"]["cursor"]
+            try:
+                check_cursor(cursor)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"the checkpoint's 'data_loader.cursor' is not the position of rows: {error}",
+                    hint='start the data over: checkpoint.exclude_from_loading = ["data_loader"]',
+                ) from error
+            self.loader.seek(cursor[rows.start : rows.stop])
         if "rng" in loaded.parts:
             restore_rng(parts["rng"])
 
