@@ -42,6 +42,7 @@ def test_a_place_among_others(environment):
         ({"RANK": "1.0"}, "RANK must be a number"),
         ({"RANK": "٣"}, "RANK must be a number"),
         ({"RANK": "9" * 5000}, "RANK must be a number"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE must be a number"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK must be a number"),
         ({"RANK": "5"}, "RANK = 5, but there are ranks 0 to 0, since WORLD_SIZE is not set"),
         ({"RANK": "4", "WORLD_SIZE": "4", **ADDRESS}, "RANK = 4, but there are ranks 0 to 3"),
@@ -54,6 +55,7 @@ def test_a_place_among_others(environment):
 )
 def test_an_environment_that_no_launcher_makes(environment, variables, message):
     environment(**variables)
+    among_others()  # asked for wherever an error is told
     with pytest.raises(ConfigError) as caught:
         this_process()
     assert message in str(caught.value)

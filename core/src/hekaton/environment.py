@@ -53,7 +53,12 @@ for a single process: env -u RANK -u LOCAL_RANK -u WORLD_SIZE hekaton train ..."
 def among_others() -> bool:
     """Whether the environment says that this process is one of several."""
     text = os.environ.get("WORLD_SIZE", "1")
-    return text.isdecimal() and int(text) > 1
+    return is_number(text) and int(text) > 1
+
+
+def is_number(text: str) -> bool:
+    """Whether it is what a launcher says of a rank or of a number of processes."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def number(name: str, *, default: int, at_least: int = 0) -> int:
@@ -62,6 +67,8 @@ def number(name: str, *, default: int, at_least: int = 0) -> int:
     :raises ConfigError: for anything else, or a number below ``at_least``.
     """
     text = os.environ.get(name, str(default))
-    if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) < at_least:
-        raise ConfigError(f"the environment's {name} must be a number, at least {at_least}, not '{text}'")
+    if not is_number(text) or int(text) < at_least:
+        raise ConfigError(
+            f"the environment's {name} must be a number, at least {at_least}, not '{text[:40]}'"
+        )
     return int(text)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hekaton.environment import number
+from hekaton.environment import is_number, number
 from hekaton.errors import ConfigError
 
 
@@ -159,14 +159,15 @@ def first_host(nodes: str) -> str:
 def expanded_counts(counts: str) -> list[int]:
     """SLURM's number of tasks on each node: ``2(x3),1`` is 2, 2, 2, 1."""
     tasks: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+    for count, times in re.findall(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", counts):
         tasks += [int(count)] * int(times or 1)
     return tasks
 
 
 def idle_devices(devices: int, environment: Mapping[str, str]) -> str:
     """One line where this machine has more visible devices than processes of the run, else nothing."""
-    processes = int(environment.get("LOCAL_WORLD_SIZE", "1") or 1)
+    said = environment.get("LOCAL_WORLD_SIZE", "")
+    processes = int(said) if is_number(said) else 1
     if devices <= processes:
         return ""
     some = "1 process of this run sees" if processes == 1 else f"{processes} processes of this run see"

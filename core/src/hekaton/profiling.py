@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hekaton.checkpoint.disk.folders import write_whole
 from hekaton.torch_versions import expect_cleared_events
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Profiler:
                 self._profiler.step()
         if self._settings.enable_memory_snapshot and self._step % self._settings.profile_freq == 0:
             path = self._path(self._settings.save_memory_snapshot_folder, "pickle")
-            path.write_bytes(pickle.dumps(torch.cuda.memory._snapshot()))
+            write_whole(path, pickle.dumps(torch.cuda.memory._snapshot()))
 
     def close(self) -> None:
         # Stopped while it warms up, torch's profiler crashes the process (seen with 2.13 on CPU).

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hekaton.checkpoint.disk.folders import write_whole
 from hekaton.config import to_toml
 from hekaton.distributed import Process
 from hekaton.errors import ConfigError
@@ -42,7 +43,8 @@ def write_config(config: JobConfig, process: Process) -> None:
     path = Path(config.job.dump_folder, config.job.save_config_file or "config.toml")
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        # In place of whatever has the name: not through a link, nor into a FIFO.
+        write_whole(path, text.encode())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -66,9 +67,12 @@ def test_a_file_too_large_for_a_run_file(problems):
     assert said == "'run.toml' has more than 4 MiB, too much for a run file"
 
 
-def test_a_file_without_an_end_is_refused():
-    with pytest.raises(ConfigError, match="'/dev/zero' has more than 4 MiB"):
-        TomlFile.read("/dev/zero")
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "waits.toml")
+    for path in ("/dev/zero", tmp_path / "waits.toml"):
+        with pytest.raises(ConfigError, match=f"cannot read '{path}': it is not a regular file"):
+            TomlFile.read(path)
 
 
 def test_a_long_line_is_quoted_in_part(problems):

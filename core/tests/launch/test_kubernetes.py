@@ -70,6 +70,13 @@ def test_a_train_job_is_valid(launch):
     assert container(spec)["name"] == "node"
 
 
+def test_a_run_file_in_the_home_folder(launch, tmp_path, capsys, monkeypatch):
+    here = launch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["launch", "kubernetes", "~/my_run.toml", *NEEDED]) == 0
+    assert list(yaml.safe_load_all(capsys.readouterr().out)) == here
+
+
 def test_a_job_set_is_valid_and_tells_torchrun_what_kubeflow_would(launch):
     config, job_set = launch("--kind", "jobset", "--name", "seven")
     kubernetes_validate.validate(config, "1.33", strict=True)

@@ -168,5 +168,5 @@ def test_a_mark_that_is_no_token(tmp_path: Path) -> None:
 def test_a_mark_that_is_no_text(tmp_path: Path) -> None:
     folder = shutil.copytree(SHIPPED, tmp_path / "copy")
     (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
-    with pytest.raises(DataError, match="the eos_token in '.*tokenizer_config.json' is no text"):
+    with pytest.raises(DataError, match=r"the eos_token in '.*tokenizer_config\.json' is no text"):
         build(None, str(folder))

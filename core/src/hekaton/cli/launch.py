@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hekaton.cli.arguments import take_number
 from hekaton.errors import ConfigError, choices_hint
+from hekaton.paths import expanded
 
 USAGE = """\
 usage: hekaton launch kubernetes FILE [FILE...] --nodes N --gpus N --image IMAGE --claim CLAIM [flags]
@@ -89,9 +90,8 @@ def _contents(files: list[str]) -> dict[str, str]:
     contents: dict[str, str] = {}
     for number, path in enumerate(files, start=1):
         name = Path(path).name
-        contents[name if name not in contents else f"{number}-{name}"] = Path(path).read_text(
-            encoding="utf-8"
-        )
+        name = name if name not in contents else f"{number}-{name}"
+        contents[name] = Path(expanded(path)).read_text(encoding="utf-8")
     return contents
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,9 @@ class TomlFile:
         except ValueError as e:
             raise ConfigError(f"cannot read '{name}': {e}") from e
         try:
+            mode = FilePath(path).stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # what is opened may wait, or act
+                raise ConfigError(f"cannot read '{name}': it is not a regular file")
             with FilePath(path).open("rb") as stream:
                 data = stream.read(MAX_BYTES + 1)
         except FileNotFoundError as e:

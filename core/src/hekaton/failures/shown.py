@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import traceback
@@ -154,12 +155,19 @@ def _kept(rank: int, error: BaseException, where: Whereabouts, folder: Path) -> 
     when = time.strftime("%Y-%m-%d %H:%M:%S")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_opened_alone) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return ""
             file.write(f"{when}  rank {rank} on {socket.gethostname()}, {where}\n")
             file.write("".join(traceback.format_exception(error)))
     except OSError:
         return ""  # the console of this rank has it
     return str(path)
+
+
+def _opened_alone(path: str, flags: int) -> int:
+    """Open neither through a link, nor what waits for a reader."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _shares_no_console() -> bool:

@@ -59,15 +59,19 @@ class Place:
 
 def places_of(config: JobConfig) -> list[Place]:
     """The folders that a run of this configuration writes to."""
-    by_all = config.metrics.save_for_all_ranks or config.profiling.enable_profiling
-    places = [
-        Place(
-            name="job.dump_folder",
-            folder=folder_at(config.job.dump_folder),
-            by_all=by_all or config.profiling.enable_memory_snapshot,
-            hint=WRITABLE,
-        )
-    ]
+    profiling = config.profiling
+    profiles = {
+        "save_traces_folder": profiling.enable_profiling,
+        "save_memory_snapshot_folder": profiling.enable_memory_snapshot,
+    }
+    by_all = config.metrics.save_for_all_ranks or any(profiles.values())
+    dump_folder = folder_at(config.job.dump_folder)
+    places = [Place(name="job.dump_folder", folder=dump_folder, by_all=by_all, hint=WRITABLE)]
+    for field, is_written in profiles.items():
+        if is_written:
+            folder = dump_folder / getattr(profiling, field)
+            hint = f"choose another profiling.{field}"
+            places.append(Place(name=f"profiling.{field}", folder=folder, by_all=True, hint=hint))
     if config.checkpoint.enable and not config.checkpoint.load_only:
         folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
         places.append(Place(name="the checkpoint folder", folder=folder, shared=True, hint=SHARE))
