@@ -198,11 +198,13 @@ def test_an_unpackaged_package_is_loaded_by_the_path_of_its_init(tmp_path, site)
         ("absent/plugin.py", "cannot load plugin 'absent/plugin.py': there is no file 'absent/plugin.py'"),
         ("json.py", "cannot load plugin 'json.py': 'json.py' would hide the module 'json'"),
         ("raises.py", "cannot load plugin 'raises.py': ValueError: no good"),
+        ("loop.py", "cannot load plugin 'loop.py': there is no file 'loop.py'"),
     ],
 )
 def test_what_the_user_asked_to_load_is_never_skipped(site, monkeypatch, target, message):
     monkeypatch.chdir(site)
     (site / "json.py").write_text("")
+    (site / "loop.py").symlink_to("loop.py")
     (site / "raises.py").write_text("raise ValueError('no good')")
     with pytest.raises(PluginError) as caught:
         Plugins.discover(load=[target, target]).check()

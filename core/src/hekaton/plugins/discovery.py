@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Iterable
@@ -80,7 +81,7 @@ def module_name(target: str) -> str:
     """
     if not target.endswith(".py"):
         return target
-    path = Path(target).resolve()
+    path = Path(os.path.realpath(target))
     return path.parent.name if path.stem == "__init__" else path.stem
 
 
@@ -91,10 +92,10 @@ def import_unpackaged(target: str) -> types.ModuleType:
     """
     if not target.endswith(".py"):
         return importlib.import_module(target)
-    name, path = module_name(target), Path(target).resolve()
+    name, path = module_name(target), Path(os.path.realpath(target))
     loaded = sys.modules.get(name)
     if loaded is not None:
-        if Path(getattr(loaded, "__file__", None) or "").resolve() == path:
+        if Path(os.path.realpath(getattr(loaded, "__file__", None) or "")) == path:
             return loaded
         raise PluginError(f"'{target}' would hide the module '{name}', which is already imported; rename it")
     if not path.is_file():
