@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.testing import check_model
+from hekaton.testing import check_before_step, check_model
 
-FILE = Path(__file__).with_name("models_to_check.py")
-found = importlib.util.spec_from_file_location("models_to_check", FILE)
-models = importlib.util.module_from_spec(found)
-sys.modules["models_to_check"] = models
-found.loader.exec_module(models)
-spec = models.spec
+
+def module(name):
+    found = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    loaded = importlib.util.module_from_spec(found)
+    sys.modules[name] = loaded
+    found.loader.exec_module(loaded)
+    return loaded
+
+
+spec = module("models_to_check").spec
+counting = module("models_that_count")
 
 
 def test_a_sound_model_runs_under_all_of_them():
@@ -65,3 +70,19 @@ def test_without_the_layouts_it_passes():
 def test_a_specification_without_a_name_cannot_be_checked_elsewhere():
     with pytest.raises(AssertionError, match="cannot find this TrainSpec: give it a name in a module"):
         check_model(replace(spec), "sound")
+
+
+def test_a_sound_before_step_passes():
+    assert check_model(counting.spec, "sound") == ("shard2", "pp2")
+
+
+@pytest.mark.parametrize("fault", counting.FAULTS)
+def test_a_wrong_before_step_is_named_with_its_case(fault):
+    with pytest.raises(AssertionError) as caught:
+        check_before_step(counting.spec, fault)
+    assert str(caught.value).startswith(f"counting {fault} {counting.FAULTS[fault]}")
+
+
+def test_a_model_without_before_step_cannot_be_checked_for_it():
+    with pytest.raises(AssertionError, match="decoder has no before_step"):
+        check_before_step(spec, "sound")

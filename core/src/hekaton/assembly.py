@@ -14,7 +14,6 @@ from torch import nn
 from hekaton.build import (
     BuiltModel,
     MetaModel,
-    build_component,
     build_meta,
     build_objective,
     check_vocabulary,
@@ -22,6 +21,7 @@ from hekaton.build import (
     initialize_parts,
     parallelize_model,
 )
+from hekaton.components import build_component, check_shared_out
 from hekaton.config import Loaded
 from hekaton.contributions import LRSchedule, Optimizer, Tokenizer
 from hekaton.distributed import Process
@@ -156,6 +156,7 @@ def build_optimizers(
     """The optimizers of this rank's parts; a part in which nothing is trained has none.
 
     :raises ConfigError: for a row of ``[[optimizer.groups]]`` that matches nothing.
+    :raises PluginError: for an optimizer that does not share its parameters out.
     """
     vocab_size = getattr(meta.config, "vocab_size", None)
     model_roles = roles(meta.model, vocab_size=vocab_size if isinstance(vocab_size, int) else None)
@@ -167,7 +168,9 @@ def build_optimizers(
             built = build_component(
                 config, plugins, Optimizer, config.optimizer.name, config.optimizer, groups
             )
-            optimizers += [built] if isinstance(built, torch.optim.Optimizer) else built
+            mine = [built] if isinstance(built, torch.optim.Optimizer) else list(built)
+            check_shared_out(mine, groups, name=config.optimizer.name)
+            optimizers += mine
     return optimizers
 
 

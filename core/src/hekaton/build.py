@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hekaton.components import build_component
 from hekaton.contributions import (
-    Component,
     ContextParallel,
     Converter,
     Dispatcher,
@@ -275,18 +275,6 @@ def expert_styles(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[
     return {
         name: partial(build_component, config, plugins, ParallelStyle, style) for name, style in rows.items()
     }
-
-
-def build_component(
-    config: JobConfig, plugins: Plugins, kind: type[Component], name: str, *arguments: Any
-) -> Any:
-    """Load the component of this kind and name, and build it: with its own section first.
-
-    :raises UnknownName: when nobody contributes it.
-    """
-    record: Any = plugins.get(kind, name)
-    section = plugins.section_of(record)
-    return record.build.load()(config.section(section) if section else None, *arguments)
 
 
 def _stage_shapes(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hekaton.errors import PluginError
+
 
 @dataclass(frozen=True)
 class Request:
@@ -40,9 +42,17 @@ class RunControl:
     def ask(self, *, save: bool = False, stop: bool = False, again: bool = False, reason: str) -> None:
         """Ask the run to save a checkpoint, to stop, or both: then it saves first.
 
-        :param again: let the exit status say that the run is to be started again.
+        :param again: let the exit status say that the run is to be started again; only with ``stop``.
         :param reason: for the log.
+        :raises PluginError: for a request that asks for nothing, or gives no reason.
         """
+        if not (save or stop) or (again and not stop):
+            raise PluginError(
+                "control.ask() asks for nothing that a run can do",
+                hint="set save=True, stop=True or both; again=True goes with stop=True",
+            )
+        if not isinstance(reason, str) or not reason.strip():
+            raise PluginError("control.ask() needs a reason for the log")
         with self._lock:
             asked = self._asked
             reasons = (*asked.reasons, reason)

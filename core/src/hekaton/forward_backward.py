@@ -52,9 +52,17 @@ class ForwardBackward:
         device: torch.device,
         terms: Mapping[str, float] | None = None,
     ) -> None:
-        """:param terms: those that the model adds to the loss, with their weights, see ``TrainSpec.terms``"""
+        """:param terms: those that the model adds to the loss, with their weights, see ``TrainSpec.terms``
+
+        :raises PluginError: when the model and the objective have a term of the same name.
+        """
         self._built = built
         self._terms = terms or {}
+        if both := sorted(self._terms.keys() & objective.weights.keys()):
+            raise PluginError(
+                f"the loss has two terms '{both[0]}': of the model and of {type(objective).__name__}",
+                hint="rename it in TrainSpec.terms or in the objective's weights",
+            )
         self._dp = dims.dp
         self._tensor_group = meshes.batch["tp"].get_group()
         self._objective = objective
@@ -178,6 +186,8 @@ class ForwardBackward:
     def _global_counts(self, targets: Batch) -> dict[str, torch.Tensor]:
         """Term -> its count over all ranks, at least 1."""
         counts = self._objective.count(targets)
+        if counts.keys() != self._objective.weights.keys():
+            raise self._wrong_terms("count() gives the counts", counts)
         names = list(self._objective.weights)
         whole = all_sum(torch.stack([counts[name] for name in names]), self._loss_group).clamp(min=1)
         return dict(zip(names, whole.unbind(), strict=True))
@@ -216,6 +226,8 @@ class ForwardBackward:
     def _mean_loss(self, outputs: Any, targets: Batch) -> torch.Tensor:
         """The loss of one microbatch as its part of the step's mean, noted down with its terms."""
         sums = self._loss(outputs, targets)
+        if sums.keys() != self._objective.weights.keys():
+            raise self._wrong_terms("loss() gives the sums", sums)
         means = {name: sums[name] / self._counts[name] for name in self._objective.weights}
         weighted = [
             mean if self._objective.weights[name] == 1.0 else mean * self._objective.weights[name]
@@ -245,6 +257,13 @@ class ForwardBackward:
         from torch.distributed.tensor.parallel import loss_parallel
 
         return loss_parallel()
+
+    def _wrong_terms(self, gives: str, terms: Mapping[str, Any]) -> PluginError:
+        objective = type(self._objective).__name__
+        return PluginError(
+            f"the objective {objective}: {gives} of {sorted(terms)}, its weights are of "
+            f"{sorted(self._objective.weights)}"
+        )
 
     def _check(self, inputs: Batch, targets: Batch) -> None:
         """Compare the first batch with what the objective declares, and with the model's forward."""

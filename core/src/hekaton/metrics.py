@@ -15,7 +15,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 
 import torch
 
-from hekaton.errors import ConfigError
+from hekaton.errors import ConfigError, PluginError
 
 GIB = 2**30
 
@@ -150,6 +150,20 @@ class Meter:
         self._units = self._steps = 0
         self._since = now
         return metrics
+
+
+def with_own(metrics: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a run with those of its model.
+
+    :param own: what ``TrainSpec.report`` returned.
+    :raises PluginError: for a name that the run has already, and for a value that is no number.
+    """
+    for name, value in own.items():
+        if name in metrics:
+            raise PluginError(f"TrainSpec.report gives a metric '{name}', which every run has")
+        if not isinstance(value, int | float):
+            raise PluginError(f"TrainSpec.report gives '{name}' as {type(value).__name__}, not as a number")
+    return {**metrics, **own}
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:

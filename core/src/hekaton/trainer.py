@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import torch
 
 from hekaton.assembly import assemble
-from hekaton.build import build_component
 from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.resume import open_checkpoints
 from hekaton.checkpoint.runs.run_state import RunState
+from hekaton.components import build_component
 from hekaton.config import Loaded
 from hekaton.contributions import Dataset
 from hekaton.control import Request, RunControl
@@ -30,7 +30,7 @@ from hekaton.forward_backward import TOTAL
 from hekaton.identity.built import of_run
 from hekaton.identity.handshake import agree
 from hekaton.identity.kept import identity_of
-from hekaton.metrics import Meter
+from hekaton.metrics import Meter, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
 from hekaton.reading import batch_on, run_loader
@@ -231,13 +231,13 @@ class Trainer:
 
     def _metrics(self, losses: Losses, grad_norm: torch.Tensor) -> dict[str, float]:
         report = self.assembled.meta.spec.report
-        return {
+        metrics = {
             **self._whole(losses),
             "grad_norm": grad_norm.item(),
             **self.learning_rate.report(),
             **self.meter.report(),
-            **(report(self.model_parts, self.meshes) if report is not None else {}),
         }
+        return metrics if report is None else with_own(metrics, report(self.model_parts, self.meshes))
 
     def _whole(self, losses: Losses) -> dict[str, float]:
         """The losses of the step over all ranks."""

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hekaton.data import Documents, TextTokenizer
-from hekaton.data.rows import UNIT, Integers, Packing, RowReader, Sequences, Stream
+from hekaton.data.rows import Integers, Packing, RowReader, Sequences, Stream
 from hekaton.errors import DataError, HekatonError
 
 Identity = dict[str, str | int]
@@ -97,9 +97,7 @@ class Loader:
         self._stream = stream
         self.rows = rows
         """The rows of the global batch that are read here."""
-        self.unit = UNIT
-        """What the work of a run is counted in."""
-        self.units_per_row = stream.seq_len
+        self.unit, self.units_per_row = stream.unit, stream.units_per_row
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._prefetch_factor = prefetch_factor

@@ -25,9 +25,6 @@ from hekaton.loss import IGNORE_INDEX
 Packing: TypeAlias = Literal["documents", "concat"]
 Integers: TypeAlias = npt.NDArray[np.int64]
 
-UNIT = "tokens"
-"""What the work of these rows is counted in."""
-
 MOST_DOCUMENTS = 64
 """A row asks for no more documents at once."""
 
@@ -47,6 +44,15 @@ class Stream:
     seed: int
     packing: Packing
     repeat: bool
+
+    @property
+    def unit(self) -> str:
+        """What the work of a run is counted in: speed and floating-point operations are per unit."""
+        return "tokens"
+
+    @property
+    def units_per_row(self) -> int:
+        return self.seq_len
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from hekaton.build import build_component
+from hekaton.components import build_component
 from hekaton.contributions import IdentitySubject
 from hekaton.errors import PluginError
 from hekaton.identity.subjects import Subject

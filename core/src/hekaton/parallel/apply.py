@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hekaton.errors import PluginError
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.activation import (
     apply_activation_checkpoint,
@@ -82,7 +83,12 @@ def parallelize(
         meshes.experts  # noqa: B018 (made by all processes together, also those whose stage has no experts)
     for part in parts.values():
         if layout.parallelize is not None:
-            layout.parallelize(part, layout, meshes, dims, config)
+            returned: Any = layout.parallelize(part, layout, meshes, dims, config)
+            if returned is not None:
+                raise PluginError(
+                    f"TrainSpec.parallelize returned {type(returned).__name__}: it changes the part in place "
+                    "and returns nothing"
+                )
             continue
         if dims.tp > 1:
             apply_tensor_parallel(part, layout.styles, meshes.dense["tp"], layout.tensor)

@@ -158,9 +158,9 @@ class Plugins:
         callers = self._manager.get_hookcallers(self._manager.get_plugin(plugin.name)) or []
         return sorted(caller.name for caller in callers if caller.name not in CONTRIBUTION_HOOKS)
 
-    def call(self, hook: str, **arguments: Any) -> None:
-        """Call a lifecycle hook on every plugin."""
-        getattr(self._manager.hook, hook)(**arguments)
+    def call(self, hook: str, **arguments: Any) -> list[Any]:
+        """Call a lifecycle hook on every plugin; :returns: what is not ``None``, which should be nothing."""
+        return list(getattr(self._manager.hook, hook)(**arguments))
 
     def _add(self, info: PluginInfo, load: Callable[[], object]) -> None:
         if info.name in self.disable:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 from hekaton.config import Loaded
 from hekaton.contributions import Check
-from hekaton.errors import ConfigErrors, HekatonError
+from hekaton.errors import ConfigErrors, HekatonError, PluginError
+from hekaton.plugins import Contributed
 from hekaton.rules import (
     checkpoint,
     compilation,
@@ -40,7 +42,9 @@ def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: boo
     problems: list[HekatonError] = []
     notices = []
     said = set()
-    contributed: list[Rule] = [one.record.rule.load() for one in loaded.plugins.all(Check).values()]
+    contributed: list[Rule] = [
+        partial(_contributed, name, one) for name, one in loaded.plugins.all(Check).items()
+    ]
     for rule in (*RULES, *contributed):
         for found in rule(run):
             if isinstance(found, str):
@@ -51,6 +55,24 @@ def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: boo
     if problems:
         raise ConfigErrors(problems)
     return tuple(notices)
+
+
+def _contributed(name: str, check: Contributed[Check], run: Run) -> Iterator[HekatonError | str]:
+    """What the rule of a plugin yields.
+
+    :raises PluginError: when that is neither violations nor notices.
+    """
+    rule = f"check '{name}' of {check.plugin}"
+    found = check.record.rule.load()(run)
+    if not isinstance(found, Iterable):
+        raise PluginError(f"{rule} returned {type(found).__name__}", hint="write the rule as a generator")
+    for one in found:
+        if not isinstance(one, HekatonError | str):
+            raise PluginError(
+                f"{rule} yielded {type(one).__name__}",
+                hint="yield run.violation(...), or a string for a notice",
+            )
+        yield one
 
 
 RULES: tuple[Rule, ...] = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from hekaton.build import build_component, check_vocabulary
+from hekaton.build import check_vocabulary
+from hekaton.components import build_component
 from hekaton.contributions import Tokenizer
 from hekaton.errors import HekatonError
 from hekaton.parallel.fsdp import DTYPES

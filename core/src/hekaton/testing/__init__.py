@@ -1,7 +1,7 @@
 """The checks that hekaton's own plugins and models pass, for the tests of everybody else's.
 
     from hekaton.testing import check_adapter, check_converter, check_layouts, check_model, check_objective
-    from hekaton.testing import check_optimizer, check_plugin, check_rule, run_command
+    from hekaton.testing import check_optimizer, check_plugin, check_rule, check_run_hooks, run_command
 
     def test_plugin():
         check_plugin("my_package")
@@ -24,6 +24,9 @@
     def test_rule():
         assert check_rule(rule, "--my.field", "3") == []
 
+    def test_run_hooks():
+        assert check_run_hooks("my_package", metrics=[{"loss": 3.0}, {"loss": 1.9}])[-1].stop
+
     def test_layouts():
         check_layouts("run.toml", "--model.flavor", "tiny")
 
@@ -39,13 +42,15 @@ from hekaton.testing.converter import check_converter
 from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
 from hekaton.testing.layouts import check_layouts
 from hekaton.testing.model import check_model
+from hekaton.testing.model_layouts import check_before_step
 from hekaton.testing.objective import check_objective
 from hekaton.testing.optimizer import check_optimizer
 from hekaton.testing.plugin import check_plugin
 from hekaton.testing.rule import check_rule
+from hekaton.testing.run_hooks import check_run_hooks
 
 __all__ = [
-    "check_adapter", "check_buffers", "check_converter", "check_layouts", "check_model", "check_objective",
-    "check_optimizer", "check_plugin", "check_rule", "run_command", "run_processes", "start_command",
-    "start_function",
+    "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_layouts", "check_model",
+    "check_objective", "check_optimizer", "check_plugin", "check_rule", "check_run_hooks", "run_command",
+    "run_processes", "start_command", "start_function",
 ]  # fmt: skip

@@ -1,0 +1,116 @@
+"""The components of a run, built by name and compared with the contract of their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hekaton.contributions import (
+    Component,
+    ContextParallel,
+    Converter,
+    Dataset,
+    Dispatcher,
+    Logger,
+    LRSchedule,
+    Objective,
+    Optimizer,
+    ParallelStyle,
+    Tokenizer,
+)
+from hekaton.data import Documents, TextTokenizer
+from hekaton.errors import PluginError
+from hekaton.metrics import MetricLogger
+from hekaton.objective import TrainingObjective
+from hekaton.parallel.context import ContextStrategy
+from hekaton.plugins import Plugins, kind_name
+from hekaton.spec import ModelConverter
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
+    from hekaton.parameters import ParameterGroup
+
+_PROTOCOLS: Mapping[type[Component], type] = {
+    ContextParallel: ContextStrategy,
+    Converter: ModelConverter,
+    Dataset: Documents,
+    Logger: MetricLogger,
+    Objective: TrainingObjective,
+    Tokenizer: TextTokenizer,
+}
+_CALLED = (Dispatcher, LRSchedule)
+
+
+def build_component(
+    config: JobConfig, plugins: Plugins, kind: type[Component], name: str, *arguments: Any
+) -> Any:
+    """Load the component of this kind and name, and build it: with its own section first.
+
+    :raises UnknownName: when nobody contributes it.
+    :raises PluginError: when what is built is not of its kind.
+    """
+    record: Any = plugins.get(kind, name)
+    section = plugins.section_of(record)
+    built = record.build.load()(config.section(section) if section else None, *arguments)
+    if wrong := _wrong(kind, built):
+        raise PluginError(
+            f"{kind_name(kind)} '{name}' of {plugins.all(kind)[name].plugin}: "
+            f"build returned {type(built).__name__}, {wrong}",
+            hint=f"'{record.build.target}' builds it",
+        )
+    return built
+
+
+def check_shared_out(
+    optimizers: Sequence[torch.optim.Optimizer], groups: Sequence[ParameterGroup], *, name: str
+) -> None:
+    """Check that each parameter that an optimizer was given is in one group of what it built.
+
+    :param name: of the optimizer, for the message.
+    :raises PluginError: naming a parameter that would not be trained, or would be trained twice.
+    """
+    given = {id(one.parameter): one.name for group in groups for one in group.parameters}
+    times = dict.fromkeys(given, 0)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) not in times:
+                raise PluginError(f"optimizer '{name}' has a parameter that it was not given")
+            times[id(parameter)] += 1
+    wrong = [f"'{given[key]}' is in {count} groups" for key, count in times.items() if count != 1]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise PluginError(
+            f"optimizer '{name}' must have each parameter in one group: {wrong[0]}{more}",
+            hint="build(section, settings, groups) returns optimizers that share out all that groups hold",
+        )
+
+
+def _wrong(kind: type[Component], built: Any) -> str:
+    """Why an object is not what a kind of component builds, as the end of a sentence; empty if it is."""
+    if kind in _CALLED:
+        return "" if callable(built) else "which cannot be called"
+    if kind is ParallelStyle:
+        from torch.distributed.tensor.parallel import ParallelStyle as Style
+
+        return "" if isinstance(built, Style) else "not a torch.distributed.tensor.parallel.ParallelStyle"
+    if kind is Optimizer:
+        every = built if isinstance(built, list | tuple) else [built]
+        optimizers = bool(every) and all(isinstance(one, torch.optim.Optimizer) for one in every)
+        return "" if optimizers else "not an optimizer or a list of them"
+    missing = (
+        [one for one in _members(_PROTOCOLS[kind]) if not hasattr(built, one)] if kind in _PROTOCOLS else []
+    )
+    return f"which has no {', '.join(missing)}" if missing else ""
+
+
+def _members(protocol: type) -> list[str]:
+    """The methods and attributes of a protocol, by name."""
+    methods = [
+        name
+        for name, value in vars(protocol).items()
+        if (callable(value) or isinstance(value, property))
+        and (not name.startswith("_") or name in ("__len__", "__call__"))
+    ]
+    return [*protocol.__annotations__, *methods]

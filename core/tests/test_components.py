@@ -1,0 +1,114 @@
+"""What a plugin builds is compared with the contract of its kind when a run builds it."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from hekaton import contributions as c
+from hekaton import optim
+from hekaton.components import build_component, check_shared_out
+from hekaton.config import load
+from hekaton.config.sections import OptimizerSection
+from hekaton.errors import PluginError
+from hekaton.metrics import with_own
+from hekaton.parameters import group_names, parameter_groups, roles, trained_names
+from hekaton.plugins import Plugins
+from hekaton.rules import check
+
+KINDS = {
+    "converters": (c.Converter, "convert"),
+    "datasets": (c.Dataset, "fingerprint, __len__, fetch"),
+    "tokenizers": (c.Tokenizer, "vocab_size, bos_id, eos_id, fingerprint, encode_batch, decode"),
+    "objectives": (c.Objective, "weights, inputs, targets, prepare, count, loss"),
+    "loggers": (c.Logger, "log, close"),
+}
+OTHERS = {
+    "optimizers": (c.Optimizer, "not an optimizer or a list of them"),
+    "lr_schedules": (c.LRSchedule, "which cannot be called"),
+    "dispatchers": (c.Dispatcher, "which cannot be called"),
+    "parallel_styles": (c.ParallelStyle, "not a torch.distributed.tensor.parallel.ParallelStyle"),
+}
+WRONG = {
+    **{hook: (kind, f"which has no {members}") for hook, (kind, members) in KINDS.items()},
+    **OTHERS,
+}
+
+
+@pytest.mark.parametrize("hook", WRONG)
+def test_what_is_not_of_its_kind_is_rejected_with_its_plugin(hook, monkeypatch):
+    kind, wrong = WRONG[hook]
+    code = types.ModuleType("wrong_code")
+    code.build = lambda section, *arguments: object()
+    monkeypatch.setitem(sys.modules, "wrong_code", code)
+
+    def contribute():
+        return [kind("mine", build=c.Ref("wrong_code:build"), summary="wrong")]
+
+    contribute.__name__ = f"hekaton_{hook}"
+    plugin = types.ModuleType("wrong")
+    setattr(plugin, contribute.__name__, c.hookimpl(contribute))
+    plugins = Plugins()
+    plugins.register(plugin, name="wrong")
+    plugins.check()
+    with pytest.raises(PluginError) as caught:
+        build_component(load([], []).config, plugins, kind, "mine")
+    assert "'mine' of plugin 'wrong' (unpackaged): " in str(caught.value)
+    assert f"build returned object, {wrong}\n  'wrong_code:build' builds it" in str(caught.value)
+
+
+def groups():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    settings = OptimizerSection(implementation="for-loop")
+    names = group_names(trained_names(model), settings, what="the model")
+    return parameter_groups(model, names, roles(model, vocab_size=None), settings), settings
+
+
+def test_an_optimizer_that_leaves_parameters_out_is_rejected():
+    given, settings = groups()
+    first = torch.optim.SGD([given[0].parameters[0].parameter], lr=0.1)
+    with pytest.raises(PluginError, match=r"'mine' must .* '0\.bias' is in 0 groups, and 2 more"):
+        check_shared_out([first], given, name="mine")
+    whole = optim.adamw(None, settings, given)
+    check_shared_out([whole], given, name="mine")
+    with pytest.raises(PluginError, match=r"'0\.weight' is in 2 groups"):
+        check_shared_out([whole, first], given, name="mine")
+    with pytest.raises(PluginError, match="has a parameter that it was not given"):
+        check_shared_out([whole, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)], given, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"loss": 1.0}, "gives a metric 'loss', which every run has"),
+        ({"experts": torch.zeros(())}, "gives 'experts' as Tensor, not as a number"),
+    ],
+)
+def test_metrics_of_a_model_replace_none_of_the_runs(own, message):
+    with pytest.raises(PluginError, match=message):
+        with_own({"loss": 3.0}, own)
+    assert with_own({"loss": 3.0}, {"experts": 2}) == {"loss": 3.0, "experts": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", r"check 'mine' of plugin 'rules_of_mine' .* returned NoneType"),
+        ("yield 3", r"check 'mine' of plugin 'rules_of_mine' .* yielded int"),
+    ],
+)
+def test_a_rule_that_yields_neither_violations_nor_notices_is_named(body, message, tmp_path):
+    file = tmp_path / "rules_of_mine.py"
+    file.write_text(
+        "from hekaton.contributions import Check, Ref, hookimpl\n\n\ndef rule(run):\n    " + body + "\n\n\n"
+        "@hookimpl\ndef hekaton_checks():\n"
+        "    return [Check('mine', rule=Ref('rules_of_mine:rule'), summary='wrong')]\n"
+    )
+    loaded = load([], ["--plugins.load", str(file)])
+    try:
+        with pytest.raises(PluginError, match=message):
+            check(loaded, world_size=1, device_type="cpu", here=False)
+    finally:
+        del sys.modules["rules_of_mine"]
