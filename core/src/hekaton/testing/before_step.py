@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,17 +23,17 @@ CASES = {
 }
 
 
-def state_on_one_process(spec: TrainSpec, flavor: str, file: Path) -> list[str]:
+def state_on_one_process(spec: TrainSpec, flavor: str, file: Path, *, plugins: Sequence[str]) -> list[str]:
     """Write the state that ``before_step`` leaves on one process to ``file``, and compare it with that of the
     same rows in two microbatches, and with blocks recomputed.
 
     :returns: what differs, a line each.
     """
-    expected = plain_run(spec, flavor)
+    expected = plain_run(spec, flavor, load=plugins)
     dist.init_process_group("gloo")
 
     def state(*flags: str) -> dict[str, torch.Tensor]:
-        loaded = loaded_for(spec, flavor, "", *flags)
+        loaded = loaded_for(spec, flavor, "", *flags, plugins=plugins)
         assert loaded is not None, f"{spec.name} {flavor} is refused on one process"
         return state_after(spec, checked_steps(loaded, expected, world_size=1))
 

@@ -41,16 +41,19 @@ class CheckedSteps:
         return float(all_sum(total.clone(), self.meshes.report.get_group()))
 
 
-def loaded_for(spec: TrainSpec, flavor: str, layout: str, *flags: str) -> Loaded | None:
+def loaded_for(
+    spec: TrainSpec, flavor: str, layout: str, *flags: str, plugins: Sequence[str] = ()
+) -> Loaded | None:
     """The configuration of a run of the model under a layout; ``None`` where a rule refuses that.
 
     :param layout: short name, see :class:`~hekaton.testing.distributed.NamedLayout`.
+    :param plugins: those to load that are not installed.
     :param flags: further ones, which count more than those of the layout.
     """
     checked_model.train_spec = dataclasses.replace(spec, configure=None, defaults={})
     named = NamedLayout(layout)
     loaded = load([], [
-        "--plugins.load", checked_model.__name__, "--model.name", checked_model.NAME,
+        "--plugins.load", ",".join([checked_model.__name__, *plugins]), "--model.name", checked_model.NAME,
         "--model.flavor", flavor, "--model.tokenizer", "byte", "--activation_checkpoint.mode", "none",
         "--training.seq_len", str(SEQ_LEN), "--training.local_batch_size", str(ROWS // named.dp),
         "--training.mixed_precision_param", "float32", *named.flags, *flags,

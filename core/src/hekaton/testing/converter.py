@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -16,7 +18,12 @@ from hekaton.weights.merge import as_unconverted, merged
 
 
 def check_converter(
-    converter: ModelConverter, spec: TrainSpec, flavor: str, *, tolerance: float = 1e-4
+    converter: ModelConverter,
+    spec: TrainSpec,
+    flavor: str,
+    *,
+    tolerance: float = 1e-4,
+    load: Sequence[str] = (),
 ) -> Draft:
     """Convert a flavor of a model, in float32 on the CPU, and check what comes of it.
 
@@ -27,12 +34,13 @@ def check_converter(
 
     :param tolerance: of that comparison, relative to the largest output. A draft without merges is not
         compared: it may compute in another precision.
+    :param load: plugins that are not installed, as ``--plugins.load`` takes them.
     :returns: the draft, for more checks.
     :raises AssertionError: saying what is wrong.
     :raises ConfigError: from the tables, naming the row or the parameter.
     """
     what = f"{spec.name} {flavor} after {type(converter).__name__}"
-    before = plain_run(spec, flavor)
+    before = plain_run(spec, flavor, load=load)
     draft = _converted(converter, spec, flavor)
     check_plan(draft.model, draft.plan, what=what)
     buffer_owners(draft.model, what=what)

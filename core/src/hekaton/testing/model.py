@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from hekaton.testing.model_layouts import check_claimed_layouts
 from hekaton.testing.plain_run import DOCUMENT_ENDS, DRAW, SEQ_LEN, plain_run
 
 
-def check_model(spec: TrainSpec, flavor: str | None = None, *, layouts: bool = True) -> tuple[str, ...]:
+def check_model(
+    spec: TrainSpec, flavor: str | None = None, *, layouts: bool = True, load: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Check a model's tables in every flavor, and run one flavor in float32 on the CPU, under every layout.
 
     Every flavor is a frozen dataclass from which the model builds on the meta device; every row of the plan
@@ -27,11 +30,14 @@ def check_model(spec: TrainSpec, flavor: str | None = None, *, layouts: bool = T
 
     Then it takes one step on two processes under every layout that its plan claims: FSDP always, tensor
     parallel with ``tensor`` rows, context parallel (``allgather``) with ``context`` rows, a pipeline with
-    ``stages``. The loss and the gradient of every parameter are those of one process.
+    ``stages``. The loss and the gradient of every parameter are those of one process, and so is what its
+    ``before_step`` leaves (:func:`check_before_step`).
 
     :param flavor: the one to run; by default that with the fewest parameters.
     :param layouts: whether to start those processes. They import the specification, which a module must have
         a name for.
+    :param load: plugins that are not installed, by module or file, as ``--plugins.load`` takes them: that of
+        the model's objective, for example.
     :returns: the layouts that ran, by their short names (``shard2``, ``tp2``, ``cp2``, ``pp2``). One that is
         refused by name is left out: a pipeline that would cut a tied parameter, heads that 2 does not divide.
     :raises AssertionError: naming the flavor and what is wrong with it.
@@ -47,8 +53,8 @@ def check_model(spec: TrainSpec, flavor: str | None = None, *, layouts: bool = T
     run = flavor or min(sizes, key=lambda name: sizes[name])
     assert run in spec.flavors, f"{spec.name} has no flavor '{run}'"
     check_buffers(spec, run)
-    _check_run(spec, run)
-    return check_claimed_layouts(spec, run) if layouts else ()
+    _check_run(spec, run, load)
+    return check_claimed_layouts(spec, run, load=load) if layouts else ()
 
 
 def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict[str, Initializer]]:
@@ -66,14 +72,14 @@ def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict
     return model, resolve_init(model, spec.init(config), what=what)
 
 
-def _check_run(spec: TrainSpec, flavor: str) -> None:
+def _check_run(spec: TrainSpec, flavor: str, load: Sequence[str]) -> None:
     what = f"{spec.name} {flavor}"
     if spec.check is not None:
         refusals = [
             refusal.message for refusal in spec.check(spec.flavors[flavor], RunFacts(seq_len=SEQ_LEN))
         ]
         assert not refusals, f"{what} {'; '.join(refusals)}"
-    run = plain_run(spec, flavor)
+    run = plain_run(spec, flavor, load=load)
     assert math.isfinite(run.loss), f"{what}: the loss is {run.loss}"
     for name, parameter in run.model.named_parameters():
         if parameter.requires_grad:

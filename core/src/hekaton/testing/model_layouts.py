@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ LOSS_WITHIN, GRADIENTS_WITHIN = 1e-4, 1e-3
 """Relative differences that rounding in float32 explains; what is wrong differs by far more."""
 
 
-def check_claimed_layouts(spec: TrainSpec, flavor: str) -> tuple[str, ...]:
+def check_claimed_layouts(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> tuple[str, ...]:
     """Run one step under every layout of two processes that the plan claims, and compare it with one process;
     and where the model has a ``before_step`` the state that this leaves.
 
@@ -41,13 +42,13 @@ def check_claimed_layouts(spec: TrainSpec, flavor: str) -> tuple[str, ...]:
     layouts = [*([""] if spec.before_step is not None else []), *claimed(spec.plan(spec.flavors[flavor]))]
     with tempfile.TemporaryDirectory() as folder:
         for layout in layouts:
-            _launch(spec, flavor, layout, Path(folder))
+            _launch(spec, flavor, layout, Path(folder), load)
         return tuple(
             layout for layout in layouts if layout and not Path(folder, f"{layout} refused").exists()
         )
 
 
-def check_before_step(spec: TrainSpec, flavor: str) -> None:
+def check_before_step(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> None:
     """Check that what a model counts in a step does not depend on how the step is cut.
 
     Two steps are taken without an optimizer, each followed by ``before_step``. The buffers, parameters and
@@ -56,13 +57,14 @@ def check_before_step(spec: TrainSpec, flavor: str) -> None:
     ``check_model``.
 
     :param spec: it has a name in a module, from which other processes import it.
+    :param load: plugins that are not installed, as ``--plugins.load`` takes them.
     :raises AssertionError: naming the case or layout, and what differs.
     """
     assert spec.before_step is not None, f"{spec.name} has no before_step"
-    check_claimed_layouts(spec, flavor)
+    check_claimed_layouts(spec, flavor, load=load)
 
 
-def _launch(spec: TrainSpec, flavor: str, layout: str, folder: Path) -> None:
+def _launch(spec: TrainSpec, flavor: str, layout: str, folder: Path, load: Sequence[str]) -> None:
     module, attribute = place_of(spec)
     try:
         run_processes(
@@ -76,6 +78,7 @@ def _launch(spec: TrainSpec, flavor: str, layout: str, folder: Path) -> None:
             flavor=flavor,
             path=[str(Path(entry).absolute()) for entry in sys.path if entry],
             folder=str(folder),
+            plugins=list(load),
         )
     except AssertionError as e:
         found = sorted(folder.glob("problem-*"), key=lambda file: file.stat().st_mtime_ns)
@@ -100,7 +103,14 @@ def claimed(plan: ParallelPlan) -> list[str]:
 
 
 def run_layout(
-    layout: str, module: str, source: str | None, attribute: str, flavor: str, path: list[str], folder: str
+    layout: str,
+    module: str,
+    source: str | None,
+    attribute: str,
+    flavor: str,
+    path: list[str],
+    folder: str,
+    plugins: list[str],
 ) -> None:
     """Run by :func:`check_claimed_layouts` on each process; without a layout, on one."""
     torch.set_num_threads(1)
@@ -110,7 +120,7 @@ def run_layout(
     spec: TrainSpec = getattr(imported(module, source), attribute)
     problem = Path(folder, f"problem-{os.environ['RANK']}")
     try:
-        wrong = _run(spec, flavor, layout, Path(folder))
+        wrong = _run(spec, flavor, layout, Path(folder), plugins)
     except HekatonError as e:
         problem.write_text(str(e), encoding="utf-8")
         raise
@@ -122,16 +132,16 @@ def run_layout(
         raise AssertionError(wrong)
 
 
-def _run(spec: TrainSpec, flavor: str, layout: str, folder: Path) -> list[str]:
+def _run(spec: TrainSpec, flavor: str, layout: str, folder: Path, plugins: Sequence[str]) -> list[str]:
     """What differs from one process, a line each."""
     reference = folder / "reference.pt"
     if not layout:
-        return state_on_one_process(spec, flavor, reference)
-    loaded = loaded_for(spec, flavor, layout)
+        return state_on_one_process(spec, flavor, reference, plugins=plugins)
+    loaded = loaded_for(spec, flavor, layout, plugins=plugins)
     if loaded is None:
         Path(folder, f"{layout}.refused").touch()
         return []
-    expected = plain_run(spec, flavor)
+    expected = plain_run(spec, flavor, load=plugins)
     dist.init_process_group("gloo")
     steps = checked_steps(loaded, expected, world_size=dist.get_world_size())
     for part in steps.parts:

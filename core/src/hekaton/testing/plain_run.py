@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from hekaton.build import materialize
+from hekaton.components import build_component
+from hekaton.config import load as load_configuration
 from hekaton.contributions import Objective
 from hekaton.draws import Draw
 from hekaton.init import initialize, resolve_init
 from hekaton.mesh import ParallelDims
 from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
-from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.terms import collected_terms
 
@@ -43,10 +44,12 @@ class PlainRun:
     gradients: dict[str, torch.Tensor]
 
 
-def plain_run(spec: TrainSpec, flavor: str) -> PlainRun:
+def plain_run(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> PlainRun:
     """Build a model in float32 on the CPU, in eval mode, and run one forward and backward.
 
-    :raises AssertionError: for logits of another shape than (batch, seq, vocab).
+    :param load: plugins that are not installed, as ``--plugins.load`` takes them.
+    :raises AssertionError: for an objective that no plugin contributes, and for logits of another shape than
+        (batch, seq, vocab).
     """
     config = spec.flavors[flavor]
     with torch.device("meta"):
@@ -58,9 +61,7 @@ def plain_run(spec: TrainSpec, flavor: str) -> PlainRun:
     context = ObjectiveContext(
         device=CPU, dtype=torch.float32, dims=ParallelDims(), model=config, sequence_is_cut=False
     )
-    objective: TrainingObjective = (
-        Plugins.discover().get(Objective, spec.objective).build.load()(None, context)
-    )
+    objective = _objective(spec, context, load)
     batch = None
     if spec.objective == "next_token":
         batch = _batch(vocab_size=getattr(config, "vocab_size", 256))
@@ -90,6 +91,19 @@ def plain_run(spec: TrainSpec, flavor: str) -> PlainRun:
             name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
         },
     )
+
+
+def _objective(spec: TrainSpec, context: ObjectiveContext, load: Sequence[str]) -> TrainingObjective:
+    loaded = load_configuration([], [flag for one in load for flag in ("--plugins.load", one)])
+    if spec.objective not in loaded.plugins.all(Objective):
+        raise AssertionError(
+            f"{spec.name}: no installed plugin contributes its objective '{spec.objective}': name the module "
+            "or file of the plugin that does, load=['my_plugin']"
+        )
+    built: TrainingObjective = build_component(
+        loaded.config, loaded.plugins, Objective, spec.objective, context
+    )
+    return built
 
 
 def _batch(*, vocab_size: int) -> Batch:
