@@ -131,13 +131,13 @@ def assert_same(step, expected):
         (BY_OPERATOR | {SHAPES: ["attention.wq"]}, 87 + 4 * (2 + 2), 16),
     ],
 )
-def test_what_is_recomputed(kept, settings, products, attentions):
+def test_the_selected_operators_are_recomputed(kept, settings, products, attentions):
     step = Step(settings)
     assert_same(step, kept)
     assert (step.products, step.attentions) == (products, attentions)
 
 
-def test_memory(kept):
+def test_recomputation_keeps_fewer_bytes(kept):
     full, second, by_operator = (Step(settings).saved_bytes for settings in (FULL, EVERY_SECOND, BY_OPERATOR))
     assert full < by_operator < kept.saved_bytes
     assert full < second < kept.saved_bytes
@@ -147,7 +147,7 @@ def test_memory(kept):
 
 @compiles
 @pytest.mark.parametrize("settings", [FULL, EVERY_SECOND, BY_OPERATOR, BUDGET])
-def test_compiled(kept, settings):
+def test_compiled_blocks_are_recomputed(kept, settings):
     step, everything = Step(settings, compiled=True), Step(NONE, compiled=True)
     assert_same(step, kept)
     assert step.saved_bytes < everything.saved_bytes
@@ -216,7 +216,7 @@ def test_where_the_pipeline_is_cut_does_not_matter():
         ),
     ],
 )
-def test_what_cannot_be(flags, message):
+def test_conflicting_options_are_rejected(flags, message):
     field, value = flags
     loaded = load(
         [],

@@ -24,19 +24,19 @@ FLAGS = [
         (["--compile.backend", "aot_eager"], "cuda", 'compile.backend = "inductor"'),
     ],
 )
-def test_refused(flags, device_type, reason):
+def test_async_tensor_parallel_is_rejected_where_it_cannot_run(flags, device_type, reason):
     with pytest.raises(ConfigErrors) as caught:
         check(load([], [*FLAGS, *flags]), world_size=2, device_type=device_type)
     (problem,) = caught.value.problems
     assert problem.message == f"parallelism.enable_async_tensor_parallel needs {reason}"
 
 
-def test_allowed():
+def test_async_tensor_parallel_is_accepted_on_cuda():
     check(load([], FLAGS), world_size=2, device_type="cuda")
 
 
 @pytest.mark.cuda(devices=2)
-def test_trains(tmp_path):
+def test_async_tensor_parallel_trains(tmp_path):
     flags = [
         "--training.steps", "3", "--lr_scheduler.warmup_steps", "0", "--training.seq_len", "512",
         "--job.dump_folder", str(tmp_path),

@@ -64,7 +64,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) and len(value) < 5 else None,
 )
-def test_words(refused, words, parts):
+def test_wrong_arguments_are_refused(refused, words, parts):
     files = words[:1] if words[0].endswith(".toml") else []
     message = refused(*files, *TINY, *words[len(files) :])
     for part in parts:
@@ -78,7 +78,7 @@ def test_a_file_is_quoted_with_its_line(refused, tmp_path):
     assert "seq_len = = 3" in message
 
 
-def test_every_mistake_of_a_file_is_said_with_its_line(refused):
+def test_every_mistake_of_a_file_is_reported_with_its_line(refused):
     Path("wrong.toml").write_text('[trainer]\nsteps = 1\n\n[training]\nsteps = "1"\nseq_length = 8\n')
     message = refused("wrong.toml")
     for part in ("[trainer]", "wrong.toml, line 2", "line 5", "seq_length", "line 6", "seq_len"):
@@ -86,7 +86,7 @@ def test_every_mistake_of_a_file_is_said_with_its_line(refused):
     assert message.count("error: ") == 3
 
 
-def test_an_empty_dataset(refused):
+def test_an_empty_dataset_is_refused(refused):
     Path("empty.jsonl").write_text("")
     assert "empty.jsonl" in refused(
         *TINY, "--training.dataset", "text", "--training.dataset_path", "empty.jsonl"
@@ -131,13 +131,13 @@ def test_data_that_changed_is_noticed_when_a_run_resumes(tmp_path, monkeypatch, 
     assert ("the documents differ" in message) == (change != "nothing")
 
 
-def test_a_tokenizer_that_cannot_be_read(refused):
+def test_a_tokenizer_that_cannot_be_read_is_refused(refused):
     Path("tokenizer.json").write_text("{")
     message = refused(*TINY, "--model.tokenizer", "hf", "--model.hf_assets_path", "tokenizer.json")
     assert "cannot read the tokenizer 'tokenizer.json'" in message
 
 
-def test_a_tokenizer_with_more_ids_than_the_model(refused):
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refused):
     message = refused(*TINY, "--model.overrides", '{"vocab_size": 100}')
     assert "258 ids" in message
     assert "vocab_size 100" in message
@@ -159,7 +159,7 @@ def resumed(trained, tmp_path, refused):
     return folder / "checkpoint" / "step-2", lambda *words: refused(*flags, *words)
 
 
-def test_a_checkpoint_of_another_model(resumed):
+def test_a_checkpoint_of_another_model_is_refused(resumed):
     _, refused = resumed
     message = refused("--model.overrides", '{"dim": 16, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1}')
     assert "layers.2.attention" in message
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model(resumed):
     assert "layers.0.attention.wk.weight" in message
 
 
-def test_a_checkpoint_cut_short(resumed):
+def test_a_truncated_checkpoint_is_refused(resumed):
     step, refused = resumed
     shard = next(step.glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -176,7 +176,7 @@ def test_a_checkpoint_cut_short(resumed):
     assert shard.name in message
 
 
-def test_a_checkpoint_of_another_batch_size(resumed):
+def test_a_checkpoint_of_another_batch_size_is_refused(resumed):
     _, refused = resumed
     assert "set training.global_batch_size = 2" in refused("--training.local_batch_size", "4")
 
@@ -203,7 +203,7 @@ def test_overrides_are_checked_too(refused):
         ({"LOCAL_RANK": "x", "RANK": "y"}, "the environment's RANK must be a number"),
     ],
 )
-def test_an_environment_that_no_launcher_makes(refused, monkeypatch, variables, message):
+def test_contradicting_launcher_variables_are_refused(refused, monkeypatch, variables, message):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -211,7 +211,7 @@ def test_an_environment_that_no_launcher_makes(refused, monkeypatch, variables, 
     assert message in refused(*TINY)
 
 
-def test_other_processes_that_do_not_come(refused, monkeypatch):
+def test_processes_that_do_not_connect_are_reported(refused, monkeypatch):
     for name, value in {
         "RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
     }.items():  # fmt: skip

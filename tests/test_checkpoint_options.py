@@ -132,7 +132,7 @@ def test_a_damaged_step_is_skipped_there_too(train, base):
         ("base", "'base' is not a checkpoint\n  expected a folder step-N with .metadata, or a folder that"),
     ],
 )
-def test_where_there_is_no_checkpoint(train, base, path, message):
+def test_a_path_without_a_checkpoint_is_an_error(train, base, path, message):
     assert message in train("new", "--checkpoint.initial_load_path", path, status=2)
 
 
@@ -157,7 +157,7 @@ def elsewhere(base, tmp_path):
     return model
 
 
-def test_a_checkpoint_of_another_program(train, elsewhere, tmp_path):
+def test_a_run_starts_from_an_external_checkpoint(train, elsewhere, tmp_path):
     flags = ["--checkpoint.initial_load_path", "elsewhere/step-4"]
     said = train("new", *flags, *UNMOVED)
     assert (
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_program(train, elsewhere, tmp_path):
     assert "tok_embeddings.weight is (258, 16) in the checkpoint, (2048, 32) here" in said
 
 
-def test_a_checkpoint_of_another_program_runs_no_code_and_is_measured(train, elsewhere, tmp_path):
+def test_an_external_checkpoint_runs_no_code_and_is_measured(train, elsewhere, tmp_path):
     flags = ["--checkpoint.initial_load_path", "elsewhere/step-4"]
     shard = tmp_path / "elsewhere/step-4/__0_0.distcp"
     data = shard.read_bytes()
@@ -238,7 +238,7 @@ def test_with_nothing_but_models_a_run_does_not_start_from_step_0(train, tmp_pat
     assert "checkpoint step-4 in new/checkpoint cannot be loaded: it holds the model only" in said
 
 
-def test_load_only_without_a_checkpoint_is_said(train, tmp_path):
+def test_load_only_without_a_checkpoint_gives_a_notice(train, tmp_path):
     said = train("new", "--checkpoint.load_only")
     assert "there is no checkpoint to load in new/checkpoint: the run starts from step 0" in said
     assert not (tmp_path / "new/checkpoint").exists()

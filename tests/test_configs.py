@@ -18,7 +18,7 @@ CONFIGS = sorted(
 )
 
 
-def test_there_are_some():
+def test_the_repository_ships_configurations():
     assert ROOT / "model_zoo/llama3/train_configs/debug_model.toml" in CONFIGS
 
 

@@ -83,7 +83,9 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(content))
 
 
-def test_the_flavor_is_found_and_said(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_flavor_is_found_and_reported(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["convert", "from-hf", str(hf), str(tmp_path / "out")]) == 0
     assert f"{hf}: its config.json is that of llama3 tiny\n" in capsys.readouterr().out
     manifest = Manifest.from_json((tmp_path / "out" / "manifest.json").read_text())
@@ -121,18 +123,22 @@ def test_a_config_that_is_no_flavor_is_refused_with_the_nearest(hf: Path, refuse
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantized as 'gptq': that is not known here"),
     ],
 )
-def test_a_config_of_something_else(changes: dict[str, Any], said: str, hf: Path, refused: Run) -> None:
+def test_a_config_of_another_architecture_is_refused(
+    changes: dict[str, Any], said: str, hf: Path, refused: Run
+) -> None:
     edit(hf / "config.json", **changes)
     assert said in refused("from-hf", hf)
 
 
-def test_another_architecture_than_the_named_model(hf: Path, refused: Run) -> None:
+def test_an_architecture_other_than_the_named_model_is_refused(hf: Path, refused: Run) -> None:
     edit(hf / "config.json", architectures=["MistralForCausalLM"])
     error = refused("from-hf", hf, "--model_name", "llama3")
     assert f"{hf} is a MistralForCausalLM, not a llama3\n  llama3 reads LlamaForCausalLM" in error
 
 
-def test_names_and_paths_that_do_not_exist(hf: Path, step: Path, tmp_path: Path, refused: Run) -> None:
+def test_unknown_names_and_missing_paths_are_errors(
+    hf: Path, step: Path, tmp_path: Path, refused: Run
+) -> None:
     assert "unknown flavor '8b' of model 'llama3'\n  did you mean '8B'?" in refused(
         "from-hf", hf, "--model_flavor", "8b"
     )
@@ -190,7 +196,7 @@ def test_tensors_of_another_shape_are_listed(hf: Path, refused: Run) -> None:
         (lambda data: b"", "cannot read '.*model.safetensors'"),
     ],
 )
-def test_a_safetensors_file_that_is_damaged(
+def test_a_damaged_safetensors_file_is_an_error(
     damage: Callable[[bytes], bytes], said: str, hf: Path, refused: Run
 ) -> None:
     data = (hf / WEIGHTS).read_bytes()
@@ -216,12 +222,12 @@ def test_pickled_weights_are_not_read(hf: Path, tmp_path: Path, refused: Run) ->
 
 
 @pytest.mark.parametrize("target", ["../secret.safetensors", "/etc/hostname", "missing.safetensors"])
-def test_an_index_that_points_elsewhere(target: str, hf: Path, refused: Run) -> None:
+def test_an_index_that_points_outside_the_folder_is_refused(target: str, hf: Path, refused: Run) -> None:
     (hf / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": target}}))
     assert "which is not a file of the folder" in (error := refused("from-hf", hf)) or "is missing" in error
 
 
-def test_an_index_that_does_not_agree_with_its_files(hf: Path, refused: Run) -> None:
+def test_an_index_that_contradicts_its_files_is_refused(hf: Path, refused: Run) -> None:
     names = dict.fromkeys(load_file(hf / WEIGHTS), WEIGHTS)
     del names["lm_head.weight"]
     (hf / INDEX).write_text(json.dumps({"weight_map": names | {"ghost": WEIGHTS}}))
@@ -261,14 +267,14 @@ def test_a_payload_in_a_checkpoint_does_not_run(way: str, step: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("way", ["to-hf", "to-torch"])
-def test_a_flipped_bit_in_a_checkpoint(way: str, step: Path, refused: Run) -> None:
+def test_a_flipped_bit_in_a_checkpoint_is_an_error(way: str, step: Path, refused: Run) -> None:
     data = bytearray((step / "__0_0.distcp").read_bytes())
     data[len(data) // 2] ^= 1
     (step / "__0_0.distcp").write_bytes(data)
     assert "is damaged: __0_0.distcp was changed or damaged" in refused(way, step)
 
 
-def test_a_full_disk_is_said(step: Path, hf: Path, refused: Run) -> None:
+def test_a_full_disk_is_reported(step: Path, hf: Path, refused: Run) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -333,7 +339,7 @@ def test_precision_and_tokenizer_of_an_export(
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id is not None
 
 
-def test_what_another_program_wrote_with_dcp_is_exported_too(step: Path, hf: Path, tmp_path: Path) -> None:
+def test_an_external_dcp_checkpoint_is_exported(step: Path, hf: Path, tmp_path: Path) -> None:
     (step / "manifest.json").unlink()
     words = ["--model_name", "llama3", "--model_flavor", "tiny"]
     assert main(["convert", "to-hf", str(step), str(tmp_path / "out"), *words]) == 0

@@ -103,13 +103,13 @@ def test_lengths_at_which_ranks_would_wait_for_each_other_forever(said):
     assert error.endswith("start all processes with the same files and flags")
 
 
-def test_a_word_in_a_file_of_the_data(said):
+def test_a_difference_in_a_data_file_is_reported(said):
     error = error_of(said, "data")
     assert "error: the processes of this run differ:\n  training data: " in error
     assert "\n  give all machines the same files: training.dataset_path" in error
 
 
-def test_a_name_that_one_machine_does_not_know(said):
+def test_a_name_unknown_on_one_machine_is_reported(said):
     messages = [of_rank["no such model"][1] for of_rank in said]
     assert "error: unknown model 'lama3'" in messages[1]
     assert (
@@ -118,19 +118,19 @@ def test_a_name_that_one_machine_does_not_know(said):
     assert [of_rank["no such model"][0] for of_rank in said] == [2, 2]
 
 
-def test_files_that_one_machine_lacks(said):
+def test_files_missing_on_one_machine_are_reported(said):
     error = error_of(said, "no data")
     assert f"error: on rank 1 ({HOST}): " in error
     assert "nothing" in error
 
 
-def test_what_a_plugin_compares(said):
+def test_identity_subjects_of_plugins_are_compared(said):
     error = error_of(said, "subject of a plugin")
     assert f"\n  container.image: image-0 on rank 0 ({HOST}), image-1 on rank 1 ({HOST})" in error
     assert "container.seq_len" not in error
 
 
-def test_what_is_wrong_on_all_of_them(said):
+def test_an_error_of_all_processes_is_reported_once(said):
     assert error_of(said, "wrong on all").startswith("error: 2 processes cannot be divided by 3 ")
 
 

@@ -74,7 +74,7 @@ def test_a_run_that_does_not_diverge_logs_no_warning(train):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_the_first_step_is_remembered_and_said_once(monkeypatch, bad):
+def test_the_first_diverging_step_is_reported_once(monkeypatch, bad):
     said = []
     monkeypatch.setattr(finiteness.log, "warning", lambda form, *words: said.append(form % words))
     watch, other_rank = (FiniteWatch(torch.device("cpu"), rank=rank) for rank in range(2))

@@ -20,7 +20,7 @@ def train(folder, config, world_size, *flags):
     )  # fmt: skip
 
 
-def test_a_layout_of_64(tmp_path):
+def test_a_layout_of_64_ranks_is_played(tmp_path):
     degrees = ["--parallelism.tensor_parallel_degree", "2", "--parallelism.context_parallel_degree", "2"]
     done = train(tmp_path, "debug_model.toml", 64, *SMALL, *degrees)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_every_kind_of_layout_goes_through(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_405b_on_512(tmp_path):
+def test_405b_on_512_ranks_is_explained(tmp_path):
     done = train(tmp_path, "llama3_405b.toml", 512)
     assert done.returncode == 0, done.stderr
     # 405,853,388,800 parameters of 4 bytes on 512 ranks.

@@ -153,7 +153,7 @@ def test_weights_of_another_shape_are_refused(train, tmp_path: Path) -> None:
     assert "layers.0.feed_forward.w1.weight is (48, 32) there, (64, 32) in llama3 debugmodel" in said
 
 
-def test_there_is_nothing_at_the_path(train) -> None:
+def test_a_path_without_weights_is_an_error(train) -> None:
     assert "error: 'hf/config.json' is missing" in train(status=2)
 
 

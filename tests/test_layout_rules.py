@@ -100,7 +100,7 @@ def said(*flags: str, world_size: int | None = None, model: str = "llama3") -> s
         ),
     ],
 )  # fmt: skip
-def test_refusal(flags, parts):
+def test_a_layout_that_does_not_fit_is_refused(flags, parts):
     message = said(*flags)
     for part in parts:
         assert part in message
@@ -141,7 +141,7 @@ def test_a_model_without_a_plan_is_refused(tmp_path):
     assert "has no context-parallel plan" in said("--plugins.load", str(plugin), CP, "2", model="bare")
 
 
-def test_everything_at_once():
+def test_all_violations_are_reported_together():
     message = said(TP, "3", CP, "5", PP, "7", SCHEDULE, "none", world_size=8)
     for part in (
         "8 processes cannot be divided by 105",
@@ -153,7 +153,7 @@ def test_everything_at_once():
         assert part in message
 
 
-def test_a_schedule_file_that_is_not_there():
+def test_a_missing_schedule_file_is_an_error():
     assert "there is no file 'nowhere.csv'" in said(
         PP, "2", f"{P}pipeline_parallel_schedule_csv", "nowhere.csv"
     )
@@ -176,7 +176,7 @@ def test_a_pipeline_validates_on_sequences_of_the_same_length():
          "context_parallel_load_balancer"),
     ],
 )  # fmt: skip
-def test_what_another_setting_takes_the_place_of_is_said(flags, field):
+def test_settings_that_another_one_replaces_give_a_notice(flags, field):
     loaded = load([], ["--model.name", "llama3", "--training.seq_len", "64", *flags])
     notices = check(loaded, world_size=None, device_type="cpu")
     assert any(f"parallelism.{field}: no effect" in notice for notice in notices)

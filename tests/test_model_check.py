@@ -184,7 +184,7 @@ def test_a_list_makes_a_tuple_and_names_are_checked(mine: list[str]) -> None:
     assert "model.overrides.kind must be 'gelu' or 'relu'" in refusal(*mine, *overrides(kind="gelo"))
 
 
-def test_what_the_dataclass_raises_is_said_once_with_the_overrides_places(mine: list[str]) -> None:
+def test_errors_of_the_dataclass_are_reported_once_with_the_overrides_places(mine: list[str]) -> None:
     said = refusal(*mine, *overrides(dim=9), "--parallelism.tensor_parallel_degree", "2")
     assert said.count("2 heads do not divide dim 9") == 1
     assert "from: --model.overrides" in said

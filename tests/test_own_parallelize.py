@@ -50,7 +50,7 @@ def losses(folder, model, processes):
     return re.findall(r"step +\d+ +loss (\S+)", done.stderr)
 
 
-def test_it_takes_the_place_of_what_a_plan_does(tmp_path):
+def test_parallelize_replaces_what_a_plan_does(tmp_path):
     alone = losses(tmp_path, "llama3", 1)
     assert len(alone) == 3
     assert losses(tmp_path, "by_hand", 2) == alone

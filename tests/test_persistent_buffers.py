@@ -36,7 +36,7 @@ def read(step):
     return {name: tensor.read() for name, tensor in open_model(step).tensors.items()}
 
 
-def test_they_are_saved(trained):
+def test_persistent_buffers_are_saved(trained):
     after_two, after_four = read(trained / "step-2"), read(trained / "step-4")
     for name in BIASES:
         assert after_two[name].any()
@@ -45,7 +45,7 @@ def test_they_are_saved(trained):
 
 
 @pytest.mark.parametrize("axis", ["data_parallel_shard", "pipeline_parallel"])
-def test_a_run_under_another_layout_takes_them_on(axis, trained, tmp_path):
+def test_persistent_buffers_are_loaded_under_another_layout(axis, trained, tmp_path):
     shutil.copytree(trained / "step-2", tmp_path / "checkpoint" / "step-2")
     rows = "2" if axis == "data_parallel_shard" else "4"
     flags = [f"--parallelism.{axis}_degree", "2", "--training.local_batch_size", rows]
@@ -59,7 +59,7 @@ def test_a_run_under_another_layout_takes_them_on(axis, trained, tmp_path):
     torch.testing.assert_close(resumed, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_they_are_exported_and_imported(trained, tmp_path):
+def test_persistent_buffers_are_exported_and_imported(trained, tmp_path):
     from safetensors.torch import load_file, save_file
 
     plugin = ["--plugins.load", str(TOYS)]

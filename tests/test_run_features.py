@@ -202,7 +202,7 @@ def test_the_first_step_is_saved_when_asked_for(train, tmp_path):
     assert sorted(step.name for step in (tmp_path / "checkpoint").iterdir()) == ["step-1", "step-4"]
 
 
-def test_excluded_parts_start_anew(train, tmp_path, caplog):
+def test_excluded_parts_are_reset(train, tmp_path, caplog):
     """Without the schedule's part the rate is again that of the first step; the step goes on."""
     flags = ["--checkpoint.enable", "--lr_scheduler.warmup_steps", "4", "--lr_scheduler.total_steps", "8"]
     train(*flags, "--metrics.enable_tensorboard", "--metrics.log_freq", "1")
@@ -220,7 +220,7 @@ def test_excluded_parts_start_anew(train, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_folder_that_cannot_be_written_is_said(tmp_path, capsys, where):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path, capsys, where):
     (tmp_path / "file").write_text("")
     assert main(["train", *TINY, "--job.dump_folder", str(tmp_path / where)]) == 2
     message = capsys.readouterr().err

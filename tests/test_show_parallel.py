@@ -139,7 +139,7 @@ def test_stages_and_what_passes_between_them(show):
     assert layout["held"]["parameters"] == (2 * BLOCK + VOCAB * DIM + DIM) * 4 // 2
 
 
-def test_the_page_for_people(show):
+def test_the_layout_is_printed_as_text(show):
     text = show("--world_size", "8", *degrees(pipeline_parallel=2, tensor_parallel=2))
     assert "mesh of 8 processes: pp 2 × dp_replicate 1 × dp_shard 2 × cp 1 × tp 2" in text
     assert re.search(r"\n  0 +pp rank 0 +tok_embeddings, layers.0-1\n", text)
@@ -152,7 +152,7 @@ def test_a_single_process_sends_nothing(show):
     assert "in one step:\n  nothing\n" in text
 
 
-def test_what_is_wrong_is_said_instead(capsys, tmp_path):
+def test_a_wrong_configuration_is_reported_instead(capsys, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text("[parallelism]\ntensor_parallel_degree = 3\n")
     assert main(["config", "show", "--parallel", str(file), "--world_size", "3"]) == 2
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_instead(capsys, tmp_path):
     assert "--rank = 9: there are ranks 0 to 2" in capsys.readouterr().err
 
 
-def test_the_peak_is_of_what_lives_at_once():
+def test_the_peak_counts_tensors_that_exist_at_once():
     with fake_process_group(rank_of(1, 0, what="")):
         meshes = ParallelDims().build_mesh("cpu")
         with FakeTensorMode() as mode, Observer([], ParallelPlan(block="none"), meshes, mode) as observer:

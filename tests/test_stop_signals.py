@@ -125,7 +125,7 @@ def test_slurm_ends_the_job_soon(train):
     assert train(*SAVED, "--fault.save_before_seconds", "60", **soon).returncode == 0
 
 
-def test_an_end_that_is_not_known_is_said(train):
+def test_an_unknown_end_of_the_job_gives_a_notice(train):
     done = train("--fault.save_before_seconds", "60", SLURM_JOB_END_TIME="")
     assert done.returncode == 0
     assert "fault.save_before_seconds: no effect where the end of the job is not known" in done.stderr

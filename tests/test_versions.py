@@ -28,7 +28,7 @@ def run(repository: Path, *words: str, timeout: float) -> subprocess.CompletedPr
         (["--python", "3.99", "--quick"], "there is no Python 3.99 here"),
     ],
 )
-def test_what_cannot_be_run_is_said(words: list[str], said: str, repository: Path) -> None:
+def test_unusable_versions_are_reported(words: list[str], said: str, repository: Path) -> None:
     done = run(repository, *words, timeout=60)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {said}"

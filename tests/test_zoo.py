@@ -13,17 +13,17 @@ from hekaton.weights.counterpart import adapter_of, adapters_of, read_config
 PLUGINS = Plugins.discover()
 
 
-def test_there_are_models():
+def test_the_zoo_has_models():
     assert "llama3" in PLUGINS.all(Model)
 
 
 @pytest.mark.parametrize("name", PLUGINS.all(Model))
-def test_model(name):
+def test_each_model_keeps_its_contract(name):
     check_model(PLUGINS.get(Model, name).spec.load())
 
 
 @pytest.mark.parametrize("name", PLUGINS.all(HFAdapter))
-def test_adapter(name):
+def test_each_adapter_keeps_its_contract(name):
     check_adapter(PLUGINS.get(HFAdapter, name), PLUGINS.get(Model, name).spec.load())
 
 
@@ -46,5 +46,5 @@ def test_a_folder_of_another_architecture_names_the_model_that_reads_it(name):
 
 
 @pytest.mark.parametrize("module", [info.module for info in PLUGINS.infos])
-def test_plugin(module):
+def test_each_plugin_keeps_the_rules(module):
     check_plugin(module)

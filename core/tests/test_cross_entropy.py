@@ -32,7 +32,7 @@ def test_loss_and_gradient_are_those_of_the_whole(monkeypatch, dtype, rows):
     assert (error <= exact.grad.abs() * (relative + 1e-5) + 2**-25).all()
 
 
-def test_no_target_counts():
+def test_a_batch_without_targets_gives_zero():
     logits = torch.randn(1, 4, 10, dtype=torch.bfloat16, requires_grad=True)
     loss = NextToken().loss(logits, {"labels": torch.full((1, 4), IGNORE_INDEX)})["next_token"]
     loss.backward()

@@ -24,7 +24,7 @@ def environment(monkeypatch):
     return set_variables
 
 
-def test_a_place_among_others(environment):
+def test_the_place_of_a_process_is_read(environment):
     assert launched() == LaunchedRank(0, 0, 1)
     assert not among_others()
     environment(RANK="3", LOCAL_RANK="1", WORLD_SIZE="4", **ADDRESS)
@@ -53,7 +53,7 @@ def test_a_place_among_others(environment):
     ],
     ids=lambda value: " ".join(f"{k}={v[:9]}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
-def test_an_environment_that_no_launcher_makes(environment, variables, message):
+def test_contradicting_launcher_variables_are_rejected(environment, variables, message):
     environment(**variables)
     among_others()  # asked for wherever an error is told
     with pytest.raises(ConfigError) as caught:

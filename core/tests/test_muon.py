@@ -13,7 +13,7 @@ from hekaton.parameters import group_names, parameter_groups, roles
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (30, 30)])
-def test_what_is_orthogonal_keeps_the_singular_vectors(shape):
+def test_orthogonalisation_keeps_the_singular_vectors(shape):
     matrix = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     values = u.T @ orthogonal(matrix, steps=5) @ vt.T
@@ -25,7 +25,7 @@ def test_what_is_orthogonal_keeps_the_singular_vectors(shape):
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_it_is_torchs(nesterov):
+def test_a_step_is_that_of_torchs_muon(nesterov):
     """Torch's iterates in bfloat16: directions agree to its precision."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(24, 40, generator=generator)
@@ -52,7 +52,7 @@ class Small(nn.Module):
         self.output = nn.Linear(8, 11, bias=False)
 
 
-def test_roles():
+def test_parameters_have_roles():
     assert roles(Small(), vocab_size=11) == {
         "experts": "expert",
         "embedding.weight": "embedding",
@@ -86,7 +86,7 @@ def test_groups_have_rates_and_decays_of_their_own():
         (["*", "*norm*"], r"row '\*norm\*' matches nothing: earlier rows match all that it matches"),
     ],
 )
-def test_a_row_that_matches_nothing(patterns, message):
+def test_a_row_that_matches_nothing_is_an_error(patterns, message):
     with pytest.raises(ConfigError, match=message):
         groups_of(Small(), groups=[OptimizerGroup(match=pattern) for pattern in patterns])
 

@@ -40,7 +40,7 @@ from hekaton.patterns import compile_pattern, resolve
         ("a.**.b.**.c", "a.c", False),
     ],
 )
-def test_what_a_pattern_matches(pattern, name, matches):
+def test_a_pattern_matches_names(pattern, name, matches):
     assert bool(compile_pattern(pattern).fullmatch(name)) is matches
 
 
@@ -63,7 +63,7 @@ def test_what_a_pattern_matches(pattern, name, matches):
         "{*,b}",
     ],
 )
-def test_what_is_no_pattern(pattern):
+def test_an_invalid_pattern_is_an_error(pattern):
     with pytest.raises(ConfigError, match="is no pattern"):
         compile_pattern(pattern)
 

@@ -47,7 +47,9 @@ def less(first: int, last: int) -> dict[str, int]:
         (126, 8, {}, [15, 16, 16, 16, 16, 16, 16, 15]),  # Llama 3 405B: 128 by eight
     ],
 )
-def test_layers_are_dealt_out(layers: int, degree: int, settings: dict[str, Any], sizes: list[int]) -> None:
+def test_layers_are_distributed_over_stages(
+    layers: int, degree: int, settings: dict[str, Any], sizes: list[int]
+) -> None:
     section = ParallelismSection(pipeline_parallel_degree=degree, **settings)
     stages = stage_layout(model(layers), PLAN, section)
     numbers = iter(range(layers))

@@ -246,7 +246,7 @@ def test_many_draws_train_and_many_are_refused(checked):
     assert min(statuses[0], statuses[2]) > len(NUMBERS) // 6, statuses
 
 
-def test_a_run_that_is_refused_ends_with_the_words_of_the_check(drawn, checked):
+def test_a_refused_run_ends_with_the_message_of_the_check(drawn, checked):
     refused = [number for number, (status, _) in checked.items() if status == 2][:4]
     for number in refused:
         processes = drawn[number].processes

@@ -295,5 +295,5 @@ def test_layout_of_the_matrix_is_the_single_process(name, differences):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for _, name, _ in MUTATIONS])
-def test_the_comparison_has_teeth(name, differences):
+def test_the_comparison_fails_for_wrong_parallelism(name, differences):
     assert "gradients" in wrong(name, differences)

@@ -203,7 +203,7 @@ def test_configuration_source_and_version_are_compared_before_anything_is_built(
         assert machine.status == 2
 
 
-def test_other_words_in_the_data_and_another_tokenizer(folder: Path) -> None:
+def test_different_data_and_tokenizers_are_reported(folder: Path) -> None:
     assets = Path(importlib.util.find_spec("hekaton_hf").submodule_search_locations[0], "assets")
     (tokenizer,) = assets.rglob("tokenizer.json")
     content = json.loads(tokenizer.read_text())
@@ -224,7 +224,7 @@ def test_other_words_in_the_data_and_another_tokenizer(folder: Path) -> None:
     assert [machine.status for machine in machines] == [2, 2]
 
 
-def test_a_plugin_that_one_machine_lacks(folder: Path) -> None:
+def test_a_plugin_missing_on_one_machine_is_reported(folder: Path) -> None:
     installed = importlib.metadata.distribution("hekaton-tensorboard")._path
     (folder / "empty").mkdir()
     prepare = f"mount --bind empty {installed}"
@@ -240,7 +240,7 @@ def test_a_plugin_that_one_machine_lacks(folder: Path) -> None:
         assert ", not installed on rank 1 (" in machine.error
 
 
-def test_a_broken_line_in_the_data_of_one_machine(folder: Path) -> None:
+def test_a_broken_line_in_the_data_of_one_machine_is_reported(folder: Path) -> None:
     for name, line in (("data", '{"text": "whole"}'), ("other", '{"text": "cut sh')):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "b.jsonl").write_text('{"text": "the first"}\n' + line + "\n")

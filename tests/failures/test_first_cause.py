@@ -71,7 +71,7 @@ def test_a_failure_of_the_first_rank_reaches_the_others_before_its_store_is_gone
     assert ended["defect of the first"][1]["text"].startswith(DEFECT.replace("rank 1", "rank 0"))
 
 
-def test_a_machine_that_has_said_it_does_not_say_it_again(ended):
+def test_a_machine_reports_a_failure_once(ended):
     assert ended["one machine"][0] == {"type": "RaisedElsewhere", "text": "", "exit_code": 1}
 
 
@@ -83,7 +83,7 @@ def test_an_error_of_the_user_keeps_its_hint_and_status_and_has_no_traceback(fol
     assert not (folder / "user error" / "errors").exists()
 
 
-def test_an_error_that_all_have_is_said_once_on_each_machine(ended):
+def test_an_error_of_all_ranks_is_reported_once_per_machine(ended):
     texts = sorted(each["text"] for each in ended["both alike"])
     assert texts[1] == "the file is gone\n  look for it"
     assert texts[0].startswith(
@@ -122,13 +122,13 @@ def test_who_fails_before_the_processes_meet_is_reported_to_those_that_wait(ende
     assert ended["before"][0]["exit_code"] == 2
 
 
-def test_who_does_not_come_is_named(ended):
+def test_processes_that_do_not_connect_are_named(ended):
     first, _ = ended["never comes"]
     assert first["text"].startswith("1 of 2 processes have not come within 1 s: rank 1\n")
     assert first["exit_code"] == 2
 
 
-def test_a_process_that_ended_without_a_word_is_named(tmp_path):
+def test_a_process_that_ended_silently_is_named(tmp_path):
     run_processes(SCRIPT, "killed", processes=2, timeout=60, folder=str(tmp_path))
     said = json.loads((tmp_path / "said.json").read_text())
     first, second, third = said["text"].splitlines()

@@ -74,7 +74,7 @@ def polled(saves: BackgroundSaves, until: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_what_is_written_is_the_state_of_the_moment(
+def test_a_save_writes_the_state_at_its_call(
     saves: BackgroundSaves, saved: Saved, gate: threading.Event, folder: Path, parts: Parts
 ) -> None:
     state = parts(1.5)
@@ -96,7 +96,7 @@ def test_what_is_written_is_the_state_of_the_moment(
     assert {v for t in into.values() for x in t.values() for v in x.flatten().tolist()} == {1.5}
 
 
-def test_the_memory_of_the_copies_is_used_again(parts: Parts) -> None:
+def test_memory_of_copies_is_reused(parts: Parts) -> None:
     staging = Staging(pinned=False)
     first = staging.copy(parts(1.0))["model"]["norm.weight"]
     second = staging.copy(parts(2.0))["model"]["norm.weight"]
@@ -161,7 +161,7 @@ def test_an_error_is_raised_by_the_next_save(
     assert not [r for r in caplog.records if r.levelname == "ERROR"], "it is told once"
 
 
-def test_an_error_beside_another_one_is_said(
+def test_a_failed_save_is_logged_when_the_run_has_failed(
     saves: BackgroundSaves, folder: Path, parts: Parts, caplog: Any
 ) -> None:
     folder.parent.mkdir(parents=True)

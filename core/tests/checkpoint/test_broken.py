@@ -162,7 +162,7 @@ def test_steps_of_every_format_are_loaded_and_verified(
     assert "its checksum differs" in messages()[0]
 
 
-def test_every_byte_of_the_manifest_counts(folder: Path, manager: Make, parts: Parts) -> None:
+def test_a_change_of_any_byte_of_the_manifest_is_noticed(folder: Path, manager: Make, parts: Parts) -> None:
     manager().save(1, parts(1.0), {"seen": 12345})
     path = folder / "step-1" / "manifest.json"
     whole = path.read_bytes()
@@ -218,7 +218,7 @@ def files_limited_to(size: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("size", "what"), [(100_000, "the tensors"), (2_000, "the metadata"), (100, "everything")]
 )
-def test_a_disk_that_is_full_in_the_middle(
+def test_a_disk_that_fills_up_during_a_save_leaves_the_older_step(
     size: int, what: str, folder: Path, where: Folder, manager: Make, parts: Parts
 ) -> None:
     saver = manager(keep_latest_k=1)

@@ -20,7 +20,7 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 5 * (1 << 14) + 4097])
-def test_it_holds_what_was_written(size: int, tmp_path: Path) -> None:
+def test_a_file_holds_what_was_written(size: int, tmp_path: Path) -> None:
     content = random.Random(size).randbytes(size)
     with DirectFile(tmp_path / "file") as file:
         for start in range(0, size, 5000):
@@ -30,7 +30,7 @@ def test_it_holds_what_was_written(size: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("refused", ["open", "write"])
-def test_a_file_system_that_knows_no_direct_writing(
+def test_without_direct_io_the_page_cache_is_used(
     refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -50,7 +50,7 @@ def test_a_file_system_that_knows_no_direct_writing(
     assert (tmp_path / "file").read_bytes() == b"x" * 40_000
 
 
-def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_disk_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -68,7 +68,9 @@ def wrong_values(value: Any, chance: random.Random) -> Any:
 
 
 @pytest.mark.timeout(300)
-def test_mutated_manifests_are_refused_in_words(unchanged: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutated_manifests_are_refused_with_a_message(
+    unchanged: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of them with a checksum that agrees with what they say: whoever forges one can compute it."""
     monkeypatch.setattr("hekaton.checkpoint.disk.manifest._digest_of", lambda content: "agreed")
     chance = random.Random(11)

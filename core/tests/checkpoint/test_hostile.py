@@ -68,7 +68,7 @@ def refusal(make: Make, parts: Parts) -> str:
     return str(error.value)
 
 
-def test_a_payload_as_the_metadata(
+def test_a_payload_as_metadata_does_not_run(
     step: Path, proof: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     (step / ".metadata").write_bytes(pickle.dumps(Payload(proof)))
@@ -78,7 +78,7 @@ def test_a_payload_as_the_metadata(
 
 
 @pytest.mark.parametrize("place", ["planner_data", "storage_meta", "version", "state_dict_metadata"])
-def test_a_payload_within_the_metadata(
+def test_a_payload_inside_metadata_does_not_run(
     place: str, step: Path, proof: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     forged = dataclasses.replace(honest_metadata(step), **{place: {"norm.weight": Payload(proof)}})
@@ -109,7 +109,7 @@ def test_no_other_global_is_admitted(name: str, protocol: int, step: Path) -> No
         read_metadata(step, [])
 
 
-def test_an_item_that_is_not_a_tensor(
+def test_an_item_that_is_not_a_tensor_is_refused(
     step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     """DCP reads such an item with an unrestricted unpickler, so it must not come to that."""
@@ -121,7 +121,7 @@ def test_an_item_that_is_not_a_tensor(
 
 
 @pytest.mark.parametrize("target", ["../step-2/__0_0.distcp", "/etc/hostname", "manifest.json"])
-def test_metadata_that_points_outside_the_step(
+def test_metadata_that_points_outside_the_step_is_refused(
     target: str, step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     forged = honest_metadata(step)
@@ -131,7 +131,7 @@ def test_metadata_that_points_outside_the_step(
     assert f".metadata points to '{target}', not a file of the step" in refusal(manager, parts)
 
 
-def test_metadata_that_asks_for_transforms(
+def test_metadata_that_asks_for_transforms_is_refused(
     step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     forged = honest_metadata(step)
@@ -141,14 +141,16 @@ def test_metadata_that_asks_for_transforms(
     assert ".metadata asks for transforms of its files: refused" in refusal(manager, parts)
 
 
-def test_a_manifest_that_names_files_elsewhere(step: Path, manager: Make, parts: Parts) -> None:
+def test_a_manifest_that_names_files_outside_the_step_is_refused(
+    step: Path, manager: Make, parts: Parts
+) -> None:
     manifest = Manifest.from_json((step / "manifest.json").read_text())
     files = {**manifest.files, "../../secret": FileRecord(0, "xxh3_128:00")}
     (step / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
     assert "manifest.json names '../../secret', which is not a file of the step" in refusal(manager, parts)
 
 
-def test_a_payload_in_place_of_a_tensor(
+def test_a_payload_in_place_of_a_tensor_does_not_run(
     step: Path, proof: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     """Every item of the .distcp file becomes a file of torch.save, with the payload as its pickle."""
@@ -178,13 +180,17 @@ def test_a_payload_in_place_of_a_tensor(
 @pytest.mark.parametrize(
     "content", [pickle.dumps({}), b"\x80\x04\x95", b"[" * 200_000, b"null", b'{"files": 1}'], ids=len
 )
-def test_a_manifest_that_is_no_manifest(content: bytes, step: Path, manager: Make, parts: Parts) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(
+    content: bytes, step: Path, manager: Make, parts: Parts
+) -> None:
     (step / "manifest.json").write_bytes(content)
     assert "step-1: manifest.json cannot be read: " in refusal(manager, parts)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "lock.json"])
-def test_a_payload_in_place_of_json(name: str, step: Path, proof: Path, manager: Make, parts: Parts) -> None:
+def test_a_payload_in_place_of_json_does_not_run(
+    name: str, step: Path, proof: Path, manager: Make, parts: Parts
+) -> None:
     (step / name if name == "manifest.json" else step.parent / name).write_bytes(pickle.dumps(Payload(proof)))
     mine = manager()
     mine.lock()
@@ -194,7 +200,7 @@ def test_a_payload_in_place_of_json(name: str, step: Path, proof: Path, manager:
     assert not proof.exists()
 
 
-def test_metadata_that_is_no_pickle(
+def test_metadata_that_is_not_a_pickle_is_refused(
     step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     (step / ".metadata").write_bytes(b"garbled")
@@ -202,7 +208,7 @@ def test_metadata_that_is_no_pickle(
     assert "step-1: .metadata contains the pickle opcode GET, which" in refusal(manager, parts)
 
 
-def test_metadata_that_is_something_else(
+def test_a_pickle_of_something_else_is_refused_as_metadata(
     step: Path, manager: Make, parts: Parts, sign_again: Callable[[Path], None]
 ) -> None:
     (step / ".metadata").write_bytes(pickle.dumps({"norm.weight": 1}))

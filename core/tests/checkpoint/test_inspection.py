@@ -86,7 +86,7 @@ def test_ls_names_every_step_with_what_it_is_of(saved: Path, where: Folder, prin
     assert lines[3].endswith("not whole: saving it was interrupted")
 
 
-def test_ls_says_of_a_step_that_it_is_the_model_alone(
+def test_ls_marks_a_step_that_holds_only_the_model(
     folder: Path, manager: Callable[..., CheckpointManager], parts: Parts, printed: Printed
 ) -> None:
     manager().save(1, {"model": parts(1.0)["model"]}, {})
@@ -197,9 +197,7 @@ def test_show_lists_tensors_where_asked(saved: Path, where: Folder, printed: Pri
     assert "tensors" not in json.loads(printed("show", where, "--json")[1])
 
 
-def test_a_folder_that_torch_wrote_is_shown_and_said_to_be_unverifiable(
-    tmp_path: Path, printed: Printed
-) -> None:
+def test_a_folder_that_torch_wrote_is_shown_as_unverifiable(tmp_path: Path, printed: Printed) -> None:
     folder = foreign(tmp_path / "by_torch", step=torch.tensor(3), notes={"a": {1, 2}})
     why = "not whole: it has no manifest.json: another tool wrote it, or saving was interrupted"
     status, text = printed("verify", folder)
@@ -255,7 +253,7 @@ def test_names_from_a_file_cannot_write_to_the_terminal(
         (["verify", "a", "b"], "hekaton checkpoint verify takes one PATH"),
     ],
 )
-def test_mistakes(
+def test_wrong_arguments_are_refused(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed
 ) -> None:
     monkeypatch.chdir(tmp_path)

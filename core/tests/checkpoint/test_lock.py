@@ -66,7 +66,7 @@ def of_another_host(*, clock: timedelta = timedelta(0)) -> Holder:
 
 
 @pytest.mark.parametrize("where", ["disk"], indirect=True)
-def test_a_second_run_is_kept_off_before_it_writes(
+def test_a_second_run_is_refused_before_it_writes(
     other: RunningProcess, folder: Path, where: Folder, manager: Make
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -123,7 +123,7 @@ def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_lock(
 
 
 @pytest.mark.parametrize("hours", [-2, 0, 2])
-def test_a_run_on_another_host_shows_that_it_lives(hours: int, folder: Path, manager: Make) -> None:
+def test_a_lock_renewed_on_another_host_is_respected(hours: int, folder: Path, manager: Make) -> None:
     """Whatever its clock says: its signs of life are compared with each other."""
     clock = timedelta(hours=hours)
     holder = of_another_host(clock=clock)
@@ -144,7 +144,7 @@ def test_a_run_on_another_host_shows_that_it_lives(hours: int, folder: Path, man
         living.join()
 
 
-def test_a_run_on_another_host_that_is_silent_is_gone(
+def test_a_lock_not_renewed_on_another_host_is_taken_over(
     folder: Path, where: Folder, manager: Make, messages: Messages
 ) -> None:
     put(folder, of_another_host())
@@ -209,7 +209,7 @@ def test_a_lock_with_a_field_of_another_type_or_form_is_replaced(
         assert not (folder / "lock.json").exists()
 
 
-def test_a_run_that_lost_its_lock_writes_no_more(folder: Path, manager: Make, parts: Parts) -> None:
+def test_a_run_that_lost_its_lock_stops_writing(folder: Path, manager: Make, parts: Parts) -> None:
     mine = manager()
     mine.lock()
     mine.save(1, parts(1.0), {})
@@ -221,7 +221,7 @@ def test_a_run_that_lost_its_lock_writes_no_more(folder: Path, manager: Make, pa
     assert json.loads((folder / "lock.json").read_text())["host"] == "node-7"
 
 
-def test_of_two_that_take_it_at_once_the_first_is_kept_off(
+def test_when_two_runs_take_the_lock_at_once_one_is_refused(
     folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = lock.FolderLock._write
@@ -237,7 +237,7 @@ def test_of_two_that_take_it_at_once_the_first_is_kept_off(
         manager().lock()
 
 
-def test_a_lock_shows_signs_of_life(folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_lock_is_renewed(folder: Path, manager: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.02)
     mine = manager()
     mine.lock()

@@ -64,7 +64,7 @@ def step(folder: Path, manager: Make, parts: Parts) -> Path:
 
 @pytest.mark.parametrize("name", ["manifest.json", ".metadata", "__0_0.distcp"])
 @pytest.mark.parametrize("put", KINDS)
-def test_what_is_no_file_is_refused_and_not_opened(
+def test_special_files_are_refused_and_not_opened(
     put: Callable[[Path], None], name: str, step: Path, where: Folder, manager: Make, parts: Parts
 ) -> None:
     (step / name).unlink()
@@ -187,7 +187,7 @@ IN_THE_WAY = {
     "name", ["superseded", "step-7", "step-7.replaced", "step-7-hf", "superseded/step-7"]
 )
 @pytest.mark.parametrize("put", IN_THE_WAY)
-def test_what_stands_in_the_way_of_saves_is_named_at_the_start(
+def test_obstacles_to_saving_are_named_at_the_start(
     put: Callable[[Path], None], name: str, folder: Path, where: Folder, manager: Make
 ) -> None:
     (folder / name).parent.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_links_to_folders_are_allowed(folder: Path, manager: Make, parts: Parts)
 
 
 @pytest.mark.parametrize("put", [put_loop, put_fifo, put_link_to_device])
-def test_a_checkpoint_folder_that_is_none_is_named(
+def test_a_checkpoint_folder_that_is_not_a_folder_is_named(
     put: Callable[[Path], None], folder: Path, manager: Make, parts: Parts
 ) -> None:
     folder.parent.mkdir(parents=True)

@@ -237,7 +237,7 @@ def test_state_that_no_checkpoint_can_hold_is_refused() -> None:
         model_tensors([Extra(2, 2)])
 
 
-def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+def test_random_number_generators_resume(tmp_path: Path) -> None:
     torch.manual_seed(3)
     torch.rand(5)
     CheckpointManager(tmp_path, describe={}).save(1, {"rng": rng_tensors(0)}, {})

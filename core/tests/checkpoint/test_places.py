@@ -34,7 +34,7 @@ def test_one_folder_is_accepted(said: dict[str, str], case: str) -> None:
     assert said[case] == ""
 
 
-def test_what_was_written_to_find_out_is_removed(folder: Path, said: dict[str, str]) -> None:
+def test_probe_files_are_removed(folder: Path, said: dict[str, str]) -> None:
     left = {path.name for path in folder.iterdir()}
     assert left == {"file", "said-0.json", "said-1.json", "said-2.json", "saved", "saved0", "saved1"}
 
@@ -86,7 +86,7 @@ def test_a_file_of_another_size_is_named(tmp_path: Path) -> None:
     check_all_there(tmp_path, files, [["a"], ["b"]], wait=0.0)
 
 
-def test_one_process_looks_whether_it_can_write(tmp_path: Path) -> None:
+def test_one_process_checks_that_it_can_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     place = Place(name="job.dump_folder", folder=tmp_path / "file" / "outputs")
     with pytest.raises(CheckpointError, match=r"cannot write to job\.dump_folder .*: Not a directory$"):

@@ -24,7 +24,9 @@ def alone() -> ModuleType:
     return module
 
 
-def test_saved_by_any_number_of_processes_loaded_by_any_other(tmp_path: Path, alone: ModuleType) -> None:
+def test_a_step_saved_by_any_number_of_processes_loads_on_any_other(
+    tmp_path: Path, alone: ModuleType
+) -> None:
     alone.save(tmp_path)
     run_processes(
         FILE, "on_processes", processes=2, timeout=60, folder=str(tmp_path), saves=True, loads=[1, 2]
@@ -55,7 +57,7 @@ def assert_torch_converts(tmp_path: Path) -> None:
         assert torch.equal(converted[f"optimizer.{name}"], tensor), name
 
 
-def test_experts_on_a_mesh_of_their_own(tmp_path: Path, alone: ModuleType) -> None:
+def test_experts_on_their_own_mesh_are_resharded(tmp_path: Path, alone: ModuleType) -> None:
     """Saved under any layout of the experts, loaded under any other, and by one process."""
     alone.save_mixture(tmp_path, "single")
     run_processes(FILE, "mixtures", processes=4, timeout=100, folder=str(tmp_path))

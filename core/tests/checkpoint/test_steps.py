@@ -133,7 +133,7 @@ def test_the_newest_step_is_loaded_in_place_with_its_info(
     assert re.fullmatch(read, lines[3])
 
 
-def test_whatever_json_can_say_comes_back(manager: Make, parts: Parts) -> None:
+def test_any_json_value_is_restored(manager: Make, parts: Parts) -> None:
     info = {
         "by rank": {10: "a", 2: "b"},
         "limits": (float("inf"), 1e-300, -0.0),
@@ -165,7 +165,7 @@ def test_a_step_that_is_not_there_names_those_that_are(where: Folder, manager: M
     assert str(missing.value) == f"there is no checkpoint step-7 in {where}\n  available: 10, 20"
 
 
-def test_a_part_that_is_not_asked_for_stays_unread_and_is_named(
+def test_a_part_that_is_not_requested_is_not_read_and_is_named(
     manager: Make, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="hekaton")
@@ -200,7 +200,7 @@ def test_an_optional_part_that_does_not_fit_is_left_out(
     assert both["rank_1.cpu"].tolist() == [1, 1, 1]
 
 
-def test_tensors_of_another_dtype_are_converted_with_a_word(
+def test_tensors_of_another_dtype_are_converted_with_a_notice(
     where: Folder, manager: Make, messages: Messages
 ) -> None:
     manager().save(1, {"model": {"w": torch.full((2,), 1.5)}}, {})
@@ -212,7 +212,7 @@ def test_tensors_of_another_dtype_are_converted_with_a_word(
     ]
 
 
-def test_old_steps_go_when_the_new_one_is_whole(folder: Path, manager: Make, parts: Parts) -> None:
+def test_old_steps_are_removed_once_the_new_one_is_whole(folder: Path, manager: Make, parts: Parts) -> None:
     saver = manager(keep_latest_k=2)
     for step in (2, 10, 30):
         saver.save(step, parts(1.0), {})
@@ -308,7 +308,7 @@ def test_an_unfinished_folder_is_cleared_before_a_save(folder: Path, manager: Ma
     assert resumed(manager, parts) == (3, {3.0})
 
 
-def test_steps_of_an_abandoned_future_do_not_win_over_the_resumed_run(
+def test_superseded_steps_are_not_resumed_from(
     folder: Path, where: Folder, manager: Make, parts: Parts, messages: Messages
 ) -> None:
     before = manager()
@@ -328,7 +328,7 @@ def test_steps_of_an_abandoned_future_do_not_win_over_the_resumed_run(
     assert values_of(into) == {30.0}
 
 
-def test_exports_of_an_abandoned_future_move_with_its_steps(
+def test_exports_of_superseded_steps_are_moved_with_them(
     tmp_path: Path, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = CheckpointManager(tmp_path, describe={})

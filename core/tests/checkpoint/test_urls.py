@@ -51,7 +51,7 @@ def loaded(parts: Parts, **arguments: Any) -> tuple[int, float]:
     return found.step, into["model"]["norm.weight"][0].item()
 
 
-def test_steps_come_back_and_old_ones_go(store: Any, parts: Parts, messages: Messages) -> None:
+def test_steps_are_loaded_and_old_ones_removed(store: Any, parts: Parts, messages: Messages) -> None:
     assert manager().load(parts(0.0)) is None
     saver = manager(keep_latest_k=2)
     for number in (1, 2, 3):
@@ -93,7 +93,7 @@ class Cut(BaseException):
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_cut_short_at_every_change_of_the_store(
+def test_a_save_interrupted_at_any_operation_of_the_store_keeps_a_whole_step(
     interrupted: bool, store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replace the only step, or begin with what such a save left; from whatever the store then holds, a run
@@ -172,7 +172,7 @@ def test_a_lock_in_a_store(store: Any, parts: Parts, messages: Messages) -> None
     assert messages() == []
 
 
-def test_what_the_store_refuses_is_said(store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_store_are_reported(store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     class BackendError(Exception):
         """Like those of botocore, not an OSError."""
 
@@ -191,7 +191,7 @@ def test_what_the_store_refuses_is_said(store: Any, parts: Parts, monkeypatch: p
 @pytest.mark.parametrize(
     "error", [PermissionError("denied"), ConnectionError("reset"), RuntimeError("botocore")]
 )
-def test_a_store_that_cannot_be_asked_is_not_an_empty_one(
+def test_an_unreachable_store_is_not_taken_for_an_empty_one(
     error: Exception, store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fsspec's own ``exists`` and ``isdir`` say no: a run would start from step 0, and a save remove good steps."""
@@ -212,7 +212,7 @@ def test_a_store_that_cannot_be_asked_is_not_an_empty_one(
     assert loaded(parts) == (1, 1.0)
 
 
-def test_a_full_store(store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_store_keeps_the_older_step(store: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -233,7 +233,7 @@ def test_a_url_is_not_relative_to_anything() -> None:
     assert str(UrlPath(f"{URL}/") / "step-1") == f"{URL}/step-1"
 
 
-def test_urls_that_lead_nowhere() -> None:
+def test_urls_of_unknown_protocols_are_refused() -> None:
     check_url(URL)
     with pytest.raises(ConfigError) as error:
         check_url("memroy://run")

@@ -36,7 +36,7 @@ DEEP = 5000
     ],
     ids=["lists", "tables", "key", "header", "override", "digits", "hexadecimal", "65 bits", "in a list"],
 )
-def test_a_file_beyond_bounds(problems, toml, message):
+def test_a_file_out_of_bounds_is_rejected(problems, toml, message):
     (said,) = problems(toml)
     assert message in said
     assert len(said) < 300
@@ -56,13 +56,13 @@ def test_a_file_beyond_bounds(problems, toml, message):
     ],
     ids=["JSON", "key of a table", "33 levels", "long flag", "digits", "64 bits", "bytes", "surrogate"],
 )
-def test_flags_beyond_bounds(problems, flags, message):
+def test_flags_out_of_bounds_are_rejected(problems, flags, message):
     said = problems("", *flags)
     assert any(message in problem for problem in said), said
     assert all(len(problem) < 400 for problem in said)
 
 
-def test_a_file_too_large_for_a_run_file(problems):
+def test_a_file_that_is_too_large_is_rejected(problems):
     (said,) = problems(f'[job]\ndescription = "{"x" * MAX_BYTES}"\n')
     assert said == "'run.toml' has more than 4 MiB, too much for a run file"
 
@@ -81,7 +81,7 @@ def test_a_long_line_is_quoted_in_part(problems):
     assert len(said) < 400
 
 
-def test_of_very_many_mistakes_the_first_are_described(problems):
+def test_only_the_first_of_many_mistakes_are_described(problems):
     started = time.process_time()
     said = problems("[training]\n" + "".join(f"steps_{number} = 1\n" for number in range(20_000)))
     assert time.process_time() - started < 20

@@ -24,12 +24,12 @@ def write(toml: str) -> None:
     Path("run.toml").write_text(toml)
 
 
-def test_check_of_what_is_right(hekaton):
+def test_check_accepts_a_sound_configuration(hekaton):
     write("[lr_scheduler]\nwarmup_steps = 3\n")
     assert hekaton("config", "check", "run.toml") == (0, "OK: llama3 debugmodel\n", "")
 
 
-def test_check_says_what_has_no_effect(hekaton):
+def test_check_gives_notices_of_values_without_effect(hekaton):
     write('[compile]\nbackend = "eager"\n[training]\nsteps = 100\n')
     status, out, _ = hekaton("config", "check", "run.toml", "--world_size", "2", "--model.flavor=8B")
     assert status == 0
@@ -41,7 +41,7 @@ def test_check_says_what_has_no_effect(hekaton):
     ]
 
 
-def test_check_of_what_is_wrong(hekaton):
+def test_check_reports_everything_that_is_wrong(hekaton):
     write('[training]\nsteps = "3"\n[modell]\n')
     status, out, err = hekaton("config", "check", "run.toml")
     assert (status, out) == (2, "")

@@ -67,7 +67,7 @@ def test_a_flag_sets_its_field(load_run, flags, section, field, value):
     assert loaded.origins[path].startswith("--")
 
 
-def test_of_a_flag_given_twice_the_last_counts_and_it_is_said(load_run):
+def test_the_last_of_repeated_flags_is_used_with_a_notice(load_run):
     loaded = load_run("", "--training.steps", "1", "--training.steps", "2")
     assert loaded.config.training.steps == 2
     assert loaded.notices == ("--training.steps is given more than once; the last one counts",)
@@ -119,11 +119,11 @@ def test_a_negated_flag_is_shown_as_it_was_given(load_run):
         (["--halves.tmes", "2"], "unknown flag --halves.tmes\n  did you mean --halves.times?"),
     ],
 )
-def test_what_is_wrong_with_a_flag(problems, flags, message):
+def test_a_wrong_flag_is_rejected(problems, flags, message):
     assert message in problems("", *flags)
 
 
-def test_every_wrong_flag_is_said_at_once(problems):
+def test_all_wrong_flags_are_reported_together(problems):
     flags = ["--training.stepps", "3", "--optimizer.learning_rate=1", "--training.seq_len", "-3"]
     assert [line.splitlines()[0] for line in problems("", *flags)] == [
         "unknown flag --training.stepps",

@@ -175,7 +175,7 @@ def test_a_renamed_field_gives_its_value_to_the_new_one(load_run):
     assert loaded.origins["model.hf_assets_path"] == "run.toml, line 2"
 
 
-def test_of_both_names_the_new_one_counts(load_run):
+def test_the_new_name_of_a_field_takes_precedence(load_run):
     loaded = load_run('[model]\ntokenizer_path = "there"\nhf_assets_path = "here"\n')
     assert loaded.config.model.hf_assets_path == "here"
 

@@ -52,7 +52,7 @@ def test_toml_of_defaults_gives_no_notice(load_run):
     assert load(["again.toml"]).notices == ()
 
 
-def test_what_is_left_out(load_run):
+def test_values_that_are_not_set_are_left_out(load_run):
     Path("other.toml").write_text("")
     written = tomli.loads(to_toml(load_run(RUN, "--job.config_file", "other.toml").config))
     assert "config_file" not in written["job"]
@@ -72,13 +72,13 @@ def valid(schema, toml: str) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(tomli.loads(toml))
 
 
-def test_the_schema_is_one(schema):
+def test_the_schema_is_a_valid_json_schema(schema):
     jsonschema.Draft202012Validator.check_schema(schema)
     json.dumps(schema)
 
 
 @pytest.mark.parametrize("toml", ["", RUN, "[training.dataloader]\nnum_workers = 2\n", "[debug]\nseed = 1\n"])
-def test_the_schema_takes_what_is_right(schema, toml):
+def test_the_schema_accepts_sound_configurations(schema, toml):
     assert valid(schema, toml)
 
 
@@ -94,7 +94,7 @@ def test_the_schema_takes_what_is_right(schema, toml):
         "[halves]\ntime = 1\n",
     ],
 )
-def test_the_schema_refuses_what_is_wrong(schema, toml):
+def test_the_schema_rejects_wrong_configurations(schema, toml):
     assert not valid(schema, toml)
 
 

@@ -47,7 +47,7 @@ def test_the_home_folder_is_expanded(load_run, name):
     assert getattr(config.section(section), field) == value
 
 
-def test_what_is_no_home_folder_stays(load_run):
+def test_paths_without_a_home_folder_stay(load_run):
     config = load_run('[checkpoint]\nfolder = "s3://bucket/~run"\n[job]\ndump_folder = "./~run/~"\n').config
     assert (config.checkpoint.folder, config.job.dump_folder) == ("s3://bucket/~run", "./~run/~")
 
@@ -63,7 +63,7 @@ def test_what_is_no_home_folder_stays(load_run):
         ('[checkpoint]\nfolder = "a\\u0000b"\n', "a path cannot contain the character NUL"),
     ],
 )
-def test_what_is_no_path(problems, toml, message):
+def test_invalid_paths_are_rejected(problems, toml, message):
     (said,) = problems(toml)
     assert message in said
     assert "from: run.toml, line 2" in said

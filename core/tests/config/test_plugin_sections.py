@@ -60,7 +60,7 @@ def problem(**sections: str) -> HekatonError:
     return only
 
 
-def test_a_section_of_its_own():
+def test_a_plugin_adds_a_section():
     config = extended(pocket="Outer")()
     assert config.section("pocket") == Outer()
     assert config.pocket.width == 1
@@ -114,9 +114,9 @@ def test_every_field_of_a_section_needs_a_default():
     )
 
 
-def test_a_schema_that_is_no_section():
+def test_a_schema_that_is_not_a_section_is_rejected():
     assert "its schema is no subclass of SectionModel but <class" in str(problem(pocket="NoSection"))
 
 
-def test_a_schema_that_does_not_exist():
+def test_a_schema_that_does_not_exist_is_rejected():
     assert "cannot load" in str(problem(pocket="Nowhere"))

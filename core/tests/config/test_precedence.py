@@ -19,7 +19,7 @@ def test_without_anything_set_everything_has_its_default(load_run):
     assert loaded.notices == ()
 
 
-def test_each_layer_counts_more_than_the_one_before(plugin_flags):
+def test_each_layer_overrides_the_one_before(plugin_flags):
     Path("a.toml").write_text(
         '[model]\nflavor = "8B"\n[training]\nsteps = 1\nlocal_batch_size = 2\ngc_freq = 3\n'
     )

@@ -29,6 +29,6 @@ def test_half_a_character_of_utf16_is_encoded_too() -> None:
     assert build(None, None).encode_batch(["\ud800"])[0].tolist() == [0xED, 0xA0, 0x80]
 
 
-def test_reads_no_files() -> None:
+def test_a_path_is_refused() -> None:
     with pytest.raises(DataError, match=r"tokenizer 'byte' reads no files, but model.hf_assets_path = 'x'"):
         build(None, "x")

@@ -48,7 +48,7 @@ def test_a_state_is_settled_when_the_tick_of_the_change_is_over(tmp_path: Path) 
     ("age", "nanoseconds", "waited"),
     [(0.0, 1, 0.02), (0.0, 0, 2.0), (1.5, 0, 0.5), (10.0, 0, 0.0), (-3600.0, 0, 2.0), (-3600.0, 1, 0.02)],
 )
-def test_how_long_it_takes(
+def test_the_wait_for_a_settled_state_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, nanoseconds: int, waited: float
 ) -> None:
     """Whole seconds are the times of a coarse file system; a clock that is ahead is waited for no longer."""

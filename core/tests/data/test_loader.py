@@ -82,7 +82,7 @@ def split(ranks):
 
 @pytest.mark.parametrize("packing", ["documents", "concat"])
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (4, 0), (1, 1), (1, 3), (2, 2)])
-def test_equal_on_every_layout(documents, number_tokenizer, packing, ranks, workers):
+def test_batches_are_equal_on_every_layout(documents, number_tokenizer, packing, ranks, workers):
     tokenizer = number_tokenizer(bos_id=998, eos_id=999)
     loaders = [
         loader(documents, tokenizer, rows, packing=packing, num_workers=workers) for rows in split(ranks)
@@ -93,7 +93,7 @@ def test_equal_on_every_layout(documents, number_tokenizer, packing, ranks, work
         part.close()
 
 
-def test_resumes_after_every_step_on_another_layout(documents, number_tokenizer):
+def test_reading_resumes_after_every_step_on_another_layout(documents, number_tokenizer):
     tokenizer = number_tokenizer(bos_id=998, eos_id=999)
     steps = expected(documents.texts, "documents")
     whole = loader(documents, tokenizer, range(ROWS))
@@ -254,7 +254,7 @@ def test_any_other_error_in_a_worker_has_its_cause():
     part.close()
 
 
-def test_a_worker_that_dies():
+def test_a_worker_that_dies_is_an_error():
     class Deadly(Broken):
         def fetch(self, indices):
             os._exit(9)
@@ -285,7 +285,7 @@ def test_identity_names_what_differs(documents, number_tokenizer):
     ]
 
 
-def test_identity_of_other_documents(documents, numbers, number_tokenizer):
+def test_other_documents_have_another_identity(documents, numbers, number_tokenizer):
     saved = loader(documents, number_tokenizer(), range(ROWS)).identity()
     documents.fingerprint = "other"
     with pytest.raises(DataError, match="the documents differ") as e:

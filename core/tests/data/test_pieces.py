@@ -26,13 +26,13 @@ def test_a_text_that_fits_is_whole() -> None:
     assert cuts("") == [("", True, True)]
 
 
-def test_behind_the_last_line_that_ends_in_the_second_half() -> None:
+def test_a_text_is_cut_after_the_last_line_that_ends_in_the_second_half() -> None:
     assert cuts("ab\ncde\nf hijkl\nm") == [("ab\ncde\n", True, False), ("f hijkl\nm", False, True)]
 
 
-def test_else_behind_a_space() -> None:
+def test_a_text_without_such_a_line_is_cut_after_a_space() -> None:
     assert cuts("a\nbc ef hi kl") == [("a\nbc ef ", True, False), ("hi kl", False, True)]
 
 
-def test_else_where_it_is_full() -> None:
+def test_a_text_without_spaces_is_cut_where_the_piece_is_full() -> None:
     assert cuts("a\nb cdefghijklm") == [("a\nb cdefgh", True, False), ("ijklm", False, True)]

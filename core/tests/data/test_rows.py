@@ -16,7 +16,7 @@ def lists(step):
     return {name: values.tolist() for name, values in step.items()}
 
 
-def test_documents_apart(numbers, number_tokenizer):
+def test_documents_are_kept_apart(numbers, number_tokenizer):
     loader = build_loader(
         numbers("1 2 3", "4 5", "6", "7 8 9"), number_tokenizer(),
         seq_len=4, global_batch_size=1, rows=range(1), seed=0,
@@ -41,7 +41,7 @@ def test_documents_apart(numbers, number_tokenizer):
     assert loader.cursor().tolist() == [[5, 0]]
 
 
-def test_documents_joined_with_marks(numbers, number_tokenizer):
+def test_documents_are_joined_with_begin_and_end_marks(numbers, number_tokenizer):
     loader = build_loader(
         numbers("1 2", "3"), number_tokenizer(bos_id=100, eos_id=200),
         seq_len=4, global_batch_size=1, rows=range(1), seed=0, packing="concat",
@@ -52,7 +52,7 @@ def test_documents_joined_with_marks(numbers, number_tokenizer):
     assert loader.cursor().tolist() == [[2, 1]]
 
 
-def test_marks_apart(numbers, number_tokenizer):
+def test_marks_are_kept_with_documents_kept_apart(numbers, number_tokenizer):
     loader = build_loader(
         numbers("1 2", "3"), number_tokenizer(bos_id=100, eos_id=200),
         seq_len=6, global_batch_size=1, rows=range(1), seed=0,
@@ -65,7 +65,7 @@ def test_marks_apart(numbers, number_tokenizer):
 
 
 @pytest.mark.parametrize(("bos", "eos", "expected"), [(100, None, [100, 1, 100]), (None, 200, [1, 200, 2])])
-def test_one_mark(numbers, number_tokenizer, bos, eos, expected):
+def test_a_tokenizer_with_one_mark(numbers, number_tokenizer, bos, eos, expected):
     loader = build_loader(
         numbers("1", "2"), number_tokenizer(bos_id=bos, eos_id=eos),
         seq_len=3, global_batch_size=1, rows=range(1), seed=0,
@@ -114,7 +114,7 @@ def test_a_row_of_empty_documents_waits_for_its_turn(numbers, number_tokenizer):
 
 
 @pytest.mark.parametrize("repeat", [True, False])
-def test_only_empty_documents(numbers, number_tokenizer, repeat):
+def test_only_empty_documents_are_an_error(numbers, number_tokenizer, repeat):
     loader = build_loader(
         numbers("", " ", ""), number_tokenizer(bos_id=100, eos_id=200),
         seq_len=2, global_batch_size=2, rows=range(2), seed=0, repeat=repeat,
@@ -123,7 +123,7 @@ def test_only_empty_documents(numbers, number_tokenizer, repeat):
         loader.next_step()
 
 
-def test_no_documents(numbers, number_tokenizer):
+def test_an_empty_dataset_is_an_error(numbers, number_tokenizer):
     with pytest.raises(DataError, match="the dataset is empty: it has no documents"):
         build_loader(numbers(), number_tokenizer(), seq_len=2, global_batch_size=1, rows=range(1), seed=0)
 
@@ -203,7 +203,7 @@ def test_a_long_document_is_encoded_as_it_is_needed(numbers, number_tokenizer, m
     assert encoded == [100, 100]
 
 
-def test_documents_that_changed_since(numbers, number_tokenizer):
+def test_documents_that_changed_since_the_checkpoint_are_an_error(numbers, number_tokenizer):
     loader = build_loader(
         numbers("1 2 3"), number_tokenizer(), seq_len=2, global_batch_size=1, rows=range(1), seed=0
     )

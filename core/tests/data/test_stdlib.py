@@ -74,7 +74,7 @@ def test_a_file_that_changes_while_a_run_reads(library: Path) -> None:
         documents.fetch([0])
 
 
-def test_a_file_that_goes_away(library: Path) -> None:
+def test_a_file_that_is_removed_during_a_run_is_an_error(library: Path) -> None:
     documents = build(None, None)
     for file in library.rglob("*.py"):
         file.unlink()
@@ -82,7 +82,7 @@ def test_a_file_that_goes_away(library: Path) -> None:
         documents.fetch([0])
 
 
-def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match="dataset 'python_stdlib': no Python source files in"):
         build(None, None)
@@ -91,7 +91,7 @@ def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("function", "name"), [(build, "python_stdlib"), (build_validation, "python_stdlib_validation")]
 )
-def test_takes_no_path(function, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_path_is_refused(function, name: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match=f"dataset '{name}' takes no dataset_path, but it is set to 'x'"):
         function(None, "x")
 

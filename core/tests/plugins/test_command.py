@@ -81,7 +81,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"hekaton {__version__}\n"
 
 
-def test_a_plugins_verb_gets_its_words_and_gives_the_status(install, capsys):
+def test_a_plugins_verb_gets_its_arguments_and_gives_the_status(install, capsys):
     install("shout-dist", SHOUT)
     assert main(["shout", "hey", "--you"]) == 7
     assert capsys.readouterr().out == "HEY --YOU\n"
@@ -129,7 +129,7 @@ def test_an_unknown_verb_names_the_nearest(capsys):
         ),
     ],
 )
-def test_wrong_words(capsys, arguments, message):
+def test_wrong_arguments_are_refused(capsys, arguments, message):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(message)
 

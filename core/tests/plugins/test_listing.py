@@ -36,7 +36,7 @@ def four(install):
     return ["--plugins.disable", "left_out"]
 
 
-def test_text(four, capsys):
+def test_plugins_are_listed_as_text(four, capsys):
     assert main(["plugins", *four]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     at = lines.index("good_dist ok good-dist 0.3 good_dist")
@@ -61,7 +61,7 @@ def test_text_is_aligned(four, capsys):
     assert len(columns) == 1
 
 
-def test_json(four, capsys):
+def test_plugins_are_listed_as_json(four, capsys):
     assert main(["plugins", "--json", *four]) == 0
     listing = json.loads(capsys.readouterr().out)
     plugins = {plugin["name"]: plugin for plugin in listing["plugins"]}
@@ -82,7 +82,7 @@ def test_json(four, capsys):
     assert listing["problems"] == []
 
 
-def test_on_a_terminal(four, monkeypatch):
+def test_plugins_are_listed_on_a_terminal(four, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -112,7 +112,7 @@ def test_problems_are_printed_and_the_status_is_2(install, capsys, form):
         assert len(json.loads(captured.out)["problems"]) == 3
 
 
-def test_an_unpackaged_plugin(site, capsys):
+def test_an_unpackaged_plugin_is_listed(site, capsys):
     (site / "mine.py").write_text(
         "from hekaton.contributions import hookimpl\n@hookimpl\ndef hekaton_models(): return []"
     )
@@ -120,6 +120,6 @@ def test_an_unpackaged_plugin(site, capsys):
     assert "mine ok unpackaged mine" in " ".join(capsys.readouterr().out.split())
 
 
-def test_help(capsys):
+def test_help_is_printed(capsys):
     assert main(["plugins", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: hekaton plugins [--json]")

@@ -225,7 +225,7 @@ def test_a_command_on_several_ranks() -> None:
     assert done.stderr.startswith("error: there is no file 'nowhere.toml'")
 
 
-def test_a_command_that_does_not_end() -> None:
+def test_a_command_that_does_not_end_fails_the_test() -> None:
     flags = ["--training.dataset", "python_stdlib", "--training.steps", "1000000"]
     with pytest.raises(
         AssertionError, match=r"(?s)^hekaton train .*--- rank 0, not done after 2 s\n.*trainer.py"

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Op, list[torch.Tensor], list[torch.Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_there_and_back_whole_and_in_part(name: str) -> None:
+def test_an_op_and_its_inverse_restore_the_tensor(name: str) -> None:
     op, ours, theirs = CASES[name]
     for convert, given, expected in ((op.to_hf, ours, theirs), (op.from_hf, theirs, ours)):
         results = convert([whole(tensor) for tensor in given])
@@ -110,7 +110,7 @@ def test_part_of_a_result_reads_part_of_its_source() -> None:
         (Inverse(Unstack(2)), [(4, 2), (2, 2)]),
     ],
 )
-def test_a_shape_that_an_op_cannot_take(op: Op, shapes: list[tuple[int, ...]]) -> None:
+def test_a_shape_that_does_not_fit_an_op_is_an_error(op: Op, shapes: list[tuple[int, ...]]) -> None:
     with pytest.raises(CheckpointError):
         op.to_hf([whole(torch.empty(shape, device="meta")) for shape in shapes])
 
@@ -207,7 +207,7 @@ def test_a_tied_tensor_is_not_written_and_may_be_read() -> None:
         TIED.from_hf(lazies(THEIRS | {"head.weight": Q + 1}), what="theirs")
 
 
-def test_what_is_to_be_ignored_is() -> None:
+def test_ignored_tensors_are_left_out() -> None:
     assert len(TIED.from_hf(lazies(THEIRS | {"layers.1.inv_freq": Q}), what="theirs")) == 3
 
 

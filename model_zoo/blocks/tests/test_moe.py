@@ -222,6 +222,6 @@ def test_batch_balance_uses_the_load_of_the_step_before():
         ({"n_groups": 8, "n_limited_groups": 4}, "groups of one expert have no best two"),
     ],
 )  # fmt: skip
-def test_a_configuration_that_cannot_be_is_rejected(settings, message):
+def test_an_impossible_configuration_is_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
         build(**settings)

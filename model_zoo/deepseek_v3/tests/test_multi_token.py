@@ -195,7 +195,7 @@ def test_a_run_trains_both_tokens_and_resumes(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused(words, message):
+def test_configurations_that_cannot_be_trained_are_refused(words, message):
     done = run_command("config", "check", *words)
     assert done.returncode == 2
     assert message in done.stderr

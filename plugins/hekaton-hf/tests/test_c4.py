@@ -31,19 +31,19 @@ def test_a_copy_of_the_repository_has_its_splits(here: Path) -> None:
         assert validation.fetch(range(len(validation))) == ["d"]
 
 
-def test_any_files(here: Path) -> None:
+def test_files_that_are_named_are_read(here: Path) -> None:
     write(here / "mine.jsonl", "a")
     assert build_train(None, "*.jsonl").fetch([0]) == ["a"]
 
 
-def test_the_test_folder(here: Path) -> None:
+def test_the_test_folder_is_read(here: Path) -> None:
     write(here / "tests/assets/c4_test/data.json", "a", "b")
     write(here / "elsewhere/data.json", "c")
     assert build_test(None, None).fetch([0, 1]) == ["a", "b"]
     assert build_test(None, "elsewhere").fetch([0]) == ["c"]
 
 
-def test_no_test_folder(here: Path) -> None:
+def test_a_missing_test_folder_is_an_error(here: Path) -> None:
     with pytest.raises(DataError, match="there is no folder 'tests/assets/c4_test'") as e:
         build_test(None, None)
     assert "set dataset_path" in e.value.hint
@@ -51,7 +51,7 @@ def test_no_test_folder(here: Path) -> None:
 
 @pytest.mark.parametrize(("build", "name"), [(build_train, "c4"), (build_validation, "c4_validation")])
 @pytest.mark.parametrize("how", ["no network", "HF_HUB_OFFLINE"])
-def test_offline(monkeypatch: pytest.MonkeyPatch, build, name: str, how: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_download_offline_is_an_error(monkeypatch: pytest.MonkeyPatch, build, name: str, how: str) -> None:  # type: ignore[no-untyped-def]
     if how == "HF_HUB_OFFLINE":
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     began = time.monotonic()
@@ -61,7 +61,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, build, name: str, how: str) ->
     assert time.monotonic() - began < 5
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A firewall that drops everything: one request with a time limit, and no second one."""
     asked = []
 

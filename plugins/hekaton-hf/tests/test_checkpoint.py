@@ -67,7 +67,7 @@ def test_processes_share_the_files(tmp_path: Path) -> None:
     assert sum(len(load_file(tmp_path / file)) for file in written) == len(TENSORS)
 
 
-def test_a_folder_without_weights(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=f"neither model.safetensors nor {INDEX}"):
         HFFormat().open(tmp_path)
@@ -79,7 +79,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["config.json", INDEX, "model.safetensors"])
 @pytest.mark.parametrize("kind", ["a FIFO", "a link to a device", "a folder"])
-def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, name: str, tmp_path: Path) -> None:
+def test_special_files_are_refused_and_not_opened(kind: str, name: str, tmp_path: Path) -> None:
     HFFormat().write(tmp_path, WEIGHTS, WriteOptions())
     (tmp_path / name).unlink(missing_ok=True)
     if kind == "a FIFO":

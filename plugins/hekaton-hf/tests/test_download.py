@@ -247,19 +247,21 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("words", SPELLINGS)
-def test_every_spelling_that_users_have(words: list[str], download: Download, place: Path) -> None:
+def test_every_spelling_of_the_arguments_is_accepted(
+    words: list[str], download: Download, place: Path
+) -> None:
     done = download(*words)
     assert done.returncode == 0, done.stderr
     assert files_in(place) == {name: FILES[name] for name in KINDS["index"]}
 
 
-def test_a_pattern_without_a_file(download: Download) -> None:
+def test_a_pattern_that_matches_no_file_is_an_error(download: Download) -> None:
     done = download("--repo_id", REPO, "--additional_patterns", "*.absent")
     assert done.returncode == 2
     assert f"error: '{REPO}' has no file of the kind *.absent\n" in done.stderr
 
 
-def test_patterns_beside_kinds(download: Download, place: Path) -> None:
+def test_patterns_add_to_kinds(download: Download, place: Path) -> None:
     done = download("--repo_id", REPO, "--assets", "config", "--additional_patterns", "*.md", "*.pth")
     assert done.returncode == 0, done.stderr
     names = [*KINDS["config"], "README.md", "original/consolidated.00.pth"]
@@ -269,9 +271,7 @@ def test_patterns_beside_kinds(download: Download, place: Path) -> None:
 LARGE = "model-00001-of-00002.safetensors"
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(
-    hub: Hub, download: Download, place: Path
-) -> None:
+def test_a_broken_connection_is_resumed(hub: Hub, download: Download, place: Path) -> None:
     # huggingface_hub hands what comes to the file in pieces of 10 MiB: the whole ones are kept.
     piece = DOWNLOAD_CHUNK_SIZE
     hub.files[LARGE] = noise(2 * piece + 12_345, 5)
@@ -381,7 +381,7 @@ def test_the_token_stays_with_the_server_that_it_is_for(hub: Hub, download: Down
     assert files_in(place)[LARGE] == FILES[LARGE]
 
 
-def test_a_kind_without_files_is_said_and_the_others_come(hub: Hub, download: Download, place: Path) -> None:
+def test_a_kind_without_files_gives_a_notice(hub: Hub, download: Download, place: Path) -> None:
     del hub.files["model.safetensors.index.json"]
     done = download(REPO, "--assets", "config,index")
     assert done.returncode == 0
@@ -449,7 +449,7 @@ def test_every_failure_is_one_error(case: str, hub: Hub, download: Download, tmp
         ([REPO, "--asets", "index"], "hekaton download: unrecognized arguments: --asets index"),
     ],
 )
-def test_mistakes_on_the_command_line(words: list[str], message: str, download: Download) -> None:
+def test_wrong_arguments_are_refused(words: list[str], message: str, download: Download) -> None:
     done = download(*words)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}"), done.stderr

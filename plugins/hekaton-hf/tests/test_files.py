@@ -79,7 +79,7 @@ def test_links_that_lead_to_each_other(here: Path) -> None:
     assert "a folder that it lies in" in refused("1")
 
 
-def test_a_link_to_nothing_is_no_silent_gap(here: Path) -> None:
+def test_a_broken_link_is_an_error(here: Path) -> None:
     jsonl(here / "data/a.jsonl", "a")
     (here / "data/b.jsonl").symlink_to("gone")
     assert "'data/b.jsonl' is a link to 'gone', which is not there" in refused("data")
@@ -138,7 +138,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)
-def test_odd_names(here: Path, name: str) -> None:
+def test_unusual_file_names_are_read(here: Path, name: str) -> None:
     jsonl(here / "data" / name, "odd")
     jsonl(here / "data" / "ab.jsonl", "ab")
     for path in (f"data/{name}", str(here / "data" / name)):
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_read(here: Path, monkeypatch: pytest.MonkeyPatc
     assert refused("data") == "cannot read the folder 'data/more': Permission denied"
 
 
-def test_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
     jsonl(here / "data/a.jsonl", "a")
     assert read("~/data") == read("~/data/*.jsonl") == read("~/data/a.jsonl") == "a"
@@ -172,6 +172,6 @@ def test_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", ["\0", "a\0b/*.jsonl", "x" * 5000, "x/" * 3000, ",", "{}", "{,}", "{", "**"])
-def test_paths_that_mean_nothing(here: Path, path: str) -> None:
+def test_invalid_paths_are_errors(here: Path, path: str) -> None:
     with pytest.raises(DataError, match="no files match"):
         find_files(path)

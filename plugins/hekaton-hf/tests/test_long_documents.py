@@ -124,7 +124,7 @@ def test_cuts_in_the_middle_of_tokens(trained: dict[str, HFTokenizer], kind: str
     assert in_pieces(trained[kind], text) == at_once(trained[kind], text)
 
 
-def test_the_shipped_tokenizer_too() -> None:
+def test_ids_of_the_shipped_tokenizer_are_those_of_the_whole_text() -> None:
     tokenizer = build(None, None)
     for text in build_stdlib(None, None).fetch(range(0, 100, 20)):
         assert in_pieces(tokenizer, text) == at_once(tokenizer, text)

@@ -3,5 +3,5 @@
 from hekaton.testing import check_plugin
 
 
-def test_contract() -> None:
+def test_the_plugin_keeps_the_rules() -> None:
     check_plugin("hekaton_hf")

@@ -46,11 +46,11 @@ def read(path: str | Path | None, **section: object) -> list[str]:
     return documents.fetch(range(len(documents)))
 
 
-def test_json_lines(here: Path) -> None:
+def test_json_lines_are_read(here: Path) -> None:
     assert read(jsonl(here / "a.jsonl", TEXTS, n=1)) == TEXTS
 
 
-def test_a_json_list(here: Path) -> None:
+def test_a_json_list_is_read(here: Path) -> None:
     (here / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
     assert read("a.json") == TEXTS
 
@@ -69,7 +69,7 @@ def test_compressed_files_of_several_parts(here: Path, name: str, suffix: str) -
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_parquet(here: Path, kind: pa.DataType) -> None:
+def test_parquet_is_read(here: Path, kind: pa.DataType) -> None:
     table = pa.table({"id": range(5), "text": pa.array(TEXTS, kind)})
     pq.write_table(table, here / "a.parquet", row_group_size=2)
     assert read("a.parquet") == TEXTS
@@ -84,15 +84,15 @@ def test_what_a_document_is_in_a_txt_file(here: Path) -> None:
     assert read("*.txt", txt_documents="paragraph") == ["one\ntwo", "three", "four", " five \r\nsix"]
 
 
-def test_another_column(here: Path) -> None:
+def test_another_column_is_read(here: Path) -> None:
     assert read(jsonl(here / "a.jsonl", TEXTS, key="content"), text_column="content") == TEXTS
 
 
-def test_nulls_are_empty(here: Path) -> None:
+def test_nulls_are_empty_documents(here: Path) -> None:
     assert read(jsonl(here / "a.jsonl", ["one", None])) == ["one", ""]
 
 
-def test_any_order_of_indices(here: Path) -> None:
+def test_documents_are_fetched_in_any_order(here: Path) -> None:
     jsonl(here / "a.jsonl", TEXTS[:2])
     (here / "b.txt").write_text("text")
     jsonl(here / "c.jsonl", TEXTS[2:])
@@ -101,7 +101,7 @@ def test_any_order_of_indices(here: Path) -> None:
     assert documents.fetch([5, 0, 2, 5, 3, 1]) == [TEXTS[4], TEXTS[0], "text", TEXTS[4], TEXTS[2], TEXTS[1]]
 
 
-def test_files_with_different_keys(here: Path) -> None:
+def test_files_with_different_keys_are_read(here: Path) -> None:
     jsonl(here / "a.jsonl", ["one"], meta={"source": 1})
     jsonl(here / "b.jsonl", ["two"], url="x")
     assert read("*.jsonl") == ["one", "two"]
@@ -120,7 +120,7 @@ def test_files_with_different_keys(here: Path) -> None:
         ("odd [1], {x}.jsonl", "odd"),
     ],
 )
-def test_paths(here: Path, path: str, expected: str) -> None:
+def test_paths_and_patterns_are_resolved(here: Path, path: str, expected: str) -> None:
     for name in ("b", "a", "more/d", "more/c"):
         jsonl(here / "data" / f"{name}.jsonl", [name[-1]])
     (here / "data" / "README.md").write_text("no document")
@@ -182,7 +182,7 @@ def test_processes_that_open_the_same_files_at_once(here: Path) -> None:
     assert said.startswith("5000 five ")
 
 
-def test_the_fingerprint_moves_with_the_files(here: Path) -> None:
+def test_the_fingerprint_changes_with_the_files(here: Path) -> None:
     def fingerprint(path: str, **section: str) -> str:
         return build(TextDatasetSection.model_validate(section), path).fingerprint
 
@@ -204,7 +204,7 @@ def refused(path: str | None, **section: object) -> str:
     return str(e.value)
 
 
-def test_no_path() -> None:
+def test_a_missing_path_is_an_error() -> None:
     assert "dataset 'text' needs files to read" in refused(None)
 
 
@@ -219,13 +219,13 @@ def test_no_path() -> None:
         ("empty", "'{here}/empty' is an empty folder"),
     ],
 )
-def test_nothing_matches(here: Path, path: str, hint: str) -> None:
+def test_a_path_that_matches_nothing_is_an_error(here: Path, path: str, hint: str) -> None:
     jsonl(here / "data" / "a.jsonl", TEXTS)
     (here / "empty").mkdir()
     assert refused(path) == f"no files match '{path.split(',')[-1]}'\n  {hint.format(here=here)}"
 
 
-def test_a_format_that_is_not_known(here: Path) -> None:
+def test_an_unknown_format_is_an_error(here: Path) -> None:
     (here / "a.csv").write_text("text\nx\n")
     (here / "a.parquet.gz").write_text("")
     said = refused("*")
@@ -233,14 +233,14 @@ def test_a_format_that_is_not_known(here: Path) -> None:
     assert ".jsonl, .ndjson, .json, .txt, .parquet" in said
 
 
-def test_a_column_that_is_missing(here: Path) -> None:
+def test_a_missing_column_is_an_error(here: Path) -> None:
     path = jsonl(here / "a.jsonl", TEXTS, key="content", id=3)
     said = refused(str(path))
     assert f"no column 'text' in '{path}'" in said
     assert "set text_dataset.text_column to one of: 'content', 'id'" in said
 
 
-def test_a_column_that_is_no_text(here: Path) -> None:
+def test_a_column_that_is_not_text_is_an_error(here: Path) -> None:
     path = jsonl(here / "a.jsonl", TEXTS, id=3)
     said = refused(str(path), text_column="id")
     assert "5 rows of the data cannot be read" in said
@@ -261,7 +261,7 @@ def test_a_broken_file_is_named(here: Path, name: str, beside: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.jsonl.gz", "b.jsonl.bz2", "b.jsonl.xz", "b.jsonl.zst"])
-def test_a_compressed_file_that_is_cut_off(here: Path, name: str) -> None:
+def test_a_truncated_compressed_file_is_an_error(here: Path, name: str) -> None:
     lines = b"".join(json.dumps({"text": f"{i}" * 50}).encode() + b"\n" for i in range(1000))
     whole = COMPRESSORS[Path(name).suffix](lines)
     (here / name).write_bytes(whole[: len(whole) // 2])
@@ -269,12 +269,12 @@ def test_a_compressed_file_that_is_cut_off(here: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])
-def test_nothing_in_the_files(here: Path, name: str) -> None:
+def test_empty_files_are_an_error(here: Path, name: str) -> None:
     (here / name).touch()
     assert refused(name) == f"the dataset is empty: there are no documents in '{here / name}'"
 
 
-def test_nothing_in_a_parquet_file(here: Path) -> None:
+def test_an_empty_parquet_file_is_an_error(here: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), here / "a.parquet")
     (here / "b.txt").touch()
     assert (
@@ -282,12 +282,12 @@ def test_nothing_in_a_parquet_file(here: Path) -> None:
     )
 
 
-def test_no_text_in_any_document(here: Path) -> None:
+def test_documents_without_text_are_an_error(here: Path) -> None:
     jsonl(here / "a.jsonl", ["", None])
     assert refused("*") == "the dataset is empty: none of its 2 documents has text in column 'text'"
 
 
-def test_an_empty_file_among_others(here: Path) -> None:
+def test_an_empty_file_among_others_is_accepted(here: Path) -> None:
     (here / "a.jsonl").touch()
     (here / "b.jsonl.gz").write_bytes(gzip.compress(b""))
     jsonl(here / "c.jsonl", TEXTS)

@@ -159,7 +159,7 @@ def test_broken_utf_16_is_replaced_and_counted(here: Path, said) -> None:  # typ
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
-def test_files_that_are_no_text(here: Path, name: str) -> None:
+def test_utf16_without_a_byte_order_mark_is_an_error(here: Path, name: str) -> None:
     import gzip
 
     compress = gzip.compress if name.endswith(".gz") else bytes
@@ -241,7 +241,7 @@ def test_broken_rows_of_a_list(here: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_list_that_cannot_be_read_on(here: Path, content: str, expected: str) -> None:
+def test_a_list_that_cannot_be_parsed_further_is_an_error(here: Path, content: str, expected: str) -> None:
     (here / "a.json").write_text(content)
     message = refused("a.json", max_bad_rows=100)
     assert f"cannot read '{here / 'a.json'}': " in message

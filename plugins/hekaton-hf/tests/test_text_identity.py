@@ -69,7 +69,9 @@ def test_other_content_with_the_same_size_and_times_is_read(here: Path, suffix: 
     assert second.fingerprint != first.fingerprint
 
 
-def test_a_file_system_that_tells_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_compared_on_file_systems_without_change_times(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Equal states: then samples tell files apart, from the first byte to the last."""
     stat = os.stat(here)
     monkeypatch.setattr(identity.FileState, "of", lambda _: identity.FileState(1, 1_000_000, 2, 3))
@@ -84,7 +86,7 @@ def test_a_file_system_that_tells_nothing(here: Path, monkeypatch: pytest.Monkey
     assert len(fingerprints) == 3
 
 
-def test_a_change_that_no_sample_shows(here: Path) -> None:
+def test_a_change_outside_the_sample_is_noticed(here: Path) -> None:
     """In the middle of a large file, of the same size, with the times set back."""
     path = write(here / "a.jsonl", [f"{number:07}" for number in range(50_000)])
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
@@ -137,7 +139,7 @@ def test_a_second_start_reads_nothing_but_samples(here: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("damage", ["documents", "texts", "files.json", "garbage", "list", "deep"])
-def test_a_damaged_index_is_made_anew(here: Path, damage: str) -> None:
+def test_a_damaged_index_is_rebuilt(here: Path, damage: str) -> None:
     write(here / "a.parquet", ["one", "two"])
     read("*")
     (entry,) = [folder for folder in (index.cache_folder() / "text").iterdir() if folder.is_dir()]
@@ -251,7 +253,7 @@ def test_an_index_that_a_long_run_uses_stays(here: Path, monkeypatch: pytest.Mon
     assert time.time() - entry.stat().st_mtime < 60
 
 
-def test_a_cache_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(here / "a.jsonl", ["one"])
     (here / "file").touch()
     monkeypatch.setenv("HEKATON_CACHE", str(here / "file"))
@@ -260,7 +262,7 @@ def test_a_cache_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPa
     assert "set the environment variable HEKATON_CACHE" in e.value.hint
 
 
-def test_a_disk_that_is_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(here / "a.parquet", ["one" * 10_000])
     opened = Path.open
 
@@ -274,7 +276,7 @@ def test_a_disk_that_is_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [entry for entry in (index.cache_folder() / "text").iterdir() if entry.is_dir()] == []
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_location_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEKATON_CACHE", "~/mine")
     assert index.cache_folder() == Path.home() / "mine"
     monkeypatch.delenv("HEKATON_CACHE")
@@ -342,7 +344,7 @@ def test_processes_that_start_together_share_the_reading(here: Path) -> None:
     assert last.startswith("12000 text 5 ")
 
 
-def test_progress_is_said_from_time_to_time(
+def test_progress_is_logged(
     here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="hekaton")

@@ -135,7 +135,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert build(None, str(words(tmp_path / "3", tokens=["?", "b"]))).fingerprint != same
 
 
-def test_no_folder_and_no_file(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(DataError) as e:
             build(None, str(path))
@@ -145,21 +145,21 @@ def test_no_folder_and_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe", b'{"model": 3}'])
-def test_a_broken_tokenizer(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_tokenizer_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read the tokenizer '.*tokenizer.json': "):
         build(None, str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"x"'])
-def test_a_broken_file_beside_it(tmp_path: Path, content: str) -> None:
+def test_a_broken_configuration_of_a_tokenizer_is_an_error(tmp_path: Path, content: str) -> None:
     words(tmp_path, tokens=["?"])
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(DataError, match=r"cannot read '.*tokenizer_config.json': "):
         build(None, str(tmp_path))
 
 
-def test_a_mark_that_is_no_token(tmp_path: Path) -> None:
+def test_a_mark_that_is_not_a_token_is_an_error(tmp_path: Path) -> None:
     words(tmp_path, tokens=["?"], config={"eos_token": "</s>"})
     with pytest.raises(DataError, match="does not know its own eos_token '</s>'"):
         build(None, str(tmp_path))

@@ -212,7 +212,7 @@ def test_a_checkpoint_with_other_adapters_is_refused(trained, tmp_path, capsys):
         ),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(flags, message, hint, capsys):
+def test_layers_that_cannot_be_adapted_are_refused(flags, message, hint, capsys):
     assert main(["config", "check", *FLAGS, *flags]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")

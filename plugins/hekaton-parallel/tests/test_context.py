@@ -65,7 +65,7 @@ def test_the_ring_over_flash_kernels_is_attention_over_the_whole_sequence(proces
         ("cuda", torch.bfloat16, 512, False),
     ],
 )
-def test_flash_kernels_are_taken_where_they_run(device, dtype, head_dim, has):
+def test_flash_kernels_are_used_where_the_device_supports_them(device, dtype, head_dim, has):
     with FakeTensorMode():
         assert has_flash(torch.empty(1, 2, 4, head_dim, dtype=dtype, device=device)) is has
 

@@ -80,7 +80,7 @@ def violations(load_run):
         ),
     ],
 )
-def test_what_cannot_be_had_together(violations, toml, message):
+def test_conflicting_options_are_rejected(violations, toml, message):
     assert violations(f"{ON}{toml}\n") == [message]
 
 
@@ -91,7 +91,7 @@ def test_a_seed_needs_checkpoints_to_be_enabled(violations):
     ]
 
 
-def test_a_seed_is_the_work_of_one_process(violations, load_run):
+def test_a_seed_checkpoint_needs_one_process(violations, load_run):
     seed = f"{ON}create_seed_checkpoint = true\n"
     assert violations(seed, world_size=4) == [
         "checkpoint.create_seed_checkpoint is the work of one process; this run has 4\n"
@@ -119,7 +119,7 @@ OUT_IN_HF = "last_save_model_only = true\nlast_save_in_hf = true\n"
 
 
 @pytest.mark.parametrize(("toml", "field"), [(IN_HF, "initial_load_in_hf"), (OUT_IN_HF, "last_save_in_hf")])
-def test_a_model_that_has_no_counterpart(violations, load_run, toml, field):
+def test_a_model_without_an_adapter_is_rejected(violations, load_run, toml, field):
     """Neither adapters nor formats are installed here."""
     assert violations(f"{ON}{toml}") == [
         f"checkpoint.{field} = true: no plugin says what model 'llama3' is in the layout of Hugging Face\n"
@@ -134,7 +134,7 @@ def test_a_model_that_has_no_counterpart(violations, load_run, toml, field):
     )
 
 
-def test_hugging_face_is_on_the_disk(violations):
+def test_hugging_face_checkpoints_behind_a_url_are_rejected(violations):
     url = 'folder = "memory://run"\ninitial_load_path = "memory://hf"\ninitial_load_in_hf = true\n'
     found = violations(f"{ON}{url}{OUT_IN_HF}")
     assert (
@@ -148,7 +148,7 @@ def test_hugging_face_is_on_the_disk(violations):
     ) in found
 
 
-def test_all_that_is_wrong_is_said_at_once(violations):
+def test_all_violations_are_reported_together(violations):
     found = violations(
         f'{ON}create_seed_checkpoint = true\nload_only = true\ninitial_load_path = "outputs/checkpoint"\n',
         world_size=2,
@@ -166,18 +166,18 @@ def test_all_that_is_wrong_is_said_at_once(violations):
         'exclude_from_loading = ["optimizer", "lr_scheduler", "dataloader"]',
     ],
 )
-def test_what_goes_together(load_run, toml):
+def test_compatible_options_are_accepted(load_run, toml):
     assert check(load_run(f"{ON}{toml}\n"), world_size=1, device_type="cpu") == ()
 
 
-def test_a_link_to_the_own_folder_is_seen(violations):
+def test_a_link_to_the_runs_own_folder_is_detected(violations):
     Path("outputs/checkpoint").mkdir(parents=True)
     Path("link").symlink_to("outputs")
     (message,) = violations(f'{ON}initial_load_path = "link/checkpoint/step-1"\n')
     assert message.startswith("checkpoint.initial_load_path = 'link/checkpoint/step-1' is in the run's own")
 
 
-def test_what_load_only_leaves_idle(load_run):
+def test_options_without_effect_under_load_only_give_a_notice(load_run):
     toml = f'{ON}load_only = true\nlast_save_model_only = true\nexport_dtype = "float16"\ninterval = 3\n'
     assert check(load_run(toml), world_size=1, device_type="cpu") == (
         "checkpoint.interval, checkpoint.last_save_model_only, checkpoint.export_dtype: no effect: "
@@ -185,7 +185,7 @@ def test_what_load_only_leaves_idle(load_run):
     )
 
 
-def test_there_is_memory_to_pin_on_cuda_only(load_run):
+def test_pinned_memory_without_cuda_gives_a_notice(load_run):
     loaded = load_run(f'{ON}async_mode = "async_with_pinned_mem"\n')
     assert check(loaded, world_size=1, device_type="cpu") == (
         'checkpoint.async_mode = "async_with_pinned_mem" is the same as "async" on cpu: pinned memory is for '
@@ -194,7 +194,7 @@ def test_there_is_memory_to_pin_on_cuda_only(load_run):
     assert check(loaded, world_size=1, device_type="cuda") == ()
 
 
-def test_a_part_of_initial_loading_without_a_path_is_said(load_run):
+def test_options_of_initial_loading_without_a_path_give_a_notice(load_run):
     assert load_run(f"{ON}initial_load_model_only = false\n").notices == (
         "checkpoint.initial_load_model_only (run.toml, line 5): no effect: it needs "
         "checkpoint.initial_load_path",

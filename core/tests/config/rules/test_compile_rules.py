@@ -40,7 +40,7 @@ def test_a_memory_budget_needs_a_compiler_that_recomputes(violations):
     )
 
 
-def test_a_memory_budget(violations):
+def test_a_memory_budget_with_a_compiler_is_accepted(violations):
     assert violations(BUDGET + '[compile]\nenable = true\nbackend = "aot_eager"\n') == []
 
 
@@ -75,7 +75,7 @@ ASYNC = "[parallelism]\nenable_async_tensor_parallel = true\n"
         ),
     ],
 )  # fmt: skip
-def test_async_tensor_parallel_says_what_it_lacks(violations, toml, device_type, reasons):
+def test_async_tensor_parallel_names_what_it_needs(violations, toml, device_type, reasons):
     assert [message.splitlines()[0] for message in violations(toml, device_type=device_type)] == [
         f"parallelism.enable_async_tensor_parallel needs {reason}" for reason in reasons
     ]

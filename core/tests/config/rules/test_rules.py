@@ -142,7 +142,7 @@ SHORT_WARMUP = "[lr_scheduler]\nwarmup_steps = 0\n"
         ),
     ],
 )
-def test_a_violation(violations, toml, world_size, message):
+def test_a_violation_is_reported(violations, toml, world_size, message):
     assert violations(toml, world_size=world_size) == [message]
 
 
@@ -163,7 +163,7 @@ def test_a_violation(violations, toml, world_size, message):
         ('[parallelism]\nfsdp_reshard_after_forward = "never"\n', 2, "cpu"),
     ],
 )
-def test_nothing_to_say(load_run, toml, world_size, device_type):
+def test_a_sound_configuration_gives_no_notice(load_run, toml, world_size, device_type):
     steps = "" if "steps" in toml else "[lr_scheduler]\nwarmup_steps = 1\n"
     assert check(load_run(steps + toml), world_size=world_size, device_type=device_type) == ()
 
@@ -203,7 +203,7 @@ def test_the_compile_backend_exists(violations):
     )
 
 
-def test_a_backend_that_exists(notices):
+def test_an_existing_backend_is_accepted(notices):
     assert notices('[compile]\nenable = true\nbackend = "aot_eager"\n') == ()
 
 
@@ -254,7 +254,7 @@ def test_a_backend_that_exists(notices):
         ),
     ],
 )
-def test_a_notice(notices, toml, notice):
+def test_settings_without_effect_give_a_notice(notices, toml, notice):
     assert notices(toml) == (notice,)
 
 
@@ -284,12 +284,12 @@ def test_a_notice(notices, toml, notice):
         ),
     ],
 )
-def test_a_schedule_that_does_not_fit(load_run, schedule, notice):
+def test_a_schedule_that_does_not_fit_the_steps_gives_a_notice(load_run, schedule, notice):
     loaded = load_run(f"[training]\nsteps = 10\n[lr_scheduler]\n{schedule}\n")
     assert check(loaded, world_size=1, device_type="cpu") == (notice,)
 
 
-def test_derived_numbers(load_run):
+def test_derived_numbers_are_computed(load_run):
     config = load_run(
         "[training]\nlocal_batch_size = 3\n[parallelism]\ndata_parallel_replicate_degree = 2\n"
         "tensor_parallel_degree = 2\n"

@@ -34,7 +34,7 @@ from hekaton.testing import run_command
         ("[model.overrides]\nrope_theta = -inf\n", "'rope_theta' must be a finite number"),
     ],
 )
-def test_a_value_beyond_reason(problems, toml, message):
+def test_a_value_out_of_bounds_is_rejected(problems, toml, message):
     said = problems(toml)
     assert any(message in problem and "from: run.toml, line" in problem for problem in said), said
 
@@ -74,19 +74,19 @@ def violations(load_run):
         ),
     ],
 )
-def test_values_that_are_too_much_together(violations, toml, message):
+def test_values_whose_product_is_too_large_are_rejected(violations, toml, message):
     said = violations(toml)
     assert any(problem.startswith(message) for problem in said), said
 
 
-def test_a_model_that_its_overrides_make_impossible(violations):
+def test_overrides_that_make_a_model_impossible_are_rejected(violations):
     # A negative size: torch raises a RuntimeError.
     (said,) = violations("[model.overrides]\ndim = -8\n")
     assert said.startswith("llama3 debugmodel cannot be built with these overrides: RuntimeError: ")
     assert "from: run.toml, line 2" in said
 
 
-def test_a_model_larger_than_memory(violations):
+def test_a_model_larger_than_memory_is_rejected(violations):
     # Two square layers in float32, each with its gradient: 16 bytes times dim², and a bit for the biases.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     dim = int((memory / 16) ** 0.5) + 1
@@ -96,7 +96,7 @@ def test_a_model_larger_than_memory(violations):
     assert "from: run.toml, line 2" in said
 
 
-def test_a_model_larger_than_memory_is_no_matter_of_another_machine(load_run):
+def test_memory_is_not_checked_for_a_run_on_another_machine(load_run):
     loaded = load_run("[lr_scheduler]\nwarmup_steps = 0\n[model.overrides]\ndim = 10_000_000\n")
     assert check(loaded, world_size=1, device_type="cpu", here=False) == ()
     assert check(loaded, world_size=8, device_type="cpu") == ()
