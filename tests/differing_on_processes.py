@@ -4,11 +4,26 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
+
+import torch
 
 from hekaton.cli import main
 
 RANK = int(os.environ["RANK"])
+
+
+@contextlib.contextmanager
+def fewer_devices() -> Iterator[None]:
+    """This process is the second of a machine that has one device."""
+    with (
+        patch.object(torch.cuda, "is_available", lambda: True),
+        patch.object(torch.cuda, "device_count", lambda: 1),
+        patch.dict(os.environ, LOCAL_RANK="1", LOCAL_WORLD_SIZE="2"),
+    ):
+        yield
 
 
 def run(folder: str, cases: dict[str, list[list[str]]], ports: list[int]) -> None:
@@ -22,7 +37,8 @@ def run(folder: str, cases: dict[str, list[list[str]]], ports: list[int]) -> Non
     for (name, flags), port in zip(cases.items(), ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         console = io.StringIO()
-        with contextlib.redirect_stderr(console):
+        fewer = fewer_devices() if name == "fewer devices" and RANK == 1 else contextlib.nullcontext()
+        with contextlib.redirect_stderr(console), fewer:
             status = main(["train", str(Path(folder) / "run.toml"), *flags[RANK]])
         said[name] = [status, console.getvalue()]
         Path(folder, f"said-{RANK}.json").write_text(json.dumps(said))

@@ -1,13 +1,16 @@
 """A run whose processes have something different ends before its first step, in the same words on each."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
+import hekaton_hf
 from hekaton.testing import run_processes
 
+TOKENIZER = Path(hekaton_hf.__file__).parent / "assets" / "python_stdlib"
 ON_PROCESSES = Path(__file__).with_name("differing_on_processes.py")
 RUN = """
 [model]
@@ -51,12 +54,32 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
     for name, word in (("data", "the same"), ("other", "a different")):
         (folder / name).mkdir()
         (folder / name / "a.txt").write_text("Every word of this file is the same but " + word)
+        (folder / name / "b.txt").write_text("All words of this file are the same.")
+        shutil.copytree(TOKENIZER, folder / f"{name} tokenizer")
+    (folder / "other" / "c.txt").write_text("This file is on one machine alone.")
+    changed = folder / "other tokenizer" / "tokenizer.json"
+    content = json.loads(changed.read_text())
+    content["added_tokens"][-1]["normalized"] = not content["added_tokens"][-1]["normalized"]
+    changed.write_text(json.dumps(content))
     (folder / "container_plugin.py").write_text(PLUGIN)
     data = ["--training.dataset_path", str(folder / "data")]
     plugin = [*data, "--plugins.load", str(folder / "container_plugin.py")]
     cases = {
         "lengths": [[*data], [*data, "--training.steps", "3", "--model.overrides.n_layers", "2"]],
         "data": [[*data], ["--training.dataset_path", str(folder / "other")]],
+        "tokenizer": [
+            [
+                *data,
+                "--model.tokenizer",
+                "hf",
+                "--model.overrides.vocab_size",
+                "2048",
+                "--model.hf_assets_path",
+                str(folder / f"{name} tokenizer"),
+            ]
+            for name in ("data", "other")
+        ],
+        "fewer devices": [[*data], [*data]],
         "no such model": [[*data], [*data, "--model.name", "lama3"]],
         "no data": [[*data], ["--training.dataset_path", str(folder / "nothing")]],
         "subject of a plugin": [plugin, plugin],
@@ -105,8 +128,25 @@ def test_lengths_at_which_ranks_would_wait_for_each_other_forever(said):
 
 def test_a_difference_in_a_data_file_is_reported(said):
     error = error_of(said, "data")
-    assert "error: the processes of this run differ:\n  training data: " in error
+    start = "error: the processes of this run differ:\n  training data: a.txt: 48 bytes, "
+    assert error.startswith(start)
+    assert f" on rank 0 ({HOST}), 51 bytes, " in error
+    assert f"\n  training data: c.txt: not there on rank 0 ({HOST}), 34 bytes, " in error
+    assert "b.txt" not in error, "that file is the same"
     assert "\n  give all machines the same files: training.dataset_path" in error
+
+
+def test_a_different_tokenizer_file_is_reported(said):
+    error = error_of(said, "tokenizer")
+    assert "\n  tokenizer: tokenizer.json: " in error
+    assert "token: " not in error, "its marks are the same"
+
+
+def test_too_few_devices_on_one_machine_are_reported(said):
+    messages = [of_rank["fewer devices"][1] for of_rank in said]
+    assert "error: process 2 of this machine finds 1 CUDA device(s)\n" in messages[1]
+    assert f"error: rank 1 on {HOST} failed before the first step (start): process 2 of " in messages[0]
+    assert [of_rank["fewer devices"][0] for of_rank in said] == [2, 2]
 
 
 def test_a_name_unknown_on_one_machine_is_reported(said):

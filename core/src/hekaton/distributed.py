@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hekaton")
 
+CONNECTED_AT_ONCE = 16
+"""Processes of a run in which gloo connects each with all others at the start: a network that lets only some
+of them through is noticed before anything is built. Among more processes each connects with those that it
+exchanges something with, when it first does. All with all takes a socket for each other process and group,
+and what is sent through the store grows with the cube of their number."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -90,6 +96,8 @@ def process_group(
             "TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix)
         )
     timeout = timedelta(seconds=settings.init_timeout_seconds)
+    if process.world_size > CONNECTED_AT_ONCE:
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     try:
         if process.world_size == 1:
             store: Store = dist.HashStore()  # type: ignore[attr-defined]  # public, and documented

@@ -7,6 +7,7 @@ import pytest
 
 from hekaton.config import AtResume
 from hekaton.errors import CheckpointError, ConfigError
+from hekaton.identity.built import grouped
 from hekaton.identity.history import history_in
 from hekaton.identity.kept import Identity, in_effect
 from hekaton.identity.resume import compare
@@ -139,3 +140,12 @@ def test_the_length_of_the_schedule_and_the_rows_of_a_step_are_those_in_effect()
     assert found["training.global_batch_size"] == 12
     given = {**config, "lr_scheduler.total_steps": 9, "training.global_batch_size": 8}
     assert in_effect(given, {"dp_shard": 3}) == given
+
+
+def test_many_files_are_looked_at_in_groups_of_neighbours() -> None:
+    files = {f"{number:02}.txt": f"content {number}" for number in range(7)}
+    assert grouped(files, most=7) == files
+    groups = grouped(files, most=3)
+    assert list(groups) == ["00.txt to 02.txt", "03.txt to 05.txt", "06.txt to 06.txt"]
+    other = grouped({**files, "04.txt": "another"}, most=3)
+    assert [name for name in groups if groups[name] != other[name]] == ["03.txt to 05.txt"]

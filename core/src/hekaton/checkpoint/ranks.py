@@ -46,6 +46,14 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def gather_at_first(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on rank 0 alone; elsewhere nothing."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, values, group=self.group, group_dst=0)
+        return values or []
+
     def least(self, value: int) -> int:
         """The least of the values of all ranks."""
         if self.size == 1:

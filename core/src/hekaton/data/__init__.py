@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -22,6 +22,19 @@ class Documents(Protocol):
 
     def fetch(self, indices: Sequence[int]) -> list[str]:
         """The texts at ``indices``, each in ``range(len(self))``, in the order asked for."""
+
+
+@runtime_checkable
+class KnownFiles(Protocol):
+    """A dataset or tokenizer that can say which of its files has which content.
+
+    Where the fingerprints of machines differ, a run names the files that do. One without this method is named
+    as a whole.
+    """
+
+    def files(self) -> Mapping[str, str]:
+        """Name of each file -> a few words that change with its content, such as its size and a digest. The
+        names are the same on all machines: relative to the folder that all files lie in."""
 
 
 @runtime_checkable

@@ -44,6 +44,10 @@ class SourceFiles:
             texts.append(content.decode("utf-8", "replace"))
         return texts
 
+    def files(self) -> dict[str, str]:
+        """Hash of each file, by its path."""
+        return {name: digest[:16] for name, digest in zip(self._names, self._hashes, strict=True)}
+
     def _read(self, name: str) -> bytes:
         try:
             return (self._root / name).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 TELLS = 5
 """Seconds in which a process that fails before the others are met tries to reach the store."""
 _ARRIVED = "hekaton/arrived"
+_GO_ON = "hekaton/arrived/go_on"
+"""Set by the last process that comes, and by one that fails before it has come."""
+_ANSWERS = 10
+"""Seconds in which the process that looks who is missing has looked."""
 
 
 def open_store(rank: int, *, seconds: float) -> Store:
@@ -43,32 +48,82 @@ def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: flo
     """Wait until all processes are here.
 
     :raises RaisedElsewhere: when one of them has failed instead.
-    :raises ConfigError: naming those that have not come in time.
+    :raises ConfigError: naming those that have not come in time; or where this process has the rank of
+        another one, or counts another number of them.
     """
-    board.arrive()
-    store.set(f"{_ARRIVED}/{rank}", "1")
-    store.add(_ARRIVED, 1)
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        board.arrive()
         return  # the store may be that of the attempt before, with all that was in it
+    wrong = _place_taken(store, rank=rank, world_size=world_size)
+    if wrong is not None:
+        _publish(wrong, store, board)
+        raise wrong
+    board.arrive()
+    arrived = store.add(_ARRIVED, 1)
+    if arrived >= world_size:
+        store.set(_GO_ON, "1")
     end = time.monotonic() + seconds
     pause = 0.01
-    while store.add(_ARRIVED, 0) < world_size:
-        cause = board.cause()
-        if cause is not None:
-            raise elsewhere(board, cause)
+    while not may_go_on(store):
         if time.monotonic() > end:
-            missing = [other for other in range(world_size) if not store.check([f"{_ARRIVED}/{other}"])]
-            named = ", ".join(map(str, missing[:8])) + (
-                f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-            )
             raise ConfigError(
-                f"{len(missing)} of {world_size} processes have not come within {seconds:g} s: rank"
-                f"{'s' if len(missing) > 1 else ''} {named}",
+                _missing(store, world_size, seconds),
                 hint="start all processes with one launcher, and look at the consoles of those; "
                 "comm.init_timeout_seconds is how long each waits",
             )
         time.sleep(pause)
         pause = min(2 * pause, max(0.2, world_size / 2000))
+    cause = board.cause()
+    if cause is not None:
+        ended = elsewhere(board, cause)
+        board.looked()
+        raise ended
+
+
+def _place_taken(store: Store, *, rank: int, world_size: int) -> ConfigError | None:
+    """What is wrong with the place of this process among the others, before any of them waits for it."""
+    me = f"rank {rank} on {socket.gethostname()}"
+    counted = store.compare_set(f"{_ARRIVED}/world_size", "", f"{world_size} on {me}").decode()
+    if counted.partition(" ")[0] != str(world_size):
+        return ConfigError(
+            "the processes of this run differ in their number: "
+            f"WORLD_SIZE is {counted}, {world_size} on {me}",
+            hint="start the same number of processes on all machines, or say how many there are in all: "
+            "--nnodes and --nproc_per_node of torchrun",
+        )
+    host = f"{socket.gethostname()}, process {os.getpid()}"
+    first = store.compare_set(f"{_ARRIVED}/{rank}", "", host).decode()
+    if first != host:
+        return ConfigError(
+            f"two processes of this run have rank {rank}: on {first}, and on {host}",
+            hint="give each machine a --node_rank of its own, and each process a RANK",
+        )
+    return None
+
+
+def may_go_on(store: Store) -> bool:
+    """Whether all are here or one has failed. To wait for the key would be less to ask, but a store that is
+    waited for writes warnings to the console, and lets nobody interrupt."""
+    return bool(store.check([_GO_ON]))
+
+
+def _missing(store: Store, world_size: int, seconds: float) -> str:
+    """Who has not come, in words: one process asks for each rank, and the others for its answer."""
+    answer = f"{_ARRIVED}/missing"
+    if store.add(f"{answer}/asked", 1) > 1:
+        try:
+            store.wait([answer], timedelta(seconds=_ANSWERS + world_size / 1000))
+            return store.get(answer).decode()
+        except (dist.DistError, RuntimeError):  # the one that asks is gone: this one asks, too
+            pass
+    missing = [other for other in range(world_size) if not store.check([f"{_ARRIVED}/{other}"])]
+    named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+    said = (
+        f"{len(missing)} of {world_size} processes have not come within {seconds:g} s: rank"
+        f"{'s' if len(missing) > 1 else ''} {named}"
+    )
+    store.set(answer, said)
+    return said
 
 
 def tell_the_others(error: Exception) -> None:
@@ -81,12 +136,18 @@ def tell_the_others(error: Exception) -> None:
         store = open_store(place.rank, seconds=TELLS)
     except (HekatonError, dist.DistError, OSError, KeyError):
         return
+    if place.world_size > 1 and not isinstance(error, RaisedElsewhere):
+        board = Board(store, rank=place.rank, world_size=place.world_size)
+        board.arrive()
+        _publish(error, store, board)
+
+
+def _publish(error: Exception, store: Store, board: Board) -> None:
     own = own_error(error)
-    if place.world_size == 1 or own is None or isinstance(error, RaisedElsewhere):
+    if own is None:
         return
-    board = Board(store, rank=place.rank, world_size=place.world_size)
-    board.arrive()
-    failure = described(own, Whereabouts(), rank=place.rank)
+    failure = described(own, Whereabouts(), rank=board.rank)
     board.publish(failure)
+    store.set(_GO_ON, "1")
     tell_torchrun(str(failure))
     board.leave(TELLS)

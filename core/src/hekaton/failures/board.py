@@ -68,6 +68,7 @@ class Board:
         self._world_size = world_size
         self._cause: Failure | None = None
         self._has_looked = False
+        self._first_here: dict[int, bool] = {}
 
     def arrive(self) -> None:
         """Leave this rank's host, for others to name it should it be lost."""
@@ -111,8 +112,11 @@ class Board:
     def is_first_here(self, failure: Failure) -> bool:
         """Whether this process is the first of its machine to ask about a failure; where the store is gone,
         whether it is the first of its machine."""
-        asked = self._add(f"said/{failure.rank}/{this_machine()}")
-        return asked == 1 or (asked == 0 and os.environ.get("LOCAL_RANK", "0") == "0")
+        if failure.rank not in self._first_here:
+            asked = self._add(f"said/{failure.rank}/{this_machine()}")
+            alone = asked == 0 and os.environ.get("LOCAL_RANK", "0") == "0"
+            self._first_here[failure.rank] = asked == 1 or alone
+        return self._first_here[failure.rank]
 
     def looked(self) -> None:
         """Count this rank among those that know the cause, and need the store no longer."""

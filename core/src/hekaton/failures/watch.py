@@ -13,6 +13,8 @@ from hekaton.failures.shown import elsewhere
 
 ASKED_EVERY = 2.0
 """Seconds, at least, from one look at the store to the next."""
+ASKS_ITSELF = 0.5
+"""Seconds in which a process that has noticed ends, and asks the store for what it says."""
 LEFT = 20.0
 """Seconds that a process has to end by itself, after another one has failed."""
 
@@ -33,7 +35,11 @@ def ended_with_the_others(
             cause = board.cause()
             if cause is None:
                 continue
-            board.looked()  # the store may go away with the rank that holds it: the cause is known here
+            if done.wait(ASKS_ITSELF):
+                return
+            # The store may go away with the rank that holds it: what this process ends with is known here.
+            board.is_first_here(cause)
+            board.looked()
             if done.wait(LEFT):
                 return
             error = elsewhere(board, cause)

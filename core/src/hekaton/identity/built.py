@@ -10,8 +10,9 @@ from torch.distributed.tensor import DTensor
 
 from hekaton.components import build_component
 from hekaton.contributions import IdentitySubject
+from hekaton.data import KnownFiles
 from hekaton.errors import PluginError
-from hekaton.identity.subjects import Subject
+from hekaton.identity.subjects import Subject, digest_of
 from hekaton.identity.values import model_values, plain
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def of_run(assembled: Assembled, documents: Documents, validation: Documents | N
         Subject(
             name="data",
             values=data_values(assembled, documents, validation),
+            details=lambda: files_of_data(assembled, documents, validation),
+            absent="not there",
             cure="give all machines the same files: training.dataset_path, validation.dataset_path, "
             "model.hf_assets_path",
         ),
@@ -54,6 +57,37 @@ def data_values(assembled: Assembled, documents: Documents, validation: Document
     assert assembled.tokenizer is not None
     values = {"tokenizer": assembled.tokenizer.fingerprint, "training data": documents.fingerprint}
     return values if validation is None else {**values, "validation data": validation.fingerprint}
+
+
+MOST_FILES = 1000
+"""Files that are looked at one by one; of more, so many groups of files that follow each other."""
+
+
+def files_of_data(assembled: Assembled, documents: Documents, validation: Documents | None) -> dict[str, str]:
+    """The content of data and tokenizer file by file, as far as they know their files."""
+    of_all: dict[str, object] = {
+        "tokenizer": assembled.tokenizer, "training data": documents, "validation data": validation,
+    }  # fmt: skip
+    return {
+        f"{what}: {name}": content
+        for what, one in of_all.items()
+        if isinstance(one, KnownFiles)
+        for name, content in grouped(one.files()).items()
+    }
+
+
+def grouped(files: Mapping[str, str], *, most: int = MOST_FILES) -> dict[str, str]:
+    """Contents by file; with more than ``most`` files one digest for each of so many groups of neighbours."""
+    names = sorted(files)
+    size = -(-len(names) // most)
+    if size <= 1:
+        return dict(files)
+    groups = [names[start : start + size] for start in range(0, len(names), size)]
+    return {
+        f"{group[0]} to {group[-1]}": f"{len(group):,} files, "
+        + digest_of({name: files[name] for name in group})
+        for group in groups
+    }
 
 
 def plan_values(assembled: Assembled) -> dict[str, str]:

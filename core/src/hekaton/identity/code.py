@@ -22,6 +22,7 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from hekaton.contributions import Ref
+from hekaton.data.identity import FileState
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins
 
 CORE = "hekaton"
@@ -189,6 +190,12 @@ def _installed(file: str) -> bool:
 
 def _digest(path: str) -> str:
     try:
-        return xxhash.xxh3_64(Path(path).read_bytes()).hexdigest()
+        return _digest_of(path, FileState.of(os.stat(path)))
     except OSError as error:  # removed, or no longer readable, after it was imported
         return error.strerror or "not readable"
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of(path: str, state: FileState) -> str:
+    """Read once a process: the handshake and the identity that checkpoints keep both ask."""
+    return xxhash.xxh3_64(Path(path).read_bytes()).hexdigest()

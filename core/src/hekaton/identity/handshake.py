@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import xxhash
 
 from hekaton.errors import Disagreement
 from hekaton.identity.subjects import Subject
-from hekaton.identity.values import shown
+from hekaton.identity.values import Values, shown
 
 log = logging.getLogger("hekaton")
 
@@ -101,49 +101,70 @@ def _details(subjects: Sequence[Subject]) -> list[tuple[Subject, list[str]]]:
     groups: list[list[list[int]]] = []
     shown: set[tuple[int, int]] = set()
     for slot in range(len(subjects)):
-        counts = Counter(digests[slot] for digests, _ in of_all if digests[slot] is not None)
-        ranks = {
-            digest: [rank for rank, (digests, _) in enumerate(of_all) if digests[slot] == digest]
-            for digest, _ in counts.most_common()
-        }
+        ranks: dict[int, list[int]] = {}
+        for rank, (digests, _) in enumerate(of_all):
+            if digests[slot] is not None:
+                ranks.setdefault(digests[slot], []).append(rank)
         # Of digests as frequent as each other, that of the lowest rank first.
         ordered = sorted(ranks.values(), key=lambda members: (-len(members), members[0]))
         groups.append(ordered)
         shown.update((slot, members[0]) for members in ordered[:MOST_GROUPS])
     rank = dist.get_rank()
-    sent = {slot: subjects[slot] for slot in range(len(subjects)) if (slot, rank) in shown}
-    of_shown: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_shown, sent)
+    sent = {slot: _to_send(subjects[slot]) for slot in range(len(subjects)) if (slot, rank) in shown}
+    of_shown: dict[int, dict[int, tuple[Subject, Values]]] = {}
+    for sender in sorted({rank for _, rank in shown}):
+        box: list[Any] = [sent if sender == rank else None]
+        dist.broadcast_object_list(box, src=sender)
+        of_shown[sender] = box[0]
     told = []
     for slot, ordered in enumerate(groups):
         seen = [(of_shown[members[0]][slot], members) for members in ordered[:MOST_GROUPS]]
-        subject = seen[0][0]  # other versions of hekaton may have other subjects
+        subject = seen[0][0][0]  # other versions of hekaton may have other subjects
         rest = [rank for members in ordered[MOST_GROUPS:] for rank in members]
-        values = [(one.values, members) for one, members in seen]
-        told.append((subject, _lines(subject, values, rest, hosts)))
+        told.append((subject, _lines(subject, seen, rest, hosts)))
     return told
+
+
+def _to_send(subject: Subject) -> tuple[Subject, Values]:
+    """A subject, and its details, which are asked for only here."""
+    return replace(subject, details=None), {} if subject.details is None else subject.details()
 
 
 def _lines(
     subject: Subject,
-    seen: Sequence[tuple[Mapping[str, Any], list[int]]],
+    seen: Sequence[tuple[tuple[Subject, Values], list[int]]],
     rest: Sequence[int],
     hosts: Sequence[str],
 ) -> list[str]:
+    """A line for each value that differs; where details of it differ, theirs.
+
+    :param seen: the subject and its details on the ranks that have these.
+    """
+    values = [(one.values or {}, members) for (one, _), members in seen]
+    details = _differences([(details, members) for (_, details), members in seen], subject.absent, hosts)
     lines = []
+    for name, line in _differences(values, subject.absent, hosts).items():
+        lines += [detail for key, detail in details.items() if key.startswith(f"{name}: ")] or [line]
+    if rest:
+        lines.append(f"{subject.name}: other values still on {ranks_on(sorted(rest), hosts)}")
+    return lines or [f"{subject.name}: not the same"]
+
+
+def _differences(
+    seen: Sequence[tuple[Values, list[int]]], absent: str, hosts: Sequence[str]
+) -> dict[str, str]:
+    lines = {}
     for name in dict.fromkeys(name for values, _ in seen for name in values):
         who: dict[str, list[int]] = {}
         for values, members in seen:
             value = values.get(name, _MISSING)
-            text = subject.absent if value is _MISSING else shown(value)
+            text = absent if value is _MISSING else shown(value)
             who.setdefault(text, []).extend(members)
         if len(who) > 1:
             ordered = sorted(who.items(), key=lambda item: (-len(item[1]), min(item[1])))
             said = ", ".join(f"{text} on {ranks_on(sorted(members), hosts)}" for text, members in ordered)
-            lines.append(f"{name}: {said}")
-    if rest:
-        lines.append(f"{subject.name}: other values still on {ranks_on(sorted(rest), hosts)}")
-    return lines or [f"{subject.name}: not the same"]
+            lines[name] = f"{name}: {said}"
+    return lines
 
 
 def ranks_on(ranks: Sequence[int], hosts: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ class Subject:
     :param absent: what is said of a value that a process lacks.
     :param cure: what to do where they differ.
     :param must_agree: whether a difference ends the run; otherwise it is a notice.
+    :param details: gives the values to look at, where ``values`` differ and say too little.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Subject:
     absent: str = "not set"
     cure: str = ""
     must_agree: bool = True
+    details: Callable[[], Values] | None = None
 
 
 def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[Subject]:

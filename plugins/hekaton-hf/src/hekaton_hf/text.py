@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -51,6 +52,15 @@ class Texts:
                 index.mark_used()
         groups = np.searchsorted(self._ends, indices, side="right").tolist()
         return [self._text(group, int(number)) for group, number in zip(groups, indices, strict=True)]
+
+    def files(self) -> dict[str, str]:
+        """Size and hash of each file, by its path in the folder that all of them lie in."""
+        reported = [pair for index in self._indices for pair in zip(index.files, index.reports, strict=True)]
+        folder = os.path.commonpath([file.path.absolute().parent for file, _ in reported])
+        return {
+            os.path.relpath(file.path.absolute(), folder): f"{report.size:,} bytes, {report.content[:16]}"
+            for file, report in reported
+        }
 
     def _text(self, group: int, number: int) -> str:
         records, texts, files = self._groups[group]

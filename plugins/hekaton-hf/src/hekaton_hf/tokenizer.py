@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ class HFTokenizer:
     """A ``tokenizer.json`` with its begin and end marks."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, *, bos_id: int | None, eos_id: int | None, fingerprint: str
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        fingerprint: str,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         # The file may ask for padding or truncation, which would add tokens to documents or lose some.
         tokenizer.no_padding()
@@ -38,12 +44,17 @@ class HFTokenizer:
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.fingerprint = fingerprint
+        self._files = dict(files or {})
         # Ids of added tokens can lie beyond the number of tokens.
         highest = max([tokenizer.get_vocab_size() - 1, *tokenizer.get_added_tokens_decoder()])
         self.vocab_size = highest + 1
         # Where characters without a token are left out, places are counted without them, and of no use.
         offsets = self._encode(f"{_RARE}a").offsets
         self._knows_places = bool(offsets) and offsets[-1][1] == 2
+
+    def files(self) -> dict[str, str]:
+        """Size and hash of ``tokenizer.json``, and the marks that the files beside it name."""
+        return self._files
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         """Ids of each text, as the tokenizer's own ``encode_batch`` without special tokens around it. Lone
@@ -137,6 +148,10 @@ def build(section: Any, path: str | None) -> HFTokenizer:
         bos_id=ids.get("bos_token"),
         eos_id=ids.get("eos_token"),
         fingerprint=hashlib.sha256(content + json.dumps(marks).encode()).hexdigest()[:32],
+        files={
+            "tokenizer.json": f"{len(content):,} bytes, {hashlib.sha256(content).hexdigest()[:16]}",
+            **marks,
+        },
     )
 
 

@@ -88,7 +88,8 @@ def check_places(places: Sequence[Place], ranks: Ranks, *, wait: float = SEEN_WI
     """
     gathered = ranks.gather((machine(), platform.node(), secrets.token_hex(4)))
     keys, hosts, tokens = (list(column) for column in zip(*gathered, strict=True))
-    first_ones = [rank for rank, key in enumerate(keys) if keys.index(key) == rank]
+    firsts = {key: rank for rank, key in reversed(list(enumerate(keys)))}
+    first_ones = [rank for rank, key in enumerate(keys) if firsts[key] == rank]
     mine = [
         place
         for place in places

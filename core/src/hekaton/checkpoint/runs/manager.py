@@ -131,11 +131,13 @@ class CheckpointManager:
         try:
             on_disk(self._ranks, writing, lambda: self._folders.make_room(step, came_from=self._came_from))
             written = dcp.write(state, folder, self._ranks)
-            gathered = self._ranks.gather((written.files, info, not_finite(parts.get(MODEL, {}))))
+            # What all ranks say of their files grows with their number: rank 0 alone needs it.
+            gathered = self._ranks.gather_at_first((written.files, info, not_finite(parts.get(MODEL, {}))))
             broken = [name for *_, names in gathered for name in names]
-            good = good and not broken
             of_ranks = [(files, info) for files, info, _ in gathered]
-            manifest = self._manifest(step, parts, of_ranks, tensors=written.tensors, good=good)
+            manifest = self._manifest(
+                step, parts, of_ranks, tensors=written.tensors, good=good and not broken
+            )
             writers = [list(files) for files, _ in of_ranks]
             on_disk(self._ranks, writing, lambda: check_all_there(folder, manifest.files, writers))
             on_disk(self._ranks, writing, lambda: self._folders.commit(step, manifest))
@@ -147,7 +149,7 @@ class CheckpointManager:
         if self._ranks.is_first:
             gb = manifest.size / 1e9
             note = ", the model only" if manifest.model_only else ""
-            note += "" if good else ", marked as not good"
+            note += "" if manifest.good else ", marked as not good"
             note += f": {broken[0]} is not finite" if broken else ""
             note += "" if stalled is None else f"; stalled training {stalled:.2f} s"
             log.info("saved %s: %.3f GB in %.2f s, %.2f GB/s%s", folder, gb, seconds, gb / seconds, note)
@@ -297,6 +299,7 @@ class CheckpointManager:
         tensors: StoredTensors,
         good: bool,
     ) -> Manifest:
+        """Of what was gathered: whole on rank 0 alone."""
         files = {name: record for written, _ in gathered for name, record in written.items()}
         info: Mapping[str, Any] = {}
         for _, of_rank in gathered:

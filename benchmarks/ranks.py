@@ -1,0 +1,187 @@
+"""What grows with the number of processes: their start, what they read, their store, their checkpoints.
+
+    python benchmarks/ranks.py [--processes 2 8 32] [--handshake 2 8 64] [flags of hekaton train]
+
+Starts a small run of Llama 3 with so many processes of one thread, each a fresh interpreter, on text files,
+with a tokenizer of Hugging Face, for one step and its checkpoint. The store is held here, behind a proxy that
+counts. Prints a row for each number of processes, and then how long the handshake of so many bare processes
+takes (goal: below 1 s for 64).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from counted import CountingProxy  # beside this file
+
+COUNTED = Path(__file__).with_name("counted.py")
+RUN = """
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "hf"
+overrides = {n_layers = 2, dim = 64, n_heads = 4, n_kv_heads = 4, hidden_dim = 128, vocab_size = 4096}
+[training]
+dataset = "text"
+dataset_path = "data"
+seq_len = 64
+local_batch_size = 1
+steps = 1
+mixed_precision_param = "float32"
+[comm]
+init_timeout_seconds = 900
+[checkpoint]
+enable = true
+"""
+FILES = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--processes", type=int, nargs="*", default=[2, 8, 32])
+    parser.add_argument("--handshake", type=int, nargs="*", default=[2, 8, 64])
+    arguments, flags = parser.parse_known_args()
+    if arguments.processes:
+        print(" | ".join(COLUMNS))
+    for processes in arguments.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measured(Path(folder), processes, flags)
+        print(" | ".join(f"{found[name]:>{len(name)}}" for name in COLUMNS), flush=True)
+    for processes in arguments.handshake:
+        seconds, agreed = handshake(processes)
+        print(
+            f"handshake of {processes} processes: {agreed:.3f} s; meeting before it {seconds:.2f} s",
+            flush=True,
+        )
+
+
+COLUMNS = (
+    "processes", "s to step 1", "CPU s a process", "kB sent to store", "kB received", "descriptors",
+    "MB a process", "configuration", "tokenizer", "data", "index", "source", "files of a step",
+    "kB of manifest",
+)  # fmt: skip
+
+
+def write_run(folder: Path) -> dict[str, list[str]]:
+    """The files of a run; :returns: the classes by which they are counted."""
+    import hekaton_hf
+
+    (folder / "run.toml").write_text(RUN)
+    (folder / "data").mkdir()
+    for number in range(FILES):
+        (folder / "data" / f"{number:02}.txt").write_text(f"Document {number} of a small run. " * 40)
+    return {
+        "configuration": [str(folder / "run.toml")],
+        "tokenizer": [str(Path(hekaton_hf.__file__).parent / "assets")],
+        "data": [str(folder / "data")],
+        "index": [str(folder / "cache")],
+    }
+
+
+def measured(folder: Path, processes: int, flags: list[str]) -> dict[str, Any]:
+    """A run of so many processes, in means over them."""
+    classes = write_run(folder)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    proxy = CountingProxy(store.port)
+    proxy.start()
+    command = [sys.executable, str(COUNTED), str(folder / "report"), json.dumps(classes)]
+    shared = {
+        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "HEKATON_CACHE": str(folder / "cache"), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(proxy.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+    }  # fmt: skip
+    began = time.time()
+    running = [
+        subprocess.Popen(
+            [*command, "train", "run.toml", *flags],
+            cwd=folder,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.DEVNULL if rank else (folder / "log").open("w"),
+        )
+        for rank in range(processes)
+    ]
+    statuses = [process.wait() for process in running]
+    assert not any(statuses), (folder / "log").read_text()
+    found = [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(processes)]
+    (step,) = (folder / "outputs" / "checkpoint").glob("step-*")
+
+    def mean(name: str) -> float:
+        return statistics.mean(one[name] for one in found)
+
+    return {
+        "processes": processes,
+        "s to step 1": f"{max(one['at'] for one in found) - began:.1f}",
+        "CPU s a process": f"{mean('cpu'):.1f}",
+        "kB sent to store": f"{proxy.sent / processes / 1e3:.1f}",
+        "kB received": f"{proxy.received / processes / 1e3:.1f}",
+        "descriptors": max(one["descriptors"] for one in found),
+        "MB a process": f"{mean('memory') / 1e6:.0f}",
+        **{
+            name: f"{statistics.mean(one['opens'].get(name, 0) for one in found):.1f}"
+            for name in ("configuration", "tokenizer", "data", "index", "source")
+        },
+        "files of a step": sum(path.is_file() for path in step.rglob("*")),
+        "kB of manifest": f"{(step / 'manifest.json').stat().st_size / 1e3:.1f}",
+    }
+
+
+def handshake(processes: int) -> tuple[float, float]:
+    """Seconds in which bare processes meet, and then compare what they are."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(processes),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        running = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--compare", str(Path(folder, "said"))],
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(processes)
+        ]
+        statuses = [process.wait() for process in running]
+        assert not any(statuses), statuses
+        meeting, agreed = json.loads(Path(folder, "said").read_text())
+    return meeting, agreed
+
+
+def compare(said: str) -> None:
+    """One of the processes whose handshake is measured; what it needs is imported before the clock starts."""
+    from hekaton.config import load
+    from hekaton.distributed import process_group, this_process
+    from hekaton.identity.handshake import agree
+    from hekaton.identity.subjects import of_start
+
+    loaded, process = load([], []), this_process()
+    of_start(loaded.config, loaded.plugins, process.device)
+    began = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process_group(process, loaded.config.comm, dump_folder=folder),
+    ):
+        dist.barrier()
+        met = time.perf_counter()
+        agree(of_start(loaded.config, loaded.plugins, process.device))
+        done = time.perf_counter()
+        if process.rank == 0:
+            Path(said).write_text(json.dumps([met - began, done - met]))
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--compare"]:
+        compare(sys.argv[2])
+    else:
+        main()

@@ -1,0 +1,83 @@
+"""Processes that cannot be one run are told so when they meet."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+import torch.distributed as dist
+
+from hekaton.errors import ConfigError, HekatonError
+from hekaton.failures import arrival
+from hekaton.failures.arrival import meet
+from hekaton.failures.board import Board
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> dist.Store:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    return dist.HashStore()
+
+
+def come(store: dist.Store, rank: int, world_size: int, *, seconds: float = 20.0) -> None:
+    meet(
+        store,
+        Board(store, rank=rank, world_size=world_size),
+        rank=rank,
+        world_size=world_size,
+        seconds=seconds,
+    )
+
+
+def in_thread(store: dist.Store, rank: int, world_size: int) -> tuple[threading.Thread, list[HekatonError]]:
+    """A process that came before; the list gets what it ends with."""
+    ended: list[HekatonError] = []
+
+    def run() -> None:
+        try:
+            come(store, rank, world_size)
+        except HekatonError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not store.check([f"hekaton/failures/host/{rank}"]):
+        pass
+    return thread, ended
+
+
+def test_all_of_them_go_on(store: dist.Store) -> None:
+    thread, ended = in_thread(store, 0, 2)
+    come(store, 1, 2)
+    thread.join(20)
+    assert ended == []
+
+
+def test_another_number_of_processes_on_one_machine_ends_both(store: dist.Store) -> None:
+    thread, ended = in_thread(store, 1, 4)
+    with pytest.raises(ConfigError) as raised:
+        come(store, 2, 6)
+    said = f"differ in their number: WORLD_SIZE is 4 on rank 1 on {HOST}, 6 on rank 2 on {HOST}"
+    assert said in raised.value.message
+    thread.join(20)
+    (of_first,) = ended
+    assert of_first.exit_code == 2
+
+
+def test_a_rank_that_two_processes_have_ends_both(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, ended = in_thread(store, 1, 4)
+    monkeypatch.setattr(arrival.os, "getpid", lambda: 1)
+    with pytest.raises(ConfigError, match=f"two processes of this run have rank 1: on {HOST}, process "):
+        come(store, 1, 4)
+    thread.join(20)
+    assert [error.exit_code for error in ended] == [2]
+
+
+def test_those_that_do_not_come_are_named_by_all(store: dist.Store) -> None:
+    for rank in (1, 2):
+        with pytest.raises(ConfigError, match=r"3 of 4 processes have not come within 0 s: ranks 0, 2, 3$"):
+            come(store, rank, 4, seconds=0.0)
