@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from counted import CountingProxy  # beside this file
+
+from hekaton.testing import run_processes
 
 COUNTED = Path(__file__).with_name("counted.py")
 RUN = """
@@ -90,6 +91,8 @@ def write_run(folder: Path) -> dict[str, list[str]]:
 
 def measured(folder: Path, processes: int, flags: list[str]) -> dict[str, Any]:
     """A run of so many processes, in means over them."""
+    from counted import CountingProxy  # beside this file
+
     classes = write_run(folder)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     proxy = CountingProxy(store.port)
@@ -137,28 +140,17 @@ def measured(folder: Path, processes: int, flags: list[str]) -> dict[str, Any]:
 
 
 def handshake(processes: int) -> tuple[float, float]:
-    """Seconds in which bare processes meet, and then compare what they are."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(processes),
-    }  # fmt: skip
+    """Seconds in which bare processes meet, and then compare what they are. They are forked from one that has
+    imported everything."""
     with tempfile.TemporaryDirectory() as folder:
-        running = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--compare", str(Path(folder, "said"))],
-                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(processes)
-        ]
-        statuses = [process.wait() for process in running]
-        assert not any(statuses), statuses
-        meeting, agreed = json.loads(Path(folder, "said").read_text())
+        said = Path(folder, "said")
+        run_processes(__file__, "compare", processes=processes, timeout=300, said=str(said))
+        meeting, agreed = json.loads(said.read_text())
     return meeting, agreed
 
 
 def compare(said: str) -> None:
-    """One of the processes whose handshake is measured; what it needs is imported before the clock starts."""
+    """One of the processes whose handshake is measured."""
     from hekaton.config import load
     from hekaton.distributed import process_group, this_process
     from hekaton.identity.handshake import agree
@@ -181,7 +173,4 @@ def compare(said: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--compare"]:
-        compare(sys.argv[2])
-    else:
-        main()
+    main()
