@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from hekaton import init
 from hekaton.errors import ConfigError
-from hekaton.init import BLOCK_NUMEL, Constant, DepthScaled, Normal, TruncatedNormal, initialize, resolve_init
+from hekaton.init import (
+    BLOCK_NUMEL,
+    Constant,
+    DepthScaled,
+    Normal,
+    TruncatedNormal,
+    initialize,
+    rehearse,
+    resolve_init,
+)
 from hekaton.testing.distributed import run_processes
 
 CASES = Path(__file__).with_name("init_on_processes.py")
@@ -81,3 +91,27 @@ def test_tied_parameters_are_drawn_once_under_the_first_name():
         "a.weight": Constant(1.0)
     }
     assert resolve_init(model, {"b.weight": Constant(2.0)}, what="toy") == {"a.weight": Constant(2.0)}
+
+
+def test_a_dry_run_draws_a_row_of_each_kind_of_parameter(monkeypatch):
+    """Not of every layer: a row of many experts is a whole matrix."""
+    layers = nn.ModuleList(nn.Linear(3, 4) for _ in range(5))
+    model = nn.Sequential(layers, nn.Linear(3, 4))
+    rows = {
+        "0.*.weight": Normal(1.0),
+        "0.*.bias": Constant(0.0),
+        "1.weight": Normal(2.0),
+        "1.bias": Constant(0.0),
+    }
+    drawn = []
+    draw = init._draw
+
+    def counted(shape, block, initializer, **named):
+        drawn.append((named["name"], shape))
+        return draw(shape, block, initializer, **named)
+
+    monkeypatch.setattr(init, "_draw", counted)
+    rehearse(model, resolve_init(model, rows, what="it"), seed=0)
+    assert drawn == [("0.0.weight", (1, 3)), ("0.0.bias", (1,)), ("1.weight", (1, 3)), ("1.bias", (1,))]
+    with pytest.raises(ConfigError, match="DepthScaled needs a layer number"):
+        rehearse(nn.ModuleDict({"out": nn.Linear(3, 4)}), {"out.weight": DepthScaled(0.02)}, seed=0)
