@@ -1,5 +1,7 @@
 """Rotary embedding against its definition with complex numbers, and transformers' Llama 3.1 scaling."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,14 @@ def test_scaling_is_that_of_transformers(factor, high):
     scaling = RopeScaling(factor=factor, high_freq_factor=high)
     got = inverse_frequencies(128, 500_000.0, scaling, device=torch.device("cpu"))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+
+
+def test_a_wavelength_at_two_equal_bounds_is_kept():
+    """Where the formula has 0 / 0: the first pair turns once in 2 pi positions."""
+    turns = (torch.ones(()) * 100 / (2 * math.pi)).item()
+    scaling = RopeScaling(16.0, low_freq_factor=turns, high_freq_factor=turns, original_context=100)
+    got = inverse_frequencies(4, 10_000.0, scaling, device=torch.device("cpu"))
+    torch.testing.assert_close(got, torch.tensor([1.0, 0.01 / 16]))
 
 
 @pytest.mark.parametrize(
