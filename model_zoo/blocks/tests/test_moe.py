@@ -225,3 +225,16 @@ def test_batch_balance_uses_the_load_of_the_step_before():
 def test_an_impossible_configuration_is_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
         build(**settings)
+
+
+def test_experts_are_told_apart_where_their_scores_are_all_one():
+    """As in Llama4Router, which takes the largest logits: in float32 the sigmoid of 20 and more is 1."""
+    module = build(top_k=2, score="sigmoid")
+    with torch.no_grad():
+        module.router.gate.weight.zero_()
+        module.router.gate.weight[:, 0] = torch.tensor([20.0, 25.0, 1.0, 22.0, 30.0, 21.0, 0.0, 24.0])
+    x = torch.zeros(1, 3, DIM)
+    x[..., 0] = 1.0
+    routing = module.router(x, None)
+    assert routing.experts.sort().values.tolist() == [[1, 4]] * 3
+    assert routing.weights.eq(1.0).all()

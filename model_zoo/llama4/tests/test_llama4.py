@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hekaton.errors import CheckpointError, ConfigError
 from hekaton.plugins import Plugins
 from hekaton.weights import whole
 from hekaton.weights.counterpart import adapter_of, build_format, identify, read_config
+from hekaton_blocks import attention, documents
 from hekaton_llama4 import LLAMA4_DEFAULTS
 from hekaton_llama4.hugging_face import table, write_config
 from hekaton_llama4.model import Llama4, temperature_of
@@ -169,6 +171,25 @@ def test_a_document_has_its_own_logits_and_no_other_changes_them(adapter, tmp_pa
     # Not bit for bit: an expert multiplies the tokens of all documents as one matrix.
     torch.testing.assert_close(changed[:, 7:], packed[:, 7:], rtol=1e-5, atol=1e-5)
     assert (changed[:, :7] - packed[:, :7]).abs().amax(-1).min() > 0.1
+
+
+def test_a_packed_row_over_tiles_is_that_of_the_other_kernel(adapter, tmp_path, monkeypatch):
+    """FlexAttention, which CUDA has, without its kernels: the model prepares tiles for both kinds of layers."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    theirs(SCALED["Scout"]).save_pretrained(tmp_path)
+    model = ours(adapter, tmp_path)
+    ids = torch.tensor([[0] * 17 + [1] * 31, [4] * 48])
+    positions = torch.cat((torch.arange(17), torch.arange(31), torch.arange(48))).view(2, 48)
+    with torch.no_grad():
+        expected = model(tokens(), positions, ids)
+        monkeypatch.setattr(documents, "takes_tiles", lambda device: True)
+        monkeypatch.setattr(attention, "takes_tiles", lambda device: True)
+        monkeypatch.setattr(documents, "_compiled_flex_attention", lambda: flex_attention)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+            got = model(tokens(), positions, ids)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_temperature_by_hand():

@@ -121,7 +121,11 @@ class Router(nn.Module):
                 places = torch.arange(scores.shape[0] * config.top_k, device=scores.device)
                 experts = (places % config.n_experts).unflatten(0, (-1, config.top_k))
             else:
-                choice = scores if expert_bias is None else scores + expert_bias
+                if expert_bias is not None:
+                    choice = scores + expert_bias
+                else:
+                    # Logits have the order of scores, and differ where large ones give scores of 1.
+                    choice = logits if config.n_groups == 1 else scores
                 experts = self._allowed(choice).topk(config.top_k, sorted=False).indices
         weights = scores.gather(1, experts)
         if config.renormalise:
