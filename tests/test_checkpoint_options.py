@@ -180,7 +180,7 @@ def test_an_external_checkpoint_runs_no_code_and_is_measured(train, elsewhere, t
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
     assert re.search(
-        r"\.metadata counts on [\d,]+ bytes of __0_0\.distcp, which has", train("short", *flags, status=2)
+        r"\.metadata expects [\d,]+ bytes in __0_0\.distcp, which has", train("short", *flags, status=2)
     )
     shard.rename(shard.with_suffix(".away"))
     assert ".metadata points to '__0_0.distcp'" in train("missing", *flags, status=2)

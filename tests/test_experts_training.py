@@ -59,7 +59,7 @@ def test_the_loss_falls_and_resuming_is_exact_on_one_process_and_close_on_two(tm
 
 @pytest.mark.slow
 def test_published_weights_come_in_and_go_out_under_expert_parallel(tmp_path):
-    """At a rate that moves no weight: experts, a tensor each in the files, are dealt out and come together."""
+    """At a rate that moves no weight: experts, a tensor each in the files, are distributed and come together."""
     overrides = TINY | {"moe": {"n_experts": 8, "top_k": 2, "hidden_dim": 16}}
     theirs = Qwen3MoeForCausalLM(
         Qwen3MoeConfig(

@@ -24,9 +24,7 @@ def test_a_layout_of_64_ranks_is_played(tmp_path):
     degrees = ["--parallelism.tensor_parallel_degree", "2", "--parallelism.context_parallel_degree", "2"]
     done = train(tmp_path, "debug_model.toml", 64, *SMALL, *degrees)
     assert done.returncode == 0, done.stderr
-    assert (
-        "one step went through as rank 0 of 64 (pp 1, dp_replicate 1, dp_shard 16, cp 2, tp 2)" in done.stderr
-    )
+    assert "one step ran as rank 0 of 64 (pp 1, dp_replicate 1, dp_shard 16, cp 2, tp 2)" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,7 +54,7 @@ def test_a_wrong_layout_is_refused(tmp_path):
 def test_every_kind_of_layout_goes_through(flags, tmp_path):
     done = train(tmp_path, "debug_model.toml", 8, *SMALL, *flags.split())
     assert done.returncode == 0, done.stderr
-    assert "one step went through as rank 0 of 8" in done.stderr
+    assert "one step ran as rank 0 of 8" in done.stderr
     assert ("without dataset, tokenizer, compile" in done.stderr) == ("--compile.enable" in flags)
 
 

@@ -85,7 +85,7 @@ def test_a_position_beyond_the_end_of_a_document_is_refused(run: Path) -> None:
     forge_cursor(run / "checkpoint" / "step-1", [[0, 2**62], [0, 0]])
     status, said = train(run)
     assert status == 2
-    assert "further in its document" in said
+    assert "beyond the end of its document" in said
 
 
 @pytest.mark.parametrize("name", ["optimizer", "lr_scheduler", "data_loader"])

@@ -56,7 +56,7 @@ def test_one_process_plays_many_when_the_file_sets_it(run_train, tmp_path):
     file.write_text('[model]\nname = "llama3"\ntokenizer = "byte"\n[comm]\nmode = "fake_backend"\n')
     done = run_train(NGPU="2", CONFIG_FILE=str(file))
     assert done.returncode == 0, done.stderr
-    assert "one step went through as rank 0 of 2 " in done.stderr
+    assert "one step ran as rank 0 of 2 " in done.stderr
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_what_parameters_that_stay_gathered_save(show):
 
 def test_what_tensor_parallel_sends(show):
     sent = messages(json.loads(show("--world_size", "2", "--json", *degrees(tensor_parallel=2))))
-    # Twice a block the sequence is put together, and its sums dealt out again; in backward likewise.
+    # Twice a block the sequence is put together, and its sums distributed again; in backward likewise.
     assert sent["forward", "layers.*", "all_gather", "tp", 2] == (2 * LAYERS, HIDDEN_STATES)
     assert sent["forward", "layers.*.attention", "reduce_scatter", "tp", 2] == (LAYERS, HIDDEN_STATES)
     assert sent["forward", "layers.*.feed_forward", "reduce_scatter", "tp", 2] == (LAYERS, HIDDEN_STATES)

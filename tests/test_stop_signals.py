@@ -71,7 +71,7 @@ def test_a_run_saves_between_intervals_and_resumes_where_it_was(
     first = train(*SAVED, then=kill(name), rank=rank, processes=processes)
     assert first.returncode == 75, first.stderr
     assert {one.returncode for one in first.ranks} == {75}
-    assert f"stopping after step {saved}: got {name}" in first.stderr
+    assert f"stopping after step {saved}: received {name}" in first.stderr
     assert (tmp_path / "outputs" / "checkpoint" / f"step-{saved}" / "manifest.json").is_file()
     second = train(*SAVED, processes=processes)
     assert second.returncode == 0, second.stderr
@@ -105,7 +105,7 @@ def test_a_second_signal_ends_the_run_at_once(train, tmp_path):
 def test_a_run_that_hangs_ends_at_the_limit_and_shows_where(train):
     done = train("--fault.stop_seconds", "0.5", then=f"{kill('SIGTERM')}\nthreading.Event().wait(60)")
     assert done.returncode == 128 + signal.SIGTERM
-    assert "the run is still here 0.5 s after SIGTERM" in done.stderr
+    assert "the run has not ended 0.5 s after SIGTERM" in done.stderr
     assert "in hekaton_step_ended" in done.stderr
 
 

@@ -91,4 +91,4 @@ def test_the_dry_run_takes_float_inputs(degree, tmp_path):
         warnings="",  # torch's, of the view that this model returns
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "one step went through as rank 0 of 8" in done.stderr
+    assert "one step ran as rank 0 of 8" in done.stderr

@@ -124,7 +124,7 @@ def test_who_fails_before_the_processes_meet_is_reported_to_those_that_wait(ende
 
 def test_processes_that_do_not_connect_are_named(ended):
     first, _ = ended["never comes"]
-    assert first["text"].startswith("1 of 2 processes have not come within 1 s: rank 1\n")
+    assert first["text"].startswith("1 of 2 processes have not connected within 1 s: rank 1\n")
     assert first["exit_code"] == 2
 
 

@@ -67,18 +67,18 @@ MORE = {
     "gradient of a stage": case("shard2 pp2", what="gradient", name=WQ, ranks=[2]),
 }
 NAMED = {
-    "parameter": f"{WQ}: rank 2 (host {HOST}) left what 3 others have",
-    "two ranks": f"{WQ}: ranks 0 and 2 (host {HOST}) against ranks 1 and 3 (host {HOST}), none of them a majority",
-    "norm": f"{NORM}: rank 3 (host {HOST}) left what 3 others have",
-    "stage": f"{WQ}: rank 2 (host {HOST}) against rank 3 (host {HOST}), none of them a majority",
-    "moment": f"exp_avg of {NORM}: rank 1 (host {HOST}) left what 3 others have",
+    "parameter": f"{WQ}: rank 2 (host {HOST}) differ from 3 other ranks",
+    "two ranks": f"{WQ}: ranks 0 and 2 (host {HOST}) against ranks 1 and 3 (host {HOST}), without a majority",
+    "norm": f"{NORM}: rank 3 (host {HOST}) differ from 3 other ranks",
+    "stage": f"{WQ}: rank 2 (host {HOST}) against rank 3 (host {HOST}), without a majority",
+    "moment": f"exp_avg of {NORM}: rank 1 (host {HOST}) differ from 3 other ranks",
     "part": f"exp_avg of {WQ}, (16, 32) at (16, 0) of (32, 32): rank 1 (host {HOST}) against rank 3 (host {HOST}), ",
     "gradient": f"rank 1 (host {HOST}): the gradient of {WQ}",
     "gradient of a stage": f"rank 2 (host {HOST}): the gradient of {WQ}",
     "buffer": f"rank 3 (host {HOST}): the buffer layers.3.router.counts",
 }  # fmt: skip
 DRIFTED = "step 2: replicas that must be equal to the bit are not"
-TWO_RESULTS = "step 2: the first microbatch was computed twice from the same state, with two results"
+TWO_RESULTS = "step 2: the first microbatch was computed twice from the same state, with other results"
 
 
 def launched(cases: dict[str, dict], folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ class ParallelDims:
     :param dp_shard: ways in which parameters are sharded (FSDP).
     :param cp: parts of the sequence (context parallel).
     :param tp: ways in which layers are cut (tensor parallel).
-    :param ep: ways in which experts are dealt out, over the ranks of ``dp_shard``, ``cp`` and ``tp``: it is
+    :param ep: ways in which experts are distributed, over the ranks of ``dp_shard``, ``cp`` and ``tp``: it is
         no factor of the number of processes, and neither is ``etp``.
     :param etp: ways in which each expert is cut.
     """
@@ -96,7 +96,7 @@ class Meshes:
     :param world: ``(world,)``: all of them.
     :param dense: ``(pp, dp_replicate, fsdp, tp)``: how parameters are placed; context-parallel ranks shard
         parameters as data-parallel ones do, ``fsdp`` being both.
-    :param batch: ``(pp, dp, cp, tp)``: how rows (``dp``) and sequences (``cp``) are dealt out.
+    :param batch: ``(pp, dp, cp, tp)``: how rows (``dp``) and sequences (``cp``) are distributed.
     :param loss: ``(loss,)``: the ranks that a step's targets are summed over, ``dp`` and ``cp`` together.
     :param report: ``(report,)``: those that a step's loss is summed over; of a pipeline's ranks only the last
         has any.

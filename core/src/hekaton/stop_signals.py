@@ -69,14 +69,14 @@ def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
         try:
             numbers = receiving.recv(1)
         except TimeoutError:
-            _end(ended, f"the run is still here {limit:g} s after {ended.name}")
+            _end(ended, f"the run has not ended {limit:g} s after {ended.name}")
         if not numbers:
             return
         if numbers[0] not in SIGNALS:
             continue
         if first is None:
             first, ended = time.monotonic(), signal.Signals(numbers[0])
-            control.ask(save=True, stop=True, again=True, reason=f"got {ended.name}")
+            control.ask(save=True, stop=True, again=True, reason=f"received {ended.name}")
         elif time.monotonic() - first > ONE_SIGNAL:
             _end(signal.Signals(numbers[0]), "a second signal ends the run at once", stacks=False)
 

@@ -183,7 +183,7 @@ def test_tensors_beyond_the_end_of_their_file_or_stored_in_part_are_refused(
     size = content["files"]["__0_0.distcp"]["size"]
     (chunk,) = content["tensors"]["norm.weight"]["chunks"]
     forged = {
-        f"counts on {chunk[1] + size:,} bytes of __0_0.distcp, which has {size:,}": [
+        f"expects {chunk[1] + size:,} bytes in __0_0.distcp, which has {size:,}": [
             [*chunk[:2], size, *chunk[3:]]
         ],
         "not all of 'norm.weight' is stored": [],

@@ -243,7 +243,7 @@ def test_no_other_attribute_is_admitted(owner: Any, step: Path) -> None:
             return getattr, (owner, "__class__")
 
     (step / ".metadata").write_bytes(pickle.dumps(Attribute()))
-    refused = r"asks for builtins\.getattr of something else than a tensor's: refused"
+    refused = r"calls builtins\.getattr on something that is no part of a tensor: refused"
     with pytest.raises(NotWhole, match=refused):
         read_metadata(step, [])
 

@@ -295,7 +295,7 @@ def test_an_interrupted_replacement_is_undone(
     saver = manager()
     saver.load(parts(0.0))
     saver.save(2, parts(2.0), {})
-    assert messages() == [f"{where}/step-1: the save that was to replace it was interrupted; it is back"]
+    assert messages() == [f"{where}/step-1: restored, since the save that was to replace it was interrupted"]
     assert steps_in(folder) == ["step-1", "step-2"]
     assert resumed(manager, parts, step=1) == (1, {1.0})
 

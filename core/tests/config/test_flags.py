@@ -70,7 +70,7 @@ def test_a_flag_sets_its_field(load_run, flags, section, field, value):
 def test_the_last_of_repeated_flags_is_used_with_a_notice(load_run):
     loaded = load_run("", "--training.steps", "1", "--training.steps", "2")
     assert loaded.config.training.steps == 2
-    assert loaded.notices == ("--training.steps is given more than once; the last one counts",)
+    assert loaded.notices == ("--training.steps is given more than once; the last one is used",)
 
 
 def test_a_negated_flag_is_shown_as_it_was_given(load_run):

@@ -120,7 +120,7 @@ import pytest
             '[model]\ntokenizer_path = "there"\nhf_assets_path = "here"\n',
             (
                 "model.tokenizer_path is now model.hf_assets_path (run.toml, line 2), which is set as "
-                "well and counts"
+                "well and takes precedence"
             ),
         ),
         (

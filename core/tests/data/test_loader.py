@@ -275,7 +275,7 @@ def test_identity_names_what_differs(documents, number_tokenizer):
     with pytest.raises(DataError) as e:
         check_identity(saved, other.identity())
     assert str(e.value).splitlines() == [
-        "the data of the checkpoint cannot be continued: the tokenizer differs, global_batch_size was 4 "
+        "the run cannot continue with the data of the checkpoint: the tokenizer differs, global_batch_size was 4 "
         "and is now 8, seed was 11 and is now 12, packing was documents and is now concat",
         "  set model.tokenizer and model.hf_assets_path back",
         "  set training.global_batch_size = 4",

@@ -194,7 +194,7 @@ def of(kind):
         (one_group, r"'norm.weight' has the rate 0.0008, its group's is 0.0004"),
         (first_group, r"is in 0 groups of its optimizers"),
         (of(Drifting), "a step at a rate of 0 changes 'embedding.weight'"),
-        (of(Forgetful), "training does not go on exactly: 'embedding.weight' differs"),
+        (of(Forgetful), "training does not resume exactly: 'embedding.weight' differs"),
         (lambda *_: [None], "build returned NoneType"),
     ],
 )
@@ -295,7 +295,7 @@ def test_what_a_right_rule_says_is_returned():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (always, "a run that its plugin has no part in: this run is watched"),
+        (always, "a run that does not use its plugin: this run is watched"),
         (yields_numbers, "it yields int"),
         (listing, "it returns list: write it as a generator"),
     ],

@@ -327,7 +327,7 @@ def test_what_is_not_of_the_listed_checksum_is_refused(
     hub.forged = {name: bytes(len(FILES[name]))}
     done = download(REPO, "--assets", "safetensors,config")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: what came of '{name}' is damaged: its checksum differs")
+    assert done.stderr.startswith(f"error: the download of '{name}' is damaged: its checksum differs")
     assert name not in files_in(place)
     hub.forged = {}
     assert download(REPO, "--assets", "safetensors,config").returncode == 0
@@ -417,7 +417,7 @@ FAILURES = {
     "no such revision": (nothing, ["--revision", "v7"], {}, f"'{REPO}' has no revision 'v7'\n"),
     "offline": (nothing, [], {"HF_HUB_OFFLINE": "1"}, "nothing can be downloaded while HF_HUB_OFFLINE is set"),
     "unreachable": (nothing, [], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach http://127.0.0.1:9: "),
-    "broken": (fail, [], {}, "http://127.0.0.1:{port} cannot answer for " f"'{REPO}' (500)"),
+    "broken": (fail, [], {}, "http://127.0.0.1:{port} failed for " f"'{REPO}' (500)"),
     "no such files": (strip, [], {}, f"'{REPO}' has no file of the kind tokenizer\n  it has: README.md"),
     "a name that leads out": (escape, [], {}, f"'{REPO}' lists a file '../../tokenizer.json', which"),
 }  # fmt: skip

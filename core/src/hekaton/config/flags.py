@@ -63,7 +63,7 @@ def parse_flags(
     """Read flags as the sections of ``config`` say.
 
     Values are converted as far as their form goes; whether they are valid is for the sections to say. A list
-    given twice is longer; of another flag given twice the last one counts.
+    given twice is longer; of another flag given twice the last one is used.
 
     :returns: the flags, what is wrong with others, and notices.
     """
@@ -91,7 +91,7 @@ def parse_flags(
         if before is not None and isinstance(before.value, list) and isinstance(flag.value, list):
             flag = Flag(path, before.value + flag.value, text)
         elif before is not None:
-            notices.append(f"--{dotted(path)} is given more than once; the last one counts")
+            notices.append(f"--{dotted(path)} is given more than once; the last one is used")
         flags[path] = flag
     return list(flags.values()), problems, notices
 

@@ -128,7 +128,9 @@ def _move_renamed(config: type[JobConfig], values: Values) -> list[str]:
             where = values.origin(path)
             to = tuple(mark.to.split("."))
             if to in values.values:
-                notices.append(f"{dotted(path)} is now {mark.to} ({where}), which is set as well and counts")
+                notices.append(
+                    f"{dotted(path)} is now {mark.to} ({where}), which is set as well and takes precedence"
+                )
                 values.remove(path)
             else:
                 notices.append(f"{dotted(path)} is now {mark.to} ({where}); its value is used there")

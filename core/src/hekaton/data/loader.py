@@ -208,7 +208,7 @@ def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int])
         "packing": f'set training.packing = "{saved.get("packing")}"',
     }
     raise DataError(
-        f"the data of the checkpoint cannot be continued: {', '.join(said)}",
+        f"the run cannot continue with the data of the checkpoint: {', '.join(said)}",
         hint="\n".join(
             [
                 *(cures[name] for name in differing),

@@ -219,8 +219,8 @@ class _Row:
             offset, ids = offset + dropped, ids[dropped:]
             if piece.is_last and not len(ids):
                 raise DataError(
-                    f"row {self.row} of the global batch was further in its document {piece.document} than "
-                    "this has tokens",
+                    f"row {self.row} of the global batch: its cursor lies beyond the end of its document "
+                    f"{piece.document}",
                     hint="the documents changed since the checkpoint was written; to start them over, set "
                     'checkpoint.exclude_from_loading = ["data_loader"]',
                 )

@@ -57,7 +57,7 @@ def smallest_world(config: JobConfig) -> int:
     """What the degrees multiply to, with 1 for a ``data_parallel_shard_degree`` of -1."""
     degrees = config.parallelism
     shard = degrees.data_parallel_shard_degree
-    if shard == -1:  # as many as experts need to be dealt out
+    if shard == -1:  # as many as experts need to be distributed
         experts = degrees.expert_parallel_degree * degrees.expert_tensor_parallel_degree
         ranks = degrees.context_parallel_degree * degrees.tensor_parallel_degree
         shard = experts // math.gcd(experts, ranks)
@@ -111,7 +111,7 @@ def run_fake(loaded: Loaded, process: Process) -> None:
     with fake_process_group(process):
         played = play(loaded, process)
     log.info(
-        "one step went through as rank %d of %d (%s) in %.1f s",
+        "one step ran as rank %d of %d (%s) in %.1f s",
         process.rank,
         process.world_size,
         ", ".join(f"{axis} {degree}" for axis, degree in played.dims.axes.items()),

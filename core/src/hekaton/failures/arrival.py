@@ -48,7 +48,7 @@ def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: flo
     """Wait until all processes are here.
 
     :raises RaisedElsewhere: when one of them has failed instead.
-    :raises ConfigError: naming those that have not come in time; or where this process has the rank of
+    :raises ConfigError: naming those that have not connected in time; or where this process has the rank of
         another one, or counts another number of them.
     """
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
@@ -68,7 +68,7 @@ def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: flo
         if time.monotonic() > end:
             raise ConfigError(
                 _missing(store, world_size, seconds),
-                hint="start all processes with one launcher, and look at the consoles of those; "
+                hint="start all processes with one launcher, and look at the output of those; "
                 "comm.init_timeout_seconds is how long each waits",
             )
         time.sleep(pause)
@@ -119,7 +119,7 @@ def _missing(store: Store, world_size: int, seconds: float) -> str:
     missing = [other for other in range(world_size) if not store.check([f"{_ARRIVED}/{other}"])]
     named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     said = (
-        f"{len(missing)} of {world_size} processes have not come within {seconds:g} s: rank"
+        f"{len(missing)} of {world_size} processes have not connected within {seconds:g} s: rank"
         f"{'s' if len(missing) > 1 else ''} {named}"
     )
     store.set(answer, said)

@@ -95,7 +95,7 @@ class Replay:
                 more = f" and {count - len(first)} more" if count > len(first) else ""
                 lines.append(f"rank {rank} (host {host}): {', '.join(first)}{more}")
         return TrainingError(
-            f"step {step}: the first microbatch was computed twice from the same state, with two results",
+            f"step {step}: the first microbatch was computed twice from the same state, with other results",
             hint="\n".join(
                 [
                     *lines,

@@ -197,12 +197,12 @@ def drifted(step: int, known: Sequence[Digest]) -> TrainingError:
         at = "" if part == WHOLE else f", {part}"
         if counts[0][1] == counts[1][1]:
             versions = [_ranks([one for one in those if one.digest == digest]) for digest, _ in counts]
-            lines.append(f"{name}{at}: {' against '.join(versions)}, none of them a majority")
+            lines.append(f"{name}{at}: {' against '.join(versions)}, without a majority")
             continue
         left = [one for one in those if one.digest != counts[0][0]]
         suspects.update(dict.fromkeys((one.host for one in left), 1))
-        right = f"{counts[0][1]} others" if counts[0][1] > 1 else "the other"
-        lines.append(f"{name}{at}: {_ranks(left)} left what {right} have")
+        right = f"{counts[0][1]} other ranks" if counts[0][1] > 1 else "the other rank"
+        lines.append(f"{name}{at}: {_ranks(left)} differ from {right}")
     shown = lines[:MOST_NAMED]
     if len(lines) > MOST_NAMED:
         shown.append(f"... and {len(lines) - MOST_NAMED} more")
@@ -212,8 +212,8 @@ def drifted(step: int, known: Sequence[Digest]) -> TrainingError:
         hint="\n".join(
             [
                 *shown,
-                f"{blamed} may compute or store wrongly: test the hardware, and resume from a checkpoint "
-                "of before",
+                f"{blamed} may compute or store wrongly: test the hardware, and resume from an earlier "
+                "checkpoint",
             ]
         ),
     )

@@ -37,7 +37,7 @@ class ExpertLayer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertGroup:
-    """The processes among which experts are dealt out, as a dispatcher is given them.
+    """The processes among which experts are distributed, as a dispatcher is given them.
 
     :param ep: those that have different experts; rank ``r`` of ``n`` has the ``r``-th ``n``-th of them.
     :param etp: those that have different parts of the same experts, and tokens of their own each.

@@ -16,7 +16,7 @@ class Stages:
     """Where a pipeline may be cut: between the children of ``layers``.
 
     :param first: modules that belong to the first stage, names or patterns.
-    :param layers: the container whose children are dealt out: a ``ModuleList``, ``ModuleDict`` or
+    :param layers: the container whose children are distributed: a ``ModuleList``, ``ModuleDict`` or
         ``Sequential``.
     :param last: modules that belong to the last stage, names or patterns.
     """

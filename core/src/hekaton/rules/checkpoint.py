@@ -87,7 +87,7 @@ def something_is_loaded(run: Run) -> Iterator[HekatonError]:
         return
     if checkpoint.initial_load_model_only and "model" in excluded:
         yield run.violation(
-            "checkpoint.initial_load_path is there for the model, and checkpoint.exclude_from_loading leaves "
+            "checkpoint.initial_load_path is set for the model, and checkpoint.exclude_from_loading leaves "
             "the model out",
             "checkpoint.initial_load_path",
             "checkpoint.exclude_from_loading",

@@ -36,7 +36,7 @@ def experts_are_there(run: Run) -> Iterator[HekatonError]:
 
 
 def experts_can_be_dealt_out(run: Run) -> Iterator[HekatonError]:
-    """The ranks of data, context and tensor parallel can be dealt out to experts, and experts to them."""
+    """The ranks of data, context and tensor parallel can be distributed to experts, and experts to them."""
     settings, meta = run.config.parallelism, run.meta
     ep, etp = (getattr(settings, name) for name in DEGREES)
     if ep * etp == 1 or isinstance(meta, HekatonError) or not meta.plan.experts:
@@ -72,7 +72,7 @@ def experts_can_be_dealt_out(run: Run) -> Iterator[HekatonError]:
             f"expert_parallel_degree {ep} × expert_tensor_parallel_degree {etp} = {ep * etp} does not divide "
             f"the {ranks} ranks of data_parallel_shard {shard} × context_parallel "
             f"{settings.context_parallel_degree} × tensor_parallel {settings.tensor_parallel_degree}, over "
-            "which experts are dealt out",
+            "which experts are distributed",
             *FIELDS,
             hint=f"choose degrees whose product divides {ranks}",
         )

@@ -70,7 +70,7 @@ def batch_is_divisible(run: Run) -> Iterator[HekatonError]:
 
 
 def workers_have_rows(run: Run) -> Iterator[HekatonError]:
-    """Rows are dealt out to workers: more workers than rows would idle."""
+    """Rows are distributed to workers: more workers than rows would idle."""
     ranks = run.data_parallel_degree
     training, validation = run.config.training, run.config.validation
     rows = (

@@ -44,7 +44,7 @@ def weight_decay_shrinks(run: Run) -> Iterator[HekatonError]:
     if settings.name == "AdamW" and settings.lr * settings.weight_decay >= 1:
         yield run.violation(
             f"optimizer.lr {settings.lr:g} × weight_decay {settings.weight_decay:g} = "
-            f"{settings.lr * settings.weight_decay:g}: each step would turn the sign of weights",
+            f"{settings.lr * settings.weight_decay:g}: each step would flip the sign of weights",
             "optimizer.lr",
             "optimizer.weight_decay",
             hint="choose values with a product far below 1",

@@ -70,7 +70,7 @@ def _join_or_start() -> socket.socket:
     folder = server_folder()
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to somebody else"
+        assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to another user"
         with locked(folder) as ours:
             if not ours:
                 continue

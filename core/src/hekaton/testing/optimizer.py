@@ -48,7 +48,7 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
         assert not torch.equal(parameter, before[name]), f"a step leaves '{name}' as it was"
     kept = optimizer_state([model], optimizers)[0].keys()
     assert kept == fresh, (
-        f"what it keeps after a step differs from what it says before the first: {sorted(kept ^ fresh)}"
+        f"its state after a step has other entries than before the first: {sorted(kept ^ fresh)}"
     )
 
     before = _copied(model)
@@ -141,7 +141,7 @@ def _check_resumption(
     _train(other, new, steps=3)
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), (
-            f"training does not go on exactly: '{name}' differs after state was put back"
+            f"training does not resume exactly: '{name}' differs after state was put back"
         )
 
 

@@ -25,14 +25,16 @@ def check_rule(
     """
     found = _of(rule, arguments, world_size, device_type)
     again = _of(rule, arguments, world_size, device_type)
-    assert list(map(str, found)) == list(map(str, again)), f"it says {found} first, and {again} then"
+    assert list(map(str, found)) == list(map(str, again)), (
+        f"it yields {found} the first time and {again} the second time"
+    )
     for one in found:
         assert isinstance(one, HekatonError | str), (
             f"it yields {type(one).__name__}: yield run.violation(...), or a string for a notice"
         )
         assert str(one).strip(), "it yields an empty message"
     idle = _of(rule, others, world_size, device_type)
-    assert not idle, f"it has something to say of a run that its plugin has no part in: {idle[0]}"
+    assert not idle, f"it yields something for a run that does not use its plugin: {idle[0]}"
     return found
 
 

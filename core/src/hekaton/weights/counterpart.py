@@ -196,7 +196,7 @@ def _only_reader(plugins: Plugins, content: Mapping[str, Any], *, what: str) -> 
         )
         known = "; ".join(f"{one.name} ({', '.join(one.architectures)})" for one in fitting or adapters)
         raise CheckpointError(
-            f"{what}: cannot tell which model it is of: {said}", hint=f"say --model_name, of {known}"
+            f"{what}: cannot tell which model it is of: {said}", hint=f"set --model_name, of {known}"
         )
     return fitting[0]
 

@@ -64,7 +64,7 @@ def violations(load_run):
         ),
         (
             'initial_load_path = "there"\nexclude_from_loading = ["model"]',
-            "checkpoint.initial_load_path is there for the model, and checkpoint.exclude_from_loading leaves the "
+            "checkpoint.initial_load_path is set for the model, and checkpoint.exclude_from_loading leaves the "
             "model out\n  from: run.toml, line 5; run.toml, line 6\n  take "
             '"model" out of checkpoint.exclude_from_loading, or set checkpoint.initial_load_model_only = false',
         ),

@@ -69,7 +69,7 @@ def violations(load_run):
         ),
         (
             "[optimizer]\nlr = 10\nweight_decay = 0.1\n",
-            "optimizer.lr 10 × weight_decay 0.1 = 1: each step would turn the sign of weights\n"
+            "optimizer.lr 10 × weight_decay 0.1 = 1: each step would flip the sign of weights\n"
             "  from: run.toml, line 2; run.toml, line 3",
         ),
     ],

@@ -31,8 +31,8 @@ usage: hekaton download REPO --assets KIND[,KIND...] [--revision NAME] [--local_
        hekaton download REPO --all [...]
        hekaton download --repo_id REPO [...]
 
-Download files of a model repository (meta-llama/Llama-3.1-8B) from the Hugging Face Hub. A download that
-was stopped goes on where it was when the same command is given again; files that are there are kept.
+Download files of a model repository (meta-llama/Llama-3.1-8B) from the Hugging Face Hub. The same command
+resumes a download that was stopped; files that are complete are kept.
 
   --assets KIND,...    what to download:
                          tokenizer    tokenizer.json and its configuration, tokenizer.model, vocabularies
@@ -47,7 +47,7 @@ was stopped goes on where it was when the same command is given again; files tha
   --hf_token TOKEN     for repositories that need one; when not given, the environment variable HF_TOKEN
                        or what `hf auth login` has stored
 
-The flags are those of torchtitan's scripts/download_hf_assets.py; dashes in them are as good as underscores.
+The flags are those of torchtitan's scripts/download_hf_assets.py, with dashes or underscores.
 HF_ENDPOINT names another server than https://huggingface.co."""
 
 KINDS = {
@@ -270,8 +270,8 @@ def _fetch(file: RemoteFile, path: Path, repo: str, commit: str, token: str | No
     if not file.is_at(partial):
         partial.unlink()
         raise DownloadError(
-            f"what came of '{file.name}' is damaged: its checksum differs from the one that the Hub lists",
-            hint="it was removed; give the same command again",
+            f"the download of '{file.name}' is damaged: its checksum differs from the one that the Hub lists",
+            hint="it was removed: repeat the command",
         )
     partial.replace(path)
 
@@ -304,7 +304,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code
         if status in (401, 403):
             raise DownloadError(f"{endpoint} refuses access to '{repo}' ({status})", hint=_LOGIN) from error
-        raise DownloadError(f"{endpoint} cannot answer for '{repo}' ({status})", hint=goes_on) from error
+        raise DownloadError(f"{endpoint} failed for '{repo}' ({status})", hint=goes_on) from error
     except errors.HTTPError as error:  # of the HTTP library, which one is up to the version
         reason = str(error) or type(error).__name__
         raise DownloadError(f"cannot reach {endpoint}: {reason}", hint=goes_on) from error

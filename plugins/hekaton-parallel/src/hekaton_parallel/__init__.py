@@ -5,21 +5,21 @@ from hekaton.contributions import ContextParallel, Dispatcher, ParallelStyle, Re
 HEKATON_API = ">=1,<2"
 
 _STYLES = {
-    "colwise": "linear layer cut by its outputs",
-    "rowwise": "linear layer cut by its inputs",
+    "colwise": "linear layer sharded by its outputs",
+    "rowwise": "linear layer sharded by its inputs",
     "sequence_norm": "norm of this rank's part of the sequence, gathered afterwards",
     "local_norm": "norm of this rank's part of the sequence, not gathered",
     "local_linear": "linear layer that every rank has whole, of its part of the sequence",
-    "gathering_colwise": "linear layer cut by its outputs, which gathers its input",
-    "gathering_vocab_output": "output projection cut by the vocabulary, which gathers its input",
+    "gathering_colwise": "linear layer sharded by its outputs, which gathers its input",
+    "gathering_vocab_output": "output projection sharded by the vocabulary, which gathers its input",
     "gather_for_heads": "input gathered for the heads that this rank has",
-    "vocab_embedding": "embedding cut by its rows",
-    "vocab_output": "output projection cut by the vocabulary",
-    "part_norm": "norm of this rank's part of the sequence, left in parts",
+    "vocab_embedding": "embedding sharded by its rows",
+    "vocab_output": "output projection sharded by the vocabulary",
+    "part_norm": "norm of this rank's part of the sequence, which stays a part",
     "part_layer": "layer of which each rank computes its part of the sequence",
     "part_linear": "linear layer inside a part_layer, which every rank has whole",
     "head_norm": "norm of each head's channels, of the heads that this rank has",
-    "grouped_experts": "experts' tensors w1, w2, w3, dealt out and each cut by its hidden dim",
+    "grouped_experts": "experts' tensors w1, w2, w3, distributed over ranks, each sharded by its hidden dim",
     "replicate": "module that every rank has whole",
 }
 _STRATEGIES = {

@@ -34,22 +34,22 @@ def _between_modules(context: TensorContext) -> Placement:
 
 
 def colwise(section: Any, context: TensorContext) -> ParallelStyle:
-    """A linear layer cut by its outputs; its input is whole, its output stays cut."""
+    """A linear layer sharded by its outputs; its input is whole, its output stays cut."""
     return ColwiseParallel()
 
 
 def rowwise(section: Any, context: TensorContext) -> ParallelStyle:
-    """A linear layer cut by its inputs; the partial outputs are summed, whole or in parts."""
+    """A linear layer sharded by its inputs; the partial outputs are summed, whole or in parts."""
     return RowwiseParallel(output_layouts=_between_modules(context))
 
 
 def vocab_embedding(section: Any, context: TensorContext) -> ParallelStyle:
-    """An embedding cut by its rows: each rank looks up what it has, and the results are summed."""
+    """An embedding sharded by its rows: each rank looks up what it has, and the results are summed."""
     return _Embedding(_between_modules(context))
 
 
 def vocab_output(section: Any, context: TensorContext) -> ParallelStyle:
-    """The output projection cut by the vocabulary; under loss parallel the logits are never gathered."""
+    """The output projection sharded by the vocabulary; under loss parallel the logits are never gathered."""
     if context.loss_parallel:
         return ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
     return ColwiseParallel(output_layouts=Replicate())
@@ -97,7 +97,7 @@ def local_linear(section: Any, context: TensorContext) -> ParallelStyle:
 
 
 def gathering_colwise(section: Any, context: TensorContext) -> ParallelStyle:
-    """A linear layer cut by its outputs, which gathers its input; its output stays cut."""
+    """A linear layer sharded by its outputs, which gathers its input; its output stays cut."""
     return ColwiseParallel(input_layouts=_between_modules(context))
 
 
@@ -112,7 +112,7 @@ def head_norm(section: Any, context: TensorContext) -> ParallelStyle:
 
 
 def grouped_experts(section: Any, context: TensorContext) -> ParallelStyle:
-    """The tensors of a layer's experts on the mesh (``ep``, ``etp``): the experts dealt out, and in each
+    """The tensors of a layer's experts on the mesh (``ep``, ``etp``): the experts distributed, and in each
     ``w1`` and ``w3`` cut by their outputs and ``w2`` by its inputs, so that results are partial sums."""
     return Experts({"w1": (Shard(0), Shard(1)), "w2": (Shard(0), Shard(2)), "w3": (Shard(0), Shard(1))})
 

@@ -211,6 +211,6 @@ def _marks(metadata: Any) -> dict[str, bool]:
     marks = {}
     for key, value in metadata.pairs:
         if not (isinstance(key, str) and key in names and isinstance(value, bool)):
-            raise NotDescribed("holds a tensor with marks that are not known")
+            raise NotDescribed("holds a tensor with unknown flags")
         marks[names[key]] = value
     return marks

@@ -64,14 +64,14 @@ class FileRecord:
     def from_json(cls, content: Any) -> FileRecord:
         """:raises ValueError: when it is no such record, or has no checksum of a known kind."""
         if not isinstance(content, dict) or len(content) != 2 or "size" not in content:
-            raise ValueError("what it says of a file is not its size and checksum")
+            raise ValueError("an entry of a file is not a size and a checksum")
         (algorithm,) = content.keys() - {"size"}
         if algorithm not in _CHECKSUMS:
-            raise ValueError(f"checksums of the kind {algorithm[:40]!r} are not known")
+            raise ValueError(f"unknown checksum algorithm {algorithm[:40]!r}")
         size, digest = content["size"], content[algorithm]
         is_digest = isinstance(digest, str) and set(digest) <= set(string.hexdigits)
         if type(size) is not int or not 0 <= size < 2**63 or not is_digest:
-            raise ValueError("what it says of a file is not its size and checksum")
+            raise ValueError("an entry of a file is not a size and a checksum")
         return cls(size, f"{algorithm}:{digest}")
 
     def new_checksum(self) -> Any:
@@ -169,7 +169,7 @@ class Manifest:
             written = content.pop("sha256", None)
             version = content.get("format")
             if type(version) is not int or version < 1:
-                raise ValueError("it does not say its format")
+                raise ValueError("it does not name its format")
             if version > FORMAT:
                 raise NotWhole(f"{MANIFEST} is of format {version}, this version of hekaton reads {FORMAT}")
             if written != _digest_of(content):

@@ -303,15 +303,15 @@ class _Machine:
         arguments, function = self._stack.pop(), self._stack.pop()
         accepts = self._words.functions.get(function.path) if isinstance(function, Name) else None
         if accepts is None or not isinstance(arguments, tuple):
-            raise NotPlain("asks for a call that no tensor needs: refused")
+            raise NotPlain("contains a call that no tensor needs: refused")
         if not accepts(arguments):
-            raise NotPlain(f"asks for {function.path} of something else than a tensor's: refused")
+            raise NotPlain(f"calls {function.path} on something that is no part of a tensor: refused")
         self._made(Call(function.path, arguments))
 
     def _new(self) -> None:
         arguments, of = self._stack.pop(), self._stack.pop()
         if not isinstance(of, Name) or of.path not in self._words.classes or arguments != ():
-            raise NotPlain("asks for an object that no tensor needs: refused")
+            raise NotPlain("contains an object that no tensor needs: refused")
         self._made(Instance(of.path))
 
     def _build(self) -> None:

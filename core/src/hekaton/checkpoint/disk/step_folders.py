@@ -161,7 +161,7 @@ class StepFolders:
                 _remove(self.path(step))
             self.finish_interrupted()
         except OSError as error:
-            log.warning("what is left of %s cannot be removed: %s", self.path(step), reason_of(error))
+            log.warning("cannot remove what remains of %s: %s", self.path(step), reason_of(error))
 
     def finish_interrupted(self) -> None:
         """Finish what a crash cut short while a step was being replaced."""
@@ -174,7 +174,7 @@ class StepFolders:
                 _remove(self.path(step))
                 move(self._replaced(step), self.path(step), key=MANIFEST)
                 log.warning(
-                    "%s: the save that was to replace it was interrupted; it is back", self.path(step)
+                    "%s: restored, since the save that was to replace it was interrupted", self.path(step)
                 )
 
     def prune(self, keep: int) -> None:

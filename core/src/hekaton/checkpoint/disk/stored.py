@@ -140,7 +140,7 @@ def check_lengths(tensors: StoredTensors, sizes: Mapping[str, int]) -> None:
         for chunk in tensor.chunks:
             if sizes[chunk.file] < chunk.start + chunk.length:
                 raise NotDescribed(
-                    f"counts on {chunk.start + chunk.length:,} bytes of {chunk.file}, which has "
+                    f"expects {chunk.start + chunk.length:,} bytes in {chunk.file}, which has "
                     f"{sizes[chunk.file]:,}"
                 )
 

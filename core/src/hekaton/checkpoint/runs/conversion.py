@@ -166,14 +166,14 @@ def _described(
     of_model, of_flavor = describe.get("model"), describe.get("flavor")
     name = model or of_model
     if name is None:
-        raise CheckpointError(f"{stored.folder} does not say which model it is of", hint="say --model_name")
+        raise CheckpointError(f"{stored.folder} does not name its model", hint="set --model_name")
     adapter = adapter_of(plugins, name)
     if of_model not in (None, name):
         raise CheckpointError(f"{stored.folder} is of model {of_model}, not {name}")
     spec: TrainSpec = plugins.get(Model, name).spec.load()
     chosen = flavor or of_flavor
     if chosen is None:
-        raise CheckpointError(f"{stored.folder} does not say its flavor", hint="say --model_flavor")
+        raise CheckpointError(f"{stored.folder} does not name its flavor", hint="set --model_flavor")
     config = spec.flavor(chosen)
     if of_flavor is not None and of_flavor in spec.flavors:
         differences = differing(spec.flavors[of_flavor], config)

@@ -55,7 +55,7 @@ class ParallelismSection(SectionModel):
     pipeline_parallel_degree: Degree = 1
     """Stages into which the model's layers are divided."""
     module_fqns_per_model_part: Annotated[list[list[str]] | None, Pipeline] = None
-    """Names of the modules of each stage, when they are not to be dealt out evenly."""
+    """Names of the modules of each stage, when they are not to be distributed evenly."""
     pipeline_parallel_first_stage_less_layers: Annotated[NonNegativeInt, Pipeline] = 1
     """Layers fewer on the first stage, in place of the embedding."""
     pipeline_parallel_last_stage_less_layers: Annotated[NonNegativeInt, Pipeline] = 1
@@ -78,13 +78,13 @@ class ParallelismSection(SectionModel):
     """How attention sees the whole sequence, by name; when not set, ``allgather``, or ``ring`` where
     ``context_parallel_rotate_method`` is ``alltoall``."""
     context_parallel_load_balancer: Annotated[Literal["headtail", "none"], Context] = "headtail"
-    """How parts of the sequence are dealt out: ``headtail`` gives every rank an early and a late one, so that
-    causal attention costs each the same; ``none`` one stretch."""
+    """How parts of the sequence are distributed: ``headtail`` gives every rank an early and a late one, so
+    that causal attention costs each the same; ``none`` one stretch."""
     context_parallel_rotate_method: Annotated[Literal["allgather", "alltoall"], Context] = "allgather"
     """How keys and values reach the other ranks, where ``context_parallel_strategy`` does not say."""
     expert_parallel_degree: Degree = 1
-    """Ranks over which experts are dealt out, of those of ``dp_shard`` × ``cp`` × ``tp``: it is no factor of
-    the number of processes."""
+    """Ranks over which experts are distributed, of those of ``dp_shard`` × ``cp`` × ``tp``: it is no factor
+    of the number of processes."""
     expert_tensor_parallel_degree: Degree = 1
     """Ranks over which each expert is cut, of the same ranks."""
     expert_dispatcher: Annotated[str | None, NameOf(Dispatcher), Expert, ExpertTensor] = None

@@ -40,7 +40,7 @@ class JobSection(SectionModel):
         "./outputs"
     )
     """Folder for everything that the run writes; other folders are relative to it."""
-    description: Annotated[str, MayDiffer("it is for people")] = "default job"
+    description: Annotated[str, MayDiffer("it is a description for people")] = "default job"
     """A line for people who read the configuration later."""
     print_config: Annotated[bool, OwnLog] = False
     """Log the resolved configuration at the start."""
