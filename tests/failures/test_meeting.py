@@ -79,5 +79,7 @@ def test_a_rank_that_two_processes_have_ends_both(store: dist.Store, monkeypatch
 
 def test_those_that_do_not_come_are_named_by_all(store: dist.Store) -> None:
     for rank in (1, 2):
-        with pytest.raises(ConfigError, match=r"3 of 4 processes have not connected within 0 s: ranks 0, 2, 3\n"):
+        with pytest.raises(
+            ConfigError, match=r"3 of 4 processes have not connected within 0 s: ranks 0, 2, 3\n"
+        ):
             come(store, rank, 4, seconds=0.0)
