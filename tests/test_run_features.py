@@ -189,12 +189,19 @@ def test_resolved_configuration_is_written_beside_the_run(train, tmp_path):
     assert main(["config", "check", str(tmp_path / "resolved.toml")]) == 0
 
 
-def test_load_only_saves_nothing(train, tmp_path):
+def test_load_only_leaves_all_as_it_is(train, tmp_path):
+    """Beside the run that writes there, and from a disk that can only be read."""
     train("--checkpoint.enable")
-    train(
-        "--checkpoint.enable", "--checkpoint.load_only", "--training.steps", "6", "--checkpoint.interval", "1"
-    )
-    assert [step.name for step in (tmp_path / "checkpoint").iterdir()] == ["step-4"]
+
+    def times() -> dict:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+
+    before = times()
+    load_only = ["--checkpoint.enable", "--checkpoint.load_only", "--training.steps", "6"]
+    train(*load_only, "--checkpoint.interval", "1", "--optimizer.eps", "1e-7")  # a change that history keeps
+    assert times() == before
+    train(*load_only, "--job.save_config_file", "mine.toml")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "config.toml", "mine.toml"}
 
 
 def test_the_first_step_is_saved_when_asked_for(train, tmp_path):

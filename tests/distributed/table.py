@@ -1,4 +1,7 @@
-"""Print the measured table of docs/parallelism.md: ``python tests/distributed/table.py``."""
+"""Print the measured table of docs/parallelism.md: ``python tests/distributed/table.py``.
+
+With a word, only the rows of cases that have it in their name: ``python tests/distributed/table.py tied``.
+"""
 
 import json
 import re
@@ -12,23 +15,22 @@ from test_layouts import CASES, MUTATIONS, REFERENCES, SCRIPT
 from hekaton.testing.distributed import run_processes
 
 
-def main() -> None:
+def main(word: str = "") -> None:
     mutations = {name for _, name, _ in MUTATIONS}
+    chosen = {name: its for name, its in CASES.items() if word in name and name not in mutations}
+    needed = {case["reference"] for *_, case in chosen.values()}
     with tempfile.TemporaryDirectory() as folder:
         references = {
             name: {"flags": [*flags, "--training.local_batch_size", "8"]}
             for name, flags in REFERENCES.items()
+            if name in needed
         }
         run_processes(
             SCRIPT, "run", processes=1, timeout=200, cases=references, folder=folder, reference=True
         )
         measured = {}
-        for launch in sorted({(processes, group) for processes, group, _ in CASES.values()}):
-            cases = {
-                name: case
-                for name, (*its, case) in CASES.items()
-                if tuple(its) == launch and name not in mutations
-            }
+        for launch in sorted({(processes, group) for processes, group, _ in chosen.values()}):
+            cases = {name: case for name, (*its, case) in chosen.items() if tuple(its) == launch}
             processes = launch[0]
             began = time.perf_counter()
             run_processes(
@@ -85,4 +87,4 @@ def grouped(measured: dict) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

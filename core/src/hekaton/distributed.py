@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -89,7 +90,10 @@ def process_group(
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as e:
-            raise ConfigError(f"cannot write to '{folder}': {e.strerror}") from e
+            if e.errno != errno.EROFS:
+                raise ConfigError(f"cannot write to '{folder}': {e.strerror}") from e
+            # Whether the run writes anything there that it needs is checked by check_places.
+            log.warning("no traces of collectives will be kept in '%s': %s", folder, e.strerror)
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(settings.trace_buf_size))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1" if settings.trace_buf_size > 0 else "0")
         os.environ.setdefault(

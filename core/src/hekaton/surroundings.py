@@ -34,12 +34,15 @@ def set_determinism(debug: DebugSection, *, rank: int) -> None:
 
 
 def write_config(config: JobConfig, process: Process) -> None:
-    """Write the resolved configuration beside the run, on rank 0."""
+    """Write the resolved configuration beside the run, on rank 0. A run that only loads has it in a file of
+    its own, where it names one."""
     if process.rank != 0:
         return
     text = to_toml(config)
     if config.job.print_config:
         log.info("configuration:\n%s", text)
+    if config.only_loads() and not config.job.save_config_file:
+        return
     path = Path(config.job.dump_folder, config.job.save_config_file or "config.toml")
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)

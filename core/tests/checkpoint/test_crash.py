@@ -42,6 +42,7 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save(tmp_path: Path) -> None:
         assert "No space left on device" in said
 
 
+@pytest.mark.timeout(330)
 @pytest.mark.parametrize(
     ("scheme", "every"),
     [pytest.param("", 1, id="disk"), pytest.param("file://", 2, id="fsspec", marks=pytest.mark.slow)],
@@ -49,7 +50,7 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save(tmp_path: Path) -> None:
 def test_killed_at_every_moment_of_a_save(scheme: str, every: int, tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_while_saving.py")
     (done,) = run_processes(
-        script, "run", processes=1, timeout=100, folder=str(tmp_path), scheme=scheme, every=every
+        script, "run", processes=1, timeout=300, folder=str(tmp_path), scheme=scheme, every=every
     )
     outcomes = json.loads(done.stdout)
     assert len(outcomes) > 60 / every

@@ -79,6 +79,10 @@ class JobConfig(SectionModel):
         degrees = self.parallelism
         return degrees.data_parallel_replicate_degree * degrees.shard_degree(world_size)
 
+    def only_loads(self) -> bool:
+        """Whether the run leaves the folder of the run that it loads from as it is."""
+        return self.checkpoint.enable and self.checkpoint.load_only
+
     def expert_dispatcher(self) -> str:
         """Name of what brings tokens to experts on other ranks."""
         return self.parallelism.expert_dispatcher or "alltoall"

@@ -64,15 +64,19 @@ def places_of(config: JobConfig) -> list[Place]:
         "save_traces_folder": profiling.enable_profiling,
         "save_memory_snapshot_folder": profiling.enable_memory_snapshot,
     }
-    by_all = config.metrics.save_for_all_ranks or any(profiles.values())
+    metrics = config.metrics
     dump_folder = folder_at(config.job.dump_folder)
-    places = [Place(name="job.dump_folder", folder=dump_folder, by_all=by_all, hint=WRITABLE)]
+    places = []
+    files = bool(config.job.save_config_file or metrics.loggers or metrics.enable_tensorboard)
+    if files or any(profiles.values()) or not config.only_loads():
+        by_all = metrics.save_for_all_ranks or any(profiles.values())
+        places.append(Place(name="job.dump_folder", folder=dump_folder, by_all=by_all, hint=WRITABLE))
     for field, is_written in profiles.items():
         if is_written:
             folder = dump_folder / getattr(profiling, field)
             hint = f"choose another profiling.{field}"
             places.append(Place(name=f"profiling.{field}", folder=folder, by_all=True, hint=hint))
-    if config.checkpoint.enable and not config.checkpoint.load_only:
+    if config.checkpoint.enable and not config.only_loads():
         folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
         places.append(Place(name="the checkpoint folder", folder=folder, shared=True, hint=SHARE))
     return places

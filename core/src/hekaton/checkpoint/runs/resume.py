@@ -294,7 +294,7 @@ class RunCheckpoints:
 
     def _write_history(self) -> None:
         """Keep what changed beside the run, for those who read its curves."""
-        if self._run.rank != 0 or not self._history:
+        if self._run.rank != 0 or not self._history or self._settings.load_only:
             return
         path = Path(self._config.job.dump_folder, HISTORY)
         text = json.dumps(history_to_json(self._history), indent=1)

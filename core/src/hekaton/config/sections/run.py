@@ -133,7 +133,7 @@ class CheckpointSection(SectionModel):
     enable_first_step_checkpoint: bool = False
     """Save after the first step too, to see early whether saving works."""
     load_only: bool = False
-    """Load, and never save."""
+    """Load, and never save: the folder of the run is left as it is."""
     enable_ft_dataloader_checkpoints: Annotated[
         bool, NoEffect("it belongs to fault tolerance, which is not available yet")
     ] = True
