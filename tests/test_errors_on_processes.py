@@ -78,6 +78,7 @@ def test_an_exception_on_every_process_is_shown_once(launch):
     )
 
 
+@pytest.mark.slow
 def test_an_error_of_the_user_on_every_process_is_shown_once(launch):
     status, said = launch("user error")
     assert status == 2
@@ -85,6 +86,7 @@ def test_an_error_of_the_user_on_every_process_is_shown_once(launch):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_of_an_exception_on_one_process_the_others_show_no_traceback(launch):
     status, said = launch("on rank 1")
     assert status == 1
@@ -92,6 +94,7 @@ def test_of_an_exception_on_one_process_the_others_show_no_traceback(launch):
     assert "[rank1]: ValueError: only here\n" in said
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named(launch):
     status, said = launch("killed")
     assert status == 128 + 9

@@ -1,8 +1,8 @@
 """A model that parallelises itself: ``TrainSpec(parallelize=...)`` takes the plan's place."""
 
 import re
-import subprocess
-import sys
+
+from hekaton.testing import run_command
 
 MODEL = """
 import dataclasses
@@ -41,11 +41,7 @@ FLAGS = [
 
 def losses(folder, model, processes):
     (folder / "own_parallelize.py").write_text(MODEL)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "hekaton", "train", *FLAGS, "--model.name", model],
-        cwd=folder, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    done = run_command("train", *FLAGS, "--model.name", model, processes=processes, cwd=folder)
     assert done.returncode == 0, done.stderr
     return re.findall(r"step +\d+ +loss (\S+)", done.stderr)
 

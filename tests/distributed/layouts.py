@@ -17,6 +17,7 @@ import torch.distributed as dist
 from hekaton.config import load
 from hekaton.distributed import all_sum, this_process
 from hekaton.rules import check
+from hekaton.testing.distributed import shared_meshes
 from hekaton.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -41,11 +42,20 @@ FLAGS = [
 def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
     """Run every case; as the reference write what it gave, otherwise how far it is from its reference.
 
-    :param cases: name -> ``flags``, ``reference`` (the name of the reference's case), ``mutation``.
+    :param cases: name -> ``flags``, ``reference`` (the name of the reference's case), ``mutation``, ``steps``.
     """
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    with shared_meshes():
+        differences = compare(cases, folder, reference)
+    if dist.get_rank() == 0 and not reference:
+        Path(folder, f"differences-{dist.get_world_size()}.json").write_text(json.dumps(differences))
+    dist.destroy_process_group()
+
+
+def compare(cases: dict[str, dict], folder: str, reference: bool) -> dict[str, dict]:
+    """On rank 0 the differences of every case; as the reference none."""
     differences = {}
     for name, case in cases.items():
         print(f"-- {name}", flush=True)  # read when a process ends without an exception
@@ -57,6 +67,7 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
                     case["flags"],
                     folder,
                     mutation=case.get("mutation"),
+                    steps=case.get("steps", STEPS),
                     last=case.get("last_gradients", False),
                 )
         except Exception as e:
@@ -67,12 +78,12 @@ def run(cases: dict[str, dict], folder: str, reference: bool) -> None:
             else:
                 expected = torch.load(Path(folder, f"{case['reference']}.pt"), weights_only=True)
                 differences[name] = difference(result, expected)
-    if dist.get_rank() == 0 and not reference:
-        Path(folder, f"differences-{dist.get_world_size()}.json").write_text(json.dumps(differences))
-    dist.destroy_process_group()
+    return differences
 
 
-def train(flags: list[str], folder: str, *, mutation: str | None = None, last: bool = False) -> dict:
+def train(
+    flags: list[str], folder: str, *, mutation: str | None = None, steps: int = STEPS, last: bool = False
+) -> dict:
     """:param last: compare the gradients of the last step too; :returns: on rank 0 the result; parameters and
     gradients whole, by name."""
     process = this_process()
@@ -81,16 +92,16 @@ def train(flags: list[str], folder: str, *, mutation: str | None = None, last: b
     trainer = Trainer(loaded, process)
     result = {"weights": whole(trainer, lambda parameter: parameter)}
     with mutated(trainer, mutation):
-        for step in range(STEPS):
+        for step in range(steps):
             trainer.step = step + 1
             part = trainer.forward_backward(trainer.loader.next_step(), trainer._draw())
             loss = all_sum(part["loss"].clone(), trainer.meshes.report.get_group()).item()
             if step == 0:
                 result["gradients"] = whole(trainer, lambda parameter: parameter.grad)
-            elif last and step == STEPS - 1:
+            elif last and step == steps - 1:
                 of_last = whole(trainer, lambda parameter: parameter.grad)
                 result["gradients"] |= {f"{name} (last step)": grad for name, grad in of_last.items()}
-            if step == STEPS - 1:
+            if step == steps - 1:
                 result["counts"] = counted(trainer)
             grad_norm = trainer.optimizer_step().item()
             if step == 0:

@@ -30,6 +30,7 @@ RUNS = {
 }  # fmt: skip
 RUNS["lora in the last layer"] = [*RUNS["lora"], "--lora.targets", "layers.5.attention.wv"]
 """Under a pipeline, all that earlier stages have is frozen."""
+STEPS = 3
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]
 ACCUMULATED = ["--training.local_batch_size", "1"]
 CASES = [
@@ -55,7 +56,8 @@ def described(run, layout, *flags):
     rows = (
         [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(8 // layout.dp)]
     )
-    return {"flags": [*FLOAT64, *RUNS[run], *layout.flags, *rows, *flags], "reference": run}
+    flags = [*FLOAT64, *RUNS[run], *layout.flags, *rows, *flags]
+    return {"flags": flags, "reference": run, "steps": STEPS}
 
 
 def name(case):

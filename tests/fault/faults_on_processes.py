@@ -11,6 +11,7 @@ from hekaton.config import load
 from hekaton.distributed import this_process
 from hekaton.errors import TrainingError
 from hekaton.rules import check
+from hekaton.testing.distributed import shared_meshes
 from hekaton.trainer import Trainer
 
 
@@ -20,13 +21,14 @@ def run(cases: dict[str, dict], folder: str, result: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     said = {}
-    for name, case in cases.items():
-        print(f"-- {name}", flush=True)  # read when a process ends without an exception
-        torch._dynamo.reset()
-        try:
-            said[name] = outcome(case, folder)
-        except Exception as e:
-            raise AssertionError(name) from e
+    with shared_meshes():
+        for name, case in cases.items():
+            print(f"-- {name}", flush=True)  # read when a process ends without an exception
+            torch._dynamo.reset()
+            try:
+                said[name] = outcome(case, folder)
+            except Exception as e:
+                raise AssertionError(name) from e
     Path(folder, f"{result}-{dist.get_rank()}.json").write_text(json.dumps(said))
     dist.destroy_process_group()
 

@@ -180,8 +180,13 @@ def _loaded_below(root: Path) -> set[Path]:
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     # Most are of libraries, and resolving a path costs a system call for each of its parts.
     sources = (file for file in files if isinstance(file, str) and file.endswith(".py"))
-    own = (Path(file).resolve() for file in sources if not (_installed(file) or file.startswith(_STDLIB)))
+    own = (_resolved(file) for file in sources if not (_installed(file) or file.startswith(_STDLIB)))
     return {path for path in own if root in path.parents and not _installed(str(path))}
+
+
+@functools.cache
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
 
 
 def _installed(file: str) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hekaton.testing.launcher import run_processes
 
-__all__ = ["NamedLayout", "run_processes"]
+__all__ = ["NamedLayout", "run_processes", "shared_meshes"]
 
 _DEGREES = {
     "replicate": "data_parallel_replicate_degree",
@@ -56,3 +59,19 @@ class NamedLayout:
             for axis, degree in self.degrees.items()
             for word in (f"--parallelism.{_DEGREES[axis]}", str(degree))
         ]
+
+
+@contextmanager
+def shared_meshes() -> Iterator[None]:
+    """Within it, runs of this process that have the same degrees have the same meshes.
+
+    Each group of a mesh keeps a thread of gloo that wakes up every 10 ms until the process ends.
+    """
+    from hekaton.mesh import ParallelDims
+
+    build = ParallelDims.build_mesh
+    ParallelDims.build_mesh = functools.cache(build)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ParallelDims.build_mesh = build  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from hekaton.config import load
 from hekaton.config.flags import split_files
 from hekaton.distributed import all_sum, this_process
 from hekaton.rules import check
-from hekaton.testing.launcher import run_processes
+from hekaton.testing.distributed import run_processes, shared_meshes
 
 
 def train_steps(
@@ -45,12 +45,13 @@ def record(asked: str, steps: int, folder: str, result: str) -> None:
     logging.getLogger("hekaton").setLevel(logging.ERROR)
     dist.init_process_group("gloo")
     numbers = {}
-    for name, arguments in json.loads(Path(asked).read_text()).items():
-        print(f"-- {name}", flush=True)  # read when a process ends without an exception
-        try:
-            numbers[name] = _train([*arguments, "--job.dump_folder", folder], steps)
-        except Exception as e:
-            raise AssertionError(f"{name}: hekaton train {' '.join(arguments)}") from e
+    with shared_meshes():
+        for name, arguments in json.loads(Path(asked).read_text()).items():
+            print(f"-- {name}", flush=True)  # read when a process ends without an exception
+            try:
+                numbers[name] = _train([*arguments, "--job.dump_folder", folder], steps)
+            except Exception as e:
+                raise AssertionError(f"{name}: hekaton train {' '.join(arguments)}") from e
     if dist.get_rank() == 0:
         Path(result).write_text(json.dumps(numbers))
     dist.destroy_process_group()
