@@ -131,8 +131,8 @@ def test_all_pods_start_anew_but_not_for_an_error_of_the_configuration(launch, k
     job = spec["replicatedJobs"][0]["template"]["spec"]
     assert job["backoffLimit"] == 0
     assert spec["failurePolicy"]["maxRestarts"] == 7
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [ConfigError("").exit_code])
+    rules = [(rule["action"], rule["onExitCodes"]["values"]) for rule in job["podFailurePolicy"]["rules"]]
+    assert rules == [("Ignore", [75]), ("FailJob", [ConfigError("").exit_code])]
     (rule,) = spec["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 

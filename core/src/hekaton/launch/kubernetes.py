@@ -1,7 +1,8 @@
 """What a Kubernetes cluster reads to start a run: a Kubeflow Trainer ``TrainJob``, or a plain ``JobSet``.
 
 Both start one pod per node, in which ``python -m hekaton.launch`` starts a process per GPU. The pods of a run
-that fails are all started anew, unless the error is one that another start would meet again.
+that fails are all started anew, unless the error is one that another start would meet again. Pods of a run that
+was asked to stop, and has saved, start again however often.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from hekaton.errors import ConfigError
+from hekaton.errors import AGAIN, ConfigError
 
 Manifest: TypeAlias = dict[str, Any]
 
@@ -143,14 +144,9 @@ def _jobs(
             "backoffLimit": 0,
             "podFailurePolicy": {
                 "rules": [
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {
-                            "containerName": CONTAINER,
-                            "operator": "In",
-                            "values": [USER_ERROR],
-                        },
-                    }
+                    # A run that was asked to stop has saved: its pods start again, and no restart is counted.
+                    {"action": "Ignore", "onExitCodes": _exit_code(AGAIN)},
+                    {"action": "FailJob", "onExitCodes": _exit_code(USER_ERROR)},
                 ]
             },
             "template": {"spec": _pod(cluster, files, flags, env=env)},
@@ -172,6 +168,10 @@ def _jobs(
         },
         "replicatedJobs": [{"name": CONTAINER, "replicas": 1, "template": template}],
     }
+
+
+def _exit_code(status: int) -> Manifest:
+    return {"containerName": CONTAINER, "operator": "In", "values": [status]}
 
 
 def _pod(
