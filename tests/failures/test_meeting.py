@@ -61,11 +61,26 @@ def test_another_number_of_processes_on_one_machine_ends_both(store: dist.Store)
     thread, ended = in_thread(store, 1, 4)
     with pytest.raises(ConfigError) as raised:
         come(store, 2, 6)
-    said = f"differ in their number: WORLD_SIZE is 4 on rank 1 on {HOST}, 6 on rank 2 on {HOST}"
-    assert said in raised.value.message
+    said = f"\n  number of processes (WORLD_SIZE): 4 on rank 1 ({HOST}), 6 on rank 2 ({HOST})"
+    assert raised.value.message == f"the processes of this run cannot meet:{said}"
     thread.join(20)
     (of_first,) = ended
     assert of_first.exit_code == 2
+
+
+def test_other_ways_to_connect_are_reported(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gloo, the one ends with a segmentation fault, and the other waits for it."""
+    monkeypatch.delenv("TORCH_GLOO_LAZY_INIT", raising=False)
+    thread, _ = in_thread(store, 1, 4)
+    monkeypatch.setenv("TORCH_GLOO_LAZY_INIT", "1")
+    monkeypatch.setattr(arrival.torch, "__version__", "9.9")
+    with pytest.raises(ConfigError) as raised:
+        come(store, 2, 4)
+    version, gloo = raised.value.message.splitlines()[1:]
+    assert version.startswith("  version of torch: ")
+    assert version.endswith(f", 9.9 on rank 2 ({HOST})")
+    assert gloo.endswith(f"(TORCH_GLOO_LAZY_INIT): not set on rank 1 ({HOST}), 1 on rank 2 ({HOST})")
+    thread.join(20)
 
 
 def test_a_rank_that_two_processes_have_ends_both(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,10 @@ def run(folder: str) -> None:
     logged.lines.clear()
     said["a version that computes nothing"] = [told(compared()), logged.lines if on(0) else []]
     code.version_of = version
+
+    with patch.dict(os.environ, LOCAL_WORLD_SIZE="1" if on(3) else "3"):
+        logged.lines.clear()
+        said["machines"] = [told(compared()), logged.lines.copy() if on(0) else []]
 
     weights = root / f"weights{RANK // 2}"
     weights.mkdir(exist_ok=True)

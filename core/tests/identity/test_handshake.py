@@ -20,8 +20,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_processes(ON_PROCESSES, "run", processes=4, folder=str(folder))
     of_ranks = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(4)]
     notices = [of_rank["a version that computes nothing"].pop() for of_rank in of_ranks]
+    machines = [of_rank["machines"].pop() for of_rank in of_ranks]
     assert of_ranks.count(of_ranks[0]) == 4
-    return {**of_ranks[0], "notices": notices}
+    return {**of_ranks[0], "notices": notices, "of machines": machines}
 
 
 def differ(*lines: str, cure: str = FILES) -> str:
@@ -82,6 +83,14 @@ def test_a_library_that_computes_nothing_gives_a_notice(said: dict[str, Any]) ->
     assert others == [[], [], []]
     assert line.startswith("notice: processes have different other versions: rich: ")
     assert line.endswith(" on ranks 0, 2-3, 9.9 on rank 1 (a)")
+
+
+def test_another_number_of_processes_on_a_machine_gives_a_notice(said: dict[str, Any]) -> None:
+    assert said["machines"] == [""]
+    assert said["of machines"] == [
+        ["notice: processes have different machines: processes on the machine: 3 on ranks 0-2, 1 on rank 3 (b)"],
+        [], [], [],
+    ]  # fmt: skip
 
 
 def test_initial_weights_are_compared_by_one_process_of_each_machine(said: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 
 from hekaton.environment import launched
@@ -49,7 +51,7 @@ def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: flo
 
     :raises RaisedElsewhere: when one of them has failed instead.
     :raises ConfigError: naming those that have not connected in time; or where this process has the rank of
-        another one, or counts another number of them.
+        another one, or something else by which they could not meet.
     """
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         board.arrive()
@@ -82,20 +84,31 @@ def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: flo
 
 def _place_taken(store: Store, *, rank: int, world_size: int) -> ConfigError | None:
     """What is wrong with the place of this process among the others, before any of them waits for it."""
-    me = f"rank {rank} on {socket.gethostname()}"
-    counted = store.compare_set(f"{_ARRIVED}/world_size", "", f"{world_size} on {me}").decode()
-    if counted.partition(" ")[0] != str(world_size):
+    mine = {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "number of processes (WORLD_SIZE)": world_size,
+        "version of torch": str(torch.__version__),
+        "connection of gloo (TORCH_GLOO_LAZY_INIT)": os.environ.get("TORCH_GLOO_LAZY_INIT", "not set"),
+    }
+    first = json.loads(store.compare_set(f"{_ARRIVED}/first", "", json.dumps(mine)))
+    names = [name for name in mine if name not in ("rank", "host") and first.get(name) != mine[name]]
+    if names:
+        lines = [
+            f"  {name}: {first.get(name, 'not set')} on rank {first['rank']} ({first['host']}), "
+            f"{mine[name]} on rank {rank} ({mine['host']})"
+            for name in names
+        ]
         return ConfigError(
-            "the processes of this run differ in their number: "
-            f"WORLD_SIZE is {counted}, {world_size} on {me}",
-            hint="start the same number of processes on all machines, or say how many there are in all: "
-            "--nnodes and --nproc_per_node of torchrun",
+            "\n".join(["the processes of this run cannot meet:", *lines]),
+            hint="start the same number of processes on all machines, or say how many there are in all "
+            "(--nnodes and --nproc_per_node of torchrun), with the same versions and environment",
         )
     host = f"{socket.gethostname()}, process {os.getpid()}"
-    first = store.compare_set(f"{_ARRIVED}/{rank}", "", host).decode()
-    if first != host:
+    other = store.compare_set(f"{_ARRIVED}/{rank}", "", host).decode()
+    if other != host:
         return ConfigError(
-            f"two processes of this run have rank {rank}: on {first}, and on {host}",
+            f"two processes of this run have rank {rank}: on {other}, and on {host}",
             hint="give each machine a --node_rank of its own, and each process a RANK",
         )
     return None

@@ -73,6 +73,7 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             values=device_values(device),
             cure="start all processes on the same kind of device, or choose one: CUDA_VISIBLE_DEVICES",
         ),
+        Subject(name="machines", values=machine_values(device), must_agree=False),
         Subject(
             name="initial weights",
             values=initial_weights(config) if launched().local_rank == 0 else None,
@@ -94,6 +95,12 @@ def device_values(device: torch.device) -> dict[str, Any]:
         "device memory (GiB)": round(properties.total_memory / 2**30),
         "CUDA": torch.version.cuda,
     }
+
+
+def machine_values(device: torch.device) -> dict[str, Any]:
+    """How many processes the launcher started on this machine, and how many devices they see."""
+    processes = {"processes on the machine": os.environ.get("LOCAL_WORLD_SIZE")}
+    return processes | ({"visible GPUs": torch.cuda.device_count()} if device.type == "cuda" else {})
 
 
 def initial_weights(config: JobConfig) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """What a Kubernetes cluster reads to start a run: a Kubeflow Trainer ``TrainJob``, or a plain ``JobSet``.
 
 Both start one pod per node, in which ``python -m hekaton.launch`` starts a process per GPU. The pods of a run
-that fails are all started anew, unless the error is one that another start would meet again. Pods of a run that
-was asked to stop, and has saved, start again however often.
+that fails are all started anew, unless the error is one that another start would meet again. Pods of a run
+that was asked to stop, and has saved, start again however often.
 """
 
 from __future__ import annotations
