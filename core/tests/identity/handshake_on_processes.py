@@ -63,7 +63,7 @@ def run(folder: str) -> None:
     said["versions"] = told(compared())
     code.version_of = lambda name: "9.9" if (name, RANK) == ("rich", 1) else version(name)  # type: ignore[assignment]
     logged.lines.clear()
-    said["a version that computes nothing"] = [told(compared()), logged.lines if on(0) else []]
+    said["a version that computes nothing"] = [told(compared()), logged.lines.copy() if on(0) else []]
     code.version_of = version
 
     with patch.dict(os.environ, LOCAL_WORLD_SIZE="1" if on(3) else "3"):
