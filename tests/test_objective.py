@@ -34,9 +34,23 @@ class ConstantLoss(NextToken):
         return {name: outputs.sum() * 0.0 + self.value * count for name, count in counts.items()}
 
 
+class OtherTerms(ConstantLoss):
+    """Counts, or sums, another term than its weights name."""
+
+    def count(self, targets):
+        counts = super().count(targets)
+        return {"other": counts["next_token"]} if self.value == 1.0 else counts
+
+    def loss(self, outputs, targets):
+        return {"other": outputs.sum()}
+
+
 @hookimpl
 def hekaton_objectives():
-    return [Objective("constant", build=Ref("constant_loss:ConstantLoss"))]
+    return [
+        Objective("constant", build=Ref("constant_loss:ConstantLoss")),
+        Objective("other_terms", section="constant", build=Ref("constant_loss:OtherTerms")),
+    ]
 
 
 @hookimpl
@@ -86,6 +100,17 @@ def test_a_run_trains_for_it(run: Path, plugin: list[str]) -> None:
     assert 'objective = "constant"' in (run.parent / "outputs" / "config.toml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("value", "gives"), [("1.0", "count() gives the counts"), ("2.0", "loss() gives the sums")]
+)
+def test_terms_without_a_weight_are_rejected(run: Path, plugin: list[str], value: str, gives: str) -> None:
+    flags = ["--training.objective", "other_terms", "--constant.value", value]
+    done = run_command("train", str(run), *plugin, *flags, cwd=run.parent)
+    assert done.returncode == 2, done.stderr
+    said = f"error: the objective OtherTerms: {gives} of ['other'], its weights are of ['next_token']"
+    assert said in done.stderr
+
+
 def test_an_unknown_one_is_refused_with_the_choices(run: Path, plugin: list[str]) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load([run], [*plugin, "--training.objective", "next_tokn"])
@@ -93,7 +118,7 @@ def test_an_unknown_one_is_refused_with_the_choices(run: Path, plugin: list[str]
         "unknown objective 'next_tokn' (training.objective)\n"
         "  from: --training.objective\n"
         "  did you mean 'next_token'?\n"
-        "  choose one of: constant, multi_token, next_token"
+        "  choose one of: constant, multi_token, next_token, other_terms"
     )
 
 

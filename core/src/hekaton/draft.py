@@ -47,7 +47,7 @@ class Draft:
     :param trained: patterns of the parameters that are trained; ``None`` for all that require a gradient in
         the module. Others are frozen: they get no gradient and no optimizer state.
     :param merges: how an export makes tensors of the model as it was from those of the converted one.
-    :param rows: rows of the weight table for parameters that are added and exported by themselves.
+    :param weight_rows: rows of the weight table for parameters that are added and exported by themselves.
     :param export_format: the checkpoint format in which ``checkpoint.last_save_in_hf`` writes the model.
     """
 
@@ -58,7 +58,7 @@ class Draft:
     init: Mapping[str, Initializer]
     trained: Sequence[str] | None = None
     merges: Sequence[Merge] = ()
-    rows: Sequence[Row] = ()
+    weight_rows: Sequence[Row] = ()
     export_format: str = "hf"
 
     def with_styles(self, styles: Mapping[str, str]) -> Draft:

@@ -55,6 +55,11 @@ class ParallelDims:
         return self.dp_replicate * self.dp_shard
 
     @property
+    def fsdp(self) -> int:
+        """Ways in which each parameter is sharded: ranks of context parallel shard parameters as well."""
+        return self.dp_shard * self.cp
+
+    @property
     def axes(self) -> dict[str, int]:
         """The degrees whose product is the number of processes, by name."""
         return {axis: degree for axis, degree in vars(self).items() if axis not in ("ep", "etp")}
@@ -62,7 +67,7 @@ class ParallelDims:
     @property
     def efsdp(self) -> int:
         """Ways in which the tensors of experts are sharded: what ``ep`` and ``etp`` leave of the ranks."""
-        return self.dp_shard * self.cp * self.tp // (self.ep * self.etp)
+        return self.fsdp * self.tp // (self.ep * self.etp)
 
     @property
     def world_size(self) -> int:
@@ -73,7 +78,7 @@ class ParallelDims:
         world = init_device_mesh(device_type, (self.world_size,), mesh_dim_names=("world",))
         dense = world._unflatten(
             0,
-            (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
+            (self.pp, self.dp_replicate, self.fsdp, self.tp),
             ("pp", "dp_replicate", "fsdp", "tp"),
         )
         batch = world._unflatten(0, (self.pp, self.dp, self.cp, self.tp), ("pp", "dp", "cp", "tp"))

@@ -144,6 +144,13 @@ def first_group(section, settings, groups):
     return optim.adamw(section, settings, groups[:1])
 
 
+def without_experts(section, settings, groups):
+    of_matrices = [
+        group.as_torch([one for one in group.parameters if one.role != "expert"]) for group in groups
+    ]
+    return torch.optim.AdamW(of_matrices)
+
+
 class Counting(torch.optim.SGD):
     """Keeps a list, which no checkpoint can hold."""
 
@@ -193,6 +200,7 @@ def of(kind):
     [
         (one_group, r"'norm.weight' has the rate 0.0008, its group's is 0.0004"),
         (first_group, r"is in 0 groups of its optimizers"),
+        (without_experts, r"'experts.w' is in 0 groups of its optimizers"),
         (of(Drifting), "a step at a rate of 0 changes 'embedding.weight'"),
         (of(Forgetful), "training does not resume exactly: 'embedding.weight' differs"),
         (lambda *_: [None], "build returned NoneType"),

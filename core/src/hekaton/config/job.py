@@ -75,9 +75,10 @@ class JobConfig(SectionModel):
         return found  # type: ignore[no-any-return]
 
     def data_parallel_degree(self, world_size: int) -> int:
-        """Number of ranks that read different rows of the batch."""
-        degrees = self.parallelism
-        return degrees.data_parallel_replicate_degree * degrees.shard_degree(world_size)
+        """Number of ranks that read different rows of the batch; this imports torch."""
+        from hekaton.mesh import ParallelDims
+
+        return ParallelDims.of(self, world_size=world_size).dp
 
     def only_loads(self) -> bool:
         """Whether the run leaves the folder of the run that it loads from as it is."""

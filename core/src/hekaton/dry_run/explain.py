@@ -91,7 +91,7 @@ def explain(loaded: Loaded, process: Process) -> Explanation:
             rank=process.rank,
             degrees=played.dims.axes,
             experts=_expert_axes(played),
-            fsdp=played.dims.dp_shard * played.dims.cp,
+            fsdp=played.dims.fsdp,
             schedule=_schedule(config) if played.dims.pp > 1 else "",
             stages=_stages(played),
             parameters=list(_parameters(played, config)),

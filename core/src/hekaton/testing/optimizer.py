@@ -19,7 +19,7 @@ Build = Callable[[Any, OptimizerSection, Sequence[Any]], Any]
 
 
 def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSection | None = None) -> None:
-    """Build an optimizer for a small model with parameters of every role that has at most two dims.
+    """Build an optimizer for a small model with parameters of every role, experts included.
 
     Each parameter is in one group of one optimizer, with the rate and the decay of its own row of
     ``[[optimizer.groups]]``. A step changes every parameter that has a gradient, none that has not, and none
@@ -69,6 +69,18 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
         assert torch.equal(parameter, before[name]), f"a step changes '{name}', which has no gradient"
 
 
+class _Experts(nn.Module):
+    """Two experts, both of which every token goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(0.1 * torch.randn(2, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """:param x: (tokens, 8)"""
+        return x + (x @ self.w).sum(0)
+
+
 def _made(
     build: Build, section: Any, settings: OptimizerSection
 ) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
@@ -76,6 +88,7 @@ def _made(
     model = nn.Sequential()
     model.add_module("embedding", nn.Embedding(VOCABULARY, 8))
     model.add_module("norm", nn.RMSNorm(8))
+    model.add_module("experts", _Experts())
     model.add_module("hidden", nn.Linear(8, 24))
     model.add_module("output", nn.Linear(24, VOCABULARY, bias=False))
     names = group_names(trained_names(model), settings, what="the model of the check")

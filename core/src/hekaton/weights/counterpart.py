@@ -44,9 +44,9 @@ class Counterpart:
     @property
     def table(self) -> WeightTable:
         table: WeightTable = self.adapter.table.load()(self.config)
-        if self.draft is None or not self.draft.rows:
+        if self.draft is None or not self.draft.weight_rows:
             return table
-        return dataclasses.replace(table, rows=[*table.rows, *self.draft.rows])
+        return dataclasses.replace(table, rows=[*table.rows, *self.draft.weight_rows])
 
     @property
     def merges(self) -> Sequence[Merge]:
