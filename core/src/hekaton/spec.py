@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import nn
 
 from hekaton.errors import ConfigError, choices_hint
@@ -13,12 +14,20 @@ from hekaton.init import Initializer
 from hekaton.parallel.plan import ParallelPlan
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from hekaton.draft import Draft
     from hekaton.mesh import Meshes, ParallelDims
     from hekaton.parallel.apply import Layout
 
 ModelConfig: TypeAlias = Any
 """A frozen dataclass of the model's own: what its flavors differ in."""
+
+
+CachedForward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Tokens and positions, (rows, n) both -> logits, (rows, n, vocab): see ``TrainSpec.cache``."""
+OpenCache: TypeAlias = "Callable[[nn.Module, int, int], AbstractContextManager[CachedForward]]"
+"""Model, rows, length -> a context that gives a :data:`CachedForward`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,12 @@ class TrainSpec:
     :param terms: configuration -> the terms of the loss that the model's layers add with
         :func:`hekaton.terms.add_term`, name -> weight. The loss has each of them as its sum over layers and
         its mean over the rows of the step, times its weight.
+    :param cache: ``cache(model, rows, length)`` is a context in which texts are generated, ``rows`` of them
+        with up to ``length`` tokens each. It gives a function that is called with tokens and their positions,
+        both (rows, n), and returns their logits, (rows, n, vocab), after all tokens that it was given before
+        at smaller positions; a position that is given again replaces what was there. For a model of
+        ``hekaton_blocks`` that is ``hekaton_blocks.key_value_cache``. Without it the whole text is computed
+        anew for each token.
     :param parallelize: the way out for a model that no plan can express.
         ``parallelize(part, layout, meshes, dims, config)`` takes the place of tensor and context parallel,
         activation checkpointing, compilation and FSDP of one part of the model, on the meta device, in
@@ -103,6 +118,7 @@ class TrainSpec:
     before_step: Callable[[Sequence[nn.Module], Meshes], None] | None = None
     report: Callable[[Sequence[nn.Module], Meshes], Mapping[str, float]] | None = None
     terms: Callable[[Any], Mapping[str, float]] | None = None
+    cache: OpenCache | None = None
     parallelize: Callable[[nn.Module, Layout, Meshes, ParallelDims, Any], None] | None = None
 
     def flavor(self, name: str, *, field: str = "", origin: str = "") -> ModelConfig:
