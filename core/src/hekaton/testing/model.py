@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hekaton.generation import recomputed
 from hekaton.init import Initializer, resolve_init
 from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
-from hekaton.spec import RunFacts, TrainSpec
+from hekaton.spec import OpenCache, RunFacts, TrainSpec
 from hekaton.testing.buffers import check_buffers
 from hekaton.testing.model_layouts import check_claimed_layouts
 from hekaton.testing.plain_run import DOCUMENT_ENDS, DRAW, SEQ_LEN, plain_run
@@ -26,7 +27,8 @@ def check_model(
     Every flavor is a frozen dataclass from which the model builds on the meta device; every row of the plan
     and of the init table matches something, every parameter has an initialiser. The flavor that runs gives a
     finite loss and a finite gradient for every parameter, and fills its buffers (:func:`check_buffers`). A
-    model trained to predict the next token must not see later tokens, nor another document's.
+    model trained to predict the next token must not see later tokens, nor another document's, and has the
+    same logits where it is called with its cache (``TrainSpec.cache``).
 
     Then it takes one step on two processes under every layout that its plan claims: FSDP always, tensor
     parallel with ``tensor`` rows, context parallel (``allgather``) with ``context`` rows, a pipeline with
@@ -87,6 +89,8 @@ def _check_run(spec: TrainSpec, flavor: str, load: Sequence[str]) -> None:
             assert run.gradients[name].isfinite().all(), f"{what}: the gradient of '{name}' is not finite"
     if run.batch is not None:
         _check_sight(run.model, run.objective, run.batch, what=what)
+        if spec.cache is not None:
+            _check_cache(run.model, spec.cache, run.batch["tokens"], what=what)
 
 
 @torch.no_grad()
@@ -113,3 +117,21 @@ def _check_sight(model: nn.Module, objective: Any, batch: Batch, *, what: str) -
         f"{what}: a token's output depends on another document's tokens"
     )
     assert len(changed_by(last)) == 1, f"{what}: a token's output does not depend on the token"
+
+
+@torch.no_grad()
+def _check_cache(model: nn.Module, open_cache: OpenCache, tokens: torch.Tensor, *, what: str) -> None:
+    """Give a text in pieces, the second row a token behind the first, and compare with the whole text."""
+    rows, length = tokens.shape
+    behind = (torch.arange(rows) > 0).long()[:, None]
+    with recomputed(model, rows, length) as forward:
+        expected = forward(tokens, torch.arange(length).expand(rows, -1))
+    begin = torch.arange(length // 2).expand(rows, -1)
+    steps = [torch.full((rows, 1), at) - behind for at in range(length // 2, length)]
+    with open_cache(model, rows, length) as forward:
+        for at in (begin, *steps):
+            logits = forward(tokens.gather(1, at), at)
+            within = expected.gather(1, at[:, :, None].expand(logits.shape))
+            assert torch.allclose(logits, within, rtol=1e-4, atol=1e-5), (
+                f"{what}: with its cache, the logits after token {int(at.max())} are those of another text"
+            )

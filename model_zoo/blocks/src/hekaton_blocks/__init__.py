@@ -2,6 +2,7 @@
 
 from hekaton_blocks.attention import Attention, DocumentAttention
 from hekaton_blocks.balance import balance_terms, report_experts, update_experts
+from hekaton_blocks.cache import key_value_cache
 from hekaton_blocks.dispatch import Dispatcher
 from hekaton_blocks.documents import Documents, PackedDocuments, pack_documents
 from hekaton_blocks.experts import GroupedExperts
@@ -30,6 +31,7 @@ __all__ = [
     "apply_rotary",
     "balance_terms",
     "decoder_flops_per_token",
+    "key_value_cache",
     "pack_documents",
     "report_experts",
     "rotary_table",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from hekaton_blocks.pattern import CAUSAL, AttentionPattern
 from hekaton_blocks.rope import apply_rotary
 from hekaton_blocks.sinks import attend_with_sinks
 
+if TYPE_CHECKING:
+    from hekaton_blocks.cache import KeyValueCache
+
 SMALLEST_PIECE = 128
 """Queries of a window that are masked together, at least."""
 
@@ -35,6 +38,8 @@ class DocumentAttention(nn.Module):
     def __init__(self, pattern: AttentionPattern = CAUSAL) -> None:
         super().__init__()
         self.pattern = pattern
+        self.cache: KeyValueCache | None = None
+        """Keys and values so far, while a text is generated."""
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -82,6 +87,9 @@ class DocumentAttention(nn.Module):
         queries_at: torch.Tensor | None,
         keys_at: torch.Tensor | None,
     ) -> torch.Tensor:
+        if self.cache is not None:
+            k, v, mask = self.cache.extend(self, k, v)
+            return self._kernel(q, k, v, sinks, mask)
         pattern = self.pattern
         ids = documents.ids if isinstance(documents, PackedDocuments) else documents
         if queries_at is not None and keys_at is not None:

@@ -12,6 +12,7 @@ from hekaton_blocks import (
     YarnScaling,
     balance_terms,
     decoder_flops_per_token,
+    key_value_cache,
     report_experts,
     update_experts,
 )
@@ -188,6 +189,7 @@ train_spec = TrainSpec(
     init=init,
     check=check,
     flops_per_unit=flops_per_token,
+    cache=key_value_cache,
     before_step=update_experts,
     report=report_experts,
     terms=lambda config: balance_terms(config.experts),

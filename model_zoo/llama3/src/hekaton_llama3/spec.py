@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
 from hekaton.parallel.plan import ParallelPlan, Stages
 from hekaton.spec import TrainSpec
-from hekaton_blocks import RopeScaling, decoder_flops_per_token
+from hekaton_blocks import RopeScaling, decoder_flops_per_token, key_value_cache
 from hekaton_llama3.model import Llama3, Llama3Config
 
 # Shapes as published: Llama 3.1 (8B, 70B, 405B) and Llama 3.2 (1B, 3B).
@@ -99,4 +99,5 @@ train_spec = TrainSpec(
     plan=plan,
     init=init,
     flops_per_unit=flops_per_token,
+    cache=key_value_cache,
 )

@@ -13,6 +13,7 @@ from hekaton_blocks import (
     RopeScaling,
     balance_terms,
     decoder_flops_per_token,
+    key_value_cache,
     report_experts,
     update_experts,
 )
@@ -133,6 +134,7 @@ train_spec = TrainSpec(
     plan=plan,
     init=init,
     flops_per_unit=flops_per_token,
+    cache=key_value_cache,
     before_step=update_experts,
     report=report_experts,
     terms=lambda config: balance_terms(config.moe if config.layers_with_experts else None),

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
 from hekaton.parallel.plan import ParallelPlan, Stages
 from hekaton.spec import TrainSpec
-from hekaton_blocks import MoEConfig, balance_terms, decoder_flops_per_token, report_experts, update_experts
+from hekaton_blocks import (
+    MoEConfig,
+    balance_terms,
+    decoder_flops_per_token,
+    key_value_cache,
+    report_experts,
+    update_experts,
+)
 from hekaton_qwen3.model import Qwen3, Qwen3Config
 
 # Shapes of the published models (Qwen 3 technical report, tables 1 and 2, and their config.json).
@@ -129,6 +136,7 @@ train_spec = TrainSpec(
     plan=plan,
     init=init,
     flops_per_unit=flops_per_token,
+    cache=key_value_cache,
     before_step=update_experts,
     report=report_experts,
     terms=lambda config: balance_terms(config.moe),
