@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,6 +118,16 @@ def config_class(plugins: Plugins) -> tuple[type[JobConfig], list[HekatonError]]
         except HekatonError as e:
             problems.append(e)
     return config, problems  # type: ignore[return-value]
+
+
+def config_of(plugins: Plugins, content: Mapping[str, Any]) -> JobConfig:
+    """The configuration that is written as tables, in a manifest for example; what is left out has its
+    default.
+
+    :raises ValidationError: of pydantic, for what it does not take.
+    """
+    config, _ = config_class(plugins)
+    return config.model_validate_json(json.dumps(content), strict=True)
 
 
 def _schema(contributed: Contributed[Section]) -> type[SectionModel]:

@@ -41,6 +41,9 @@ def hekaton_commands() -> list[Command]:
             summary="convert checkpoints to and from other layouts",
         ),
         Command(
+            "generate", run=Ref("hekaton.cli.generate:run"), summary="continue texts with a trained model"
+        ),
+        Command(
             "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"
         ),
     ]

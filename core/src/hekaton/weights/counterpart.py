@@ -176,12 +176,21 @@ def identify(
     :raises CheckpointError: when it is not the one that was named, saying in what they differ, or when it
         fits none.
     """
+    found = counterpart_of(plugins, content, model=model, what=what)
+    return dataclasses.replace(found, flavor=_flavor(found.spec, found.config, flavor, what=what))
+
+
+def counterpart_of(
+    plugins: Plugins, content: Mapping[str, Any], *, model: str | None, what: str
+) -> Counterpart:
+    """The model that a ``config.json`` describes, whether or not it is one of the model's flavors.
+
+    :raises CheckpointError: when it is not the one that was named, or of no model that is installed.
+    """
     adapter = _only_reader(plugins, content, what=what) if model is None else adapter_of(plugins, model)
     spec: TrainSpec = plugins.get(Model, adapter.name).spec.load()
     config = read_config(adapter, content, adapters=adapters_of(plugins), what=what)
-    return Counterpart(
-        spec=spec, flavor=_flavor(spec, config, flavor, what=what), config=config, adapter=adapter
-    )
+    return Counterpart(spec=spec, flavor="", config=config, adapter=adapter)
 
 
 def _only_reader(plugins: Plugins, content: Mapping[str, Any], *, what: str) -> HFAdapter:

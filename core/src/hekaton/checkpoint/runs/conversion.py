@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from hekaton.build import build_meta, override
 from hekaton.checkpoint.disk.folders import sync
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model, write_model
 from hekaton.checkpoint.tensors.state import model_tensors
-from hekaton.config.job import config_class
+from hekaton.config.job import config_of
 from hekaton.contributions import Model
 from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, HekatonError
@@ -118,7 +116,7 @@ def export_weights(
     with (
         _whole_or_not_there(target) as partial,
         _watched(exported.tensors, progress) as watched,
-        _verified(stored),
+        stored.verified(),
     ):
         writer.write(partial, dataclasses.replace(exported, tensors=watched), options or WriteOptions())
     return found
@@ -147,7 +145,7 @@ def to_torch(source: Path, target: Path, *, progress: Progress | None = None) ->
             room = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in stored.tensors.items()}
             torch.save(room, file)
         places: Any = torch._C.PyTorchFileReader(str(partial))
-        with _watched(stored.tensors, progress) as watched, _verified(stored), partial.open("r+b") as file:
+        with _watched(stored.tensors, progress) as watched, stored.verified(), partial.open("r+b") as file:
             for number, tensor in enumerate(watched.values()):
                 file.seek(places.get_record_offset(f"data/{number}"))
                 file.write(tensor.read().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -199,10 +197,8 @@ def _converted(plugins: Plugins, stored: StoredModel) -> Draft | None:
     content = stored.manifest.describe.get("config", {})
     if not content.get("model", {}).get("converters"):
         return None
-    config_type, _ = config_class(plugins)
     try:
-        config = config_type.model_validate_json(json.dumps(content), strict=True)
-        return build_meta(config, plugins, ParallelDims()).draft
+        return build_meta(config_of(plugins, content), plugins, ParallelDims()).draft
     except (ValidationError, HekatonError) as error:
         names = ", ".join(content["model"]["converters"])
         raise CheckpointError(
@@ -263,12 +259,3 @@ def _watched(
             return LazyTensor(tensor.shape, tensor.dtype, load)
 
         yield {name: watched(tensor) for name, tensor in tensors.items()}
-
-
-@contextlib.contextmanager
-def _verified(stored: StoredModel) -> Iterator[None]:
-    """Verify a checkpoint while it is read: at the end, it is what was saved, or an error."""
-    with ThreadPoolExecutor(1) as beside:
-        checked = beside.submit(stored.verify)
-        yield
-        checked.result()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -51,6 +53,14 @@ class StoredModel:
         problem = check_contents(self.folder, files, [name for name in files if files[name].checksum])
         if problem is not None:
             raise CheckpointError(f"the checkpoint {self.folder} is damaged: {problem}")
+
+    @contextmanager
+    def verified(self) -> Iterator[None]:
+        """Verify while the tensors are read: at the end, they were what was saved, or an error."""
+        with ThreadPoolExecutor(1) as beside:
+            checked = beside.submit(self.verify)
+            yield
+            checked.result()
 
 
 def open_model(folder: Path) -> StoredModel:

@@ -1,0 +1,272 @@
+"""``hekaton generate``: texts that a trained model continues."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hekaton.cli import plugin_flags
+from hekaton.cli.arguments import as_path
+from hekaton.errors import ConfigError, choices_hint
+
+if TYPE_CHECKING:
+    from hekaton.data import TextTokenizer
+    from hekaton.generation import Token
+    from hekaton.loading import LoadedModel
+    from hekaton.plugins import Plugins
+    from hekaton.spec import TrainSpec
+
+USAGE = """\
+usage: hekaton generate --checkpoint PATH --prompt TEXT [options]
+       hekaton generate --hf PATH --prompt TEXT [options]
+
+Continue texts with a trained model, on one device, and print them as they come.
+
+  --checkpoint PATH         a run's folder, of which the newest good step is read, or one step folder
+  --hf PATH                 a folder with config.json, safetensors and the tokenizer
+  --prompt TEXT             the text to be continued; may be given several times
+  --prompt_file FILE        a prompt in each line; - for standard input
+  --max_new_tokens N        tokens of each continuation, at most; 128 by default
+  --temperature T           logits are divided by it; 1 by default, 0 takes the most likely token
+  --top_k K                 draw among the K most likely tokens
+  --top_p P                 draw among the most likely tokens whose probabilities sum to P
+  --seed N                  of the draws; 0 by default
+  --batch_size N            prompts that are continued together; 8 by default. It changes no text
+  --json                    a line of JSON for each prompt: prompt, text, ids, end (token or length)
+
+  --device DEVICE           cpu or cuda; by default CUDA where there is a device
+  --dtype DTYPE             float32, bfloat16 or float64; by default as the weights are stored
+  --hf_assets_path FOLDER   the tokenizer, where it is not at the place that the run or the folder has it
+  --model_name NAME         the model, where the checkpoint does not say which one it is of
+  --model_flavor FLAVOR     its flavor, likewise
+  --leave_out PARTS         other models in the folder that are not read, such as vision, with commas between
+  --plugins.load NAME       also load this module, or this .py file, as a plugin
+  --plugins.disable NAME    leave this plugin out
+
+A text ends at a token that the model was trained to end texts with, after --max_new_tokens, or at the length
+that the model was trained for. What a prompt is continued with depends on the prompt and the seed, not on
+the prompts beside it."""
+
+_CONTEXT = 8
+"""Tokens before a new one that it is decoded with."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``hekaton generate ARGUMENTS``."""
+    flags, words = plugin_flags(arguments)
+    if not words or set(words) & {"-h", "--help"}:
+        print(USAGE)
+        return 0
+    given = _parsed(words)
+    prompts = _prompts(given)
+    plugins = flags.discover()
+    plugins.check()
+
+    from hekaton.sampling import Sampling
+
+    sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, seed=given.seed)
+    loaded = _loaded(given, plugins)
+    _generate(loaded, prompts, sampling, given)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"hekaton generate: {message}", hint="hekaton generate --help")
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    for name in ("checkpoint", "hf"):
+        source.add_argument(f"--{name}")
+    parser.add_argument("--prompt", action="append", default=[])
+    parser.add_argument("--prompt_file")
+    for name, kind, default in (
+        ("max_new_tokens", int, 128), ("temperature", float, 1.0), ("top_k", int, None),
+        ("top_p", float, 1.0), ("seed", int, 0), ("batch_size", int, 8), ("hf_assets_path", str, None),
+        ("model_name", str, None), ("model_flavor", str, None), ("leave_out", str, ""),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
+    parser.add_argument("--json", action="store_true")
+    given, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        if word.startswith("-"):
+            options = [option for action in parser._actions for option in action.option_strings]
+            raise ConfigError(
+                f"hekaton generate: unknown option {word}", hint=choices_hint(word.partition("=")[0], options)
+            )
+        raise ConfigError(f"hekaton generate: unexpected '{word}'", hint="--prompt takes one text: quote it")
+    for name in ("max_new_tokens", "batch_size"):
+        if getattr(given, name) < 1:
+            raise ConfigError(f"--{name} {getattr(given, name)}: a number of at least 1 was expected")
+    return given
+
+
+def _prompts(given: argparse.Namespace) -> list[str]:
+    prompts = list(given.prompt)
+    if given.prompt_file is not None:
+        try:
+            if given.prompt_file == "-":
+                text = sys.stdin.read()
+            else:
+                text = as_path(given.prompt_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"cannot read the prompts in '{given.prompt_file}': {reason}") from error
+        prompts += [line for line in text.splitlines() if line]
+    if not prompts:
+        raise ConfigError("there is no prompt", hint="give --prompt TEXT, or --prompt_file FILE with a line")
+    return prompts
+
+
+def _loaded(given: argparse.Namespace, plugins: Plugins) -> LoadedModel:
+    import torch
+
+    from hekaton.loading import load_checkpoint, load_folder
+
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device", hint="say --device cpu")
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    common: Any = {
+        "device": device, "dtype": given.dtype, "assets": given.hf_assets_path, "model": given.model_name
+    }  # fmt: skip
+    if given.checkpoint is not None:
+        if given.leave_out:
+            raise ConfigError("--leave_out is of folders that --hf names: a checkpoint holds one model")
+        location = given.checkpoint if "://" in given.checkpoint else str(as_path(given.checkpoint))
+        return load_checkpoint(location, plugins, flavor=given.model_flavor, **common)
+    if given.model_flavor is not None:
+        raise ConfigError(
+            "--model_flavor is of checkpoints: a folder's config.json has the sizes of its model"
+        )
+    leave_out = [name for name in given.leave_out.split(",") if name]
+    return load_folder(as_path(given.hf), plugins, format_name="hf", leave_out=leave_out, **common)
+
+
+def _generate(loaded: LoadedModel, prompts: Sequence[str], sampling: Any, given: argparse.Namespace) -> None:
+    from hekaton.generation import stream
+
+    ids = [loaded.encode(prompt) for prompt in prompts]
+    longest = max(map(len, ids)) + given.max_new_tokens
+    positions = loaded.facts.positions
+    check_text(loaded.spec, loaded.config, longest if positions is None else min(longest, positions))
+    tokens = stream(
+        loaded.model,
+        ids,
+        max_new_tokens=given.max_new_tokens,
+        sampling=sampling,
+        ends=loaded.ends,
+        cache=loaded.spec.cache,
+        positions=positions,
+        batch_size=given.batch_size,
+    )
+    print(f"{loaded.source}: {loaded}", file=sys.stderr)
+    if positions is not None and longest > positions:
+        print(f"notice: texts end at {positions:,} tokens, for which the model was trained", file=sys.stderr)
+    began, count = time.perf_counter(), 0
+    for number, of_prompt in groupby(in_order(tokens), key=lambda token: token.prompt):
+        show = _show_json if given.json else _show_text
+        count += show(loaded, prompts, number, ids[number], of_prompt)
+    seconds = time.perf_counter() - began
+    print(f"{count:,} tokens in {seconds:.1f} s, {count / seconds:,.1f} tokens/s", file=sys.stderr)
+
+
+def check_text(spec: TrainSpec, config: Any, length: int) -> None:
+    """:raises ConfigError: for a model that predicts no next token, or not in a text of ``length`` tokens."""
+    from hekaton.spec import RunFacts
+
+    if spec.objective != "next_token" and spec.cache is None:
+        raise ConfigError(
+            f"cannot generate: model '{spec.name}' is trained for '{spec.objective}', not for the next token"
+        )
+    facts = RunFacts(seq_len=length, packed=False)
+    for refusal in spec.check(config, facts) if spec.check is not None else ():
+        raise ConfigError(f"{spec.name} {refusal.message}", hint="give fewer tokens, or --max_new_tokens")
+
+
+def in_order(tokens: Iterable[Token]) -> Iterator[Token]:
+    """The same tokens, those of a prompt after all those of the prompt before it."""
+    waiting: defaultdict[int, deque[Token]] = defaultdict(deque)
+    current = 0
+    for token in tokens:
+        waiting[token.prompt].append(token)
+        while waiting[current]:
+            yield (first := waiting[current].popleft())
+            current += first.last
+
+
+class TextStream:
+    """The text of tokens as they come.
+
+    Tokens are decoded with some of those before them, since what a token stands for may depend on these, and
+    held back while they end within a character.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, before: Sequence[int]) -> None:
+        """:param before: the ids that the text continues."""
+        self._decode = tokenizer.decode
+        self._ids = list(before[-_CONTEXT:])
+        self._start, self._told = 0, len(self._ids)
+
+    def add(self, token: int) -> str:
+        """The text that is complete with one more token."""
+        self._ids.append(token)
+        return (
+            ""
+            if self._decode(self._ids[self._start :]).endswith("\N{REPLACEMENT CHARACTER}")
+            else self.rest()
+        )
+
+    def rest(self) -> str:
+        """The text of the tokens that were held back."""
+        told = self._decode(self._ids[self._start : self._told])
+        text = self._decode(self._ids[self._start :])[len(told) :]
+        self._start, self._told = self._told, len(self._ids)
+        return text
+
+
+def _show_text(
+    loaded: LoadedModel, prompts: Sequence[str], number: int, ids: Sequence[int], tokens: Iterable[Token]
+) -> int:
+    if len(prompts) > 1:
+        print(f"== prompt {number + 1} of {len(prompts)}")
+    _write(prompts[number])
+    text = TextStream(loaded.tokenizer, ids)
+    count = 0
+    for token in tokens:
+        count += 1
+        if not (token.last and token.id in loaded.ends):
+            _write(text.add(token.id))
+    _write(text.rest())
+    print(flush=True)
+    return count
+
+
+def _show_json(
+    loaded: LoadedModel, prompts: Sequence[str], number: int, ids: Sequence[int], tokens: Iterable[Token]
+) -> int:
+    new = [token.id for token in tokens]
+    ended = new[-1] in loaded.ends
+    text = loaded.tokenizer.decode(new[:-1] if ended else new)
+    line = {"prompt": prompts[number], "text": text, "ids": new, "end": "token" if ended else "length"}
+    print(json.dumps(line), flush=True)
+    return len(new)
+
+
+def _write(text: str) -> None:
+    """Print text, on a terminal without the control characters by which it could write elsewhere."""
+    if sys.stdout.isatty():
+        text = "".join(
+            letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+            for letter in text
+        )
+    print(text, end="", flush=True)

@@ -1,0 +1,305 @@
+"""A trained model with its tokenizer, on one device: from a run's folder, a step, or another format."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from hekaton.build import build_meta, materialize
+from hekaton.checkpoint.runs.inspection import find_steps
+from hekaton.checkpoint.tensors.model_only import StoredModel, open_model
+from hekaton.checkpoint.tensors.state import model_tensors
+from hekaton.components import build_component
+from hekaton.config import JobConfig
+from hekaton.config.job import config_of
+from hekaton.contributions import Tokenizer
+from hekaton.data import TextTokenizer
+from hekaton.errors import CheckpointError, DataError, HekatonError
+from hekaton.identity.kept import TOKENIZER
+from hekaton.mesh import ParallelDims
+from hekaton.parallel.fsdp import DTYPES
+from hekaton.plugins import Plugins
+from hekaton.spec import TrainSpec
+from hekaton.urls import is_url
+from hekaton.weights import LazyTensor
+from hekaton.weights.counterpart import build_format, counterpart_of
+from hekaton.weights.facts import ModelFacts, facts_of_step
+from hekaton.weights.fill import fill
+
+log = logging.getLogger("hekaton")
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A trained model.
+
+    :param source: the folder that it was read from.
+    :param config: the model's own configuration.
+    :param model: in eval mode, with its weights.
+    :param facts: what is known of it beside that.
+    """
+
+    source: str
+    spec: TrainSpec
+    config: Any
+    model: nn.Module
+    tokenizer: TextTokenizer
+    facts: ModelFacts
+
+    def __str__(self) -> str:
+        first = next(self.model.parameters())
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = str(first.dtype).removeprefix("torch.")
+        return f"{self.spec.name}, {count:,} parameters in {kind} on {first.device.type}"
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text: those that the weights came with, else the tokenizer's."""
+        if self.facts.tokens is not None:
+            return self.facts.tokens.eos_ids
+        return () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, after the mark that documents begin with in training."""
+        ids: list[int] = self.tokenizer.encode_batch([text])[0].tolist()
+        return ids if self.tokenizer.bos_id is None else [self.tokenizer.bos_id, *ids]
+
+
+def load_checkpoint(
+    location: str,
+    plugins: Plugins,
+    *,
+    device: torch.device,
+    dtype: str | None = None,
+    assets: str | None = None,
+    model: str | None = None,
+    flavor: str | None = None,
+) -> LoadedModel:
+    """Load the model of a checkpoint that any layout saved, as the run had it, converters included.
+
+    :param location: a run's folder or its checkpoint folder, of which the newest good step is loaded, or one
+        step folder.
+    :param dtype: of the model, a name in :data:`DTYPES`; by default that of most of the weights.
+    :param assets: the tokenizer's folder, where it is no longer where the run's configuration says.
+    :param model: the model's name, and ``flavor`` its flavor, of a checkpoint that does not say them.
+    :raises CheckpointError: where there is no such step, it is damaged or not whole, or cannot be built.
+    :raises DataError: for a tokenizer that is not there, or not the one that the run had.
+    """
+    if is_url(location):
+        raise CheckpointError(
+            f"'{location}' is a URL", hint="copy the step to this machine, and give its folder"
+        )
+    if (Path(location) / "config.json").is_file():
+        raise CheckpointError(f"'{location}' is a folder of another format", hint="say --hf PATH")
+    steps = _usable_steps(location)
+    for step in steps:
+        stored = open_model(step)
+        config = _recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
+        meta = build_meta(config, plugins, ParallelDims())
+        tokenizer = _tokenizer_of_run(config, plugins, stored, assets=assets)
+        check_vocabulary(tokenizer, meta.config, what=str(step))
+        _check_names(meta.model, stored.tensors, what=str(step))
+        try:
+            with stored.verified():
+                _fill(meta.model, stored.tensors, device=device)
+        except CheckpointError as error:
+            if step == steps[-1]:
+                raise
+            log.warning("skipping %s: %s", step, error)
+            continue
+        return LoadedModel(
+            source=str(step),
+            spec=meta.spec,
+            config=meta.config,
+            model=meta.model,
+            tokenizer=tokenizer,
+            facts=facts_of_step(stored.manifest.describe),
+        )
+    raise AssertionError("there is a step, or an error")
+
+
+def load_folder(
+    folder: Path,
+    plugins: Plugins,
+    *,
+    format_name: str,
+    device: torch.device,
+    dtype: str | None = None,
+    assets: str | None = None,
+    model: str | None = None,
+    leave_out: Collection[str] = (),
+) -> LoadedModel:
+    """Load a model from a folder in another format, with the tokenizer in it.
+
+    :param dtype: as in :func:`load_checkpoint`, and so are ``assets`` and ``model``.
+    :param leave_out: other models in the folder that are not read, such as ``vision``.
+    :raises CheckpointError: for a folder that is of no model, or damaged.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder '{folder}'")
+    weights = build_format(plugins, format_name).open(folder)
+    found = counterpart_of(plugins, weights.config, model=model, what=str(folder))
+    tensors = found.from_hf(weights, leave_out=leave_out, what=str(folder))
+    for notice in found.table.notices(weights.tensors):
+        log.warning("%s: %s", folder, notice)
+    with _default_dtype(DTYPES[dtype or _dtype_of(tensors)]):
+        built = found.on_meta()
+    tokenizer = _tokenizer_of_folder(assets or str(folder), plugins, format_name)
+    check_vocabulary(tokenizer, found.config, what=str(folder))
+    _check_names(built, tensors, what=str(folder))
+    _fill(built, tensors, device=device)
+    return LoadedModel(
+        source=str(folder),
+        spec=found.spec,
+        config=found.config,
+        model=built,
+        tokenizer=tokenizer,
+        facts=found.facts_of(weights),
+    )
+
+
+def check_vocabulary(tokenizer: TextTokenizer, config: Any, *, what: str) -> None:
+    """:raises DataError: when the tokenizer has more ids than the model has rows for."""
+    rows = getattr(config, "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, the model of {what} vocab_size = {rows:,}",
+            hint="it is not the tokenizer of this model: say --hf_assets_path FOLDER",
+        )
+
+
+def _usable_steps(location: str) -> list[Path]:
+    """The steps to be tried, one after the other: the one that is meant, or the good ones, newest first.
+
+    :raises CheckpointError: when there is none.
+    """
+    steps = find_steps(location)
+    if len(steps) == 1 and Path(str(steps[0].folder)) == Path(location):
+        if not steps[0].external and steps[0].status != "good":
+            log.warning("%s is %s", location, steps[0].status)
+        return [Path(location)]
+    wrong = {
+        step.name: step.wrong or "its loss or its weights were not finite"
+        for step in steps
+        if step.status != "good"
+    }
+    for name, reason in reversed(wrong.items()):
+        log.warning("skipping %s in %s: %s", name, location, reason)
+    good = [Path(str(step.folder)) for step in reversed(steps) if step.name not in wrong]
+    if not good:
+        raise CheckpointError(
+            f"no step in '{location}' can be loaded",
+            hint="\n".join(f"{name}: {reason}" for name, reason in wrong.items()),
+        )
+    return good
+
+
+def _recorded_config(
+    plugins: Plugins, stored: StoredModel, *, dtype: str | None, model: str | None, flavor: str | None
+) -> JobConfig:
+    """The configuration of the run that saved a step, as far as the step says it."""
+    describe = stored.manifest.describe
+    content = dict(describe.get("config", {}))
+    said = {"name": describe.get("model"), "flavor": describe.get("flavor"), **content.get("model", {})}
+    for field, given in (("name", model), ("flavor", flavor)):
+        if given is None and said[field] is None:
+            raise CheckpointError(
+                f"{stored.folder} does not say the {field} of its model",
+                hint="say --model_name NAME --model_flavor FLAVOR",
+            )
+        if given is not None and said[field] not in (None, given):
+            raise CheckpointError(f"{stored.folder} is of {field} '{said[field]}', not '{given}'")
+        said[field] = given or said[field]
+    training = {**content.get("training", {}), "dtype": dtype or _dtype_of(stored.tensors)}
+    try:
+        return config_of(plugins, {**content, "model": said, "training": training})
+    except (ValidationError, HekatonError) as error:
+        raise CheckpointError(
+            f"the configuration of {stored.folder} cannot be read: {error}",
+            hint="install the plugins that the run had, or name them with --plugins.load",
+        ) from error
+
+
+def _tokenizer_of_run(
+    config: JobConfig, plugins: Plugins, stored: StoredModel, *, assets: str | None
+) -> TextTokenizer:
+    """The tokenizer that a run's configuration names, of which the step says what it was."""
+    describe = stored.manifest.describe
+    if "tokenizer" not in describe.get("config", {}).get("model", {}):
+        if assets is None:
+            raise CheckpointError(
+                f"{stored.folder} does not say its tokenizer", hint="say --hf_assets_path FOLDER"
+            )
+        return _tokenizer_of_folder(assets, plugins, "hf")
+    name, path = config.model.tokenizer, assets or config.model.hf_assets_path
+    try:
+        tokenizer: TextTokenizer = build_component(config, plugins, Tokenizer, name, path)
+    except DataError as error:
+        raise DataError(error.message, hint="say --hf_assets_path FOLDER") from error
+    was = describe.get("identity", {}).get(TOKENIZER)
+    if was is not None and was != tokenizer.fingerprint:
+        raise DataError(
+            f"the tokenizer '{path or name}' is not the one that {stored.folder} was trained with",
+            hint="say --hf_assets_path FOLDER",
+        )
+    return tokenizer
+
+
+def _tokenizer_of_folder(folder: str, plugins: Plugins, name: str) -> TextTokenizer:
+    """:param name: of the tokenizer, the same as that of the format."""
+    try:
+        built: TextTokenizer = plugins.get(Tokenizer, name).build.load()(None, folder)
+    except DataError as error:
+        raise DataError(error.message, hint="say --hf_assets_path FOLDER") from error
+    return built
+
+
+def _dtype_of(tensors: Mapping[str, LazyTensor]) -> str:
+    """The dtype of most values; float32 where that is none to compute in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    most = max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+    return next((name for name, dtype in DTYPES.items() if dtype == most), "float32")
+
+
+def _check_names(model: nn.Module, tensors: Mapping[str, LazyTensor], *, what: str) -> None:
+    """:raises CheckpointError: naming the tensors of which there are other ones than those of the model."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model_tensors([model]).items()}
+    there = {name: tensor.shape for name, tensor in tensors.items()}
+    lines = [
+        f"{name} is {there.get(name, 'not')} there, {wanted.get(name, 'not')} in the model"
+        for name in sorted({*wanted, *there})
+        if wanted.get(name) != there.get(name)
+    ]
+    if lines:
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        raise CheckpointError(f"{what} does not fit its model", hint="\n".join([*lines[:_SHOWN], *more]))
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, device: torch.device) -> None:
+    """Give a model on the meta device memory and weights, which are read one by one."""
+    materialize(model, device)
+    fill(model_tensors([model]), tensors)
+    model.eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
