@@ -72,8 +72,9 @@ def spellings(stream: bytes) -> list[bytes]:
     metadata.storage_meta.checkpoint_id = PurePosixPath("x")
     moved = pickle.dumps(metadata).replace(b"PurePosixPath", b"PosixPath")
     moved = moved.replace(b"\x8c\x0dPosixPath", b"\x8c\x09PosixPath")
-    of_3_13 = moved.replace(b"\x8c\x07pathlib", b"\x8c\x0epathlib._local")
-    return [stream, *again, old.getvalue(), _reframed(moved), _reframed(of_3_13)]
+    until_3_12, of_3_13 = b"\x8c\x07pathlib", b"\x8c\x0epathlib._local"
+    moved = moved.replace(of_3_13, until_3_12)
+    return [stream, *again, old.getvalue(), *map(_reframed, (moved, moved.replace(until_3_12, of_3_13)))]
 
 
 def _reframed(stream: bytes) -> bytes:

@@ -45,8 +45,9 @@ def test_a_file_out_of_bounds_is_rejected(problems, toml, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.overrides", '{"a": ' * DEEP + "1" + "}" * DEEP], "nested too deeply"),
-        (["--model.overrides.dim", "[" * DEEP + "]" * DEEP], "nested too deeply"),
+        # "too deeply" where Python's own reader gives up, which from 3.13 on is later than we do
+        (["--model.overrides", '{"a": ' * DEEP + "1" + "}" * DEEP], "nested"),
+        (["--model.overrides.dim", "[" * DEEP + "]" * DEEP], "nested"),
         (["--model.overrides", '{"a": ' * 100 + "1" + "}" * 100], "more than 32 levels deep"),
         ([f"--model.overrides.{'.'.join('a' * DEEP)}", "1"], "unknown flag --model.overrides.a.a"),
         (["--training.steps", "9" * 5000], "training.steps"),
