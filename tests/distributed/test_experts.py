@@ -23,6 +23,10 @@ DEEPSEEK = {
         "n_limited_groups": 2, **BALANCE,
     },
 }  # fmt: skip
+GPT_OSS = {
+    "dim": 32, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "window": 5, "vocab_size": 264,
+    "moe": {"n_experts": 8, "top_k": 2, "hidden_dim": 16, **BALANCE},
+}  # fmt: skip
 FLAGS = [
     "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
     "--training.mixed_precision_reduce", "float64",
@@ -30,6 +34,7 @@ FLAGS = [
 MODELS = {
     "qwen3": ["--model.name", "qwen3", "--model.flavor", "debugmodel_moe", "--model.overrides", json.dumps(QWEN3)],
     "deepseek_v3": ["--model.name", "deepseek_v3", "--model.overrides", json.dumps(DEEPSEEK)],
+    "gpt_oss": ["--model.name", "gpt_oss", "--model.overrides", json.dumps(GPT_OSS)],
 }  # fmt: skip
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]
 BY_OPERATOR = [
@@ -56,6 +61,13 @@ TWO = [
     ("shard2 etp2",),
     ("shard2 ep2", *COMPILED),
     ("cp2 ep2", *BY_OPERATOR),
+]
+# Of sinks, windows and biases.
+TWO_OF_GPT_OSS = [
+    ("tp2",),
+    ("shard2 etp2",),
+    ("cp2 ep2", "--parallelism.context_parallel_strategy", "ring"),
+    ("cp2", "--parallelism.context_parallel_strategy", "ulysses"),
 ]
 FOUR = [
     ("shard4 ep2", *RECOMPUTED),
@@ -108,9 +120,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_two(folder):
-    return differences(
-        folder, {f"qwen3 {name(case)}": described("qwen3", *case) for case in TWO}, processes=2
-    )
+    cases = {f"qwen3 {name(case)}": described("qwen3", *case) for case in TWO}
+    cases |= {f"gpt_oss {name(case)}": described("gpt_oss", *case) for case in TWO_OF_GPT_OSS}
+    return differences(folder, cases, processes=2)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +148,12 @@ def check(got):
 @pytest.mark.parametrize("case", TWO, ids=name)
 def test_two_processes_compute_what_one_does(case, on_two):
     check(on_two[f"qwen3 {name(case)}"])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", TWO_OF_GPT_OSS, ids=name)
+def test_two_processes_compute_sinks_windows_and_biases_as_one_does(case, on_two):
+    check(on_two[f"gpt_oss {name(case)}"])
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "section": ("multi_token",),
         "check": ("second_token_is_trained",),
     },
+    "hekaton-gpt-oss": {"model": ("gpt_oss",), "hf adapter": ("gpt_oss",)},
     "hekaton-hf": {
         "check": ("text_files_are_there", "assets_can_be_exported"),
         "tokenizer": ("hf",),
@@ -31,9 +32,10 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "hekaton-parallel": {
         "parallel style": (
-            "colwise", "gather_for_heads", "gathering_colwise", "gathering_vocab_output", "grouped_experts",
-            "head_norm", "local_linear", "local_norm", "part_layer", "part_linear", "part_norm", "replicate",
-            "rowwise", "sequence_norm", "vocab_embedding", "vocab_output",
+            "biased_experts", "colwise", "gather_for_heads", "gathering_colwise", "gathering_vocab_output",
+            "grouped_experts", "head_norm", "head_parameters", "local_linear", "local_norm", "part_layer",
+            "part_linear", "part_norm", "replicate", "rowwise", "sequence_norm", "vocab_embedding",
+            "vocab_output",
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
         "dispatcher": ("alltoall",),

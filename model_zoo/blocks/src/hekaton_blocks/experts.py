@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -37,19 +38,44 @@ def local(weight: Any) -> torch.Tensor:
     return part
 
 
-def grouped_linear(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def share(bias: Any) -> torch.Tensor:
+    """This rank's share of a bias that is added to a sum over ranks: where ``n`` of them have it whole, one
+    ``n``-th each, so that the sum has it once. The gradient is that of all of them together."""
+    if not hasattr(bias, "to_local"):
+        whole: torch.Tensor = bias
+        return whole
+    from torch.distributed.tensor import Partial
+
+    copies = prod(
+        size for size, one in zip(bias.device_mesh.shape, bias.placements, strict=True) if one.is_replicate()
+    )
+    placements = [Partial() if one.is_replicate() else one for one in bias.placements]
+    part: torch.Tensor = bias.to_local(grad_placements=placements)
+    return part / copies
+
+
+def grouped_linear(
+    rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor, *, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """``rows @ weights[e].T`` for the rows of each expert ``e``, as one operator where the device has it.
 
     :param rows: (n, inputs), sorted by expert; :param weights: (experts, outputs, inputs)
     :param counts: (experts,), rows of each; they sum to n.
+    :param bias: (experts, outputs), added to the rows of each.
     :returns: (n, outputs)
     """
     if has_grouped_mm(rows, weights):
         ends = counts.cumsum(0, dtype=torch.int32)
         out: torch.Tensor = F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
-        return out
+        if bias is None:
+            return out
+        return out + bias.repeat_interleave(counts, dim=0, output_size=len(rows))
     parts = rows.split(sizes(counts, len(rows)))
-    return torch.cat([part @ weight.T for part, weight in zip(parts, weights.unbind(), strict=True)])
+    biases = [None] * len(weights) if bias is None else bias.unbind()
+    each = zip(parts, weights.unbind(), biases, strict=True)
+    return torch.cat(
+        [part @ weight.T if its is None else torch.addmm(its, part, weight.T) for part, weight, its in each]
+    )
 
 
 def has_grouped_mm(rows: torch.Tensor, weights: torch.Tensor) -> bool:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 def decoder_flops_per_token(
-    n_matmul_params: int, *, n_layers: int, n_heads: int, head_dim: float, seq_len: int
+    n_matmul_params: int,
+    *,
+    n_layers: int,
+    n_heads: int,
+    head_dim: float,
+    seq_len: int,
+    window: int | None = None,
 ) -> float:
     """Forward and backward of a dense decoder, per token.
 
@@ -13,5 +19,9 @@ def decoder_flops_per_token(
     (PaLM, Chowdhery et al., 2022, appendix B, halved for the causal mask).
 
     :param head_dim: where keys and values differ in theirs, the mean of both.
+    :param window: keys that a query sees at most, as :class:`hekaton_blocks.AttentionPattern` has it.
     """
-    return 6.0 * n_matmul_params + 6.0 * n_layers * n_heads * head_dim * seq_len
+    pairs = seq_len / 2  # per query
+    if window is not None and window < seq_len:
+        pairs -= (seq_len - window) ** 2 / (2 * seq_len)
+    return 6.0 * n_matmul_params + 12.0 * n_layers * n_heads * head_dim * pairs

@@ -19,6 +19,8 @@ _STYLES = {
     "part_layer": "layer of which each rank computes its part of the sequence",
     "part_linear": "linear layer inside a part_layer, which every rank has whole",
     "head_norm": "norm of each head's channels, of the heads that this rank has",
+    "head_parameters": "parameters with a value for each head, of the heads that this rank has",
+    "biased_experts": "as grouped_experts, of tensors mlp1 and mlp2 with biases",
     "grouped_experts": "experts' tensors w1, w2, w3, distributed over ranks, each sharded by its hidden dim",
     "replicate": "module that every rank has whole",
 }

@@ -117,6 +117,24 @@ def grouped_experts(section: Any, context: TensorContext) -> ParallelStyle:
     return Experts({"w1": (Shard(0), Shard(1)), "w2": (Shard(0), Shard(2)), "w3": (Shard(0), Shard(1))})
 
 
+def biased_experts(section: Any, context: TensorContext) -> ParallelStyle:
+    """As ``grouped_experts``, of ``mlp1`` with gates and what they gate in turns, ``mlp2``, and biases. That
+    of ``mlp2`` is added to a sum over ranks: every one of them has it whole, and adds its share."""
+    return Experts(
+        {
+            "mlp1_weight": (Shard(0), Shard(1)),
+            "mlp1_bias": (Shard(0), Shard(1)),
+            "mlp2_weight": (Shard(0), Shard(2)),
+            "mlp2_bias": (Shard(0), Replicate()),
+        }
+    )
+
+
+def head_parameters(section: Any, context: TensorContext) -> ParallelStyle:
+    """A module's own parameters, which have a value for each head: those of the heads that this rank has."""
+    return _OfHeads()
+
+
 def replicate(section: Any, context: TensorContext) -> ParallelStyle:
     """A module that every rank has whole, on the same input, giving the same output."""
     return _Whole()
@@ -268,6 +286,14 @@ class Experts(ParallelStyle):
         for name, parameter in list(module.named_parameters(recurse=False)):
             placements = self.placements.get(name, (Replicate(), Replicate()))
             cut = distribute_tensor(parameter, device_mesh, placements, src_data_rank=None)
+            setattr(module, name, nn.Parameter(cut, requires_grad=parameter.requires_grad))
+        return module
+
+
+class _OfHeads(ParallelStyle):
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            cut = distribute_tensor(parameter, device_mesh, [Shard(0)], src_data_rank=None)
             setattr(module, name, nn.Parameter(cut, requires_grad=parameter.requires_grad))
         return module
 

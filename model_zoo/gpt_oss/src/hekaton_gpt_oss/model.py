@@ -1,0 +1,164 @@
+"""gpt-oss (OpenAI, 2025, arXiv 2508.10925), with torchtitan's parameter names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from hekaton.config import AtResume
+from hekaton.errors import ConfigError
+from hekaton_blocks import (
+    Attention,
+    AttentionPattern,
+    Documents,
+    MoE,
+    MoEConfig,
+    Router,
+    YarnScaling,
+    pack_documents,
+    rotary_table,
+)
+from hekaton_blocks.experts import grouped_linear, local, share
+
+Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
+ALPHA = 1.702
+"""Of the gate's sigmoid: x * sigmoid(1.702 x) is close to GELU (Hendrycks and Gimpel, 2016)."""
+
+SCALING = YarnScaling(factor=32.0, truncate=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptOssConfig:
+    """What the flavors differ in.
+
+    :param dim: width of the residual stream.
+    :param n_kv_heads: key/value heads, each shared by ``n_heads / n_kv_heads`` query heads.
+    :param head_dim: channels of a head; ``n_heads * head_dim`` need not be ``dim``.
+    :param window: tokens that a query sees in even layers, itself among them; in odd ones it sees all before.
+    :param moe: the experts of every layer.
+    :param swiglu_limit: gates are at most this, what they gate at most this and at least its negative.
+    :param vocab_size: rows of the embedding; at least the tokenizer's.
+    """
+
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: Annotated[PositiveInt, Mathematics]
+    n_kv_heads: Annotated[PositiveInt, Mathematics]
+    moe: Annotated[MoEConfig, Mathematics]
+    head_dim: Annotated[PositiveInt, Mathematics] = 64
+    window: Annotated[PositiveInt, Mathematics] = 128
+    vocab_size: PositiveInt = 201_088
+    swiglu_limit: Annotated[float, Field(gt=0, le=1e6), Mathematics] = 7.0
+    norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-5
+    rope_theta: Annotated[float, Field(gt=1, le=1e30), Mathematics] = 150_000.0
+    rope_scaling: Annotated[YarnScaling | None, Mathematics] = SCALING
+
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary positions turn channels in pairs")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        scaling = self.rope_scaling
+        if scaling is not None and (scaling.mscale, scaling.mscale_all_dim) != (1.0, 0.0):
+            raise ConfigError("rope_scaling has an mscale or mscale_all_dim: the model has YaRN's own factor")
+        if self.moe.n_shared_experts:
+            raise ConfigError(f"n_shared_experts = {self.moe.n_shared_experts}: the model has none")
+
+    def pattern(self, layer: int) -> AttentionPattern:
+        """What a layer attends to."""
+        return AttentionPattern(window=None if layer % 2 else self.window, sinks=True)
+
+
+class Experts(nn.Module):
+    """Feed-forward layers with biases and a clamped SwiGLU (section 2.1 and ``swiglu`` in OpenAI's
+    ``gpt_oss/torch/model.py``): rows of ``mlp1`` are gates and what they gate, in turns.
+
+    ``mlp1_weight`` is (n_experts, 2 * hidden_dim, dim), ``mlp2_weight`` (n_experts, dim, hidden_dim). Under
+    expert-tensor parallel a rank has some of the pairs, and its results are parts of a sum.
+    """
+
+    def __init__(self, n_experts: int, dim: int, hidden_dim: int, *, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.mlp1_weight = nn.Parameter(torch.empty(n_experts, 2 * hidden_dim, dim))
+        self.mlp1_bias = nn.Parameter(torch.empty(n_experts, 2 * hidden_dim))
+        self.mlp2_weight = nn.Parameter(torch.empty(n_experts, dim, hidden_dim))
+        self.mlp2_bias = nn.Parameter(torch.empty(n_experts, dim))
+
+    def forward(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """:param rows: (n, dim), sorted by expert; :param counts: rows of each; :returns: (n, dim)"""
+        both = grouped_linear(rows, local(self.mlp1_weight), counts, bias=local(self.mlp1_bias))
+        gate, up = both[..., ::2].clamp(max=self.limit), both[..., 1::2].clamp(-self.limit, self.limit)
+        hidden = gate * torch.sigmoid(ALPHA * gate) * (up + 1)
+        return grouped_linear(hidden, local(self.mlp2_weight), counts, bias=share(self.mlp2_bias))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and experts, each on a normed input and added to the residual stream."""
+
+    def __init__(self, config: GptOssConfig, number: int) -> None:
+        super().__init__()
+        moe = config.moe
+        self.attention = Attention(
+            config.dim,
+            config.n_heads,
+            config.n_kv_heads,
+            config.head_dim,
+            rotary_halves=True,
+            bias=True,
+            pattern=config.pattern(number),
+        )
+        self.moe = MoE(
+            config.dim,
+            moe,
+            router=Router(config.dim, moe, bias=True),
+            experts=Experts(moe.n_experts, config.dim, moe.hidden_dim, limit=config.swiglu_limit),
+        )
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
+        x = x + self.attention(self.attention_norm(x), rotary, documents)
+        return x + self.moe(self.ffn_norm(x))
+
+
+class GptOss(nn.Module):
+    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+
+    def __init__(self, config: GptOssConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleDict({str(i): TransformerBlock(config, i) for i in range(config.n_layers)})
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of the next token.
+
+        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
+        :param positions: (batch, seq), where each token stands in its document; counted from the start of
+            the row when ``None``.
+        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
+        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
+        """
+        config = self.config
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        packed = pack_documents(documents, [config.pattern(0), config.pattern(1)])
+        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
+        for layer in self.layers.values():
+            h = layer(h, rotary, packed)
+        h = h if self.norm is None else self.norm(h)
+        return h if self.output is None else self.output(h)

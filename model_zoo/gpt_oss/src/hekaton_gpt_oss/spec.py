@@ -1,0 +1,103 @@
+"""gpt-oss's tables: flavors, how it is cut, how it starts, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
+from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.spec import TrainSpec
+from hekaton_blocks import (
+    MoEConfig,
+    YarnScaling,
+    balance_terms,
+    decoder_flops_per_token,
+    key_value_cache,
+    report_experts,
+    update_experts,
+)
+from hekaton_gpt_oss.model import GptOss, GptOssConfig
+
+# Shapes of the published models (model card, arXiv 2508.10925, section 2, and their config.json).
+flavors = {
+    "debugmodel": GptOssConfig(
+        dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, window=64, vocab_size=2_048,
+        rope_scaling=YarnScaling(factor=32.0, original_context=128, truncate=False),
+        moe=MoEConfig(n_experts=8, hidden_dim=256, top_k=4, renormalise=True, batch_balance=1e-3),
+    ),
+    "20b": GptOssConfig(
+        dim=2_880, n_layers=24, n_heads=64, n_kv_heads=8,
+        moe=MoEConfig(n_experts=32, hidden_dim=2_880, top_k=4, renormalise=True, batch_balance=1e-3),
+    ),
+    "120b": GptOssConfig(
+        dim=2_880, n_layers=36, n_heads=64, n_kv_heads=8,
+        moe=MoEConfig(n_experts=128, hidden_dim=2_880, top_k=4, renormalise=True, batch_balance=1e-3),
+    ),
+}  # fmt: skip
+
+
+def plan(config: GptOssConfig) -> ParallelPlan:
+    """How the model is cut."""
+    return ParallelPlan(
+        block="layers.*",
+        tensor={
+            "tok_embeddings": "vocab_embedding",
+            "layers.*.attention_norm": "sequence_norm",
+            "layers.*.attention": "head_parameters",
+            "layers.*.attention.{wq,wk,wv}": "colwise",
+            "layers.*.attention.wo": "rowwise",
+            "layers.*.ffn_norm": "part_norm",
+            "layers.*.moe": "part_layer",
+            "layers.*.moe.router.gate": "part_linear",
+            "norm": "sequence_norm",
+            "output": "vocab_output",
+        },
+        experts={"layers.*.moe": "biased_experts"},
+        context=["layers.*.attention.inner"],
+        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
+    )
+
+
+def init(config: GptOssConfig) -> Mapping[str, Initializer]:
+    """How the model starts. A sink of 0 weighs as much as one key without a score."""
+    small, deep = TruncatedNormal(0.02), DepthScaled(0.02)
+    return {
+        "tok_embeddings.weight": Normal(1.0),
+        "**.{attention_norm,ffn_norm,norm}.weight": Constant(1.0),
+        "**.attention.{wq,wk,wv}.weight": small,
+        "**.attention.wo.weight": deep,
+        "**.attention.sinks": Constant(0.0),
+        "**.{wq,wk,wv,wo,gate}.bias": Constant(0.0),
+        "**.router.gate.weight": small,
+        "**.experts.mlp1_weight": small,
+        "**.experts.mlp2_weight": deep,
+        "**.experts.{mlp1_bias,mlp2_bias}": Constant(0.0),
+        "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
+    }
+
+
+def flops_per_token(config: GptOssConfig, seq_len: int) -> float:
+    """Forward and backward, per token of a sequence of ``seq_len``."""
+    attention = config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
+    experts = 3 * config.moe.top_k * config.moe.hidden_dim + config.moe.n_experts
+    parameters = config.n_layers * config.dim * (attention + experts) + config.dim * config.vocab_size
+    heads: Any = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
+    local = -(-config.n_layers // 2)
+    return decoder_flops_per_token(parameters, n_layers=config.n_layers - local, **heads) + (
+        decoder_flops_per_token(0, n_layers=local, **heads, window=config.window)
+    )
+
+
+train_spec = TrainSpec(
+    name="gpt_oss",
+    model=GptOss,
+    flavors=flavors,
+    plan=plan,
+    init=init,
+    flops_per_unit=flops_per_token,
+    cache=key_value_cache,
+    before_step=update_experts,
+    report=report_experts,
+    terms=lambda config: balance_terms(config.moe),
+)
