@@ -1,12 +1,13 @@
 """gpt-oss against transformers' GptOssForCausalLM: logits, gradients, files, published sizes."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssForCausalLM
 from transformers import GptOssConfig as TheirConfig
 
@@ -17,6 +18,7 @@ from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.init import initialize, resolve_init
 from hekaton.plugins import Plugins
+from hekaton.testing import run_command
 from hekaton.weights import whole
 from hekaton.weights.counterpart import adapter_of, read_config
 from hekaton_blocks import AttentionPattern, MoEConfig, YarnScaling
@@ -123,6 +125,60 @@ def test_files_of_transformers_come_in_and_go_out_bit_for_bit(tmp_path):
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert again.keys() == saved.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
+
+
+E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)
+"""What the sixteen patterns of four bits stand for (OCP MX v1.0, E2M1)."""
+
+
+def in_four_bits(experts: int, columns: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random blocks and scales, and the matrix that they stand for."""
+    generator = torch.Generator().manual_seed(columns + rows)
+    patterns = torch.randint(16, (experts, rows, columns), generator=generator)
+    scales = torch.randint(118, 124, (experts, rows, columns // 32), generator=generator, dtype=torch.uint8)
+    pairs = (patterns[..., ::2] + 16 * patterns[..., 1::2]).to(torch.uint8)
+    powers = 2.0 ** (scales.double() - 127)
+    values = torch.tensor(E2M1)[patterns] * powers.repeat_interleave(32, dim=-1)
+    return pairs.unflatten(-1, (-1, 16)), scales, values.float().mT.contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_published_weights_in_four_bits_are_read(tmp_path, monkeypatch):
+    # With square down projections.
+    scaling = YarnScaling(factor=32.0, original_context=128, truncate=False)
+    square = replace(EXPERTS, top_k=4, hidden_dim=64)
+    config = replace(TINY, dim=64, vocab_size=264, rope_scaling=scaling, moe=square)
+    monkeypatch.setitem(flavors, "tiny", config)
+    monkeypatch.chdir(tmp_path)
+    content = {key: value for key, value in write_config(config).items() if key != "architectures"}
+    GptOssForCausalLM(TheirConfig.from_dict(content)).save_pretrained("hf")
+    expected = load_file("hf/model.safetensors")
+    stored = dict(expected)
+    for name, tensor in expected.items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            del stored[name]
+            stored[f"{name}_blocks"], stored[f"{name}_scales"], expected[name] = in_four_bits(*tensor.shape)
+    save_file(stored, "hf/model.safetensors", metadata={"format": "pt"})
+    said = json.loads(Path("hf/config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    Path("hf/config.json").write_text(json.dumps(said))
+    assert main(["convert", "from-hf", "hf", "step", "--model_flavor", "tiny"]) == 0
+    assert main(["convert", "to-hf", "step", "back", "--export_dtype", "float32"]) == 0
+    after = load_file("back/model.safetensors")
+    assert after.keys() == expected.keys()
+    assert all(torch.equal(after[name], tensor.float()) for name, tensor in expected.items())
+
+    overrides = json.dumps(
+        {name: getattr(config, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim")}
+        | {"window": 7, "vocab_size": 264, "swiglu_limit": 1.0, "moe": {"n_experts": 8, "hidden_dim": 64}}
+    )
+    done = run_command(
+        "train", "--model.name", "gpt_oss", "--model.overrides", overrides, "--model.tokenizer", "byte",
+        "--training.steps", "1", "--training.seq_len", "16", "--training.local_batch_size", "1",
+        "--checkpoint.enable", "--checkpoint.initial_load_path", "hf", "--checkpoint.initial_load_in_hf",
+        "--checkpoint.initial_load_in_hf_quantized", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "started with the weights of hf" in done.stderr
 
 
 def test_experts_are_those_of_their_definition():

@@ -76,7 +76,7 @@ def test_scales_that_do_not_fit_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     "quantization",
     [
-        {"quant_method": "mxfp4"}, {**FP8, "fmt": "e5m2"}, {"quant_method": "fp8"}, "fp8",
+        {"quant_method": "gptq"}, {**FP8, "fmt": "e5m2"}, {"quant_method": "fp8"}, "fp8",
         {**FP8, "weight_block_size": [128]}, {**FP8, "weight_block_size": [0, 128]},
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.lazy import Region
+from hekaton_hf import mxfp4
 
 log = logging.getLogger("hekaton")
 
@@ -28,15 +29,17 @@ _KNOWN = {"quant_method": "fp8", "fmt": "e4m3"}
 def decoded(
     tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], *, what: str
 ) -> dict[str, LazyTensor]:
-    """The tensors of a folder, those in 8 bits as float32.
+    """The tensors of a folder, those in 8 or 4 bits as float32.
 
     :param config: the content of ``config.json``; without ``quantization_config`` tensors are as they are.
-    :raises CheckpointError: for another kind of quantization, and for a matrix in 8 bits whose scales are not
-        there or not of its shape.
+    :raises CheckpointError: for another kind of quantization, and for a matrix whose scales are not there or
+        not of its shape.
     """
     said = config.get(CONFIG_KEY)
     if said is None:
         return dict(tensors)
+    if isinstance(said, Mapping) and said.get("quant_method") == "mxfp4":
+        return mxfp4.decoded(tensors, what=what)
     block = _block(said, what=what)
     whole: dict[str, LazyTensor] = {}
     number = 0
@@ -63,7 +66,8 @@ def _block(said: Any, *, what: str) -> tuple[int, int]:
     kind = said.get("quant_method") if isinstance(said, Mapping) else said
     raise CheckpointError(
         f"{what} is quantized as {kind!r}: that is not known here",
-        hint='known is quant_method = "fp8" with fmt = "e4m3" and weight_block_size = [rows, columns]',
+        hint='known are quant_method = "mxfp4", and "fp8" with fmt = "e4m3" and weight_block_size = '
+        "[rows, columns]",
     )
 
 
