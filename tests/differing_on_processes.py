@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 
 from hekaton.cli import main
+from hekaton.failures import arrival
 
 RANK = int(os.environ["RANK"])
 
@@ -31,6 +32,7 @@ def run(folder: str, cases: dict[str, list[list[str]]], ports: list[int]) -> Non
 
     :param cases: the flags of each rank.
     """
+    arrival.TELLS = 60  # no launcher ends a process that waits for one which failed before it
     os.environ["LOCAL_RANK"] = "0"  # each rank stands for a machine of its own
     os.environ["GROUP_RANK"] = str(RANK)
     said = {}

@@ -91,7 +91,7 @@ def stream(
         room = [most if positions is None else min(most, positions - len(prompts[row])) for row in batch]
         rows = _Rows([list(prompts[row]) for row in batch], room, [streams[row] for row in batch])
         for token in _continue(model, rows, sampling or Sampling(), frozenset(ends), cache or recomputed):
-            yield token._replace(prompt=first + token.prompt)
+            yield Token(first + token.prompt, token.id, token.last)
 
 
 def check_prompt(prompt: Sequence[int], *, positions: int | None, what: str) -> None:

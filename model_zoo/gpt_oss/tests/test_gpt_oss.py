@@ -214,7 +214,9 @@ def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone():
         torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
         changed = torch.cat(documents)[None].clone()
         changed[0, 3] = (changed[0, 3] + 1) % 101
-        assert torch.equal(model(changed, positions[None], ids[None])[:, 17:], packed[:, 17:])
+        # Not to the bit: an expert that is sent more tokens computes products of other sizes.
+        other = model(changed, positions[None], ids[None])[:, 17:]
+        torch.testing.assert_close(other, packed[:, 17:], rtol=1e-5, atol=1e-6)
 
 
 def test_windows_are_in_even_layers_and_hold_the_published_number_of_tokens():

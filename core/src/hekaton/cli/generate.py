@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import defaultdict, deque
@@ -100,7 +101,7 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     given, unknown = parser.parse_known_args(words)
     for word in unknown:
         if word.startswith("-"):
-            options = [option for action in parser._actions for option in action.option_strings]
+            options = re.findall(r"--\w+", parser.format_usage())
             raise ConfigError(
                 f"hekaton generate: unknown option {word}", hint=choices_hint(word.partition("=")[0], options)
             )

@@ -44,7 +44,11 @@ class AllGather:
         group = self._group
 
         def forward(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None, **sinks: torch.Tensor
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            documents: Any = None,
+            sinks: torch.Tensor | None = None,
         ) -> torch.Tensor:
             both = torch.cat((k, v), dim=-1)
             # Along the first dimension: along another one, torch 2.13 may return a view whose wait() has no
@@ -54,7 +58,8 @@ class AllGather:
             keys, values = gathered.split((k.shape[-1], v.shape[-1]), dim=-1)
             keys_at = self.order(k.shape[2] * group.degree, group.degree, device=q.device)
             queries_at = keys_at.chunk(group.degree)[group.rank]
-            return attend(q, keys, values, documents, queries_at=queries_at, keys_at=keys_at, **sinks)
+            given = {} if sinks is None else {"sinks": sinks}
+            return attend(q, keys, values, documents, queries_at=queries_at, keys_at=keys_at, **given)
 
         return forward
 
@@ -73,9 +78,13 @@ class Ulysses:
         attend = inner.forward
 
         def forward(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any = None, **sinks: torch.Tensor
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            documents: Any = None,
+            sinks: torch.Tensor | None = None,
         ) -> torch.Tensor:
-            mine = {name: x.chunk(self._group.degree)[self._group.rank] for name, x in sinks.items()}
+            mine = {} if sinks is None else {"sinks": sinks.chunk(self._group.degree)[self._group.rank]}
             whole = attend(*(self._to_heads(x) for x in (q, k, v)), documents, **mine)
             return self._to_sequence(whole)
 
