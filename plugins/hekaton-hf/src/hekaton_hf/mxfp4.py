@@ -24,7 +24,7 @@ BLOCKS, SCALES = "_blocks", "_scales"
 SIZE = 32
 """Values that share a scale."""
 _SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_VALUES = torch.tensor([*_SIZES, *(-size for size in _SIZES)])
+_VALUES = (*_SIZES, *(-size for size in _SIZES))
 _BIAS, _NO_NUMBER = 127, 255
 
 
@@ -68,7 +68,7 @@ def _matrices(stem: str, blocks: LazyTensor, scales: LazyTensor | None, *, what:
         over = (which, of_rows, slice(first, last))
         stored, exponents = blocks.read((*over, slice(0, SIZE // 2))), scales.read(over)
         halves = torch.stack((stored & 0xF, stored >> 4), dim=-1).flatten(-2)
-        values = torch.ldexp(_VALUES[halves.int()], exponents.int()[..., None] - _BIAS)
+        values = torch.ldexp(torch.tensor(_VALUES)[halves.int()], exponents.int()[..., None] - _BIAS)
         values = values.masked_fill((exponents == _NO_NUMBER)[..., None], float("nan")).flatten(-2)
         start = first * SIZE
         return values[..., columns.start - start : columns.stop - start].transpose(1, 2).contiguous()
