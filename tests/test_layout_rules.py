@@ -92,7 +92,7 @@ def said(*flags: str, world_size: int | None = None, model: str = "llama3") -> s
         ),
         (
             [TP, "2", f"{P}plan", '{"layers.*.feed_forward.w9": "colwise"}'],
-            ["row 'layers.*.feed_forward.w9' matches nothing", "layers.*.feed_forward.w1"],
+            ["entry 'layers.*.feed_forward.w9' matches nothing", "layers.*.feed_forward.w1"],
         ),
         (
             [TP, "2", f"{P}plan", '{"output": "colwize"}'],

@@ -97,7 +97,7 @@ def test_groups_are_written_out_as_they_were_read(run, plugin):
         (("lr_factor", "lr_facto"), "unknown field 'lr_facto' in [[optimizer.groups]]"),
         (
             ("*norm*", "*nrom*"),
-            "optimizer.groups: row '*nrom*' matches nothing: no trained parameter of llama3",
+            "optimizer.groups: entry '*nrom*' matches nothing: no trained parameter of llama3",
         ),
     ],
 )

@@ -74,12 +74,12 @@ def test_depth_scaled_reads_the_layer_from_the_name():
 
 
 def test_a_parameter_without_a_row_is_an_error():
-    with pytest.raises(ConfigError, match=r"no row for bias"):
+    with pytest.raises(ConfigError, match=r"no entry for bias"):
         resolve_init(nn.Linear(2, 2), {"weight": Normal(1.0)}, what="toy")
 
 
 def test_a_row_that_matches_nothing_is_an_error():
-    with pytest.raises(ConfigError, match=r"row 'wieght' matches nothing") as caught:
+    with pytest.raises(ConfigError, match=r"entry 'wieght' matches nothing") as caught:
         resolve_init(nn.Linear(2, 2), {"wieght": Normal(1.0), "bias": Normal(1.0)}, what="toy")
     assert "did you mean 'weight'?" in str(caught.value)
 

@@ -82,8 +82,8 @@ def test_groups_have_rates_and_decays_of_their_own():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["*nrom*"], r"row '\*nrom\*' matches nothing: no trained parameter of small"),
-        (["*", "*norm*"], r"row '\*norm\*' matches nothing: earlier rows match all that it matches"),
+        (["*nrom*"], r"entry '\*nrom\*' matches nothing: no trained parameter of small"),
+        (["*", "*norm*"], r"entry '\*norm\*' matches nothing: earlier entries match all that it matches"),
     ],
 )
 def test_a_row_that_matches_nothing_is_an_error(patterns, message):

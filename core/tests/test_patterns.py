@@ -94,16 +94,19 @@ def test_blocks_come_in_order():
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (ParallelPlan(block="layer.*"), "row 'layer.*' matches nothing"),
+        (ParallelPlan(block="layer.*"), "entry 'layer.*' matches nothing"),
         (ParallelPlan(block="layers.**"), "block 'layers.**' matches 'layers' and, inside it, 'layers.0'"),
         (ParallelPlan(block="layer*.**.*"), "matches 'layers.0' and, inside it, 'layers.0.wq'"),
-        (ParallelPlan(block="layers.*", context=["layers.*.inner"]), "row 'layers.*.inner' matches nothing"),
-        (ParallelPlan(block="layers.*", stages=Stages(last=["out"])), "row 'out' matches nothing"),
+        (
+            ParallelPlan(block="layers.*", context=["layers.*.inner"]),
+            "entry 'layers.*.inner' matches nothing",
+        ),
+        (ParallelPlan(block="layers.*", stages=Stages(last=["out"])), "entry 'out' matches nothing"),
         (
             ParallelPlan(block="layers.*", tensor={"layers.*.wk": "colwise"}),
-            "row 'layers.*.wk' matches nothing",
+            "entry 'layers.*.wk' matches nothing",
         ),
-        (ParallelPlan(block="layers.*", tensor={"layers.*.wq": "colwise"}), "no row covers embed.weight"),
+        (ParallelPlan(block="layers.*", tensor={"layers.*.wq": "colwise"}), "no entry covers embed.weight"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_an_error(plan, message):

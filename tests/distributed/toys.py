@@ -17,7 +17,7 @@ from hekaton.objective import BatchTensor
 from hekaton.parallel.plan import ParallelPlan, Stages
 from hekaton.recomputation import is_recomputed
 from hekaton.spec import TrainSpec
-from hekaton.weights import WeightTable, row
+from hekaton.weights import WeightTable, entry
 from hekaton_blocks import Attention, FeedForward, rotary_table
 
 CHANNELS, CHOICES = 4, 3
@@ -237,7 +237,7 @@ class AdaptValues:
         draft = replace(draft, plan=replace(draft.plan, tensor=tensor), init=init, merges=merges)
         styles = {f"{attention}.{{wq,wk}}": "colwise", f"{attention}.wv.{{base,b}}": "colwise"}
         styles[f"{attention}.wv.a"] = "replicate"
-        return replace(draft.with_rows(tensor=styles), trained=["layers.*.attention.wv.{a,b}.weight"])
+        return replace(draft.with_entries(tensor=styles), trained=["layers.*.attention.wv.{a,b}.weight"])
 
 
 def merge(parts):
@@ -267,9 +267,9 @@ def table(config):
         *(f"attention.{name}.weight" for name in ("wq", "wk", "wv", "wo")),
         *(f"feed_forward.{name}.weight" for name in ("w1", "w2", "w3")),
     ]  # fmt: skip
-    rows = [row(name, name) for name in ("into.weight", "norm.weight", "out.weight")]
-    rows += [row(f"layers.{{i}}.{name}", f"blocks.{{i}}.{name}") for name in names]
-    return WeightTable(rows=rows, layers=config.n_layers)
+    entries = [entry(name, name) for name in ("into.weight", "norm.weight", "out.weight")]
+    entries += [entry(f"layers.{{i}}.{name}", f"blocks.{{i}}.{name}") for name in names]
+    return WeightTable(entries=entries, layers=config.n_layers)
 
 
 def write_config(config):

@@ -155,7 +155,7 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of this rank's parts; a part in which nothing is trained has none.
 
-    :raises ConfigError: for a row of ``[[optimizer.groups]]`` that matches nothing.
+    :raises ConfigError: for an entry of ``[[optimizer.groups]]`` that matches nothing.
     :raises PluginError: for an optimizer that does not share its parameters out.
     """
     vocab_size = getattr(meta.config, "vocab_size", None)

@@ -28,11 +28,11 @@ from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
 from hekaton.parallel.context import ContextGroup
 from hekaton.parallel.contract import needed_inputs, run_end
-from hekaton.parallel.experts import ExpertGroup, expert_rows
+from hekaton.parallel.experts import ExpertGroup, expert_entries
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
 from hekaton.parallel.pipeline import cut, stage_layout
 from hekaton.parallel.plan import ParallelPlan, check_plan, ends
-from hekaton.parallel.tensor import StyleMaker, TensorContext, tensor_rows
+from hekaton.parallel.tensor import StyleMaker, TensorContext, tensor_entries
 from hekaton.parallel.ties import tie, ties
 from hekaton.patterns import with_owners
 from hekaton.plugins import Plugins
@@ -250,15 +250,16 @@ def tensor_styles(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[
     """Module name -> what makes its tensor-parallel style.
 
     :raises UnknownName: for a style that nobody contributes.
-    :raises ConfigError: for a row that does not fit.
+    :raises ConfigError: for an entry that does not fit.
     """
     if meta.spec.parallelize is not None and not meta.plan.tensor:
         return {}
-    rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
-    for style in sorted(set(rows.values())):
+    entries = tensor_entries(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
+    for style in sorted(set(entries.values())):
         plugins.get(ParallelStyle, style)
     return {
-        name: partial(build_component, config, plugins, ParallelStyle, style) for name, style in rows.items()
+        name: partial(build_component, config, plugins, ParallelStyle, style)
+        for name, style in entries.items()
     }
 
 
@@ -267,13 +268,14 @@ def expert_styles(meta: MetaModel, config: JobConfig, plugins: Plugins) -> dict[
 
     :raises UnknownName: for a style that nobody contributes, where experts are cut.
     """
-    rows = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
+    entries = expert_entries(meta.model, meta.plan.experts, what=meta.spec.name)
     settings = config.parallelism
     if settings.expert_parallel_degree * settings.expert_tensor_parallel_degree > 1:
-        for style in sorted(set(rows.values())):
+        for style in sorted(set(entries.values())):
             plugins.get(ParallelStyle, style)
     return {
-        name: partial(build_component, config, plugins, ParallelStyle, style) for name, style in rows.items()
+        name: partial(build_component, config, plugins, ParallelStyle, style)
+        for name, style in entries.items()
     }
 
 

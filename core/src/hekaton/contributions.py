@@ -114,7 +114,7 @@ class Section(Contribution):
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelStyle(Component):
-    """A style for the ``tensor`` rows of parallel plans.
+    """A style for the ``tensor`` entries of parallel plans.
 
     ``build(section, context)`` is given a :class:`hekaton.parallel.tensor.TensorContext` and returns a
     :class:`torch.distributed.tensor.parallel.ParallelStyle`.

@@ -15,7 +15,7 @@ from hekaton.parallel.plan import ParallelPlan
 from hekaton.patterns import resolve
 
 if TYPE_CHECKING:
-    from hekaton.weights.table import Row
+    from hekaton.weights.table import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,12 @@ class Draft:
     :param what: the model's name, for messages.
     :param config: the model's configuration.
     :param model: the module on the meta device; it may be changed in place.
-    :param plan: how the model is cut. :meth:`with_styles` replaces styles of its tensor rows.
-    :param init: parameter-name pattern -> initialiser; parameters that are added need a row.
+    :param plan: how the model is cut. :meth:`with_styles` replaces styles of its tensor entries.
+    :param init: parameter-name pattern -> initialiser; parameters that are added need an entry.
     :param trained: patterns of the parameters that are trained; ``None`` for all that require a gradient in
         the module. Others are frozen: they get no gradient and no optimizer state.
     :param merges: how an export makes tensors of the model as it was from those of the converted one.
-    :param weight_rows: rows of the weight table for parameters that are added and exported by themselves.
+    :param weight_entries: of the weight table, for parameters that are added and exported by themselves.
     :param export_format: the checkpoint format in which ``checkpoint.last_save_in_hf`` writes the model.
     """
 
@@ -58,18 +58,18 @@ class Draft:
     init: Mapping[str, Initializer]
     trained: Sequence[str] | None = None
     merges: Sequence[Merge] = ()
-    weight_rows: Sequence[Row] = ()
+    weight_entries: Sequence[Entry] = ()
     export_format: str = "hf"
 
     def with_styles(self, styles: Mapping[str, str]) -> Draft:
-        """The draft with styles of the plan's tensor rows replaced (``{"colwise": "float8_colwise"}``)."""
-        rows = {pattern: styles.get(style, style) for pattern, style in self.plan.tensor.items()}
-        return replace(self, plan=replace(self.plan, tensor=rows))
+        """The draft with styles of the plan's tensor entries replaced (``{"colwise": "float8_colwise"}``)."""
+        entries = {pattern: styles.get(style, style) for pattern, style in self.plan.tensor.items()}
+        return replace(self, plan=replace(self.plan, tensor=entries))
 
-    def with_rows(
+    def with_entries(
         self, *, tensor: Mapping[str, str] | None = None, init: Mapping[str, Initializer] | None = None
     ) -> Draft:
-        """The draft with rows added to the plan's tensor rows, where it has any, and to the init table."""
+        """The draft with more entries in the plan's ``tensor``, where it has any, and in the init table."""
         plan = self.plan
         if tensor and plan.tensor:
             plan = replace(plan, tensor={**plan.tensor, **tensor})

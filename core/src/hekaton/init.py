@@ -103,7 +103,7 @@ def resolve_init(model: nn.Module, table: Mapping[str, Initializer], *, what: st
     bare = [name for name in names if name not in rows]
     if bare:
         raise ConfigError(
-            f"init table of {what}: no row for {', '.join(bare[:5])}"
+            f"init table of {what}: no entry for {', '.join(bare[:5])}"
             + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
         )
     return {name: rows[name] for name in names}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Role = Literal["embedding", "output", "norm", "bias", "matrix", "expert"]
 
 REST = "rest"
-"""Name of the group of parameters that no row matches."""
+"""Name of the group of parameters that no entry matches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class NamedParameter:
 class ParameterGroup:
     """Parameters of one model part that an optimizer treats alike.
 
-    :param name: the row's pattern, or ``rest``.
+    :param name: the entry's pattern, or ``rest``.
     :param lr: learning rate before the schedule's factor.
     """
 
@@ -98,40 +98,42 @@ def trained_names(model: nn.Module) -> list[str]:
 
 
 def group_names(names: Sequence[str], settings: OptimizerSection, *, what: str) -> dict[str, str]:
-    """Parameter -> the pattern of the first row of ``[[optimizer.groups]]`` that matches it, or ``rest``.
+    """Parameter -> the pattern of the first entry of ``[[optimizer.groups]]`` that matches it, or ``rest``.
 
-    :raises ConfigError: for a row that matches nothing, or nothing that earlier rows leave.
+    :raises ConfigError: for an entry that matches nothing, or nothing that earlier entries leave.
     """
     groups: dict[str, str] = {}
-    for row in settings.groups:
-        matching = [name for name in names if fnmatchcase(name, row.match)]
+    for entry in settings.groups:
+        matching = [name for name in names if fnmatchcase(name, entry.match)]
         left = [name for name in matching if name not in groups]
         if not left:
-            why = "earlier rows match all that it matches" if matching else f"no trained parameter of {what}"
+            why = (
+                "earlier entries match all that it matches" if matching else f"no trained parameter of {what}"
+            )
             raise ConfigError(
-                f"optimizer.groups: row '{row.match}' matches nothing: {why}",
+                f"optimizer.groups: entry '{entry.match}' matches nothing: {why}",
                 hint=""
                 if matching
-                else choices_hint(row.match, sorted({_without_numbers(name) for name in names})),
+                else choices_hint(entry.match, sorted({_without_numbers(name) for name in names})),
             )
-        groups |= dict.fromkeys(left, row.match)
+        groups |= dict.fromkeys(left, entry.match)
     return {name: groups.get(name, REST) for name in names}
 
 
 def initial_rates(settings: OptimizerSection) -> dict[str, float]:
     """Group -> its learning rate before the schedule's factor."""
-    return {REST: settings.lr, **{row.match: settings.lr * row.lr_factor for row in settings.groups}}
+    return {REST: settings.lr, **{entry.match: settings.lr * entry.lr_factor for entry in settings.groups}}
 
 
 def parameter_groups(
     part: nn.Module, names: Mapping[str, str], model_roles: Mapping[str, Role], settings: OptimizerSection
 ) -> list[ParameterGroup]:
-    """The groups of one model part, in the order of the rows, those that have parameters; ``rest`` first. One
-    whose parameters lie on two meshes, as experts do, is two of the same name.
+    """The groups of one model part, in the order of the entries, those that have parameters; ``rest`` first.
+    One whose parameters lie on two meshes, as experts do, is two of the same name.
 
     :param names: :func:`group_names` of the whole model.
     """
-    rows = {row.match: row for row in settings.groups}
+    entries = {entry.match: entry for entry in settings.groups}
     rates = initial_rates(settings)
     members: dict[str, list[NamedParameter]] = {name: [] for name in rates}
     for name, parameter in part.named_parameters():
@@ -145,7 +147,7 @@ def parameter_groups(
         for one in parameters:
             mesh = getattr(one.parameter, "device_mesh", None)
             members_of.setdefault((name, mesh), []).append(one)
-    decays = {name: row.weight_decay for name, row in rows.items() if row.weight_decay is not None}
+    decays = {name: entry.weight_decay for name, entry in entries.items() if entry.weight_decay is not None}
     return [
         ParameterGroup(
             name=name,

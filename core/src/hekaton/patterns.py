@@ -57,22 +57,24 @@ def with_owners(name: str) -> Iterator[str]:
 
 
 def resolve(table: Mapping[str, T], names: Iterable[str], *, what: str) -> dict[str, T]:
-    """Expand a table of patterns over ``names``: each name that a row matches, with that row's value.
+    """Expand a table of patterns over ``names``: each name that an entry matches, with that entry's value.
 
     :param what: what the table is, for messages (``"init table of llama3"``).
-    :raises ConfigError: for a row that matches no name, and for a name that two rows match.
+    :raises ConfigError: for an entry that matches no name, and for a name that two entries match.
     """
     known = list(names)
     values: dict[str, T] = {}
-    row_of: dict[str, str] = {}
+    entry_of: dict[str, str] = {}
     for pattern, value in table.items():
         matched = [name for name in known if compile_pattern(pattern).fullmatch(name)]
         if not matched:
             shapes = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in known}
-            raise ConfigError(f"{what}: row '{pattern}' matches nothing", hint=choices_hint(pattern, shapes))
+            raise ConfigError(
+                f"{what}: entry '{pattern}' matches nothing", hint=choices_hint(pattern, shapes)
+            )
         for name in matched:
-            if name in row_of:
-                raise ConfigError(f"{what}: both '{row_of[name]}' and '{pattern}' match '{name}'")
-            row_of[name] = pattern
+            if name in entry_of:
+                raise ConfigError(f"{what}: both '{entry_of[name]}' and '{pattern}' match '{name}'")
+            entry_of[name] = pattern
             values[name] = value
     return values

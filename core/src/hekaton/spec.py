@@ -73,7 +73,7 @@ class TrainSpec:
         have memory. Persistent buffers are saved, resharded and exported as parameters are.
     :param flavors: name -> configuration, a frozen dataclass.
     :param plan: configuration -> how the model is cut; see :class:`hekaton.parallel.plan.ParallelPlan`.
-    :param init: configuration -> parameter-name pattern -> initialiser. Every parameter needs a row.
+    :param init: configuration -> parameter-name pattern -> initialiser. Every parameter needs an entry.
     :param objective: name of the training objective, where ``[training] objective`` names no other.
     :param defaults: flavor -> configuration values (``{"training": {"seq_len": 8192}}``) that hold where the
         user sets nothing.

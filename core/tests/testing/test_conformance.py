@@ -144,15 +144,15 @@ def test_a_flavor_that_does_not_exist():
     [
         (
             replace(SPEC, plan=lambda config: ParallelPlan(block="blocks.*")),
-            r"plan of small tiny, block: row 'blocks\.\*' matches nothing",
+            r"plan of small tiny, block: entry 'blocks\.\*' matches nothing",
         ),
         (
             replace(SPEC, init=lambda config: {"output.weight": Normal(1.0)}),
-            "init table of small tiny: no row for embedding.weight",
+            "init table of small tiny: no entry for embedding.weight",
         ),
         (
             replace(SPEC, init=lambda config: init(config) | {"head.weight": Normal(1.0)}),
-            "init table of small tiny: row 'head.weight' matches nothing",
+            "init table of small tiny: entry 'head.weight' matches nothing",
         ),
     ],
 )

@@ -79,7 +79,7 @@ class Gains:
             make=lambda parts: self.factor * parts[1][:, None] * parts[0],
         )
         return replace(
-            draft.with_rows(init={"**.gain": Constant(1.0)}),
+            draft.with_entries(init={"**.gain": Constant(1.0)}),
             trained=[self.trained],
             merges=[merge] if self.merged else [],
         )
@@ -119,7 +119,7 @@ class AddsMore:
 
 
 def test_the_tables_of_a_converter_are_checked():
-    with pytest.raises(ConfigError, match=r"no row for layers\.0\.gain"):
+    with pytest.raises(ConfigError, match=r"no entry for layers\.0\.gain"):
         check_converter(AddsWithoutInit(), SPEC, "tiny")
     with pytest.raises(AssertionError, match=r"an export has no place for 'layers\.0\.count'"):
         check_converter(AddsMore(), SPEC, "tiny")

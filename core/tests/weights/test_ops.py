@@ -19,7 +19,7 @@ from hekaton.weights import (
     Unstack,
     WeightTable,
     cast,
-    row,
+    entry,
     whole,
 )
 
@@ -138,16 +138,16 @@ def both_ways(table: WeightTable, ours: dict[str, torch.Tensor], theirs: dict[st
 def test_a_mixture_of_experts_with_one_tensor_per_expert() -> None:
     """Layer 0 is dense; experts are stacked here, apart there; their biases are apart on both sides."""
     table = WeightTable(
-        rows=[
-            row("layers.{i}.w1", "model.layers.{i}.mlp.gate_proj.weight", layers=range(1)),
-            row(
+        entries=[
+            entry("layers.{i}.w1", "model.layers.{i}.mlp.gate_proj.weight", layers=range(1)),
+            entry(
                 "layers.{i}.experts.w1",
                 "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
                 Transpose(1, 2),
                 Unstack(3),
                 layers=range(1, 3),
             ),
-            row("layers.{i}.bias.{e}", "model.layers.{i}.mlp.experts.{e}.bias", layers=range(1, 3)),
+            entry("layers.{i}.bias.{e}", "model.layers.{i}.mlp.experts.{e}.bias", layers=range(1, 3)),
         ],
         layers=3,
         experts=3,
@@ -165,14 +165,14 @@ def test_a_mixture_of_experts_with_one_tensor_per_expert() -> None:
 def test_fused_attention_and_alternating_experts() -> None:
     """As in GPT-OSS: one tensor of q, k, v; gate and up in alternating columns of (experts, dim, 2 hidden)."""
     table = WeightTable(
-        rows=[
-            row(
+        entries=[
+            entry(
                 ("wq", "wk", "wv"),
                 "attn.qkv.weight",
                 Each(RotaryHalves(2), RotaryHalves(1), None),
                 Fuse((8, 4, 4)),
             ),
-            row(
+            entry(
                 ("experts.w1", "experts.w3"),
                 "experts.gate_up_proj",
                 Transpose(1, 2),
@@ -191,7 +191,7 @@ def test_fused_attention_and_alternating_experts() -> None:
 
 
 TIED = WeightTable(
-    rows=[row("embedding", "embed.weight"), row("layers.{i}.w", "layers.{i}.weight")],
+    entries=[entry("embedding", "embed.weight"), entry("layers.{i}.w", "layers.{i}.weight")],
     layers=2,
     tied={"head.weight": "embed.weight"},
     ignored=["layers.{i}.inv_freq"],
@@ -232,6 +232,6 @@ def test_names_without_a_row_are_listed_on_either_side() -> None:
 
 
 def test_an_op_that_refuses_says_of_which_tensor() -> None:
-    table = WeightTable(rows=[row("layers.{i}.wq", "layers.{i}.q", RotaryHalves(3))], layers=1)
+    table = WeightTable(entries=[entry("layers.{i}.wq", "layers.{i}.q", RotaryHalves(3))], layers=1)
     with pytest.raises(CheckpointError, match=r"^hf/: layers.0.q: 8 rows are not 3 heads"):
         table.from_hf(lazies({"layers.0.q": Q}), what="hf/")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import WeightTable, row, whole
+from hekaton.weights import WeightTable, entry, whole
 
 TABLE = WeightTable(
-    rows=[row("norm.weight", "model.norm.weight")],
+    entries=[entry("norm.weight", "model.norm.weight")],
     prefix="language_model.",
     others={"vision": ("vision_model.", "projector."), "audio": ("audio_model.",)},
 )
@@ -45,5 +45,5 @@ def test_what_is_left_out_must_be_known():
         TABLE.own_names([TEXT], leave_out=["vison"], what="it")
     assert error.value.hint == "known: vision, audio"
     with pytest.raises(CheckpointError) as error:
-        WeightTable(rows=[]).own_names([], leave_out=["vision"], what="it")
+        WeightTable(entries=[]).own_names([], leave_out=["vision"], what="it")
     assert error.value.hint == "there is nothing to leave out"

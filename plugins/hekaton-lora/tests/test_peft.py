@@ -12,7 +12,7 @@ from hekaton.cli import main
 from hekaton.config import load
 from hekaton.errors import CheckpointError
 from hekaton.mesh import ParallelDims
-from hekaton.weights import Fuse, Transpose, WeightTable, row, whole
+from hekaton.weights import Fuse, Transpose, WeightTable, entry, whole
 from hekaton.weights.format import Unmerged, Weights, WriteOptions
 from hekaton_lora.linear import AddedProduct
 from hekaton_lora.peft import PeftFormat
@@ -153,21 +153,21 @@ def test_adapters_are_not_read(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("table_row", "message"),
+    ("table_entry", "message"),
     [
-        (row(("w", "other"), "both.weight", Fuse((4, 4))), "is a part of both.weight"),
-        (row("w", "w.weight", Transpose()), "with more than its rows in another order"),
-        (row("w", "w"), "is a part of w: that layer can have none of PEFT's"),
+        (entry(("w", "other"), "both.weight", Fuse((4, 4))), "is a part of both.weight"),
+        (entry("w", "w.weight", Transpose()), "with more than its rows in another order"),
+        (entry("w", "w"), "is a part of w: that layer can have none of PEFT's"),
     ],
 )
-def test_a_layer_that_peft_cannot_adapt_is_refused(table_row, message, tmp_path):
+def test_a_layer_that_peft_cannot_adapt_is_refused(table_entry, message, tmp_path):
     from hekaton.draft import Merge
 
     parts = ["w", "w.lora_a", "w.lora_b"]
     merge = Merge(into="w", parts=parts, make=AddedProduct(2, 1.0))
     shapes = {"w": (4, 4), "other": (4, 4), "w.lora_a": (2, 4), "w.lora_b": (4, 2)}
     tensors = {name: whole(torch.ones(shape)) for name, shape in shapes.items()}
-    unmerged = Unmerged(merges=[merge], table=WeightTable(rows=[table_row]), tensors=tensors)
+    unmerged = Unmerged(merges=[merge], table=WeightTable(entries=[table_entry]), tensors=tensors)
     with pytest.raises(CheckpointError, match=message):
         PeftFormat(None).write(tmp_path, Weights(config={}, tensors={}, unmerged=unmerged), WriteOptions())
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def as_dict(config: JobConfig) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """Rows without their keys that are not set, for which TOML has no word."""
+    """Entries without their keys that are not set, for which TOML has no word."""
     if isinstance(value, list):
         return [_without_none(item) for item in value]
     if isinstance(value, dict):

@@ -45,8 +45,8 @@ def describe(
         if len(problems) == MAX_PROBLEMS:
             problems[("",)] = ConfigError(f"and {len(details) - MAX_PROBLEMS} more values are wrong")
             break
-        if detail["type"] == "extra_forbidden" and index:  # a key of a row of an array of tables
-            key, known = str(detail["loc"][-1]), _row_fields(config, path)
+        if detail["type"] == "extra_forbidden" and index:  # a key of an entry of an array of tables
+            key, known = str(detail["loc"][-1]), _entry_fields(config, path)
             problems[path] = ConfigError(
                 f"unknown field '{shortened(key)}' in [[{dotted(path)}]]",
                 origin=values.origin(path),
@@ -98,12 +98,12 @@ def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> tuple
     return tuple(path), ""
 
 
-def _row_fields(config: type[SectionModel], path: Path) -> list[str]:
-    """The fields of the rows of an array of tables."""
+def _entry_fields(config: type[SectionModel], path: Path) -> list[str]:
+    """The fields of the entries of an array of tables."""
     owner = class_at(config, path[:-1])
     assert owner is not None
-    (row,) = get_args(owner.model_fields[path[-1]].annotation)
-    return list(row.model_fields)
+    (entry,) = get_args(owner.model_fields[path[-1]].annotation)
+    return list(entry.model_fields)
 
 
 def _unknown(config: type[JobConfig], path: Path, values: Values, plugins: Plugins) -> HekatonError:

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from hekaton.dry_run.fake import Played, fake_process_group, play
 from hekaton.parallel.apply import parallelize
-from hekaton.parallel.experts import expert_rows, has_own_mesh
-from hekaton.parallel.tensor import tensor_rows
+from hekaton.parallel.experts import expert_entries, has_own_mesh
+from hekaton.parallel.tensor import tensor_entries
 from hekaton.patterns import with_owners
 
 if TYPE_CHECKING:
@@ -134,16 +134,16 @@ def _parameters(played: Played, config: JobConfig) -> Iterator[ParameterRow]:
         whole = played.built.parts[0]
     else:  # stages are cut from copies of the model, and where a parameter lies does not depend on its stage
         whole = parallelize(meta.model, replace(layout, stages=None), played.meshes, dims, config)[0]
-    rows = {}
+    entries = {}
     if dims.tp > 1:
-        rows = tensor_rows(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
+        entries = tensor_entries(meta.model, meta.plan, config.parallelism.plan, what=meta.spec.name)
     if dims.ep * dims.etp > 1:
-        styles = expert_rows(meta.model, meta.plan.experts, what=meta.spec.name)
-        rows |= {f"{name}.experts": style for name, style in styles.items()}
+        styles = expert_entries(meta.model, meta.plan.experts, what=meta.spec.name)
+        entries |= {f"{name}.experts": style for name, style in styles.items()}
     alike: dict[tuple[Any, ...], int] = {}
     for name, parameter in whole.named_parameters():
         module = name.rpartition(".")[0]
-        style = next((rows[owner] for owner in with_owners(module) if owner in rows), "")
+        style = next((entries[owner] for owner in with_owners(module) if owner in entries), "")
         mesh: DeviceMesh | None = getattr(parameter, "device_mesh", None)
         placements = getattr(parameter, "placements", ())
         key = (

@@ -16,7 +16,7 @@ from hekaton.patterns import resolve
 
 
 class ExpertLayer(Protocol):
-    """What the modules are that the ``experts`` rows of a plan name.
+    """What the modules are that the ``experts`` entries of a plan name.
 
     :ivar n_experts: how many experts the layer has.
     :ivar experts: the module with the experts' tensors, which have one row each in dim 0.
@@ -84,17 +84,17 @@ def prepare_experts(
             layer.copies = dims.etp
 
 
-def expert_rows(model: nn.Module, rows: Mapping[str, str], *, what: str) -> dict[str, str]:
+def expert_entries(model: nn.Module, entries: Mapping[str, str], *, what: str) -> dict[str, str]:
     """Name of each layer of experts -> its style.
 
-    :param rows: the ``experts`` rows of a plan.
+    :param entries: the ``experts`` entries of a plan.
     """
-    return resolve(rows, [name for name, _ in model.named_modules()], what=f"plan of {what}, experts")
+    return resolve(entries, [name for name, _ in model.named_modules()], what=f"plan of {what}, experts")
 
 
-def expert_layers(model: nn.Module, rows: Mapping[str, str]) -> list[tuple[str, Any]]:
+def expert_layers(model: nn.Module, entries: Mapping[str, str]) -> list[tuple[str, Any]]:
     """The layers of experts of a model, or of this stage of it, by name."""
-    return list(matching(model, rows))
+    return list(matching(model, entries))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class ParallelPlan:
     """How a model is cut, by the names of parallel styles.
 
     :param block: pattern of the repeated module: the unit of FSDP, activation checkpointing and compile.
-    :param tensor: module pattern -> style, for tensor and sequence parallel. Once any row is given, every
+    :param tensor: module pattern -> style, for tensor and sequence parallel. Once any entry is given, every
         parameter must be covered.
     :param experts: pattern of layers of experts -> style, which says how the tensors of their experts are cut
         under expert parallel and expert-tensor parallel; see :class:`hekaton.parallel.experts.ExpertLayer`.
@@ -81,8 +81,8 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
     """Check a plan against the whole model, before it is cut.
 
     :param what: what the plan belongs to, for messages (``"llama3"``).
-    :raises ConfigError: for a row that matches no module, two rows that match the same one, or a parameter
-        that no row covers.
+    :raises ConfigError: for an entry that matches no module, two that match the same one, or a parameter that
+        no entry covers.
     """
     names = module_names(model)
     units = resolve({plan.block: None}, names, what=f"plan of {what}, block")
@@ -96,8 +96,8 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
     resolve(dict.fromkeys(plan.context), names, what=f"plan of {what}, context")
     resolve(plan.experts, names, what=f"plan of {what}, experts")
     if plan.stages is not None:
-        rows = [*plan.stages.first, plan.stages.layers, *plan.stages.last]
-        resolve(dict.fromkeys(rows), names, what=f"plan of {what}, stages")
+        entries = [*plan.stages.first, plan.stages.layers, *plan.stages.last]
+        resolve(dict.fromkeys(entries), names, what=f"plan of {what}, stages")
         if plan.stages.layers not in names:
             raise ConfigError(f"plan of {what}, stages: layers = '{plan.stages.layers}' is no module's name")
     covered = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
@@ -110,7 +110,7 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
     ]
     if bare:
         raise ConfigError(
-            f"plan of {what}: no row covers {', '.join(bare[:5])}"
+            f"plan of {what}: no entry covers {', '.join(bare[:5])}"
             + (f" and {len(bare) - 5} more" if len(bare) > 5 else ""),
             hint="give each its style, 'replicate' where it is not cut",
         )

@@ -66,7 +66,7 @@ def _operators() -> Iterator[str]:
 
 
 def recomputed_linears(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers below which a row of ``names`` is: ``moe.router.gate`` is the ``gate`` of each.
+    """The linear layers below which an entry of ``names`` is: ``moe.router.gate`` is the ``gate`` of each.
 
     :raises ConfigError: for a name that is that of another kind of module.
     """

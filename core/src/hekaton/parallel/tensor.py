@@ -36,20 +36,20 @@ class TensorContext:
 StyleMaker = Callable[[TensorContext], "ParallelStyle"]
 
 
-def tensor_rows(
+def tensor_entries(
     model: nn.Module, plan: ParallelPlan, overrides: Mapping[str, str], *, what: str
 ) -> dict[str, str]:
-    """Module name -> style: the plan's rows, and over them the user's.
+    """Module name -> style: the plan's entries, and over them the user's.
 
     :param model: the whole model.
     :param overrides: pattern -> style, from ``[parallelism.plan]``.
-    :raises ConfigError: when the model has no tensor rows, or a row of the user's matches nothing.
+    :raises ConfigError: when the model has no tensor entries, or an entry of the user's matches nothing.
     """
     names = module_names(model)
-    rows = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
-    if not rows:
+    entries = resolve(plan.tensor, names, what=f"plan of {what}, tensor")
+    if not entries:
         raise ConfigError(f"model '{what}' has no tensor-parallel plan: tensor_parallel_degree must be 1")
-    return rows | resolve(overrides, names, what="[parallelism.plan]")
+    return entries | resolve(overrides, names, what="[parallelism.plan]")
 
 
 def cut_sizes(model: nn.Module, styles: Mapping[str, StyleMaker], context: TensorContext) -> dict[str, int]:

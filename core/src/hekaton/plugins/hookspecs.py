@@ -98,8 +98,8 @@ def hekaton_converters() -> list[Converter]:  # type: ignore[empty-body]
     """Contribute model converters, which a run enables by name, in order, with ``[model] converters``.
 
     A converter changes the draft of a model, before it is parallelised: the module on the meta device (it
-    swaps linear layers, adds parameters), rows and styles of its plan, its init table, which parameters are
-    trained, and how an export merges what was added.
+    swaps linear layers, adds parameters), entries and styles of its plan, its init table, which parameters
+    are trained, and how an export merges what was added.
 
     :returns: one record per converter. ``build(section, dims)`` is called with the converter's own
         configuration section and the :class:`hekaton.mesh.ParallelDims` of the run, and must return an object

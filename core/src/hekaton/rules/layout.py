@@ -188,7 +188,7 @@ def _idle(run: Run, why: str, *names: str) -> Iterator[str]:
 
 
 def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
-    """Every row, style and stage of the plan fits the model, which is built on the meta device."""
+    """Every entry, style and stage of the plan fits the model, which is built on the meta device."""
     settings = run.config.parallelism
     dims = run.model_dims
     meta = run.meta

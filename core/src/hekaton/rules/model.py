@@ -38,7 +38,7 @@ def model_accepts(run: Run) -> Iterator[HekatonError]:
 
 
 def optimizer_groups_match(run: Run) -> Iterator[HekatonError]:
-    """Every row of [[optimizer.groups]] matches parameters that are trained."""
+    """Every entry of [[optimizer.groups]] matches parameters that are trained."""
     meta = run.meta
     if not run.config.optimizer.groups or isinstance(meta, HekatonError):
         return

@@ -14,7 +14,7 @@ from hekaton.weights import LazyTensor, WeightTable, whole
 def check_adapter(adapter: HFAdapter, spec: TrainSpec) -> None:
     """Check an adapter with its model in every flavor, on the meta device, and one flavor with values.
 
-    The table has a row for every tensor of the model; what it makes of the shapes, it undoes. The
+    The table has an entry for every tensor of the model; what it makes of the shapes, it undoes. The
     ``config.json`` that is written is read as the same configuration. With the values of the flavor that has
     the fewest parameters there and back is the same bit for bit.
 

@@ -115,8 +115,8 @@ def _check_export(draft: Draft, before: nn.Module, *, what: str) -> None:
         made = tuple(exported[name].read().shape)
         assert made == shape, f"{what}: the merge of '{name}' makes {made}, and 'like' is {shape}"
     left = [name for name in exported if name not in original]
-    assert draft.weight_rows or not left, (
-        f"{what}: an export has no place for '{left[0]}': give a merge, or a row of the weight table"
+    assert draft.weight_entries or not left, (
+        f"{what}: an export has no place for '{left[0]}': give a merge, or an entry of the weight table"
     )
     foreign = [name for name in as_unconverted(draft.merges, tensors) if name not in (*original, *left)]
     assert not foreign, f"{what}: '{foreign[0]}' is no tensor of the model as it was"

@@ -24,7 +24,7 @@ def check_model(
 ) -> tuple[str, ...]:
     """Check a model's tables in every flavor, and run one flavor in float32 on the CPU, under every layout.
 
-    Every flavor is a frozen dataclass from which the model builds on the meta device; every row of the plan
+    Every flavor is a frozen dataclass from which the model builds on the meta device; every entry of the plan
     and of the init table matches something, every parameter has an initialiser. The flavor that runs gives a
     finite loss and a finite gradient for every parameter, and fills its buffers (:func:`check_buffers`). A
     model trained to predict the next token must not see later tokens, nor another document's, and has the

@@ -2,21 +2,21 @@
 
 from hekaton.weights.lazy import LazyTensor, cast, whole
 from hekaton.weights.ops import Each, Fuse, Inverse, Op, RotaryHalves, Transpose, Unstack
-from hekaton.weights.table import Own, Row, WeightTable, row
+from hekaton.weights.table import Entry, Own, WeightTable, entry
 
 __all__ = [
     "Each",
+    "Entry",
     "Fuse",
     "Inverse",
     "LazyTensor",
     "Op",
     "Own",
     "RotaryHalves",
-    "Row",
     "Transpose",
     "Unstack",
     "WeightTable",
     "cast",
-    "row",
+    "entry",
     "whole",
 ]

@@ -44,9 +44,9 @@ class Counterpart:
     @property
     def table(self) -> WeightTable:
         table: WeightTable = self.adapter.table.load()(self.config)
-        if self.draft is None or not self.draft.weight_rows:
+        if self.draft is None or not self.draft.weight_entries:
             return table
-        return dataclasses.replace(table, rows=[*table.rows, *self.draft.weight_rows])
+        return dataclasses.replace(table, entries=[*table.entries, *self.draft.weight_entries])
 
     @property
     def merges(self) -> Sequence[Merge]:
@@ -87,8 +87,8 @@ class Counterpart:
         """The model's tensors, made from those of a folder.
 
         :param leave_out: other models in the folder that are not read; see :class:`WeightTable`.
-        :raises CheckpointError: for tensors without a row, rows without a tensor, and tensors that the folder
-            lists and does not hold; one that the model does without may be listed.
+        :raises CheckpointError: for tensors without an entry, entries without a tensor, and tensors that the
+            folder lists and does not hold; one that the model does without may be listed.
         """
         table = self.table
         own = table.own_names(weights.tensors, leave_out=leave_out, what=what)

@@ -21,7 +21,7 @@ Tensors = Sequence[LazyTensor]
 
 
 class Op(Protocol):
-    """A way to the other side, and back. What goes in and comes out are the tensors of one row, in order."""
+    """A way to the other side, and back. Tensors of one entry go in and come out, in order."""
 
     def to_hf(self, ours: Tensors) -> list[LazyTensor]:
         """:raises CheckpointError: for shapes that it cannot take, and so does ``from_hf``."""

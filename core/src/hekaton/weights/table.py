@@ -17,8 +17,8 @@ LAYER, EXPERT = "{i}", "{e}"
 
 
 @dataclass(frozen=True)
-class Row:
-    """Tensors that belong together, and the ops from ours to theirs, in order; see :func:`row`."""
+class Entry:
+    """Tensors that belong together, and the ops from ours to theirs, in order; see :func:`entry`."""
 
     ours: tuple[str, ...]
     hf: tuple[str, ...]
@@ -30,17 +30,21 @@ class Row:
         return any(LAYER in name for name in self.ours + self.hf)
 
 
-def row(ours: str | tuple[str, ...], hf: str | tuple[str, ...], *ops: Op, layers: range | None = None) -> Row:
-    """A row of a weight table.
+def entry(
+    ours: str | tuple[str, ...], hf: str | tuple[str, ...], *ops: Op, layers: range | None = None
+) -> Entry:
+    """An entry of a weight table.
 
-    :param ours: the name of a tensor of the model, or the names of several that are one row together.
+    :param ours: the name of a tensor of the model, or the names of several that are one entry together.
         ``{i}`` stands for the number of a layer, ``{e}`` for that of an expert. Where only one side has
         ``{e}``, its names are those of all experts, in order.
     :param hf: the name or names on the other side.
     :param ops: what makes theirs from ours, from left to right; back, it goes from right to left.
     :param layers: the layers that have it; by default all.
     """
-    return Row((ours,) if isinstance(ours, str) else ours, (hf,) if isinstance(hf, str) else hf, ops, layers)
+    return Entry(
+        (ours,) if isinstance(ours, str) else ours, (hf,) if isinstance(hf, str) else hf, ops, layers
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +70,13 @@ class Own:
 class WeightTable:
     """One model in one configuration.
 
-    :param rows: every tensor of the model once, and every tensor of the other side once.
+    :param entries: every tensor of the model once, and every tensor of the other side once.
     :param layers: how many layers ``{i}`` stands for.
     :param experts: how many experts ``{e}`` stands for.
     :param tied: name on the other side -> the name there that it repeats. It is not written; read, it may be
         absent, and is otherwise compared.
     :param own: tensors of the model that the other side has no place for.
-    :param ignored: names on the other side that hold nothing of the model (``{i}`` as in rows).
+    :param ignored: names on the other side that hold nothing of the model (``{i}`` as in entries).
     :param left_out: a part of the model there that this one is built without, in words -> its names there.
         Read, they are left out and the part is named in a notice.
     :param prefix: what the names on the other side may begin with, where the model is one of several in its
@@ -81,7 +85,7 @@ class WeightTable:
         ``("vision_model.",)``). They are refused, unless the reader says to leave them out.
     """
 
-    rows: Sequence[Row]
+    entries: Sequence[Entry]
     layers: int = 0
     experts: int = 0
     tied: Mapping[str, str] = field(default_factory=dict)
@@ -135,12 +139,12 @@ class WeightTable:
         """All tensors of the other side, made from the model's.
 
         :param what: where ``ours`` comes from, for messages.
-        :raises CheckpointError: listing the names that are missing, and those that no row has; for shapes
+        :raises CheckpointError: listing the names that are missing, and those that no entry has; for shapes
             that an op cannot take.
         """
-        rows = list(self._expanded())
+        entries = list(self._expanded())
         own = self.own_tensors()
-        _same_names(ours, [*(name for one in rows for name in one.ours), *own], what)
+        _same_names(ours, [*(name for one in entries for name in one.ours), *own], what)
         for name, one_of_us in own.items():
             if one_of_us.always and not _is_constant(ours[name], one_of_us.value):
                 raise CheckpointError(
@@ -148,7 +152,7 @@ class WeightTable:
                     "place for it"
                 )
         converted: dict[str, LazyTensor] = {}
-        for one in rows:
+        for one in entries:
             tensors = [ours[name] for name in one.ours]
             for op in one.ops:
                 tensors = _applied(op.to_hf, tensors, one.ours, what)
@@ -160,9 +164,9 @@ class WeightTable:
 
         :raises CheckpointError: as :meth:`to_hf`, and for a tied tensor that is not what it should repeat.
         """
-        rows = list(self._expanded())
+        entries = list(self._expanded())
         found = [name for name in theirs if name not in self.optional]
-        _same_names(found, [name for one in rows for name in one.hf], what)
+        _same_names(found, [name for one in entries for name in one.hf], what)
         for name, of in self.tied.items():
             if name in theirs and not same_values(theirs[name], theirs[of]):
                 raise CheckpointError(
@@ -170,7 +174,7 @@ class WeightTable:
                     hint="the weights are not tied: choose a flavor whose output is a tensor of its own",
                 )
         converted: dict[str, LazyTensor] = {}
-        for one in rows:
+        for one in entries:
             tensors = [theirs[name] for name in one.hf]
             for op in reversed(one.ops):
                 tensors = _applied(op.from_hf, tensors, one.hf, what)
@@ -189,34 +193,34 @@ class WeightTable:
             if one.layers is None or layer in one.layers
         }
 
-    def rows_of(self, ours: Iterable[str]) -> dict[str, Row]:
-        """The row of each of these tensors of the model, with exact names.
+    def entries_of(self, ours: Iterable[str]) -> dict[str, Entry]:
+        """The entry of each of these tensors of the model, with exact names.
 
-        :raises CheckpointError: for one that no row has.
+        :raises CheckpointError: for one that no entry has.
         """
-        rows = {name: one for one in self._expanded() for name in one.ours}
-        unknown = [name for name in ours if name not in rows]
+        entries = {name: one for one in self._expanded() for name in one.ours}
+        unknown = [name for name in ours if name not in entries]
         if unknown:
-            raise CheckpointError(f"no row of the weight table has {listed(unknown)}")
-        return {name: rows[name] for name in ours}
+            raise CheckpointError(f"no entry of the weight table has {listed(unknown)}")
+        return {name: entries[name] for name in ours}
 
-    def _expanded(self) -> Iterator[Row]:
-        """The rows with exact names, layer by layer."""
-        for repeats, group in groupby(self.rows, key=lambda one: one.repeats):
-            rows = list(group)
+    def _expanded(self) -> Iterator[Entry]:
+        """The entries with exact names, layer by layer."""
+        for repeats, group in groupby(self.entries, key=lambda one: one.repeats):
+            entries = list(group)
             for layer in range(self.layers) if repeats else [0]:
-                for one in rows:
+                for one in entries:
                     if not repeats or one.layers is None or layer in one.layers:
                         yield from self._of_layer(one, layer)
 
-    def _of_layer(self, one: Row, layer: int) -> Iterator[Row]:
+    def _of_layer(self, one: Entry, layer: int) -> Iterator[Entry]:
         ours, hf = ([name.replace(LAYER, str(layer)) for name in names] for names in (one.ours, one.hf))
         experts = range(self.experts)
         if _per_expert(ours) and _per_expert(hf):
             for expert in experts:
-                yield Row(_of_expert(ours, expert), _of_expert(hf, expert), one.ops)
+                yield Entry(_of_expert(ours, expert), _of_expert(hf, expert), one.ops)
         else:
-            yield Row(tuple(_all_experts(ours, experts)), tuple(_all_experts(hf, experts)), one.ops)
+            yield Entry(tuple(_all_experts(ours, experts)), tuple(_all_experts(hf, experts)), one.ops)
 
     def _ignored_names(self) -> set[str]:
         return {name.replace(LAYER, str(i)) for name in self.ignored for i in range(self.layers or 1)}
@@ -251,7 +255,7 @@ def _applied(op: object, tensors: list[LazyTensor], names: Sequence[str], what: 
 
 def _same_names(found: Iterable[str], expected: Sequence[str], what: str) -> None:
     there, wanted = dict.fromkeys(found), dict.fromkeys(expected)
-    assert len(wanted) == len(expected), "a table with a tensor in two rows"
+    assert len(wanted) == len(expected), "a table with a tensor in two entries"
     missing = [name for name in wanted if name not in there]
     unknown = [name for name in there if name not in wanted]
     if missing or unknown:

@@ -118,7 +118,7 @@ def edited(plugin_file: Path, old: str, new: str) -> list[str]:
         (
             "layers.*.{weight,bias}",
             "layers.*.weight",
-            "init table of llama3: no row for layers.0.bias, layers.1.bias",
+            "init table of llama3: no entry for layers.0.bias, layers.1.bias",
         ),
         ('block="layers.*"', 'block="blocks.*"', "blocks.*"),
     ],

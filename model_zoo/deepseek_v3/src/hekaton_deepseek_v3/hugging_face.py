@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Own, Row, Unstack, WeightTable, row
+from hekaton.weights import Entry, Own, Unstack, WeightTable, entry
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import YARN_KEYS, number, rotary_of, whole
 from hekaton_deepseek_v3.model import DeepSeekV3Config
@@ -63,20 +63,20 @@ def table(config: DeepSeekV3Config) -> WeightTable:
             for name in [*names, *of_layer]
             for expert in range(experts if "{e}" in name else 1)
         }
-    rows = [
-        row("tok_embeddings.weight", "model.embed_tokens.weight"),
+    entries = [
+        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
         *_layer(config, range(config.n_dense_layers), moe=False),
         *_layer(config, range(config.n_dense_layers, layers), moe=True),
-        row("norm.weight", "model.norm.weight"),
-        row("output.weight", "lm_head.weight"),
+        entry("norm.weight", "model.norm.weight"),
+        entry("output.weight", "lm_head.weight"),
     ]
     tied = {}
     if config.n_mtp_layers:
         further = range(layers, layers + 1)
-        rows += _layer(config, further, moe=True, ours="mtp_layers.{i}.")
+        entries += _layer(config, further, moe=True, ours="mtp_layers.{i}.")
         for name in ("enorm", "hnorm", "eh_proj", "norm"):
             there = f"model.layers.{{i}}.{'shared_head.norm' if name == 'norm' else name}.weight"
-            rows.append(row(f"mtp_layers.{{i}}.{name}.weight", there, layers=further))
+            entries.append(entry(f"mtp_layers.{{i}}.{name}.weight", there, layers=further))
         tied[f"model.layers.{layers}.embed_tokens.weight"] = "model.embed_tokens.weight"
         tied[f"model.layers.{layers}.shared_head.head.weight"] = "lm_head.weight"
     own = []
@@ -87,18 +87,25 @@ def table(config: DeepSeekV3Config) -> WeightTable:
         if config.n_mtp_layers:
             own.append(Own(name="mtp_layers.{i}.moe.load", layers=range(layers, layers + 1), **more))
     return WeightTable(
-        rows=rows, layers=layers + config.n_mtp_layers, experts=experts, tied=tied, own=own, left_out=left_out
+        entries=entries,
+        layers=layers + config.n_mtp_layers,
+        experts=experts,
+        tied=tied,
+        own=own,
+        left_out=left_out,
     )
 
 
-def _layer(config: DeepSeekV3Config, layers: range, *, moe: bool, ours: str = "layers.{i}.") -> Iterator[Row]:
-    """The rows of layers of one kind."""
+def _layer(
+    config: DeepSeekV3Config, layers: range, *, moe: bool, ours: str = "layers.{i}."
+) -> Iterator[Entry]:
+    """The entries of layers of one kind."""
     if not layers:
         return
     theirs = "model.layers.{i}."
 
-    def same(name: str, there: str) -> Row:
-        return row(f"{ours}{name}", f"{theirs}{there}", layers=layers)
+    def same(name: str, there: str) -> Entry:
+        return entry(f"{ours}{name}", f"{theirs}{there}", layers=layers)
 
     yield same("attention_norm.weight", "input_layernorm.weight")
     without = {"wq"} if config.q_lora_rank else {"wq_a", "q_norm", "wq_b"}
@@ -117,7 +124,7 @@ def _layer(config: DeepSeekV3Config, layers: range, *, moe: bool, ours: str = "l
         yield same("moe.expert_bias", "mlp.gate.e_score_correction_bias")
     for name, there in _FEED_FORWARD.items():
         each = f"{theirs}mlp.experts.{{e}}.{there}.weight"
-        yield row(f"{ours}moe.experts.{name}", each, Unstack(experts.n_experts), layers=layers)
+        yield entry(f"{ours}moe.experts.{name}", each, Unstack(experts.n_experts), layers=layers)
         if experts.n_shared_experts:
             yield same(f"moe.shared_experts.{name}.weight", f"mlp.shared_experts.{there}.weight")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Own, Transpose, WeightTable, row
+from hekaton.weights import Own, Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig, RopeScaling
 from hekaton_blocks.hugging_face import YARN_KEYS, number, rotary_of, whole
 from hekaton_gpt_oss.model import ALPHA, GptOssConfig
@@ -48,26 +48,26 @@ def table(config: GptOssConfig) -> WeightTable:
     linear["moe.router.gate"] = "mlp.router"
     experts = {"mlp1": "gate_up_proj", "mlp2": "down_proj"}
     return WeightTable(
-        rows=[
-            row("tok_embeddings.weight", "model.embed_tokens.weight"),
-            row(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
+        entries=[
+            entry("tok_embeddings.weight", "model.embed_tokens.weight"),
+            entry(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
             *(
-                row(f"{ours}{name}.{kind}", f"{theirs}{there}.{kind}")
+                entry(f"{ours}{name}.{kind}", f"{theirs}{there}.{kind}")
                 for name, there in linear.items()
                 for kind in ("weight", "bias")
             ),
-            row(f"{ours}attention.sinks", f"{theirs}self_attn.sinks"),
-            row(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
+            entry(f"{ours}attention.sinks", f"{theirs}self_attn.sinks"),
+            entry(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
             *(
-                row(f"{ours}moe.experts.{name}_weight", f"{theirs}mlp.experts.{there}", Transpose())
+                entry(f"{ours}moe.experts.{name}_weight", f"{theirs}mlp.experts.{there}", Transpose())
                 for name, there in experts.items()
             ),
             *(
-                row(f"{ours}moe.experts.{name}_bias", f"{theirs}mlp.experts.{there}_bias")
+                entry(f"{ours}moe.experts.{name}_bias", f"{theirs}mlp.experts.{there}_bias")
                 for name, there in experts.items()
             ),
-            row("norm.weight", "model.norm.weight"),
-            row("output.weight", "lm_head.weight"),
+            entry("norm.weight", "model.norm.weight"),
+            entry("output.weight", "lm_head.weight"),
         ],
         layers=config.n_layers,
         own=own,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import RotaryHalves, WeightTable, row
+from hekaton.weights import RotaryHalves, WeightTable, entry
 from hekaton_blocks.hugging_face import ROPE_KEYS, number, rotary_of, whole
 from hekaton_llama3 import LLAMA_DEFAULTS
 from hekaton_llama3.model import Llama3Config
@@ -24,26 +24,26 @@ _KNOWN = {
 def table(config: Llama3Config) -> WeightTable:
     """Ours has Meta's names and interleaved rotary layout, theirs the halves of GPT-NeoX."""
     ours, theirs = "layers.{i}.", "model.layers.{i}."
-    rows = [
-        row("tok_embeddings.weight", "model.embed_tokens.weight"),
-        row(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
-        row(f"{ours}attention.wq.weight", f"{theirs}self_attn.q_proj.weight", RotaryHalves(config.n_heads)),
-        row(
+    entries = [
+        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
+        entry(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
+        entry(f"{ours}attention.wq.weight", f"{theirs}self_attn.q_proj.weight", RotaryHalves(config.n_heads)),
+        entry(
             f"{ours}attention.wk.weight", f"{theirs}self_attn.k_proj.weight", RotaryHalves(config.n_kv_heads)
         ),
-        row(f"{ours}attention.wv.weight", f"{theirs}self_attn.v_proj.weight"),
-        row(f"{ours}attention.wo.weight", f"{theirs}self_attn.o_proj.weight"),
-        row(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
-        row(f"{ours}feed_forward.w1.weight", f"{theirs}mlp.gate_proj.weight"),
-        row(f"{ours}feed_forward.w2.weight", f"{theirs}mlp.down_proj.weight"),
-        row(f"{ours}feed_forward.w3.weight", f"{theirs}mlp.up_proj.weight"),
-        row("norm.weight", "model.norm.weight"),
+        entry(f"{ours}attention.wv.weight", f"{theirs}self_attn.v_proj.weight"),
+        entry(f"{ours}attention.wo.weight", f"{theirs}self_attn.o_proj.weight"),
+        entry(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
+        entry(f"{ours}feed_forward.w1.weight", f"{theirs}mlp.gate_proj.weight"),
+        entry(f"{ours}feed_forward.w2.weight", f"{theirs}mlp.down_proj.weight"),
+        entry(f"{ours}feed_forward.w3.weight", f"{theirs}mlp.up_proj.weight"),
+        entry("norm.weight", "model.norm.weight"),
     ]
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
     if not tied:
-        rows.append(row("output.weight", "lm_head.weight"))
+        entries.append(entry("output.weight", "lm_head.weight"))
     old = f"{theirs}self_attn.rotary_emb.inv_freq"  # computed; older versions of transformers saved it
-    return WeightTable(rows=rows, layers=config.n_layers, tied=tied, ignored=[old])
+    return WeightTable(entries=entries, layers=config.n_layers, tied=tied, ignored=[old])
 
 
 def write_config(config: Llama3Config) -> dict[str, Any]:

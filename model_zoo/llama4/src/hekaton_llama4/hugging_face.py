@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Fuse, Own, Row, Transpose, WeightTable, row
+from hekaton.weights import Entry, Fuse, Own, Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import ROPE_KEYS, number, rotary_of, whole
 from hekaton_llama4.model import Llama4Config
@@ -33,13 +33,13 @@ _FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 def table(config: Llama4Config) -> WeightTable:
     """Names differ, and the layout of experts."""
     sparse = config.layers_with_experts
-    rows = [
-        row("tok_embeddings.weight", "model.embed_tokens.weight"),
-        *(row(f"{_OURS}{ours}.weight", f"{_THEIRS}{theirs}.weight") for ours, theirs in _LAYER.items()),
+    entries = [
+        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
+        *(entry(f"{_OURS}{ours}.weight", f"{_THEIRS}{theirs}.weight") for ours, theirs in _LAYER.items()),
         *_dense(config),
         *_experts(config),
-        row("norm.weight", "model.norm.weight"),
-        row("output.weight", "lm_head.weight"),
+        entry("norm.weight", "model.norm.weight"),
+        entry("output.weight", "lm_head.weight"),
     ]
     own = []
     if config.moe is not None:
@@ -49,7 +49,7 @@ def table(config: Llama4Config) -> WeightTable:
         if config.moe.batch_balance:
             own.append(Own(name=f"{_OURS}moe.load", value=1.0, always=False, **each))
     return WeightTable(
-        rows=rows,
+        entries=entries,
         layers=config.n_layers,
         own=own,
         prefix="language_model.",
@@ -57,30 +57,30 @@ def table(config: Llama4Config) -> WeightTable:
     )
 
 
-def _dense(config: Llama4Config) -> Iterator[Row]:
+def _dense(config: Llama4Config) -> Iterator[Entry]:
     for layer in range(config.n_layers):
         if layer not in config.layers_with_experts:
             for ours, theirs in _FEED_FORWARD.items():
-                yield row(
+                yield entry(
                     f"layers.{layer}.feed_forward.{ours}.weight",
                     f"model.layers.{layer}.feed_forward.{theirs}.weight",
                 )
 
 
-def _experts(config: Llama4Config) -> Iterator[Row]:
+def _experts(config: Llama4Config) -> Iterator[Entry]:
     if config.moe is None:
         return
     ours, theirs, width = f"{_OURS}moe.", f"{_THEIRS}feed_forward.", config.moe.hidden_dim
     layers = config.layers_with_experts
-    yield row(f"{ours}router.gate.weight", f"{theirs}router.weight", layers=layers)
+    yield entry(f"{ours}router.gate.weight", f"{theirs}router.weight", layers=layers)
     both = (f"{ours}experts.w1", f"{ours}experts.w3")
     gate_and_up = f"{theirs}experts.gate_up_proj"
-    yield row(both, gate_and_up, Transpose(), Fuse((width, width), dim=2), layers=layers)
-    yield row(f"{ours}experts.w2", f"{theirs}experts.down_proj", Transpose(), layers=layers)
+    yield entry(both, gate_and_up, Transpose(), Fuse((width, width), dim=2), layers=layers)
+    yield entry(f"{ours}experts.w2", f"{theirs}experts.down_proj", Transpose(), layers=layers)
     if config.moe.n_shared_experts:
         for name, there in _FEED_FORWARD.items():
             shared = f"{theirs}shared_expert.{there}.weight"
-            yield row(f"{ours}shared_experts.{name}.weight", shared, layers=layers)
+            yield entry(f"{ours}shared_experts.{name}.weight", shared, layers=layers)
 
 
 def write_config(config: Llama4Config) -> dict[str, Any]:

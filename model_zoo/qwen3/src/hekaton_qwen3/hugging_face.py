@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Own, Unstack, WeightTable, row
+from hekaton.weights import Own, Unstack, WeightTable, entry
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import number, rotary_of, whole
 from hekaton_qwen3 import QWEN3_DEFAULTS, QWEN3_MOE_DEFAULTS
@@ -51,14 +51,14 @@ def table(config: Qwen3Config) -> WeightTable:
             own.append(Own(name=f"{ours}moe.expert_bias", value=0.0, **each))
         if moe.batch_balance:
             own.append(Own(name=f"{ours}moe.load", value=1.0, always=False, **each))
-    rows = [
-        row("tok_embeddings.weight", "model.embed_tokens.weight"),
-        *(row(f"{ours}{name}.weight", f"{theirs}{there}.weight") for name, there in names.items()),
-        row("norm.weight", "model.norm.weight"),
+    entries = [
+        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
+        *(entry(f"{ours}{name}.weight", f"{theirs}{there}.weight") for name, there in names.items()),
+        entry("norm.weight", "model.norm.weight"),
     ]
     if moe is not None:
-        rows += [
-            row(
+        entries += [
+            entry(
                 f"{ours}moe.experts.{name}",
                 f"{theirs}mlp.experts.{{e}}.{there}.weight",
                 Unstack(moe.n_experts),
@@ -67,9 +67,9 @@ def table(config: Qwen3Config) -> WeightTable:
         ]
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
     if not tied:
-        rows.append(row("output.weight", "lm_head.weight"))
+        entries.append(entry("output.weight", "lm_head.weight"))
     return WeightTable(
-        rows=rows,
+        entries=entries,
         layers=config.n_layers,
         experts=moe.n_experts if moe is not None else 0,
         tied=tied,

@@ -36,7 +36,7 @@ class Lora:
             adapt(layer, rank=section.rank, scale=section.alpha / section.rank)
             parts = [f"{name}.{part}" for part in ("weight", A, B)]
             merges.append(Merge(into=parts[0], parts=parts, make=product))
-        draft = draft.with_rows(init={f"**.{A}": KaimingUniform(), f"**.{B}": Constant(0.0)})
+        draft = draft.with_entries(init={f"**.{A}": KaimingUniform(), f"**.{B}": Constant(0.0)})
         return replace(
             draft,
             merges=merges,

@@ -15,7 +15,7 @@ from hekaton.errors import CheckpointError
 from hekaton.weights import LazyTensor
 from hekaton.weights.format import Unmerged, Weights, WriteOptions
 from hekaton.weights.lazy import Region
-from hekaton.weights.table import Row
+from hekaton.weights.table import Entry
 from hekaton_lora.linear import AddedProduct
 
 log = logging.getLogger("hekaton")
@@ -61,13 +61,13 @@ class PeftFormat:
             )
         if options.assets is not None:
             log.info("adapters are written without a tokenizer: they have that of their model")
-        rows = unmerged.table.rows_of([merge.into for merge in adapters])
+        entries = unmerged.table.entries_of([merge.into for merge in adapters])
         tensors: dict[str, torch.Tensor] = {}
         modules = []
         for merge in adapters:
-            module = _module_of(merge.into, rows[merge.into])
+            module = _module_of(merge.into, entries[merge.into])
             _, a, b = (unmerged.tensors[part] for part in merge.parts)
-            order = _order_of_rows(merge.into, rows[merge.into], unmerged)
+            order = _order_of_rows(merge.into, entries[merge.into], unmerged)
             tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.read().contiguous()
             tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.read()[order].contiguous()
             modules.append(module)
@@ -96,21 +96,21 @@ def _is_adapter(make: object) -> bool:
     return isinstance(make, AddedProduct)
 
 
-def _module_of(weight: str, row: Row) -> str:
+def _module_of(weight: str, entry: Entry) -> str:
     """The layer there whose weight is made from ``weight`` alone."""
-    if len(row.ours) > 1 or len(row.hf) > 1 or not row.hf[0].endswith(".weight"):
-        there = ", ".join(row.hf)
+    if len(entry.ours) > 1 or len(entry.hf) > 1 or not entry.hf[0].endswith(".weight"):
+        there = ", ".join(entry.hf)
         raise CheckpointError(
             f"'{weight}' has an adapter, and is a part of {there}: that layer can have none of PEFT's",
             hint="hekaton convert to-hf merges the adapters",
         )
-    return row.hf[0].removesuffix(".weight")
+    return entry.hf[0].removesuffix(".weight")
 
 
-def _order_of_rows(weight: str, row: Row, unmerged: Unmerged) -> torch.Tensor:
+def _order_of_rows(weight: str, entry: Entry, unmerged: Unmerged) -> torch.Tensor:
     """Which row of ours each row of theirs is: B's rows are those of the weight.
 
-    What the ops of a row do to a weight shows in a matrix that holds the place of each of its values.
+    What the ops of an entry do to a weight shows in a matrix that holds the place of each of its values.
     """
     like = unmerged.tensors[weight]
     rows, columns = like.shape
@@ -120,7 +120,7 @@ def _order_of_rows(weight: str, row: Row, unmerged: Unmerged) -> torch.Tensor:
         return mine[0][:, None] * columns + mine[1]
 
     there = LazyTensor((rows, columns), torch.int64, places)
-    for op in row.ops:
+    for op in entry.ops:
         (there,) = op.to_hf([there])
     if there.shape == (rows, columns):
         first, last = (
@@ -130,7 +130,7 @@ def _order_of_rows(weight: str, row: Row, unmerged: Unmerged) -> torch.Tensor:
         if torch.equal(first, order * columns) and torch.equal(last, order * columns + columns - 1):
             return order
     raise CheckpointError(
-        f"'{weight}' has an adapter, and is {row.hf[0]} with more than its rows in another order",
+        f"'{weight}' has an adapter, and is {entry.hf[0]} with more than its rows in another order",
         hint="hekaton convert to-hf merges the adapters",
     )
 

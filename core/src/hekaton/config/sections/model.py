@@ -57,7 +57,7 @@ class ModelSection(SectionModel):
 
 
 class OptimizerGroup(SectionModel):
-    """Parameters that are treated apart: a row of ``[[optimizer.groups]]``."""
+    """Parameters that are treated apart: an entry of ``[[optimizer.groups]]``."""
 
     match: str = "*"
     """Pattern of parameter names; ``*`` stands for any characters, as in ``*norm*``."""
@@ -85,8 +85,8 @@ class OptimizerSection(SectionModel):
     implementation: Literal["for-loop", "foreach", "fused"] = "fused"
     """How the update runs: one parameter after another, in batches, or in one kernel."""
     groups: list[OptimizerGroup] = []
-    """Parameters with a rate or a decay of their own: rows of ``match`` (a pattern of names, in which ``*``
-    stands for any characters), ``lr_factor`` and ``weight_decay``. The first row that matches counts."""
+    """Parameters with a rate or a decay of their own: entries of ``match`` (a pattern of names, in which
+    ``*`` stands for any characters), ``lr_factor`` and ``weight_decay``. The first that matches counts."""
     early_step_in_backward: Annotated[bool, NotYet("stepping the optimizer within backward")] = False
     """Update each parameter as soon as its gradient is there."""
 

@@ -46,7 +46,7 @@ class ParallelismSection(SectionModel):
     sequence_parallel: Annotated[bool, Tensor] = True
     """Between the cut layers, each rank of tensor parallel holds its part of the sequence."""
     plan: Annotated[dict[str, str], Tensor] = {}
-    """Rows over those of the model's own tensor-parallel plan: pattern of module names -> style."""
+    """Entries over those of the model's own tensor-parallel plan: pattern of module names -> style."""
     disable_loss_parallel: Annotated[bool, Tensor] = False
     """Gather the logits before the loss instead of leaving them cut by the vocabulary."""
     enable_async_tensor_parallel: bool = False
