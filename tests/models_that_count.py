@@ -46,6 +46,8 @@ class Layer(nn.Module):
                 self.counts.copy_(chosen)
             elif self.training and (self.fault == "counts twice" or not is_recomputed()):
                 self.counts += chosen
+        if self.fault == "drops layers" and self.training:
+            return x + torch.rand(()) * self.linear(x)
         return x + (1.0 + choice.to(x.dtype)).unsqueeze(-1) * self.linear(x)
 
 
@@ -82,7 +84,11 @@ FAULTS = {
 spec = TrainSpec(
     name="counting",
     model=Counting,
-    flavors={"sound": Config(), **{fault: Config(fault=fault) for fault in FAULTS}},
+    flavors={
+        "sound": Config(),
+        "drops layers": Config(fault="drops layers"),
+        **{fault: Config(fault=fault) for fault in FAULTS},
+    },
     plan=lambda config: ParallelPlan(
         block="layers.*", stages=Stages(first=["embedding"], layers="layers", last=["output"])
     ),

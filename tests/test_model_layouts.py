@@ -76,6 +76,11 @@ def test_a_sound_before_step_passes():
     assert check_model(counting.spec, "sound") == ("shard2", "pp2")
 
 
+@pytest.mark.slow
+def test_what_a_model_draws_at_random_is_not_compared():
+    check_before_step(counting.spec, "drops layers")
+
+
 @pytest.mark.parametrize("fault", counting.FAULTS)
 def test_a_wrong_before_step_is_named_with_its_case(fault):
     with pytest.raises(AssertionError) as caught:

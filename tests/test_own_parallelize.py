@@ -21,6 +21,7 @@ def by_hand(part, layout, meshes, dims, config):
 
 spec = dataclasses.replace(train_spec, name="by_hand", parallelize=by_hand)
 untouched = dataclasses.replace(train_spec, name="untouched", parallelize=lambda *_: None)
+wraps = dataclasses.replace(train_spec, name="wraps", parallelize=lambda part, *_: part)
 
 
 @hookimpl
@@ -28,6 +29,7 @@ def hekaton_models():
     return [
         Model("by_hand", spec=Ref("own_parallelize:spec"), summary="shards itself"),
         Model("untouched", spec=Ref("own_parallelize:untouched"), summary="leaves every gradient where it is"),
+        Model("wraps", spec=Ref("own_parallelize:wraps"), summary="returns a module in place of changing it"),
     ]
 """
 FLAGS = [
@@ -39,9 +41,13 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def losses(folder, model, processes):
+def trained(folder, model, processes):
     (folder / "own_parallelize.py").write_text(MODEL)
-    done = run_command("train", *FLAGS, "--model.name", model, processes=processes, cwd=folder)
+    return run_command("train", *FLAGS, "--model.name", model, processes=processes, cwd=folder)
+
+
+def losses(folder, model, processes):
+    done = trained(folder, model, processes)
     assert done.returncode == 0, done.stderr
     return re.findall(r"step +\d+ +loss (\S+)", done.stderr)
 
@@ -51,3 +57,12 @@ def test_parallelize_replaces_what_a_plan_does(tmp_path):
     assert len(alone) == 3
     assert losses(tmp_path, "by_hand", 2) == alone
     assert losses(tmp_path, "untouched", 2) != alone  # nothing else has summed the gradients
+
+
+def test_a_module_that_it_returns_is_an_error(tmp_path):
+    done = trained(tmp_path, "wraps", 1)
+    assert done.returncode == 2
+    assert (
+        "TrainSpec.parallelize returned Llama3: it changes the part in place and returns nothing"
+        in done.stderr
+    )
