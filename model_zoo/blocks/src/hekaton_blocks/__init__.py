@@ -3,6 +3,7 @@
 from hekaton_blocks.attention import Attention, DocumentAttention
 from hekaton_blocks.balance import balance_terms, report_experts, update_experts
 from hekaton_blocks.cache import key_value_cache
+from hekaton_blocks.decoder import Decoder, TransformerBlock
 from hekaton_blocks.dispatch import Dispatcher
 from hekaton_blocks.documents import Documents, PackedDocuments, pack_documents
 from hekaton_blocks.experts import GroupedExperts
@@ -16,6 +17,7 @@ from hekaton_blocks.routing import MoEConfig, Router, Routing
 __all__ = [
     "Attention",
     "AttentionPattern",
+    "Decoder",
     "Dispatcher",
     "DocumentAttention",
     "Documents",
@@ -27,6 +29,7 @@ __all__ = [
     "RopeScaling",
     "Router",
     "Routing",
+    "TransformerBlock",
     "YarnScaling",
     "apply_rotary",
     "balance_terms",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -13,14 +13,15 @@ from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
     AttentionPattern,
+    Decoder,
     DocumentAttention,
     Documents,
     FeedForward,
     MoE,
     MoEConfig,
+    TransformerBlock,
     YarnScaling,
     apply_rotary,
-    pack_documents,
     rotary_table,
 )  # fmt: skip
 
@@ -144,24 +145,15 @@ class Attention(nn.Module):
         return self.wq_b(self.q_norm(self.wq_a(x)))
 
 
-class TransformerBlock(nn.Module):
-    """Attention and feed-forward or experts, each on a normed input and added to the residual stream."""
+def block(config: DeepSeekV3Config, number: int) -> TransformerBlock:
+    """A layer: the first ones are dense, the others have experts."""
+    return TransformerBlock(config, Attention(config), **_feed_forward(config, number))
 
-    def __init__(self, config: DeepSeekV3Config, number: int) -> None:
-        super().__init__()
-        experts = config.moe if number >= config.n_dense_layers else None
-        self.attention = Attention(config)
-        self.feed_forward = None if experts is not None else FeedForward(config.dim, config.inter_dim)
-        self.moe = None if experts is None else MoE(config.dim, experts)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
-        x = x + self.attention(self.attention_norm(x), rotary, documents)
-        feed_forward = self.moe if self.feed_forward is None else self.feed_forward
-        assert feed_forward is not None
-        return x + feed_forward(self.ffn_norm(x))
+def _feed_forward(config: DeepSeekV3Config, number: int) -> dict[str, nn.Module]:
+    if config.moe is not None and number >= config.n_dense_layers:
+        return {"moe": MoE(config.dim, config.moe)}
+    return {"feed_forward": FeedForward(config.dim, config.inter_dim)}
 
 
 class MultiTokenLayer(TransformerBlock):
@@ -171,37 +163,31 @@ class MultiTokenLayer(TransformerBlock):
     """
 
     def __init__(self, config: DeepSeekV3Config, number: int) -> None:
-        super().__init__(config, number)
+        super().__init__(config, Attention(config), **_feed_forward(config, number))
         self.enorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.hnorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.eh_proj = nn.Linear(2 * config.dim, config.dim, bias=False)
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        rotary: torch.Tensor,
-        documents: Documents,
-        embedded: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :param embedded: of the next tokens; :returns: (batch, seq, dim)"""
-        assert embedded is not None
+    def forward(self, x: torch.Tensor, *context: Any) -> torch.Tensor:
+        """:param x: (batch, seq, dim); :param context: first the embedded next tokens; :returns: as ``x``"""
+        embedded, *others = context
         joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(x)), dim=-1))
-        return self.norm(super().forward(joined, rotary, documents))
+        return self.norm(super().forward(joined, *others))
 
 
-class DeepSeekV3(nn.Module):
-    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+class DeepSeekV3(Decoder):
+    """The decoder."""
 
     def __init__(self, config: DeepSeekV3Config) -> None:
-        super().__init__()
-        self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleDict({str(i): TransformerBlock(config, i) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        super().__init__(config, block)
         further = range(config.n_layers, config.n_layers + config.n_mtp_layers)
         self.mtp_layers = nn.ModuleDict({str(i): MultiTokenLayer(config, i) for i in further})
+
+    def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines."""
+        config = self.config
+        return (rotary_table(positions, config.qk_rope_head_dim, config.rope_theta, config.rope_scaling),)
 
     def forward(
         self,
@@ -209,28 +195,16 @@ class DeepSeekV3(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         next_tokens: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the next token.
+    ) -> Any:
+        """Logits of the next token, as every :class:`~hekaton_blocks.Decoder` gives them.
 
-        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
-        :param positions: (batch, seq), where each token stands in its document; counted from the start of
-            the row when ``None``.
-        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
         :param next_tokens: (batch, seq) ids of the tokens that follow; those of a model with ``mtp_layers``.
-        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages. With ``next_tokens`` two
-            of them, the second for the tokens after the next.
+        :returns: (batch, seq, vocab_size). With ``next_tokens`` two of them, the second for the tokens after
+            the next.
         """
-        config = self.config
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        rotary = rotary_table(positions, config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
-        packed = pack_documents(documents)
-        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
-        for layer in self.layers.values():
-            h = layer(h, rotary, packed)
-        h = h if self.norm is None else self.norm(h)
         if next_tokens is None:
-            return h if self.output is None else self.output(h)
+            return super().forward(tokens, positions, documents)
+        context = self.context(tokens, positions, documents)
+        h = self.hidden(tokens, context)
         (layer,) = self.mtp_layers.values()
-        second = layer(h, rotary, packed, self.tok_embeddings(next_tokens))
-        return self.output(h), self.output(second)
+        return self.output(h), self.output(layer(h, self.tok_embeddings(next_tokens), *context))

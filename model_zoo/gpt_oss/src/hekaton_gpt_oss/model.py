@@ -14,12 +14,12 @@ from hekaton.errors import ConfigError
 from hekaton_blocks import (
     Attention,
     AttentionPattern,
-    Documents,
+    Decoder,
     MoE,
     MoEConfig,
     Router,
+    TransformerBlock,
     YarnScaling,
-    pack_documents,
     rotary_table,
 )
 from hekaton_blocks.experts import grouped_linear, local, share
@@ -97,68 +97,31 @@ class Experts(nn.Module):
         return grouped_linear(hidden, local(self.mlp2_weight), counts, bias=share(self.mlp2_bias))
 
 
-class TransformerBlock(nn.Module):
-    """Attention and experts, each on a normed input and added to the residual stream."""
-
-    def __init__(self, config: GptOssConfig, number: int) -> None:
-        super().__init__()
-        moe = config.moe
-        self.attention = Attention(
-            config.dim,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim,
-            rotary_halves=True,
-            bias=True,
-            pattern=config.pattern(number),
-        )
-        self.moe = MoE(
-            config.dim,
-            moe,
-            router=Router(config.dim, moe, bias=True),
-            experts=Experts(moe.n_experts, config.dim, moe.hidden_dim, limit=config.swiglu_limit),
-        )
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
-        x = x + self.attention(self.attention_norm(x), rotary, documents)
-        return x + self.moe(self.ffn_norm(x))
+def block(config: GptOssConfig, number: int) -> TransformerBlock:
+    """A layer: attention with sinks and biases, in a window or not, and experts."""
+    dim, moe = config.dim, config.moe
+    attention = Attention(
+        dim,
+        config.n_heads,
+        config.n_kv_heads,
+        config.head_dim,
+        rotary_halves=True,
+        bias=True,
+        pattern=config.pattern(number),
+    )
+    experts = Experts(moe.n_experts, dim, moe.hidden_dim, limit=config.swiglu_limit)
+    return TransformerBlock(
+        config, attention, moe=MoE(dim, moe, router=Router(dim, moe, bias=True), experts=experts)
+    )
 
 
-class GptOss(nn.Module):
-    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+class GptOss(Decoder):
+    """The decoder."""
 
     def __init__(self, config: GptOssConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleDict({str(i): TransformerBlock(config, i) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        super().__init__(config, block, patterns=[config.pattern(0), config.pattern(1)])
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits of the next token.
-
-        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
-        :param positions: (batch, seq), where each token stands in its document; counted from the start of
-            the row when ``None``.
-        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
-        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
-        """
+    def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines."""
         config = self.config
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
-        packed = pack_documents(documents, [config.pattern(0), config.pattern(1)])
-        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
-        for layer in self.layers.values():
-            h = layer(h, rotary, packed)
-        h = h if self.norm is None else self.norm(h)
-        return h if self.output is None else self.output(h)
+        return (rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling),)

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import nn
 
 from hekaton.config import AtResume
 from hekaton.errors import ConfigError
-from hekaton_blocks import Attention, Documents, FeedForward, RopeScaling, pack_documents, rotary_table
+from hekaton_blocks import Attention, Decoder, FeedForward, RopeScaling, TransformerBlock, rotary_table
 
 Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
 
@@ -52,56 +51,22 @@ class Llama3Config:
         return self.dim // self.n_heads
 
 
-class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each on a normed input and added to the residual stream."""
+def block(config: Llama3Config, number: int) -> TransformerBlock:
+    """A layer."""
+    return TransformerBlock(
+        config,
+        Attention(config.dim, config.n_heads, config.n_kv_heads, config.head_dim),
+        feed_forward=FeedForward(config.dim, config.hidden_dim),
+    )
+
+
+class Llama3(Decoder):
+    """The decoder."""
 
     def __init__(self, config: Llama3Config) -> None:
-        super().__init__()
-        self.attention = Attention(config.dim, config.n_heads, config.n_kv_heads, config.head_dim)
-        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        super().__init__(config, block, tie_embeddings=config.tie_embeddings)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
-        x = x + self.attention(self.attention_norm(x), rotary, documents)
-        return x + self.feed_forward(self.ffn_norm(x))
-
-
-class Llama3(nn.Module):
-    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
-
-    def __init__(self, config: Llama3Config) -> None:
-        super().__init__()
-        self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleDict({str(i): TransformerBlock(config) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.output.weight = self.tok_embeddings.weight
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits of the next token.
-
-        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
-        :param positions: (batch, seq), where each token stands in its document; counted from the start of
-            the row when ``None``.
-        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
-        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
-        """
+    def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines."""
         config = self.config
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
-        packed = pack_documents(documents)
-        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
-        for layer in self.layers.values():
-            h = layer(h, rotary, packed)
-        h = h if self.norm is None else self.norm(h)
-        return h if self.output is None else self.output(h)
+        return (rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling),)

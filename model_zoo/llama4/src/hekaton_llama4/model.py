@@ -14,14 +14,15 @@ from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
     AttentionPattern,
+    Decoder,
     DocumentAttention,
     Documents,
     FeedForward,
     MoE,
     MoEConfig,
     RopeScaling,
+    TransformerBlock,
     apply_rotary,
-    pack_documents,
     rotary_table,
 )  # fmt: skip
 
@@ -121,64 +122,26 @@ class Attention(nn.Module):
         return self.wo(out.transpose(1, 2).flatten(-2))
 
 
-class TransformerBlock(nn.Module):
-    """Attention and feed-forward or experts, each on a normed input and added to the residual stream."""
-
-    def __init__(self, config: Llama4Config, layer: int) -> None:
-        super().__init__()
-        experts = config.moe if layer in config.layers_with_experts else None
-        self.attention = Attention(config, layer)
-        self.feed_forward = None if experts is not None else FeedForward(config.dim, config.hidden_dim)
-        self.moe = None if experts is None else MoE(config.dim, experts)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(
-        self, x: torch.Tensor, rotary: torch.Tensor, temperature: torch.Tensor, documents: Documents
-    ) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
-        x = x + self.attention(self.attention_norm(x), rotary, temperature, documents)
-        feed_forward = self.moe if self.feed_forward is None else self.feed_forward
-        assert feed_forward is not None
-        return x + feed_forward(self.ffn_norm(x))
+def block(config: Llama4Config, number: int) -> TransformerBlock:
+    """A layer: with experts, or dense."""
+    attention = Attention(config, number)
+    if config.moe is not None and number in config.layers_with_experts:
+        return TransformerBlock(config, attention, moe=MoE(config.dim, config.moe))
+    return TransformerBlock(config, attention, feed_forward=FeedForward(config.dim, config.hidden_dim))
 
 
-class Llama4(nn.Module):
-    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
+class Llama4(Decoder):
+    """The decoder."""
 
     def __init__(self, config: Llama4Config) -> None:
-        super().__init__()
-        self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleDict({str(i): TransformerBlock(config, i) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        patterns = [config.pattern(number) for number in range(config.n_layers)]
+        super().__init__(config, block, patterns=patterns)
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits of the next token.
-
-        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
-        :param positions: (batch, seq), where each token stands in its document; counted from the start of
-            the row when ``None``.
-        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
-        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
-        """
+    def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines for the layers with positions, and a temperature for those without."""
         config = self.config
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
         rotary = rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling)
-        temperature = temperature_of(positions, config.attn_scale, config.floor_scale)
-        packed = pack_documents(documents, [config.pattern(layer) for layer in range(config.n_layers)])
-        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
-        for layer in self.layers.values():
-            h = layer(h, rotary, temperature, packed)
-        h = h if self.norm is None else self.norm(h)
-        return h if self.output is None else self.output(h)
+        return rotary, temperature_of(positions, config.attn_scale, config.floor_scale)
 
 
 def temperature_of(positions: torch.Tensor, attn_scale: float, floor_scale: int) -> torch.Tensor:

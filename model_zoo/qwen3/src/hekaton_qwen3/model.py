@@ -7,17 +7,16 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import nn
 
 from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
     Attention,
-    Documents,
+    Decoder,
     FeedForward,
     MoE,
     MoEConfig,
-    pack_documents,
+    TransformerBlock,
     rotary_table,
 )
 
@@ -56,66 +55,27 @@ class Qwen3Config:
             raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
 
 
-class TransformerBlock(nn.Module):
-    """Attention and feed-forward or experts, each on a normed input and added to the residual stream."""
+def block(config: Qwen3Config, number: int) -> TransformerBlock:
+    """A layer: queries and keys are normed; all layers are dense, or all have experts."""
+    attention = Attention(
+        config.dim,
+        config.n_heads,
+        config.n_kv_heads,
+        config.head_dim,
+        qk_norm_eps=config.norm_eps,
+        rotary_halves=True,
+    )
+    if config.moe is None:
+        return TransformerBlock(config, attention, feed_forward=FeedForward(config.dim, config.hidden_dim))
+    return TransformerBlock(config, attention, moe=MoE(config.dim, config.moe))
+
+
+class Qwen3(Decoder):
+    """The decoder."""
 
     def __init__(self, config: Qwen3Config) -> None:
-        super().__init__()
-        self.attention = Attention(
-            config.dim,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim,
-            qk_norm_eps=config.norm_eps,
-            rotary_halves=True,
-        )
-        if config.moe is None:
-            self.feed_forward = FeedForward(config.dim, config.hidden_dim)
-        else:
-            self.moe = MoE(config.dim, config.moe)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        super().__init__(config, block, tie_embeddings=config.tie_embeddings)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, documents: Documents) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :returns: (batch, seq, dim)"""
-        x = x + self.attention(self.attention_norm(x), rotary, documents)
-        h = self.ffn_norm(x)
-        return x + (self.feed_forward(h) if hasattr(self, "feed_forward") else self.moe(h))
-
-
-class Qwen3(nn.Module):
-    """The decoder. A pipeline stage is this same class with the ends that it lacks set to ``None``."""
-
-    def __init__(self, config: Qwen3Config) -> None:
-        super().__init__()
-        self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleDict({str(i): TransformerBlock(config) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.output.weight = self.tok_embeddings.weight
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits of the next token.
-
-        :param tokens: (batch, seq) ids; on later pipeline stages the hidden states, (batch, seq, dim).
-        :param positions: (batch, seq), where each token stands in its document; counted from the start of
-            the row when ``None``.
-        :param documents: (batch, seq), which document each token is of; each row is one when ``None``.
-        :returns: (batch, seq, vocab_size); hidden states on earlier pipeline stages.
-        """
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        packed = pack_documents(documents)
-        h = tokens if self.tok_embeddings is None else self.tok_embeddings(tokens)
-        for layer in self.layers.values():
-            h = layer(h, rotary, packed)
-        h = h if self.norm is None else self.norm(h)
-        return h if self.output is None else self.output(h)
+    def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines."""
+        return (rotary_table(positions, self.config.head_dim, self.config.rope_theta),)
