@@ -9,9 +9,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Entry, Own, Unstack, WeightTable, entry
+from hekaton.weights import Entry, Unstack, WeightTable, entry
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import YARN_KEYS, number, rotary_of, whole
+from hekaton_blocks.hugging_face import (
+    YARN_KEYS,
+    balance_tensors,
+    check_known,
+    decoder_content,
+    decoder_fields,
+    number,
+    whole,
+)
 from hekaton_deepseek_v3.model import DeepSeekV3Config
 
 V3, V2 = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM"
@@ -79,13 +87,10 @@ def table(config: DeepSeekV3Config) -> WeightTable:
             entries.append(entry(f"mtp_layers.{{i}}.{name}.weight", there, layers=further))
         tied[f"model.layers.{layers}.embed_tokens.weight"] = "model.embed_tokens.weight"
         tied[f"model.layers.{layers}.shared_head.head.weight"] = "lm_head.weight"
-    own = []
-    if config.experts is not None and config.experts.batch_balance:
-        with_experts = range(config.n_dense_layers, layers)
-        more: Any = {"shape": (experts,), "value": 1.0, "always": False}
-        own.append(Own(name="layers.{i}.moe.load", layers=with_experts, **more))
-        if config.n_mtp_layers:
-            own.append(Own(name="mtp_layers.{i}.moe.load", layers=range(layers, layers + 1), **more))
+    own = balance_tensors(config.experts, layers=range(config.n_dense_layers, layers), bias=False)
+    if config.n_mtp_layers:
+        further = range(layers, layers + 1)
+        own += balance_tensors(config.experts, layers=further, bias=False, prefix="mtp_layers.{i}.")
     return WeightTable(
         entries=entries,
         layers=layers + config.n_mtp_layers,
@@ -130,20 +135,15 @@ def _layer(
 
 
 def write_config(config: DeepSeekV3Config) -> dict[str, Any]:
-    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
-    special tokens take the place of those here: the published model's, and none.
+    """The content of ``config.json``.
 
     :raises CheckpointError: for routing that neither model of transformers has.
     """
     scaling, experts = config.rope_scaling, config.experts
     v2 = experts is not None and experts.score == "softmax"
-    content = {
+    content = decoder_content(config, model_type="deepseek_v2" if v2 else "deepseek_v3", context=CONTEXT) | {
         "architectures": [V2 if v2 else V3],
-        "model_type": "deepseek_v2" if v2 else "deepseek_v3",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
         "first_k_dense_replace": config.n_dense_layers,
-        "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_heads,
         "q_lora_rank": config.q_lora_rank or None,
         "kv_lora_rank": config.kv_lora_rank,
@@ -151,19 +151,10 @@ def write_config(config: DeepSeekV3Config) -> dict[str, Any]:
         "qk_rope_head_dim": config.qk_rope_head_dim,
         "v_head_dim": config.v_head_dim,
         "intermediate_size": config.inter_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rope_theta": config.rope_theta,
         "rope_scaling": None
         if scaling is None
         else {"type": "yarn", **{key: getattr(scaling, name) for name, key in YARN_KEYS.items()}},
-        "max_position_embeddings": CONTEXT,
         "num_nextn_predict_layers": config.n_mtp_layers,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
     return content if experts is None else content | _experts_content(experts, v2=v2)
 
@@ -224,27 +215,19 @@ def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
         "norm_topk_prob": (False,) if v2 else (True, False),
         "num_key_value_heads": (content["num_attention_heads"], None),
     }
-    for key, values in known.items():
-        if key in content and content[key] not in values:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model deepseek_v3 knows only {values[0]!r}")
-    theta, scaling = rotary_of(content, model="deepseek_v3", kinds=("default", "yarn"))
-    layers, dense = whole(content, "num_hidden_layers"), _count(content, "first_k_dense_replace")
+    check_known(content, known, model="deepseek_v3")
+    fields = decoder_fields(content, model="deepseek_v3", kinds=("default", "yarn"))
+    dense = _count(content, "first_k_dense_replace")
     return DeepSeekV3Config(
-        dim=whole(content, "hidden_size"),
-        n_layers=layers,
-        n_dense_layers=min(dense, layers),
-        n_heads=whole(content, "num_attention_heads"),
+        **fields,
+        n_dense_layers=min(dense, fields["n_layers"]),
         inter_dim=whole(content, "intermediate_size"),
-        moe=_experts(content, v2=v2) if dense < layers else None,
+        moe=_experts(content, v2=v2) if dense < fields["n_layers"] else None,
         q_lora_rank=0 if content["q_lora_rank"] is None else whole(content, "q_lora_rank"),
         kv_lora_rank=whole(content, "kv_lora_rank"),
         qk_nope_head_dim=whole(content, "qk_nope_head_dim"),
         qk_rope_head_dim=whole(content, "qk_rope_head_dim"),
         v_head_dim=whole(content, "v_head_dim"),
-        vocab_size=whole(content, "vocab_size"),
-        norm_eps=number(content, "rms_norm_eps"),
-        rope_theta=theta,
-        rope_scaling=scaling,
     )
 
 

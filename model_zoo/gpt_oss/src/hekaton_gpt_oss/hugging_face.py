@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Own, Transpose, WeightTable, entry
-from hekaton_blocks import MoEConfig, RopeScaling
-from hekaton_blocks.hugging_face import YARN_KEYS, number, rotary_of, whole
+from hekaton.weights import Transpose, WeightTable, entry
+from hekaton_blocks import MoEConfig
+from hekaton_blocks.hugging_face import (
+    YARN_KEYS,
+    balance_tensors,
+    check_experts,
+    check_known,
+    decoder_content,
+    decoder_fields,
+    number,
+    optional_number,
+    whole,
+)
 from hekaton_gpt_oss.model import ALPHA, GptOssConfig
 
 CONTEXT = 131_072
@@ -37,12 +47,7 @@ _KNOWN = {
 
 def table(config: GptOssConfig) -> WeightTable:
     """Names differ, and how the experts' matrices lie."""
-    ours, theirs, moe = "layers.{i}.", "model.layers.{i}.", config.moe
-    own = []
-    if moe.bias_rate is not None:
-        own.append(Own(name=f"{ours}moe.expert_bias", shape=(moe.n_experts,), value=0.0))
-    if moe.batch_balance:
-        own.append(Own(name=f"{ours}moe.load", shape=(moe.n_experts,), value=1.0, always=False))
+    ours, theirs = "layers.{i}.", "model.layers.{i}."
     attention = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
     linear = {f"attention.{name}": f"self_attn.{there}" for name, there in attention.items()}
     linear["moe.router.gate"] = "mlp.router"
@@ -70,41 +75,29 @@ def table(config: GptOssConfig) -> WeightTable:
             entry("output.weight", "lm_head.weight"),
         ],
         layers=config.n_layers,
-        own=own,
+        own=balance_tensors(config.moe),
     )
 
 
 def write_config(config: GptOssConfig) -> dict[str, Any]:
-    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
-    special tokens take the place of those here: the published model's, and none.
+    """The content of ``config.json``.
 
     :raises CheckpointError: for experts of another kind than transformers' model has.
     """
     moe, scaling = config.moe, config.rope_scaling
-    plain = MoEConfig(
-        n_experts=moe.n_experts,
-        top_k=moe.top_k,
-        hidden_dim=moe.hidden_dim,
-        renormalise=True,
-        bias_rate=moe.bias_rate,
-        sequence_balance=moe.sequence_balance,
-        batch_balance=moe.batch_balance,
-    )
-    if moe != plain:
-        wrong = [f"{name} = {value!r}" for name, value in vars(moe).items() if value != vars(plain)[name]]
-        raise CheckpointError(f"GptOssForCausalLM has no experts with {', '.join(wrong)}")
+    plain = MoEConfig(n_experts=moe.n_experts, top_k=moe.top_k, hidden_dim=moe.hidden_dim, renormalise=True)
+    check_experts(moe, plain, architecture="GptOssForCausalLM")
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
         keys = {name: key for name, key in YARN_KEYS.items() if "mscale" not in name}
         rope = {"rope_type": "yarn", **{key: getattr(scaling, name) for name, key in keys.items()}}
     return {
         "architectures": ["GptOssForCausalLM"],
-        "model_type": "gpt_oss",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **decoder_content(config, model_type="gpt_oss", context=CONTEXT),
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
+        "attention_bias": True,
+        "rope_scaling": rope,
         "sliding_window": config.window,
         "layer_types": _layer_types(config.n_layers),
         "num_local_experts": moe.n_experts,
@@ -113,16 +106,6 @@ def write_config(config: GptOssConfig) -> dict[str, Any]:
         "router_aux_loss_coef": moe.batch_balance,
         "swiglu_alpha": ALPHA,
         "swiglu_limit": config.swiglu_limit,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": True,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope,
-        "max_position_embeddings": CONTEXT,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
 
 
@@ -136,20 +119,14 @@ def read_config(content: Mapping[str, Any]) -> GptOssConfig:
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
     content = {"rope_theta": _THETA, **DEFAULTS, **content}
-    layers = whole(content, "num_hidden_layers")
-    known = _KNOWN | {"layer_types": (_layer_types(layers), None)}
-    for key, values in known.items():
-        if content[key] not in values:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model gpt_oss knows only {values[0]!r}")
-    theta, scaling = rotary_of(content, model="gpt_oss", kinds=("default", "yarn"))
-    assert not isinstance(scaling, RopeScaling)
+    layers = _layer_types(whole(content, "num_hidden_layers"))
+    check_known(content, _KNOWN | {"layer_types": (layers, None)}, model="gpt_oss")
+    fields = decoder_fields(content, model="gpt_oss", kinds=("default", "yarn"))
+    scaling = fields["rope_scaling"]
     if scaling is not None and (scaling.mscale, scaling.mscale_all_dim) != (1.0, 0.0):
         raise CheckpointError("mscale: the model gpt_oss knows only YaRN's own factor")
-    balance = content["router_aux_loss_coef"]
     return GptOssConfig(
-        dim=whole(content, "hidden_size"),
-        n_layers=layers,
-        n_heads=whole(content, "num_attention_heads"),
+        **fields,
         n_kv_heads=whole(content, "num_key_value_heads"),
         head_dim=whole(content, "head_dim"),
         window=whole(content, "sliding_window"),
@@ -158,11 +135,7 @@ def read_config(content: Mapping[str, Any]) -> GptOssConfig:
             top_k=whole(content, "num_experts_per_tok"),
             hidden_dim=whole(content, "intermediate_size"),
             renormalise=True,
-            batch_balance=number(content, "router_aux_loss_coef") if balance else 0.0,
+            batch_balance=optional_number(content, "router_aux_loss_coef"),
         ),
-        vocab_size=whole(content, "vocab_size"),
         swiglu_limit=number(content, "swiglu_limit"),
-        norm_eps=number(content, "rms_norm_eps"),
-        rope_theta=theta,
-        rope_scaling=scaling,
     )

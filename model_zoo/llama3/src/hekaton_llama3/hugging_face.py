@@ -7,7 +7,15 @@ from typing import Any
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import RotaryHalves, WeightTable, entry
-from hekaton_blocks.hugging_face import ROPE_KEYS, number, rotary_of, whole
+from hekaton_blocks.hugging_face import (
+    check_known,
+    decoder_content,
+    decoder_fields,
+    head_dim,
+    key_heads,
+    llama_scaling_content,
+    whole,
+)
 from hekaton_llama3 import LLAMA_DEFAULTS
 from hekaton_llama3.model import Llama3Config
 
@@ -47,30 +55,15 @@ def table(config: Llama3Config) -> WeightTable:
 
 
 def write_config(config: Llama3Config) -> dict[str, Any]:
-    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
-    special tokens take the place of those here: the published model's, and none."""
-    scaling = config.rope_scaling
-    return {
-        "model_type": "llama",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+    """The content of ``config.json``."""
+    context = CONTEXT if config.rope_scaling is None else LONG_CONTEXT
+    return decoder_content(config, model_type="llama", context=context) | {
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.hidden_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
         "mlp_bias": False,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None
-        if scaling is None
-        else {"rope_type": "llama3", **{key: getattr(scaling, name) for name, key in ROPE_KEYS.items()}},
-        "max_position_embeddings": CONTEXT if scaling is None else LONG_CONTEXT,
+        "rope_scaling": llama_scaling_content(config.rope_scaling),
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
 
 
@@ -80,25 +73,14 @@ def read_config(content: Mapping[str, Any]) -> Llama3Config:
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
     content = {**LLAMA_DEFAULTS, **content}
-    for key, known in _KNOWN.items():
-        if content[key] not in known:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model llama3 knows only {known[0]!r}")
-    theta, scaling = rotary_of(content, model="llama3", kinds=("default", "llama3"))
-    heads = whole(content, "num_attention_heads")
-    shared = content["num_key_value_heads"] is not None
+    check_known(content, _KNOWN, model="llama3")
     config = Llama3Config(
-        dim=whole(content, "hidden_size"),
-        n_layers=whole(content, "num_hidden_layers"),
-        n_heads=heads,
-        n_kv_heads=whole(content, "num_key_value_heads") if shared else heads,
+        **decoder_fields(content, model="llama3", kinds=("default", "llama3")),
+        n_kv_heads=key_heads(content),
         hidden_dim=whole(content, "intermediate_size"),
-        vocab_size=whole(content, "vocab_size"),
-        norm_eps=number(content, "rms_norm_eps"),
-        rope_theta=theta,
-        rope_scaling=scaling,
         tie_embeddings=bool(content["tie_word_embeddings"]),
     )
-    if content["head_dim"] is not None and whole(content, "head_dim") * heads != config.dim:
+    if head_dim(content) * config.n_heads != config.dim:
         raise CheckpointError(
             f"head_dim = {content['head_dim']}: the model llama3 knows only hidden_size / num_attention_heads"
             f" = {config.head_dim}"

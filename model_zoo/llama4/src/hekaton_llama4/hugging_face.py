@@ -7,9 +7,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Entry, Fuse, Own, Transpose, WeightTable, entry
+from hekaton.weights import Entry, Fuse, Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import ROPE_KEYS, number, rotary_of, whole
+from hekaton_blocks.hugging_face import (
+    balance_tensors,
+    check_experts,
+    check_known,
+    decoder_content,
+    decoder_fields,
+    head_dim,
+    key_heads,
+    llama_scaling_content,
+    number,
+    optional_number,
+    whole,
+)
 from hekaton_llama4.model import Llama4Config
 
 CONTEXT = 262_144
@@ -41,17 +53,10 @@ def table(config: Llama4Config) -> WeightTable:
         entry("norm.weight", "model.norm.weight"),
         entry("output.weight", "lm_head.weight"),
     ]
-    own = []
-    if config.moe is not None:
-        each: Any = {"shape": (config.moe.n_experts,), "layers": sparse}
-        if config.moe.bias_rate is not None:
-            own.append(Own(name=f"{_OURS}moe.expert_bias", value=0.0, **each))
-        if config.moe.batch_balance:
-            own.append(Own(name=f"{_OURS}moe.load", value=1.0, always=False, **each))
     return WeightTable(
         entries=entries,
         layers=config.n_layers,
-        own=own,
+        own=balance_tensors(config.moe, layers=sparse),
         prefix="language_model.",
         others={"vision": ("vision_model.", "multi_modal_projector.")},
     )
@@ -84,21 +89,17 @@ def _experts(config: Llama4Config) -> Iterator[Entry]:
 
 
 def write_config(config: Llama4Config) -> dict[str, Any]:
-    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
-    special tokens take the place of those here: the published model's, and none.
+    """The content of ``config.json``.
 
     :raises CheckpointError: for routing that transformers' model does not have.
     """
-    scaling = config.rope_scaling
     return {
         "architectures": ["Llama4ForCausalLM"],
-        "model_type": "llama4_text",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **decoder_content(config, model_type="llama4_text", context=CONTEXT),
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size_mlp": config.hidden_dim,
+        "rope_scaling": llama_scaling_content(config.rope_scaling),
         "moe_layers": list(config.layers_with_experts),
         "interleave_moe_layer_step": config.interleave_moe_layer_step,
         "no_rope_layers": [int(config.has_positions(layer)) for layer in range(config.n_layers)],
@@ -108,36 +109,13 @@ def write_config(config: Llama4Config) -> dict[str, Any]:
         "attn_temperature_tuning": config.attn_scale > 0,
         "attn_scale": config.attn_scale,
         "floor_scale": config.floor_scale,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None
-        if scaling is None
-        else {"rope_type": "llama3", **{key: getattr(scaling, name) for name, key in ROPE_KEYS.items()}},
-        "max_position_embeddings": CONTEXT,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
         **({} if config.moe is None else _experts_content(config.moe)),
     }
 
 
 def _experts_content(moe: MoEConfig) -> dict[str, Any]:
-    plain = _routing(
-        moe.n_experts, moe.top_k, moe.hidden_dim,
-        bias_rate=moe.bias_rate, sequence_balance=moe.sequence_balance, batch_balance=moe.batch_balance,
-    )  # fmt: skip
-    if moe != plain:
-        wrong = [
-            f"moe.{name} = {value!r}, there it is {vars(plain)[name]!r}"
-            for name, value in vars(moe).items()
-            if value != vars(plain)[name]
-        ]
-        raise CheckpointError(
-            "Llama4ForCausalLM of transformers does not compute what this model does", hint="\n".join(wrong)
-        )
+    plain = _routing(moe.n_experts, moe.top_k, moe.hidden_dim)
+    check_experts(moe, plain, architecture="Llama4ForCausalLM")
     return {
         "num_local_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,
@@ -159,43 +137,24 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
 
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
-    for key, known in _KNOWN.items():
-        if key in content and content[key] not in known:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model llama4 knows only {known[0]!r}")
-    layers = whole(content, "num_hidden_layers")
-    theta, scaling = rotary_of(content, model="llama4", kinds=("default", "llama3"))
-    step = _step(content, layers)
-    balance = content["router_aux_loss_coef"]
+    check_known(content, _KNOWN, model="llama4")
+    fields = decoder_fields(content, model="llama4", kinds=("default", "llama3"))
+    step = _step(content, fields["n_layers"])
+    experts = ("num_local_experts", "num_experts_per_tok", "intermediate_size")
+    balance = optional_number(content, "router_aux_loss_coef")
     chunk = content["attention_chunk_size"]
-    heads = whole(content, "num_attention_heads")
-    shared = content["num_key_value_heads"] is not None
     config = Llama4Config(
-        dim=whole(content, "hidden_size"),
-        n_layers=layers,
-        n_heads=heads,
-        n_kv_heads=whole(content, "num_key_value_heads") if shared else heads,
-        head_dim=whole(content, "hidden_size") // heads
-        if content["head_dim"] is None
-        else whole(content, "head_dim"),
+        **fields,
+        n_kv_heads=key_heads(content),
+        head_dim=head_dim(content),
         hidden_dim=whole(content, "intermediate_size_mlp"),
-        moe=_routing(
-            whole(content, "num_local_experts"),
-            whole(content, "num_experts_per_tok"),
-            whole(content, "intermediate_size"),
-            batch_balance=number(content, "router_aux_loss_coef") if balance else 0.0,
-        )
-        if step
-        else None,
+        moe=_routing(*(whole(content, key) for key in experts), batch_balance=balance) if step else None,
         interleave_moe_layer_step=step or whole(content, "interleave_moe_layer_step"),
-        every_n_layers_nope=_nope_interval(content, layers),
+        every_n_layers_nope=_nope_interval(content, fields["n_layers"]),
         attention_chunk_size=None if chunk is None else whole(content, "attention_chunk_size"),
         qk_norm=bool(content["use_qk_norm"]),
         attn_scale=number(content, "attn_scale") if content["attn_temperature_tuning"] else 0.0,
         floor_scale=whole(content, "floor_scale"),
-        vocab_size=whole(content, "vocab_size"),
-        norm_eps=number(content, "rms_norm_eps"),
-        rope_theta=theta,
-        rope_scaling=scaling,
     )
     listed = content["layer_types"]
     if listed is not None and list(listed) != _layer_types(config):

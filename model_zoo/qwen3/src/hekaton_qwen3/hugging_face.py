@@ -6,10 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hekaton.errors import CheckpointError
-from hekaton.weights import Own, Unstack, WeightTable, entry
+from hekaton.weights import Unstack, WeightTable, entry
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import number, rotary_of, whole
+from hekaton_blocks.hugging_face import (
+    balance_tensors,
+    check_experts,
+    check_known,
+    decoder_content,
+    decoder_fields,
+    head_dim,
+    key_heads,
+    optional_number,
+    whole,
+)
 from hekaton_qwen3 import QWEN3_DEFAULTS, QWEN3_MOE_DEFAULTS
 from hekaton_qwen3.model import Qwen3Config
 
@@ -21,8 +30,6 @@ _KNOWN = {
     "hidden_act": ("silu", "swish"),  # two names of one function
     "tie_word_embeddings": (False, True),
 }
-
-
 _ALWAYS_SPARSE = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
 
 
@@ -41,16 +48,10 @@ def table(config: Qwen3Config) -> WeightTable:
     }
     projections = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
     moe = config.moe
-    own = []
     if moe is None:
         names |= {f"feed_forward.{name}": f"mlp.{there}" for name, there in projections.items()}
     else:
         names["moe.router.gate"] = "mlp.gate"
-        each = {"shape": (moe.n_experts,)}
-        if moe.bias_rate is not None:
-            own.append(Own(name=f"{ours}moe.expert_bias", value=0.0, **each))
-        if moe.batch_balance:
-            own.append(Own(name=f"{ours}moe.load", value=1.0, always=False, **each))
     entries = [
         entry("tok_embeddings.weight", "model.embed_tokens.weight"),
         *(entry(f"{ours}{name}.weight", f"{theirs}{there}.weight") for name, there in names.items()),
@@ -73,56 +74,35 @@ def table(config: Qwen3Config) -> WeightTable:
         layers=config.n_layers,
         experts=moe.n_experts if moe is not None else 0,
         tied=tied,
-        own=own,
+        own=balance_tensors(moe),
     )
 
 
 def write_config(config: Qwen3Config) -> dict[str, Any]:
-    """The content of ``config.json``. Where more is known of the model that is exported, its positions and
-    special tokens take the place of those here: the published model's, and none."""
+    """The content of ``config.json``.
+
+    :raises CheckpointError: for experts of another kind than transformers' model has.
+    """
+    sparse = config.moe is not None
+    common = decoder_content(config, model_type="qwen3_moe" if sparse else "qwen3", context=CONTEXT)
     return {
-        **(_dense() if config.moe is None else _sparse(config.moe)),
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        "architectures": ["Qwen3MoeForCausalLM" if sparse else "Qwen3ForCausalLM"],
+        **common,
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.hidden_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
         "use_sliding_window": False,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **({} if config.moe is None else _experts_content(config.moe)),
     }
 
 
-def _dense() -> dict[str, Any]:
-    return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-
-
-def _sparse(moe: MoEConfig) -> dict[str, Any]:
-    """:raises CheckpointError: for experts of another kind than transformers' model has."""
+def _experts_content(moe: MoEConfig) -> dict[str, Any]:
     plain = MoEConfig(
-        n_experts=moe.n_experts,
-        top_k=moe.top_k,
-        hidden_dim=moe.hidden_dim,
-        renormalise=moe.renormalise,
-        bias_rate=moe.bias_rate,
-        sequence_balance=moe.sequence_balance,
-        batch_balance=moe.batch_balance,
+        n_experts=moe.n_experts, top_k=moe.top_k, hidden_dim=moe.hidden_dim, renormalise=moe.renormalise
     )
-    if moe != plain:
-        wrong = [f"{name} = {value!r}" for name, value in vars(moe).items() if value != vars(plain)[name]]
-        raise CheckpointError(f"Qwen3MoeForCausalLM has no experts with {', '.join(wrong)}")
+    check_experts(moe, plain, architecture="Qwen3MoeForCausalLM")
     return {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
         "num_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,
         "moe_intermediate_size": moe.hidden_dim,
@@ -142,26 +122,14 @@ def read_config(content: Mapping[str, Any]) -> Qwen3Config:
         content.get("model_type") == "qwen3_moe"
     )
     content = {**(QWEN3_MOE_DEFAULTS if sparse else QWEN3_DEFAULTS), **content}
-    for key, known in (_KNOWN | (_ALWAYS_SPARSE if sparse else {})).items():
-        if content[key] not in known:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model qwen3 knows only {known[0]!r}")
-    theta, _ = rotary_of(content, model="qwen3")
-    heads = whole(content, "num_attention_heads")
-    shared = content["num_key_value_heads"] is not None
+    check_known(content, _KNOWN | (_ALWAYS_SPARSE if sparse else {}), model="qwen3")
+    fields = decoder_fields(content, model="qwen3")
+    del fields["rope_scaling"]  # always none
     return Qwen3Config(
-        dim=whole(content, "hidden_size"),
-        n_layers=whole(content, "num_hidden_layers"),
-        n_heads=heads,
-        n_kv_heads=whole(content, "num_key_value_heads") if shared else heads,
-        head_dim=(
-            whole(content, "hidden_size") // heads
-            if content["head_dim"] is None
-            else whole(content, "head_dim")
-        ),
+        **fields,
+        n_kv_heads=key_heads(content),
+        head_dim=head_dim(content),
         hidden_dim=whole(content, "intermediate_size"),
-        vocab_size=whole(content, "vocab_size"),
-        norm_eps=number(content, "rms_norm_eps"),
-        rope_theta=theta,
         tie_embeddings=bool(content["tie_word_embeddings"]),
         moe=_experts(content) if sparse else None,
     )
@@ -170,11 +138,10 @@ def read_config(content: Mapping[str, Any]) -> Qwen3Config:
 def _experts(content: Mapping[str, Any]) -> MoEConfig:
     """transformers' name for the number of experts is ``num_experts`` in files, and both since 5."""
     content = {"num_experts": content["num_local_experts"], **content}
-    balance = content["router_aux_loss_coef"]
     return MoEConfig(
         n_experts=whole(content, "num_experts"),
         top_k=whole(content, "num_experts_per_tok"),
         hidden_dim=whole(content, "moe_intermediate_size"),
         renormalise=bool(content["norm_topk_prob"]),
-        batch_balance=number(content, "router_aux_loss_coef") if balance else 0.0,
+        batch_balance=optional_number(content, "router_aux_loss_coef"),
     )
