@@ -56,6 +56,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_local_experts": 8, "interleave_moe_layer_step": 2, "attention_chunk_size": 12, "floor_scale": 5,
         "attn_scale": 0.5,
     },
+    "gpt_oss": {
+        "head_dim": 16, "intermediate_size": 48, "sliding_window": 12, "num_local_experts": 8,
+        "num_experts_per_tok": 3, "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
+            "beta_slow": 1.0, "truncate": False, "rope_theta": 10_000.0,
+        },
+    },
 }  # fmt: skip
 PROMPTS = ["def main(arguments):\n    return", "import"]
 
