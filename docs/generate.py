@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from generator import cli, configuration, hooks, identity
+from generator import cli, combinations, configuration, hooks, identity
 
 DOCS = Path(__file__).resolve().parent
 PAGES = {
     "reference/configuration.md": configuration.page,
     "reference/hooks.md": hooks.page,
+    "reference/combinations.md": combinations.page,
     "reference/identity.md": identity.page,
     "reference/cli.md": cli.page,
 }

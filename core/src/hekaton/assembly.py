@@ -28,6 +28,7 @@ from hekaton.distributed import Process
 from hekaton.draws import Draw
 from hekaton.forward_backward import ForwardBackward
 from hekaton.init import rehearse
+from hekaton.layer_choices import describe
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import TrainingObjective
 from hekaton.optim import LearningRate
@@ -175,6 +176,8 @@ def build_optimizers(
 
 
 def _log_model(meta: MetaModel, config: JobConfig, process: Process) -> None:
+    for name, choices in meta.draft.choices.items():
+        log.info("%s", "\n".join(describe(name, choices)))
     if config.model.print_after_conversion:
         log.info("the model after %d converter(s):\n%s", len(meta.converters), meta.model)
     log.info(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from hekaton.errors import ConfigError, PluginError
 from hekaton.init import Initializer
+from hekaton.layer_choices import LayerChoice
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.patterns import resolve
 
@@ -49,6 +50,8 @@ class Draft:
     :param merges: how an export makes tensors of the model as it was from those of the converted one.
     :param weight_entries: of the weight table, for parameters that are added and exported by themselves.
     :param export_format: the checkpoint format in which ``checkpoint.last_save_in_hf`` writes the model.
+    :param choices: converter -> the layers that it chose among, which ``hekaton config show --converters``
+        prints.
     """
 
     what: str
@@ -60,6 +63,7 @@ class Draft:
     merges: Sequence[Merge] = ()
     weight_entries: Sequence[Entry] = ()
     export_format: str = "hf"
+    choices: Mapping[str, Sequence[LayerChoice]] = field(default_factory=dict)
 
     def with_styles(self, styles: Mapping[str, str]) -> Draft:
         """The draft with styles of the plan's tensor entries replaced (``{"colwise": "float8_colwise"}``)."""

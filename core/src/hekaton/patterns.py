@@ -56,6 +56,11 @@ def with_owners(name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
+def without_numbers(name: str) -> str:
+    """A pattern of a name and those that differ from it in numbers (``layers.*.attention``)."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
 def resolve(table: Mapping[str, T], names: Iterable[str], *, what: str) -> dict[str, T]:
     """Expand a table of patterns over ``names``: each name that an entry matches, with that entry's value.
 
@@ -68,7 +73,7 @@ def resolve(table: Mapping[str, T], names: Iterable[str], *, what: str) -> dict[
     for pattern, value in table.items():
         matched = [name for name in known if compile_pattern(pattern).fullmatch(name)]
         if not matched:
-            shapes = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in known}
+            shapes = {without_numbers(name) for name in known}
             raise ConfigError(
                 f"{what}: entry '{pattern}' matches nothing", hint=choices_hint(pattern, shapes)
             )

@@ -88,11 +88,12 @@ def test_what_is_not_available_is_refused(problems, section, line, feature):
     assert hint.startswith("  leave it at ")
 
 
-def test_a_converter_that_needs_a_plugin(problems):
+def test_a_converter_that_needs_a_plugin(problems, monkeypatch):
+    monkeypatch.setattr("hekaton.plugins.packages._is_installed", lambda distribution: False)
     (message,) = problems('[model]\nconverters = ["quantize.linear.float8"]\n')
     assert message.startswith(
         "unknown converter 'quantize.linear.float8' (model.converters)\n  from: run.toml, line 2\n"
-        "  no plugin of hekaton contributes 'quantize.linear.float8' yet"
+        "  'quantize.linear.float8' comes with hekaton-float8: pip install hekaton-float8\n"
     )
 
 

@@ -134,7 +134,7 @@ import pytest
             '[quantize.linear.float8]\nfilter_fqns = ["output"]\n',
             (
                 "quantize.linear.float8.filter_fqns (run.toml, line 2): no effect: it belongs to the "
-                "converter 'quantize.linear.float8', which no plugin contributes"
+                "converter 'quantize.linear.float8', which comes with hekaton-float8"
             ),
         ),
         (

@@ -14,12 +14,14 @@ USAGE = """\
 usage: hekaton config check FILE... [flags] [--world_size N]
        hekaton config show FILE... [flags]
        hekaton config show --parallel FILE... [flags] [--world_size N] [--rank R] [--json]
+       hekaton config show --converters FILE... [flags]
        hekaton config schema [FILE] [--plugins.load NAME] [--plugins.disable NAME]
 
 check    say what is wrong with a configuration, for N processes where given, or that it is right
 show     print every value, and where it comes from; with --parallel the layout instead: the mesh, where each
          parameter lies, the stages, what a rank holds and what it sends in a step, found by taking one step
-         on fake tensors as rank R (0) of N processes (by default, as many as the degrees multiply to)
+         on fake tensors as rank R (0) of N processes (by default, as many as the degrees multiply to);
+         with --converters which layers each converter takes, and why it leaves the others
 schema   write the JSON schema of run files, with the sections of plugins, to FILE or to stdout
 
 'hekaton train --help' lists the flags."""
@@ -67,11 +69,16 @@ def check(arguments: list[str]) -> None:
 
 
 def show(arguments: list[str]) -> None:
-    """Print values and origins, section by section; or the layout."""
+    """Print values and origins, section by section; or the layout, or layers."""
     if "--parallel" in arguments:
         from hekaton.cli.layout import show_layout
 
         show_layout([argument for argument in arguments if argument != "--parallel"])
+        return
+    if "--converters" in arguments:
+        from hekaton.cli.converters import show_converters
+
+        show_converters([argument for argument in arguments if argument != "--converters"])
         return
     from hekaton.config.base import CompatSection, dotted, is_idle, toml_value, walk
 

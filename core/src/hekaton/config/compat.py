@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from hekaton.config.base import CompatSection, NoEffect, NotYet
 
 _LOAD = 'name the module in [plugins] load = ["my_module"]'
-Float8 = NoEffect("it belongs to the converter 'quantize.linear.float8', which no plugin contributes")
+Float8 = NoEffect("it belongs to the converter 'quantize.linear.float8', which comes with hekaton-float8")
 MX = NoEffect("it belongs to the converter 'quantize.linear.mx', which no plugin contributes")
 GroupedFloat8 = NoEffect(
     "it belongs to the converter 'quantize.grouped_mm.float8', which no plugin contributes"

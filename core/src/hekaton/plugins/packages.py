@@ -13,6 +13,11 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "section": ("multi_token",),
         "check": ("second_token_is_trained",),
     },
+    "hekaton-float8": {
+        "converter": ("quantize.linear.float8",),
+        "section": ("quantize.linear.float8",),
+        "check": ("float8_can_be_combined",),
+    },
     "hekaton-gpt-oss": {"model": ("gpt_oss",), "hf adapter": ("gpt_oss",)},
     "hekaton-hf": {
         "check": ("text_files_are_there", "assets_can_be_exported"),
@@ -61,7 +66,10 @@ def converter_hint(name: str) -> str:
     if now not in CONVERTERS.values():
         return ""
     called = f"'{name}' is called '{now}' now\n" if now != name else ""
-    return f"{called}no plugin of hekaton contributes '{now}' yet"
+    offered = any(now in kinds.get("converter", ()) for kinds in NAMES.values())
+    return called + (
+        install_hint("converter", now) if offered else f"no plugin of hekaton contributes '{now}' yet"
+    )
 
 
 def install_hint(kind: str, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from hekaton.init import Constant
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.plan import blocks
 from hekaton.parallel.ties import ties
-from hekaton.patterns import compile_pattern
+from hekaton.patterns import compile_pattern, without_numbers
 from hekaton_lora.linear import A, AddedProduct, B, KaimingUniform, adapt
 from hekaton_lora.sections import LoraSection
 
@@ -79,7 +78,7 @@ def _matching(
         what = f"'{others[0]}', which is no linear layer" if others else "nothing"
         raise ConfigError(
             f"lora.targets: '{pattern}' matches {what} of {draft.what}",
-            hint=choices_hint(pattern, {_without_numbers(name) for name in linear}),
+            hint=choices_hint(pattern, {without_numbers(name) for name in linear}),
             fields=["lora.targets"],
         )
     return found
@@ -108,7 +107,3 @@ def _check_rank(layers: Mapping[str, nn.Linear], rank: int, draft: Draft) -> Non
             hint=f"choose at most {size}, of use are far fewer; or leave the layer out of lora.targets",
             fields=["lora.rank", "lora.targets"],
         )
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)

@@ -1,0 +1,43 @@
+"""Linear layers whose products are computed in float8, by torchao, for hekaton."""
+
+from hekaton.contributions import Check, Converter, Ref, Section, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+LINEAR = "quantize.linear.float8"
+TORCHAO = ("torchao>=0.18",)
+
+
+@hookimpl
+def hekaton_converters() -> list[Converter]:
+    return [
+        Converter(
+            LINEAR,
+            build=Ref("hekaton_float8.linear:LinearFloat8"),
+            section=LINEAR,
+            summary="products of linear layers in float8",
+            needs=TORCHAO,
+        )
+    ]
+
+
+@hookimpl
+def hekaton_sections() -> list[Section]:
+    return [
+        Section(
+            LINEAR,
+            schema=Ref("hekaton_float8.sections:LinearFloat8Section"),
+            summary="settings of converter 'quantize.linear.float8'",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_checks() -> list[Check]:
+    return [
+        Check(
+            "float8_can_be_combined",
+            rule=Ref("hekaton_float8.combinations:float8_can_be_combined"),
+            summary="float8 with other converters, layouts and devices",
+        )
+    ]

@@ -1,0 +1,83 @@
+"""The converter ``quantize.linear.float8``: linear layers become torchao's, under the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torchao.float8 import Float8LinearConfig, precompute_float8_dynamic_scale_for_fsdp
+from torchao.float8.float8_linear import Float8Linear
+
+from hekaton.draft import Draft
+from hekaton.layer_choices import choose_linear_layers, replace_layers
+from hekaton.mesh import ParallelDims
+from hekaton_float8 import LINEAR
+from hekaton_float8.sections import LinearFloat8Section
+
+
+class LinearFloat8:
+    """Products of linear layers in float8, as the section says.
+
+    A weight stays a parameter of the model's own precision under its own name: checkpoints and exports are as
+    without the converter.
+    """
+
+    def __init__(self, section: LinearFloat8Section, dims: ParallelDims) -> None:
+        self._section = section
+        self._dims = dims
+        self._gathers = section.enable_fsdp_float8_all_gather and dims.dp_shard * dims.cp > 1
+
+    def convert(self, draft: Draft) -> Draft:
+        """:raises ConfigError: as :func:`hekaton.layer_choices.choose_linear_layers`."""
+        recipe = self._section.recipe_name or "tensorwise"
+        choices = choose_linear_layers(
+            draft,
+            self._section.filter_fqns,
+            field=f"{LINEAR}.filter_fqns",
+            multiple=16,
+            tp=self._dims.tp,
+            too_small=TOO_SMALL[recipe],
+        )
+        config = as_torchao(self._section, gathers=self._gathers)
+        replace_layers(draft.model, choices, lambda layer: Float8Linear.from_float(layer, config=config))
+        return replace(draft, choices={**draft.choices, LINEAR: choices})
+
+    def after_step(self, model_parts: Sequence[nn.Module]) -> None:
+        """Compute the scales of all weights anew, where they are wanted ahead of the gather."""
+        if self._gathers and self._section.precompute_float8_dynamic_scale_for_fsdp:
+            for part in model_parts:
+                precompute_float8_dynamic_scale_for_fsdp(part)
+
+
+def as_torchao(section: LinearFloat8Section, *, gathers: bool = False) -> Float8LinearConfig:
+    """torchao's configuration of the recipe."""
+    made: Float8LinearConfig = replace(
+        Float8LinearConfig.from_recipe_name(section.recipe_name or "tensorwise"),
+        enable_fsdp_float8_all_gather=gathers,
+        emulate=section.emulate or not torch.cuda.is_available(),
+    )
+    return made
+
+
+def _small_tensorwise(outputs: int, inputs: int) -> str:
+    if inputs <= 4096 and outputs <= 1024:
+        return f"{outputs} x {inputs} is too small to gain: at most 1024 x 4096"
+    return ""
+
+
+def _small_rowwise(outputs: int, inputs: int) -> str:
+    if outputs <= 2048 or inputs <= 1024 or (outputs <= 4096 and inputs <= 2048):
+        return f"{outputs} x {inputs} is too small to gain: 2048 outputs, 1024 inputs or 4096 x 2048 at most"
+    return ""
+
+
+TOO_SMALL = {
+    "tensorwise": _small_tensorwise,
+    "rowwise": _small_rowwise,
+    # torchao has no measurements of this one; its kernels are the rowwise ones.
+    "rowwise_with_gw_hp": _small_rowwise,
+}
+"""Recipe -> why a layer of so many outputs and inputs is too small to gain on an H100, or nothing: the bounds
+of torchao's ``_auto_filter_for_recipe``."""

@@ -1,0 +1,237 @@
+"""What the converter makes of a model, what a run with it trains and saves, and what is refused."""
+
+import dataclasses
+import importlib.metadata
+import json
+
+import pytest
+import torch
+
+from hekaton.build import build_meta
+from hekaton.checkpoint.tensors.model_only import open_model
+from hekaton.cli import main
+from hekaton.config import load
+from hekaton.contributions import Model
+from hekaton.mesh import ParallelDims
+from hekaton.plugins import Plugins
+from hekaton.testing import check_converter, check_plugin, check_rule
+from hekaton_float8 import LINEAR
+from hekaton_float8.combinations import TABLE, float8_can_be_combined
+from hekaton_float8.linear import TOO_SMALL, LinearFloat8
+from hekaton_float8.sections import LinearFloat8Section
+
+SIZES = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 64, "vocab_size": 258}
+PLAIN = [
+    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.overrides", json.dumps(SIZES),
+    "--model.tokenizer", "byte", "--training.steps", "3", "--training.seq_len", "16",
+    "--training.global_batch_size", "2", "--training.local_batch_size", "1", "--training.mixed_precision_param", "float32",
+    "--lr_scheduler.warmup_steps", "0", "--optimizer.lr", "1e-3",
+]  # fmt: skip
+CONVERTED = ["--model.converters", LINEAR, f"--{LINEAR}.filter_fqns", "output"]
+RUN = [*PLAIN, *CONVERTED]
+GATHER = f"--{LINEAR}.enable_fsdp_float8_all_gather"
+
+
+def train(folder, *flags):
+    steps = ["--checkpoint.enable", "--checkpoint.interval", "3"]
+    assert main(["train", *flags, *steps, "--job.dump_folder", str(folder)]) == 0
+    return folder / "checkpoint" / "step-3"
+
+
+def read(step):
+    return {name: tensor.read() for name, tensor in open_model(step).tensors.items()}
+
+
+def choices(*flags):
+    loaded = load([], [*PLAIN, "--model.converters", LINEAR, *flags])
+    meta = build_meta(loaded.config, loaded.plugins, ParallelDims())
+    return {choice.layer: choice.left for choice in meta.draft.choices[LINEAR]}, meta.model
+
+
+def test_the_plugin_keeps_the_rules():
+    check_plugin("hekaton_float8")
+
+
+@pytest.mark.parametrize("recipe", TOO_SMALL)
+def test_the_converter_keeps_its_contract(recipe):
+    spec = Plugins.discover().get(Model, "qwen3").spec.load()
+    small = dataclasses.replace(spec.flavors["debugmodel"], dim=32, n_heads=2, n_kv_heads=2, n_layers=1)
+    spec = dataclasses.replace(spec, flavors={"small": small})
+    section = LinearFloat8Section(recipe_name=recipe, filter_fqns=["wk"], emulate=True)
+    check_converter(LinearFloat8(section, ParallelDims()), spec, "small")
+
+
+def test_names_that_contain_a_filter_and_those_of_a_pattern_are_left():
+    chosen, model = choices(f"--{LINEAR}.filter_fqns", "output,wq,layers.1.feed_forward.*")
+    left = {name for name, why in chosen.items() if why}
+    assert left == {
+        "output", "layers.0.attention.wq", "layers.1.attention.wq", *(f"layers.1.feed_forward.w{i}" for i in "123")
+    }  # fmt: skip
+    for name in chosen:
+        assert (type(model.get_submodule(name)) is torch.nn.Linear) == (name in left), name
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_layers_that_are_too_small_are_those_that_torchao_leaves(recipe):
+    from torchao.float8 import _auto_filter_for_recipe
+
+    takes = _auto_filter_for_recipe(recipe, [])
+    for outputs in (1024, 1040, 2048, 2064, 4096, 4112):
+        for inputs in (1024, 1040, 2048, 2064, 4096, 4112):
+            with torch.device("meta"):
+                layer = torch.nn.Linear(inputs, outputs)
+            assert takes(layer, "layer") == (not TOO_SMALL[recipe](outputs, inputs)), (outputs, inputs)
+
+
+def test_what_is_converted_is_shown(capsys):
+    large = json.dumps(
+        SIZES | {"dim": 1040, "n_layers": 1, "n_heads": 13, "n_kv_heads": 13, "hidden_dim": 5000}
+    )
+    flags = [*PLAIN, "--model.converters", "float8", f"--{LINEAR}.filter_fqns", "auto_filter_small_kn"]
+    assert main(["config", "show", "--converters", *flags, "--model.overrides", large]) == 0
+    printed = capsys.readouterr().out
+    assert "notice: model.converters: 'float8' is called 'quantize.linear.float8' now" in printed
+    assert "quantize.linear.float8: 4 of 8 linear layers converted" in printed
+    lines = {
+        line.split()[0]: " ".join(line.split()[1:]) for line in printed.splitlines() if line.startswith("  ")
+    }
+    assert lines["layers.*.attention.wo"] == "1 1040 x 1040 converted"
+    assert (
+        lines["layers.*.feed_forward.w2"]
+        == "1 1040 x 5000 left: it is 1040 x 5000: 5000 is no multiple of 16"
+    )
+    assert lines["output"] == "1 258 x 1040 left: it is 258 x 1040: 258 is no multiple of 16"
+
+
+def test_checkpoints_are_those_of_the_model_without_it(tmp_path, capsys):
+    plain = train(tmp_path / "plain", *PLAIN)
+    converted = train(tmp_path / "converted", *RUN)
+    assert "quantize.linear.float8: 14 of 15 linear layers converted" in capsys.readouterr().err
+    before, after = read(plain), read(converted)
+    assert {name: (one.shape, one.dtype) for name, one in after.items()} == {
+        name: (one.shape, one.dtype) for name, one in before.items()
+    }
+    assert not torch.equal(before["layers.0.attention.wq.weight"], after["layers.0.attention.wq.weight"])
+    for name, flags in (("with", RUN), ("without", PLAIN)):
+        for start in (plain, converted):
+            still = ["--checkpoint.initial_load_path", str(start), "--optimizer.lr", "1e-30"]
+            loaded = read(train(tmp_path / f"{name} {start.parent.parent.name}", *flags, *still))
+            for tensor, value in read(start).items():
+                torch.testing.assert_close(loaded[tensor], value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "hint"),
+    [
+        (
+            [f"--{LINEAR}.filter_fqns", "outputs"],
+            f"{LINEAR}.filter_fqns: 'outputs' matches no linear layer of llama3\n  from: --{LINEAR}.filter_fqns",
+            "did you mean 'output'?",
+        ),
+        (
+            ["--model.converters", LINEAR],
+            f"{LINEAR}.filter_fqns: 'output' of llama3 is 258 x 32: 258 is no multiple of 16",
+            f"leave it as it is: add 'output' to {LINEAR}.filter_fqns",
+        ),
+        (
+            ["--parallelism.tensor_parallel_degree", "2", "--model.overrides", json.dumps(SIZES | {"dim": 48, "n_heads": 6})],
+            "'layers.0.attention.wq' of llama3 is 48 x 48, of which a rank has 24 x 48: 24 is no multiple of 16",
+            "add 'layers.*.attention.wq'",
+        ),
+        (
+            [f"--{LINEAR}.filter_fqns", "auto_filter_small_kn"],
+            "no linear layer of llama3 is left to convert: of 15, the first is left because",
+            "leave the converter out of model.converters",
+        ),
+        ([f"--{LINEAR}.recipe_name", "blockwise"], f"{LINEAR}.recipe_name", "'tensorwise'"),
+        (
+            ["--model.converters", f"lora,{LINEAR}", f"--{LINEAR}.filter_fqns", "output"],
+            "lora before quantize.linear.float8: a layer that has an adapter is not converted any more\n"
+            "  from: --model.converters",
+            f'write converters = ["{LINEAR}", "lora"]',
+        ),
+        (
+            [GATHER, f"--{LINEAR}.recipe_name", "rowwise"],
+            "float8 all-gather with a rowwise recipe",
+            'set recipe_name = "tensorwise", or enable_fsdp_float8_all_gather = false',
+        ),
+        (
+            [GATHER, "--training.enable_cpu_offload"],
+            "float8 all-gather with parameters offloaded to the CPU",
+            "enable_fsdp_float8_all_gather = false",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_converted_is_refused(flags, message, hint, capsys):
+    named = [] if "--model.converters" in flags else CONVERTED  # given twice, a list is joined
+    assert main(["config", "check", *PLAIN, *named, *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert hint in said
+
+
+def said(*flags, **where):
+    return [str(one) for one in check_rule(float8_can_be_combined, *RUN, *flags, others=PLAIN, **where)]
+
+
+def test_devices_and_layouts_without_an_effect_give_notices():
+    assert [one.partition(":")[0] for one in said()] == ["float8 on a CPU"]
+    assert said(f"--{LINEAR}.emulate") == []
+    assert [one.partition(":")[0] for one in said(device_type="cuda")] == ["float8 on a GPU without compile"]
+    alone = said(GATHER, "--compile.enable", device_type="cuda")
+    assert [one.partition(":")[0] for one in alone] == ["float8 all-gather on one data-parallel rank"]
+    assert said(GATHER, "--compile.enable", device_type="cuda", world_size=2) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "recipe", "refused"),
+    [
+        ((8, 0), "tensorwise", "tensorwise float8 on a GPU below capability 8.9"),
+        ((8, 9), "tensorwise", ""),
+        ((8, 9), "rowwise", "rowwise float8 on a GPU below capability 9.0"),
+        ((8, 9), "rowwise_with_gw_hp", "rowwise float8 on a GPU below capability 9.0"),
+        ((9, 0), "rowwise", ""),
+    ],
+)
+def test_a_gpu_without_float8_is_refused(capability, recipe, refused, monkeypatch):
+    from hekaton.rules import Run
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    loaded = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable"])
+    run = Run(loaded.config, loaded.plugins, loaded.origins, 1, "cuda")
+    found = [str(one) for one in float8_can_be_combined(run)]
+    assert [one.partition(":")[0] for one in found] == ([refused] if refused else [])
+    emulated = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable", f"--{LINEAR}.emulate"])
+    run = Run(emulated.config, emulated.plugins, emulated.origins, 1, "cuda")
+    assert not list(float8_can_be_combined(run))
+
+
+def test_every_entry_of_the_table_says_what_to_do_instead():
+    for entry in TABLE:
+        assert entry.reason, entry.when
+        assert entry.instead, entry.when
+
+
+@pytest.mark.parametrize(
+    ("installed", "reason"),
+    [
+        (None, "needs torchao>=0.18, which is not installed"),
+        ("0.9.1", "needs torchao>=0.18, and 0.9.1 is installed"),
+    ],
+)
+def test_without_torchao_only_a_run_that_names_it_is_refused(installed, reason, monkeypatch, capsys):
+    version = importlib.metadata.version
+
+    def found(name):
+        if name == "torchao" and installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed if name == "torchao" else version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    assert main(["config", "check", *PLAIN]) == 0
+    assert main(["config", "check", *RUN]) == 2
+    assert reason in capsys.readouterr().err
+    assert main(["plugins"]) == 0
+    assert f"unavailable: {reason}" in capsys.readouterr().out
