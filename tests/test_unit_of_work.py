@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.testing import run_processes
+from hekaton.testing import run_command
 from hekaton_llama3.spec import train_spec
 
 SEQ_LEN, ROWS = 32, 4
@@ -14,7 +14,22 @@ SIZES = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 
 CONFIG = replace(train_spec.flavors["debugmodel"], **SIZES)
 PLUGIN = """
 import json
-from hekaton.contributions import hookimpl
+from hekaton.contributions import Ref, RowMaker, hookimpl
+from hekaton.data.row_makers import InOrder
+
+
+class Images(InOrder):
+    unit = "images"
+    units_per_row = 1
+
+
+def build(section, seq_len):
+    return Images(seq_len)
+
+
+@hookimpl
+def hekaton_row_makers():
+    return [RowMaker("images", build=Ref("printed:build"), summary="a row is an image")]
 
 
 @hookimpl
@@ -24,39 +39,17 @@ def hekaton_step_ended(step, metrics):
 """
 
 
-def train_on_images(plugin: str) -> None:
-    """A run whose row maker counts each row as an image."""
-    from hekaton import trainer
-    from hekaton.__main__ import main
-    from hekaton.data.rows import Stream
-
-    class Images(Stream):
-        unit = "images"
-        units_per_row = 1
-
-    built = trainer.run_loader
-
-    def images(*arguments, **settings):
-        loader = built(*arguments, **settings)
-        stream = Images(**vars(loader._stream))
-        return type(loader)(
-            stream, loader.rows, num_workers=0, pin_memory=False, prefetch_factor=None, anything_left=bool
-        )
-
-    trainer.run_loader = images
-    status = main([
-        "train", "--plugins.load", plugin, "--model.name", "llama3", "--model.flavor", "debugmodel",
-        "--model.tokenizer", "byte", "--training.dataset", "python_stdlib", "--training.steps", "2",
-        "--training.seq_len", str(SEQ_LEN), "--training.local_batch_size", str(ROWS), "--metrics.log_freq", "1",
-        "--model.overrides", json.dumps(SIZES),
-    ])  # fmt: skip
-    assert status == 0
-
-
 def test_a_row_maker_that_counts_images_sets_the_unit_of_speed_and_operations(tmp_path: Path) -> None:
     plugin = tmp_path / "printed.py"
     plugin.write_text(PLUGIN)
-    (done,) = run_processes(__file__, "train_on_images", processes=1, cwd=tmp_path, plugin=str(plugin))
+    done = run_command(
+        "train", "--plugins.load", str(plugin), "--model.name", "llama3", "--model.flavor", "debugmodel",
+        "--model.tokenizer", "byte", "--training.dataset", "python_stdlib", "--training.steps", "2",
+        "--training.seq_len", str(SEQ_LEN), "--training.local_batch_size", str(ROWS),
+        "--training.packing", "images", "--metrics.log_freq", "1", "--model.overrides", json.dumps(SIZES),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     steps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(steps) == 2
     for metrics in steps:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from hekaton.contributions import (
     Component,
@@ -13,15 +14,19 @@ from hekaton.contributions import (
     Converter,
     Dataset,
     Dispatcher,
+    Encoder,
     Logger,
     LRSchedule,
     Objective,
     Optimizer,
+    Order,
     ParallelStyle,
+    RowMaker,
     Tokenizer,
 )
-from hekaton.data import Documents, TextTokenizer
-from hekaton.errors import PluginError
+from hekaton.data import DocumentEncoder, DocumentOrder, Documents, TextTokenizer
+from hekaton.data.row_makers import BatchRowMaker
+from hekaton.errors import ConfigError, PluginError, choices_hint
 from hekaton.metrics import MetricLogger
 from hekaton.objective import TrainingObjective
 from hekaton.parallel.context import ContextStrategy
@@ -36,24 +41,34 @@ _PROTOCOLS: Mapping[type[Component], type] = {
     ContextParallel: ContextStrategy,
     Converter: ModelConverter,
     Dataset: Documents,
+    Encoder: DocumentEncoder,
     Logger: MetricLogger,
     Objective: TrainingObjective,
+    Order: DocumentOrder,
+    RowMaker: BatchRowMaker,
     Tokenizer: TextTokenizer,
 }
 _CALLED = (Dispatcher, LRSchedule)
 
 
 def build_component(
-    config: JobConfig, plugins: Plugins, kind: type[Component], name: str, *arguments: Any
+    config: JobConfig,
+    plugins: Plugins,
+    kind: type[Component],
+    name: str,
+    *arguments: Any,
+    settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load the component of this kind and name, and build it: with its own section first.
 
+    :param settings: values in place of those of its section.
+    :raises ConfigError: for settings that its section does not take.
     :raises UnknownName: when nobody contributes it.
     :raises PluginError: when what is built is not of its kind.
     """
     record: Any = plugins.get(kind, name)
     section = plugins.section_of(record)
-    built = record.build.load()(config.section(section) if section else None, *arguments)
+    built = record.build.load()(_section(config, section, settings or {}, name), *arguments)
     if wrong := _wrong(kind, built):
         raise PluginError(
             f"{kind_name(kind)} '{name}' of {plugins.all(kind)[name].plugin}: "
@@ -61,6 +76,23 @@ def build_component(
             hint=f"'{record.build.target}' builds it",
         )
     return built
+
+
+def _section(config: JobConfig, path: str | None, settings: Mapping[str, Any], name: str) -> Any:
+    if not settings:
+        return config.section(path) if path else None
+    if not path:
+        raise ConfigError(f"'{name}' has no settings, but {', '.join(settings)} is set")
+    section = config.section(path)
+    try:
+        return type(section).model_validate({**section.model_dump(), **settings})
+    except ValidationError as e:
+        wrong = e.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise ConfigError(
+            f"the settings of '{name}': {where}: {wrong['msg']}",
+            hint=choices_hint(where, type(section).model_fields),
+        ) from e
 
 
 def check_shared_out(

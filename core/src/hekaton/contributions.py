@@ -165,7 +165,40 @@ class Dataset(Component):
     """A dataset for ``[training] dataset``.
 
     ``build(section, path)`` is given ``dataset_path`` (``None`` when not set) and returns a
-    :class:`hekaton.data.Documents`.
+    :class:`hekaton.data.Documents`. ``encoder`` names what turns its documents into tokens.
+    """
+
+    build: Ref
+    encoder: str = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Component):
+    """An order of documents for ``[training] order``.
+
+    ``build(section, documents, seed)`` is given their number and returns a
+    :class:`hekaton.data.DocumentOrder`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Component):
+    """What turns the documents of a dataset into tokens; datasets name it.
+
+    ``build(section, tokenizer)`` is given the run's tokenizer and returns a
+    :class:`hekaton.data.DocumentEncoder`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMaker(Component):
+    """What makes documents into the rows of a batch, for ``[training] packing``.
+
+    ``build(section, seq_len)`` returns a :class:`hekaton.data.row_makers.BatchRowMaker`.
     """
 
     build: Ref

@@ -17,10 +17,9 @@ from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.resume import open_checkpoints
 from hekaton.checkpoint.runs.run_state import RunState
-from hekaton.components import build_component
 from hekaton.config import Loaded
-from hekaton.contributions import Dataset
 from hekaton.control import Request, RunControl
+from hekaton.data.mixture import Mixture
 from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
 from hekaton.failures.whereabouts import Whereabouts
@@ -33,8 +32,9 @@ from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
-from hekaton.reading import batch_on, run_loader
+from hekaton.reading import batch_on, log_shares, run_loader, shares_of_sources
 from hekaton.reporting import Reporter
+from hekaton.sources import open_dataset
 from hekaton.spec import SteppingConverter
 from hekaton.stop_signals import KnownEnd, stop_on_signals
 from hekaton.surroundings import collected_garbage, set_determinism, write_config
@@ -59,9 +59,7 @@ class Trainer:
         check_places(places_of(config), Ranks.of())
         set_determinism(config.debug, rank=process.rank)
         torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
-        documents = build_component(
-            config, self.plugins, Dataset, config.training.dataset, config.training.dataset_path
-        )
+        documents = open_dataset(config, self.plugins, config.training.dataset, config.training.dataset_path)
         self.assembled = assembled = assemble(loaded, process)
         self.dims, self.meshes = assembled.dims, assembled.meshes
         self.model_parts, self.optimizers = assembled.parts, assembled.optimizers
@@ -70,11 +68,14 @@ class Trainer:
         self._global_batch_size = config.global_batch_size(process.world_size)
         self.loader = run_loader(
             assembled,
+            config.training.dataset,
             documents,
             seq_len=config.training.seq_len,
             global_batch_size=self._global_batch_size,
             settings=config.training.dataloader,
         )
+        self._stops_at_ends = isinstance(documents, Mixture) and documents.stops
+        self._ended: list[str] = []
         self.validation = make_validation(assembled)
         agree(of_run(assembled, documents, self.validation.documents))
         self._identity = identity_of(assembled, documents, self.validation.documents)
@@ -103,6 +104,7 @@ class Trainer:
         self.step = checkpoints.resume()
         if self.step >= steps:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
+        log_shares(self.loader, step=self.step)
         asked = Request()
         with contextlib.ExitStack() as ending:
             ending.enter_context(stop_on_signals(self.control, limit=config.fault.stop_seconds))
@@ -173,8 +175,24 @@ class Trainer:
             losses = self.forward_backward(batch, self._draw(), first=self.faults.replay(self.step))
         with self._phase("optimizer"):
             grad_norm = self.optimizer_step()
+        self._watch_sources()
         self.meter.add(self._global_batch_size * self.loader.units_per_row)
         return losses, grad_norm
+
+    def _watch_sources(self) -> None:
+        """Say which sources of a mixture rows of this rank have read to the end, and stop where that is asked
+        for or nothing is left."""
+        new = [name for name in self.loader.ended_names() if name not in self._ended]
+        self._ended += new
+        for name in new:
+            log.info("step %d: source '%s' is read to its end in rows of this process", self.step, name)
+            if self._stops_at_ends:
+                self.control.ask(
+                    save=True, stop=True, reason=f"source '{name}' is read to its end, and "
+                    'mixture.when_a_source_ends = "stop"',
+                )  # fmt: skip
+        if self._ended and self.loader.all_ended():
+            self.control.ask(save=True, stop=True, reason="all sources of the mixture are read to their end")
 
     def optimizer_step(self) -> torch.Tensor:
         """Clip, step, forget the gradients; :returns: the gradient norm before clipping."""
@@ -236,6 +254,7 @@ class Trainer:
             "grad_norm": grad_norm.item(),
             **self.learning_rate.report(),
             **self.meter.report(),
+            **shares_of_sources(self.loader, self.meshes.batch["dp"].get_group()),
         }
         return metrics if report is None else with_own(metrics, report(self.model_parts, self.meshes))
 

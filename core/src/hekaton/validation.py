@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 
 from hekaton.assembly import Assembled
-from hekaton.contributions import Dataset
 from hekaton.data import Documents
 from hekaton.distributed import all_sum
 from hekaton.reading import batch_on, run_loader
+from hekaton.sources import open_dataset
 
 
 class Validation(Protocol):
@@ -33,7 +33,8 @@ def make_validation(assembled: Assembled) -> Validation:
     settings = assembled.config.validation
     if not settings.enable:
         return NoValidation()
-    return LossOnDataset(assembled, assembled.build(Dataset, settings.dataset, settings.dataset_path))
+    documents = open_dataset(assembled.config, assembled.plugins, settings.dataset, settings.dataset_path)
+    return LossOnDataset(assembled, documents)
 
 
 class NoValidation:
@@ -67,6 +68,7 @@ class LossOnDataset:
         global_batch_size = settings.local_batch_size * assembled.dims.dp
         loader = run_loader(
             assembled,
+            settings.dataset,
             self.documents,
             seq_len=settings.seq_len,
             global_batch_size=global_batch_size,

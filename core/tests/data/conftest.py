@@ -55,5 +55,5 @@ def number_tokenizer() -> Callable[..., NumberTokenizer]:
 def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs in the documents' own order, for expectations written by hand."""
     monkeypatch.setattr(
-        "hekaton.data.rows.document_at", lambda places, *, documents, seed: places % documents
+        "hekaton.data.order.document_at", lambda places, *, documents, seed: places % documents
     )

@@ -151,7 +151,7 @@ def test_one_pass_pads_what_is_left(numbers, number_tokenizer):
 
 def test_pieces_of_a_long_document_are_one_document(numbers, number_tokenizer, monkeypatch):
     monkeypatch.setattr("hekaton.data.pieces.PIECE", 8)
-    monkeypatch.setattr("hekaton.data.rows.PIECE", 8)
+    monkeypatch.setattr("hekaton.data.feed.PIECE", 8)
     text = " ".join(str(number) for number in range(1, 30))
     loader = build_loader(
         numbers(text, "77"), number_tokenizer(bos_id=100, eos_id=200),
@@ -169,7 +169,7 @@ def test_pieces_of_a_long_document_are_one_document(numbers, number_tokenizer, m
 
 def test_a_row_resumes_in_any_piece(numbers, number_tokenizer, monkeypatch):
     monkeypatch.setattr("hekaton.data.pieces.PIECE", 8)
-    monkeypatch.setattr("hekaton.data.rows.PIECE", 8)
+    monkeypatch.setattr("hekaton.data.feed.PIECE", 8)
 
     def loader():
         return build_loader(
@@ -188,7 +188,7 @@ def test_a_row_resumes_in_any_piece(numbers, number_tokenizer, monkeypatch):
 
 def test_a_long_document_is_encoded_as_it_is_needed(numbers, number_tokenizer, monkeypatch):
     monkeypatch.setattr("hekaton.data.pieces.PIECE", 100)
-    monkeypatch.setattr("hekaton.data.rows.PIECE", 100)
+    monkeypatch.setattr("hekaton.data.feed.PIECE", 100)
     tokenizer = number_tokenizer()
     encoded = []
     encode = tokenizer.encode_batch

@@ -91,7 +91,7 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_pieces(tokenizer: HFTokenizer, text: str) -> list[int]:
-    unread = UnreadText(0, text)
+    unread = UnreadText(text)
     pieces = [unread.cut()]
     while not pieces[-1].is_last:
         pieces.append(unread.cut())

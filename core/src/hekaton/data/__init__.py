@@ -2,26 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 TokenIds: TypeAlias = npt.NDArray[np.int32]
+Integers: TypeAlias = npt.NDArray[np.int64]
 
 
 @runtime_checkable
 class Documents(Protocol):
-    """A dataset: a sized collection of texts with random access. Order, packing, position: the core's."""
+    """A dataset: a sized collection of documents with random access. Their order is an order's, their tokens
+    are an encoder's, the rows that they fill a row maker's."""
 
     fingerprint: str
     """Changes when the documents or their order change; compared when a run resumes."""
 
     def __len__(self) -> int: ...
 
-    def fetch(self, indices: Sequence[int]) -> list[str]:
-        """The texts at ``indices``, each in ``range(len(self))``, in the order asked for."""
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """The documents at ``indices``, each in ``range(len(self))``, in the order asked for: texts, or what
+        else the encoder of the dataset takes."""
+
+
+@runtime_checkable
+class DocumentOrder(Protocol):
+    """Which document of a dataset stands at which place of what is read."""
+
+    def at(self, places: Integers) -> Integers:
+        """The documents at some places of an endless sequence.
+
+        :param places: (n,) places from 0. The answer depends on nothing else, so that any process can ask for
+            any place at any time.
+        :returns: (n,) indices of documents. A dataset of n documents has each once in every n places that
+            begin at a multiple of n: an epoch.
+        """
+
+
+class Part(Protocol):
+    """What an encoder encodes at once: a document, or a part of a long one."""
+
+    @property
+    def size(self) -> int:
+        """About how many tokens or characters it has; a row takes so much at once and no more."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the document begins with it."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the document ends with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A document that is encoded in one part."""
+
+    content: Any
+    size: int = 1
+    is_first: bool = True
+    is_last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The tokens of a part of a document.
+
+    :param ids: (n,), with the marks around a document where the encoder puts any; none skips the document.
+    :param targets: (n,), which of the tokens a model is trained to predict; ``None`` for all.
+    """
+
+    ids: TokenIds
+    targets: npt.NDArray[np.bool_] | None = None
+
+
+@runtime_checkable
+class DocumentEncoder(Protocol):
+    """Documents of one kind to tokens, with what is to be learned of them."""
+
+    fingerprint: str
+    """Changes when the same document could encode to other tokens with the same tokenizer; compared when a
+    run resumes."""
+
+    def cut(self, document: Any) -> Iterator[Part]:
+        """The parts that a document is encoded in, in their order, at least one; mostly ``Whole(document)``
+        alone. How it is cut depends on the document alone."""
+
+    def encode(self, parts: Sequence[Any]) -> list[Encoded]:
+        """The tokens of each part. They depend on the part alone, and not on the others."""
 
 
 @runtime_checkable

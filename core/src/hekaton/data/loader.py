@@ -11,19 +11,26 @@ import multiprocessing
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hekaton.data import Documents, TextTokenizer
-from hekaton.data.rows import Integers, Packing, RowReader, Sequences, Stream
+from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Integers, TextTokenizer
+from hekaton.data.encoders import TextEncoder
+from hekaton.data.feed import Source
+from hekaton.data.identity import fingerprint
+from hekaton.data.order import Shuffled
+from hekaton.data.row_makers import BatchRowMaker, InOrder
+from hekaton.data.rows import RowReader, Sequences, Stream
 from hekaton.errors import DataError, HekatonError
 
 Identity = dict[str, str | int]
 
+_LATER_NAMES: Identity = {"order": "shuffled", "encoder": "text"}
+"""What checkpoints that do not say it were saved with."""
 _MOST_PLACES = 2**62
 """Documents that all rows together can have read: their numbers are of 64 bits."""
 
@@ -36,80 +43,143 @@ def build_loader(
     global_batch_size: int,
     rows: range,
     seed: int,
-    packing: Packing = "documents",
+    packing: str = "documents",
+    maker: BatchRowMaker | None = None,
+    encoder: DocumentEncoder | None = None,
+    order: DocumentOrder | None = None,
     repeat: bool = True,
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int | None = None,
     anything_left: Callable[[bool], bool] | None = None,
 ) -> Loader:
-    """The batches of some rows of the global batch, from the start of the documents.
-
-    A document is its ids between the tokenizer's begin and end marks, where it has them; a row is its
-    documents one after the other, cut into sequences of ``seq_len``. With ``packing="documents"`` a batch has
-    ``positions``, which restart at every document and every sequence, and the last token of a document
-    predicts nothing (label ``IGNORE_INDEX``); with ``"concat"`` it predicts the first token of the next.
-
-    Workers are forked, so that documents and tokenizers need not be picklable; they must not use CUDA.
+    """The batches of one dataset, for some rows of the global batch, from the start of the documents.
 
     :param rows: the rows that this rank reads, in ``range(global_batch_size)``.
     :param seed: fixes the order of documents, a different one in every epoch.
-    :param repeat: go on with the next epoch at the end of one. Otherwise the last sequence of a row is padded
-        (labels ``IGNORE_INDEX``), a row that is done gives padding alone, and ``next_step`` raises
-        ``StopIteration`` when every row is done.
-    :param prefetch_factor: steps that each worker reads ahead, 2 by default.
-    :param anything_left: only without ``repeat``, where other ranks read the other rows. It is called once in
-        every step with whether this rank's rows had anything left, and returns whether any rank's had, so
-        that all ranks do the same number of steps.
+    :param packing: ``documents`` or ``concat``; or else the name of ``maker``.
+    :param maker: makes the rows, documents in their order by default.
+    :param encoder: of the documents, which are texts by default.
+    :param order: of the documents, shuffled by default.
+    :param repeat: as in :class:`Stream`. Without it the last sequence of a row is padded (labels
+        ``IGNORE_INDEX``), a row that is done gives padding alone, and ``next_step`` raises ``StopIteration``
+        when every row is done.
     :raises DataError: when there are no documents.
     """
-    assert 0 <= rows.start < rows.stop <= global_batch_size, rows
-    assert rows.step == 1, rows
     assert seq_len > 0, seq_len
-    has_all_rows = len(rows) == global_batch_size
-    assert repeat or has_all_rows or anything_left is not None, "ranks must agree on the last step"
-    if len(documents) == 0:
-        raise DataError("the dataset is empty: it has no documents")
-    stream = Stream(documents, tokenizer, seq_len, global_batch_size, seed, packing, repeat)
+    check_documents(documents)
+    source = Source(
+        documents,
+        encoder or TextEncoder(tokenizer),
+        order or Shuffled(len(documents), seed),
+        epochs=None if repeat else 1,
+    )
+    stream = Stream(
+        [source],
+        maker or InOrder(seq_len, packs_documents=packing == "documents"),
+        global_batch_size,
+        repeat,
+    )
     return Loader(
         stream,
         rows,
-        num_workers=min(num_workers, len(rows)),
+        identity=identity_of(stream, tokenizer, seed=seed, packing=packing),
+        num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor,
-        anything_left=anything_left or bool,
+        anything_left=anything_left,
     )
 
 
+def check_documents(documents: Documents, *, what: str = "the dataset") -> None:
+    """:raises DataError: when there are none."""
+    if len(documents) == 0:
+        raise DataError(f"{what} is empty: it has no documents")
+
+
+def identity_of(
+    stream: Stream, tokenizer: TextTokenizer, *, seed: int, packing: str, order: str = "shuffled"
+) -> Identity:
+    """What must be equal for a cursor to mean the same; see :func:`check_identity`.
+
+    :param packing: name of the row maker, and ``order`` that of the order of documents.
+    """
+    prints = [source.documents.fingerprint for source in stream.sources]
+    encoders = sorted({source.encoder.fingerprint for source in stream.sources})
+    return {
+        "documents": prints[0] if stream.blend is None else fingerprint(*prints),
+        "tokenizer": tokenizer.fingerprint,
+        "global_batch_size": stream.rows,
+        "seed": seed,
+        "packing": packing,
+        "order": order,
+        "encoder": ",".join(encoders),
+    }
+
+
+@dataclass(frozen=True)
+class SourceProgress:
+    """What was read of one source.
+
+    :param tokens: that were in rows.
+    :param epochs: documents read to their end, in epochs.
+    """
+
+    name: str
+    tokens: int
+    epochs: float
+
+
 class Loader:
-    """See :func:`build_loader`."""
+    """Hands out the batches of this rank's rows.
+
+    Workers are forked, so that documents and tokenizers need not be picklable; they must not use CUDA.
+    """
 
     def __init__(
         self,
         stream: Stream,
         rows: range,
         *,
-        num_workers: int,
-        pin_memory: bool,
-        prefetch_factor: int | None,
-        anything_left: Callable[[bool], bool],
+        identity: Identity,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        anything_left: Callable[[bool], bool] | None = None,
     ) -> None:
+        """:param rows: the rows of the global batch that this rank reads.
+        :param prefetch_factor: steps that each worker reads ahead, 2 by default.
+        :param anything_left: only for streams that end, where other ranks read the other rows. It is called
+            once in every step with whether this rank's rows had anything left, and returns whether any rank's
+            had, so that all ranks do the same number of steps.
+        """
+        assert 0 <= rows.start < rows.stop <= stream.rows, rows
+        assert rows.step == 1, rows
+        has_all_rows = len(rows) == stream.rows
+        assert stream.repeat or has_all_rows or anything_left is not None, "ranks must agree on the last step"
         self._stream = stream
         self.rows = rows
         """The rows of the global batch that are read here."""
-        self.unit, self.units_per_row = stream.unit, stream.units_per_row
-        self._num_workers = num_workers
+        self.unit, self.units_per_row = stream.maker.unit, stream.maker.units_per_row
+        self.skipped = 0
+        """Documents without a token that were met so far."""
+        self.ended: frozenset[int] = frozenset()
+        """Numbers of the sources that rows of this rank have read to the end."""
+        self.sources: Sequence[int] = ()
+        """The source of each row of the last step handed out, -1 for padding."""
+        self._identity = identity
+        self._num_workers = min(num_workers, len(rows))
         self._pin_memory = pin_memory
         self._prefetch_factor = prefetch_factor
-        self._anything_left = anything_left
-        self._cursor: Integers = np.zeros((len(rows), 2), np.int64)
+        self._anything_left = anything_left or bool
+        self._cursor: Integers = np.zeros((len(rows), stream.cursor_width), np.int64)
         self._steps: Iterator[Sequences] | None = None
 
     def next_step(self) -> dict[str, torch.Tensor]:
         """One sequence of each row of this rank.
 
-        :returns: ``tokens`` and ``labels``, and ``positions`` where documents are packed apart; int64 of
-            (rows of this rank, seq_len).
+        :returns: what the row maker makes, (rows of this rank, ...) each: of those of the core ``tokens`` and
+            ``labels``, and ``positions`` where documents are kept apart, int64 of (rows, seq_len).
         :raises StopIteration: without ``repeat``, when no row of any rank has anything left.
         :raises DataError: when documents cannot be read or have no tokens.
         """
@@ -119,30 +189,54 @@ class Loader:
         if not self._stream.repeat and not self._anything_left(step.left):
             raise StopIteration
         self._cursor = step.cursor
+        self.skipped += step.skipped
+        self.ended, self.sources = step.ended, step.sources
         batch = {name: torch.from_numpy(values) for name, values in step.tensors.items()}
         return {name: value.pin_memory() for name, value in batch.items()} if self._pin_memory else batch
 
     def cursor(self) -> torch.Tensor:
-        """Where the rows are after the last step handed out: documents read to the end, and tokens of the
-        next; int64 of (rows of this rank, 2)."""
+        """Where the rows are after the last step handed out; int64 of (rows of this rank, cursor width). See
+        :mod:`hekaton.data.rows`."""
         return torch.from_numpy(self._cursor.copy())
 
+    def progress(self) -> list[SourceProgress]:
+        """What rows of this rank have read of each source of a mixture; of one dataset alone nothing."""
+        stream, cursor = self._stream, self._cursor
+        if stream.blend is None:
+            return []
+        width = stream.maker.cursor_width + 1
+        totals = cursor[:, 1:].reshape(len(cursor), len(stream.sources), width).sum(axis=0)
+        return [
+            SourceProgress(source.name, int(total[-1]), int(total[0]) / len(source.documents))
+            for source, total in zip(stream.sources, totals, strict=True)
+        ]
+
+    def shares(self, step: int) -> dict[str, float]:
+        """The share of each source of a mixture in the rows after so many steps; of one dataset nothing."""
+        stream = self._stream
+        if stream.blend is None:
+            return {}
+        names = [source.name for source in stream.sources]
+        return dict(zip(names, stream.blend.shares(step), strict=True))
+
+    def ended_names(self) -> list[str]:
+        """The sources that rows of this rank have read to the end."""
+        return [self._stream.sources[number].name for number in sorted(self.ended)]
+
+    def all_ended(self) -> bool:
+        """Whether a row of this rank found nothing left in any source that has a weight."""
+        return bool(self.sources) and -1 in self.sources
+
     def seek(self, cursor: torch.Tensor) -> None:
-        """Go on where the rows were when ``cursor``, (rows of this rank, 2), was taken, on whatever rank."""
-        assert cursor.shape == (len(self.rows), 2), cursor.shape
+        """Go on where the rows were when ``cursor``, (rows of this rank, cursor width), was taken, on
+        whatever rank."""
+        assert cursor.shape == self._cursor.shape, cursor.shape
         self.close()
         self._cursor = cursor.to("cpu", torch.int64, copy=True).numpy()
 
     def identity(self) -> Identity:
         """What must be equal for a cursor to mean the same; see :func:`check_identity`."""
-        stream = self._stream
-        return {
-            "documents": stream.documents.fingerprint,
-            "tokenizer": stream.tokenizer.fingerprint,
-            "global_batch_size": stream.rows,
-            "seed": stream.seed,
-            "packing": stream.packing,
-        }
+        return dict(self._identity)
 
     def close(self) -> None:
         """End the workers. A loader that is used again goes on after the last step handed out."""
@@ -171,18 +265,22 @@ class Loader:
             yield Sequences(
                 {name: np.concatenate([part.tensors[name] for part in step]) for name in step[0].tensors},
                 np.concatenate([part.cursor for part in step]),
-                any(part.left for part in step),
+                left=any(part.left for part in step),
+                skipped=sum(part.skipped for part in step),
+                ended=frozenset().union(*(part.ended for part in step)),
+                sources=[number for part in step for number in part.sources],
             )
 
 
 def check_cursor(cursor: torch.Tensor) -> None:
     """Check that a cursor of the whole global batch, from a file, is one that :meth:`Loader.cursor` gives.
 
-    :param cursor: (global_batch_size, 2).
+    :param cursor: (global_batch_size, cursor width).
     :raises ValueError: when it has a place that no row can come to.
     """
     documents = _MOST_PLACES // len(cursor)
-    if bool((cursor < 0).any()) or bool((cursor[:, 0] > documents).any()):
+    counts = cursor if cursor.shape[1] > 3 else cursor[:, :1]
+    if bool((cursor < 0).any()) or bool((counts > documents).any()):
         raise ValueError("it has a place that no row can come to")
 
 
@@ -191,7 +289,8 @@ def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int])
 
     :raises DataError: naming everything that differs, and the cures.
     """
-    differing = [name for name in now if saved.get(name) != now[name]]
+    before = {**_LATER_NAMES, **saved}
+    differing = [name for name in now if before.get(name) != now[name]]
     if not differing:
         return
     said = []
@@ -199,13 +298,15 @@ def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int])
         if name in ("documents", "tokenizer"):
             said.append(f"the {name} differ" if name == "documents" else "the tokenizer differs")
         else:
-            said.append(f"{name} was {saved.get(name)} and is now {now[name]}")
+            said.append(f"{name} was {before.get(name)} and is now {now[name]}")
     cures = {
         "documents": "set training.dataset and training.dataset_path back, to the same files",
         "tokenizer": "set model.tokenizer and model.hf_assets_path back",
         "global_batch_size": f"set training.global_batch_size = {saved.get('global_batch_size')}",
         "seed": f"set debug.seed = {saved.get('seed')}",
         "packing": f'set training.packing = "{saved.get("packing")}"',
+        "order": f'set training.order = "{before["order"]}"',
+        "encoder": "set training.dataset and what its documents are encoded with back",
     }
     raise DataError(
         f"the run cannot continue with the data of the checkpoint: {', '.join(said)}",

@@ -1,4 +1,6 @@
-"""The order of documents: a keyed permutation of every epoch, computed where it is needed and stored nowhere.
+"""The orders of documents: one epoch like the other, or a keyed permutation of every epoch.
+
+The permutation is computed where it is needed and stored nowhere.
 
 A Feistel network permutes the integers below a power of four; walking its cycles until the value is below the
 number of documents restricts it to a permutation of these (Black and Rogaway, "Ciphers with Arbitrary Finite
@@ -8,7 +10,8 @@ and with every version of numpy.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,35 @@ ROUNDS = 8
 _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _ONE = np.uint64(1)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """``shuffled``: every epoch has the documents in an order of its own, which the seed fixes."""
+
+    documents: int
+    seed: int
+
+    def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return document_at(places, documents=self.documents, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """``sequential``: every epoch has the documents in their own order."""
+
+    documents: int
+
+    def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return places % self.documents
+
+
+def shuffled(section: Any, documents: int, seed: int) -> Shuffled:
+    return Shuffled(documents, seed)
+
+
+def sequential(section: Any, documents: int, seed: int) -> Sequential:
+    return Sequential(documents)
 
 
 def document_at(numbers: npt.NDArray[np.int64], *, documents: int, seed: int) -> npt.NDArray[np.int64]:
@@ -35,7 +67,7 @@ def document_at(numbers: npt.NDArray[np.int64], *, documents: int, seed: int) ->
     epochs, values = places // count, places % count
     half = np.uint64(max(1, ((documents - 1).bit_length() + 1) // 2))
     start = np.full_like(epochs, (seed * _GOLDEN) & _WORD)
-    key = _mixed(_mixed(start) ^ epochs)
+    key = mixed(mixed(start) ^ epochs)
     values = _permuted(values, key, half)
     outside = np.flatnonzero(values >= count)
     while outside.size:
@@ -50,11 +82,11 @@ def _permuted(values: Unsigned, key: Unsigned, half: np.uint64) -> Unsigned:
     left, right = values >> half, values & mask
     for round_number in range(ROUNDS):
         round_key = key + np.uint64((round_number * _GOLDEN) & _WORD)
-        left, right = right, left ^ (_mixed(right ^ round_key) & mask)
+        left, right = right, left ^ (mixed(right ^ round_key) & mask)
     return (left << half) | right
 
 
-def _mixed(values: Unsigned) -> Unsigned:
+def mixed(values: Unsigned) -> Unsigned:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit depends on every bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -16,9 +16,8 @@ CONTEXT = 256
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a row's document. A document of no more than ``PIECE`` characters is one piece."""
+    """A part of a text. A text of no more than ``PIECE`` characters is one piece."""
 
-    document: int
     text: str
     is_first: bool
     is_last: bool
@@ -26,6 +25,11 @@ class Piece:
     """The end of what comes before it in the document, up to ``CONTEXT`` characters."""
     after: str = ""
     """The beginning of what comes after it."""
+
+    @property
+    def size(self) -> int:
+        """In characters."""
+        return len(self.text)
 
 
 class UnreadText:
@@ -36,9 +40,7 @@ class UnreadText:
     the second half of the piece, else behind a space, else where the piece is full.
     """
 
-    def __init__(self, document: int, text: str) -> None:
-        """:param document: number of the document in its row."""
-        self._document = document
+    def __init__(self, text: str) -> None:
         self._text = text
         self._start = 0
 
@@ -55,7 +57,6 @@ class UnreadText:
                 end = found + 1
         self._start = end
         return Piece(
-            self._document,
             text[start:end],
             is_first=start == 0,
             is_last=end == len(text),

@@ -3,11 +3,14 @@
 from hekaton.contributions import (
     Command,
     Dataset,
+    Encoder,
     IdentitySubject,
     LRSchedule,
     Objective,
     Optimizer,
+    Order,
     Ref,
+    RowMaker,
     Section,
     Tokenizer,
     hookimpl,
@@ -62,6 +65,54 @@ def hekaton_datasets() -> list[Dataset]:
             build=Ref("hekaton.data.stdlib:build_validation"),
             summary="files that python_stdlib leaves out",
         ),
+        Dataset(
+            "mixture",
+            build=Ref("hekaton.data.mixture:build"),
+            section="mixture",
+            summary="several datasets by weight: the entries of [[mixture.sources]]",
+        ),
+    ]
+
+
+@hookimpl
+def hekaton_orders() -> list[Order]:
+    return [
+        Order("shuffled", build=Ref("hekaton.data.order:shuffled"), summary="another order in every epoch"),
+        Order("sequential", build=Ref("hekaton.data.order:sequential"), summary="as the dataset has them"),
+    ]
+
+
+@hookimpl
+def hekaton_encoders() -> list[Encoder]:
+    return [
+        Encoder("text", build=Ref("hekaton.data.encoders:text"), summary="texts, by the tokenizer"),
+        Encoder("ids", build=Ref("hekaton.data.encoders:ids"), summary="documents that are token ids"),
+    ]
+
+
+@hookimpl
+def hekaton_row_makers() -> list[RowMaker]:
+    return [
+        RowMaker(
+            "documents",
+            build=Ref("hekaton.data.row_makers:documents"),
+            summary="one after the other, hidden from each other",
+        ),
+        RowMaker(
+            "concat",
+            build=Ref("hekaton.data.row_makers:concat"),
+            summary="one after the other, as one text",
+        ),
+        RowMaker(
+            "best_fit",
+            build=Ref("hekaton.data.row_makers:best_fit"),
+            summary="put together so that few are cut, hidden from each other",
+        ),
+        RowMaker(
+            "one_per_row",
+            build=Ref("hekaton.data.row_makers:one_per_row"),
+            summary="one in each row, cut off at its end",
+        ),
     ]
 
 
@@ -96,7 +147,12 @@ def hekaton_optimizers() -> list[Optimizer]:
 @hookimpl
 def hekaton_sections() -> list[Section]:
     return [
-        Section("muon", schema=Ref("hekaton.config.sections.muon:MuonSection"), summary="settings of Muon")
+        Section("muon", schema=Ref("hekaton.config.sections.muon:MuonSection"), summary="settings of Muon"),
+        Section(
+            "mixture",
+            schema=Ref("hekaton.config.sections.mixture:MixtureSection"),
+            summary="the datasets that a mixture is made of",
+        ),
     ]
 
 

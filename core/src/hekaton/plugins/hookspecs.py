@@ -19,6 +19,7 @@ from hekaton.contributions import (
     Converter,
     Dataset,
     Dispatcher,
+    Encoder,
     HFAdapter,
     IdentitySubject,
     Logger,
@@ -26,7 +27,9 @@ from hekaton.contributions import (
     Model,
     Objective,
     Optimizer,
+    Order,
     ParallelStyle,
+    RowMaker,
     Section,
     Tokenizer,
 )
@@ -132,6 +135,44 @@ def hekaton_datasets() -> list[Dataset]:  # type: ignore[empty-body]
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: the core contributes ``python_stdlib``, ``hekaton_hf`` contributes ``text``.
+    """
+
+
+@hookspec
+def hekaton_orders() -> list[Order]:  # type: ignore[empty-body]
+    """Contribute orders of documents, which a run selects with ``[training] order``.
+
+    :returns: one record per order. ``build(section, documents, seed)`` returns an object whose ``at(places)``
+        says which documents stand at places of an endless sequence, each once in an epoch. Row i of a batch
+        of B rows reads the places i, B + i, 2B + i, and so on.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``shuffled`` and ``sequential``.
+    """
+
+
+@hookspec
+def hekaton_encoders() -> list[Encoder]:  # type: ignore[empty-body]
+    """Contribute encoders: documents of some kind to token ids, and which of them are targets.
+
+    :returns: one record per encoder, which datasets name (``Dataset(..., encoder="text")``).
+        ``build(section, tokenizer)`` returns an object that cuts a document into parts and encodes parts.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``text``, which asks the tokenizer, and ``ids``, for documents that are ids.
+    """
+
+
+@hookspec
+def hekaton_row_makers() -> list[RowMaker]:  # type: ignore[empty-body]
+    """Contribute row makers, which a run selects with ``[training] packing``.
+
+    :returns: one record per row maker. ``build(section, seq_len)`` returns an object that takes tokens off a
+        feed of documents and writes one row, says what the work of a run is counted in, and how many numbers
+        its cursor has.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: the core contributes ``documents``, ``concat``, ``best_fit`` and ``one_per_row``.
     """
 
 

@@ -13,6 +13,7 @@ from hekaton.plugins import Contributed
 from hekaton.rules import (
     checkpoint,
     compilation,
+    data,
     effects,
     experts,
     external_weights,
@@ -92,6 +93,7 @@ RULES: tuple[Rule, ...] = (
     sizes.weight_decay_shrinks,
     sizes.tokenizer_fits,
     sizes.model_fits_memory,
+    data.mixture_holds_together,
     processes.batch_is_divisible,
     processes.workers_have_rows,
     effects.schedule_fits,

@@ -1,7 +1,8 @@
 """The checks that hekaton's own plugins and models pass, for the tests of everybody else's.
 
-    from hekaton.testing import check_adapter, check_converter, check_layouts, check_model, check_objective
-    from hekaton.testing import check_optimizer, check_plugin, check_rule, check_run_hooks, run_command
+    from hekaton.testing import check_adapter, check_converter, check_encoder, check_layouts, check_model
+    from hekaton.testing import check_objective, check_optimizer, check_order, check_plugin, check_row_maker
+    from hekaton.testing import check_rule, check_run_hooks, run_command
 
     def test_plugin():
         check_plugin("my_package")
@@ -21,6 +22,11 @@
     def test_optimizer():
         check_optimizer(build)
 
+    def test_data():
+        check_order(order, documents=100)
+        check_encoder(encoder, documents)
+        check_row_maker(maker, documents, encoder)
+
     def test_rule():
         assert check_rule(rule, "--my.field", "3") == []
 
@@ -39,6 +45,7 @@
 from hekaton.testing.adapter import check_adapter
 from hekaton.testing.buffers import check_buffers
 from hekaton.testing.converter import check_converter
+from hekaton.testing.data import check_encoder, check_order, check_row_maker
 from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
 from hekaton.testing.layouts import check_layouts
 from hekaton.testing.model import check_model
@@ -50,7 +57,8 @@ from hekaton.testing.rule import check_rule
 from hekaton.testing.run_hooks import check_run_hooks
 
 __all__ = [
-    "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_layouts", "check_model",
-    "check_objective", "check_optimizer", "check_plugin", "check_rule", "check_run_hooks", "run_command",
-    "run_processes", "start_command", "start_function",
+    "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_encoder",
+    "check_layouts", "check_model", "check_objective", "check_optimizer", "check_order", "check_plugin",
+    "check_row_maker", "check_rule", "check_run_hooks", "run_command", "run_processes",
+    "start_command", "start_function",
 ]  # fmt: skip

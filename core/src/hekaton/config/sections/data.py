@@ -18,7 +18,7 @@ from hekaton.config.base import (
     SectionModel,
     SeqLen,
 )
-from hekaton.contributions import Dataset, Objective
+from hekaton.contributions import Dataset, Objective, Order, RowMaker
 
 SameContent = MayDiffer("the content of the files is compared")
 
@@ -51,9 +51,12 @@ class TrainingSection(SectionModel):
     """Where the dataset's files are, for datasets that take a path."""
     objective: Annotated[str | None, NameOf(Objective), AtResume("refusal")] = None
     """What the model is trained for, by name; when not set, what the model says, mostly ``next_token``."""
-    packing: Literal["documents", "concat"] = "documents"
-    """How documents fill sequences: ``documents`` restarts positions at each of them and hides them from each
-    other, ``concat`` makes them one text."""
+    order: Annotated[str, NameOf(Order)] = "shuffled"
+    """The order of documents, by name."""
+    packing: Annotated[str, NameOf(RowMaker)] = "documents"
+    """How documents fill rows, by name: ``documents`` puts them one after the other, restarts positions at
+    each of them and hides them from each other; ``concat`` makes them one text; ``best_fit`` puts those
+    together of which few must be cut; ``one_per_row`` gives each a row."""
     local_batch_size: Annotated[Rows, AtResume("nothing")] = 8
     """Rows that a rank computes at a time."""
     global_batch_size: RowsOrAll = -1

@@ -1,0 +1,157 @@
+"""The layout of a corpus on disk, and its manifest.
+
+A corpus is a folder of shards: ``NAME.bin`` has the ids of all documents one after the other, little-endian, uint16
+or uint32; ``NAME.ends`` has where each document ends in it, in ids, as int64. ``corpus.json`` is written last and
+names every file with its size and checksum; a folder without it is no corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+
+from hekaton.errors import DataError
+
+MANIFEST = "corpus.json"
+VERSION = 1
+ENDS_BYTES = 8
+_BLOCK = 1 << 22
+_MOST_BYTES = 1 << 28
+"""Of a manifest: a million shards."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as the manifest has it; checksums are XXH3-128 of whole files."""
+
+    name: str
+    documents: int
+    tokens: int
+    ids_checksum: str
+    ends_checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a corpus is.
+
+    :param dtype: of the ids.
+    :param tokenizer: fingerprint of the tokenizer that made it.
+    :param vocab_size: every id is below it.
+    """
+
+    dtype: Literal["uint16", "uint32"]
+    tokenizer: str
+    vocab_size: int
+    shards: tuple[Shard, ...]
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """:raises DataError: when there is none, or it is not one."""
+        file = folder / MANIFEST
+        try:
+            if file.stat().st_size > _MOST_BYTES:
+                raise ValueError("it is too large")
+            return cls._of(json.loads(file.read_bytes()))
+        except OSError as e:
+            raise DataError(f"cannot read '{file}': {e.strerror}") from e
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            raise DataError(
+                f"'{file}' is not the manifest of a corpus: {e}", hint="make it anew: hekaton preprocess"
+            ) from e
+
+    @classmethod
+    def _of(cls, content: Mapping[str, Any]) -> Manifest:
+        if content["version"] != VERSION:
+            raise ValueError(f"it is of version {content['version']}, and this hekaton reads {VERSION}")
+        if content["dtype"] not in ("uint16", "uint32"):
+            raise ValueError(f"ids cannot be {content['dtype']}")
+        shards = tuple(Shard(**shard) for shard in content["shards"])
+        for shard in shards:
+            counts = (shard.documents, shard.tokens)
+            if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
+                raise ValueError(f"shard '{shard.name}' has no counts")
+            if not isinstance(shard.name, str) or Path(shard.name).name != shard.name or not shard.name:
+                raise ValueError(f"'{shard.name}' is no name of a shard")
+        return cls(content["dtype"], str(content["tokenizer"]), int(content["vocab_size"]), shards)
+
+
+def dtype_for(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The smallest type that holds all ids."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def ids_file(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.name}.bin"
+
+
+def ends_file(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.name}.ends"
+
+
+def checksum(file: Path) -> str:
+    """XXH3-128 of a file."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """:raises DataError: naming a file that is not there, or cut short."""
+    itemsize = np.dtype(manifest.dtype).itemsize
+    for shard in manifest.shards:
+        expected = {
+            ids_file(folder, shard): shard.tokens * itemsize,
+            ends_file(folder, shard): shard.documents * ENDS_BYTES,
+        }
+        for file, size in expected.items():
+            try:
+                found = file.stat().st_size
+            except OSError as e:
+                raise DataError(f"cannot read '{file}': {e.strerror}") from e
+            if found != size:
+                raise DataError(
+                    f"'{file}' has {found:,} bytes, and {size:,} when the corpus was made",
+                    hint="copy it again, or make the corpus anew: hekaton preprocess",
+                )
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a corpus, a line each: every file is read through and compared with its checksum.
+
+    :raises DataError: where there is no manifest.
+    """
+    manifest = Manifest.read(folder)
+    wrong = []
+    for shard in manifest.shards:
+        try:
+            check_sizes(folder, Manifest(manifest.dtype, manifest.tokenizer, manifest.vocab_size, (shard,)))
+        except DataError as e:
+            wrong.append(e.message)
+            continue
+        for file, expected in (
+            (ids_file(folder, shard), shard.ids_checksum),
+            (ends_file(folder, shard), shard.ends_checksum),
+        ):
+            if checksum(file) != expected:
+                wrong.append(f"'{file}' has another checksum than when the corpus was made")
+    return wrong

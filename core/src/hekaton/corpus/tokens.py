@@ -1,0 +1,230 @@
+"""Dataset ``tokens``: documents that are token ids already, mapped from files."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hekaton.corpus.layout import MANIFEST, Manifest, check_sizes, ends_file, ids_file
+from hekaton.data.identity import fingerprint, sample
+from hekaton.errors import DataError
+
+RAW_DOCUMENT = 2**16
+"""Ids of a file without an index that count as one document."""
+_MEGATRON = b"MMIDIDX\x00\x00"
+_MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+"""The codes of Megatron-LM's ``DType`` (megatron/core/datasets/indexed_dataset.py) that are integers."""
+
+
+@dataclass(frozen=True)
+class MappedIds:
+    """Documents of one file of ids.
+
+    :param ends: file of where documents end, in ids, and where in it that begins; ``None`` for documents of
+        ``RAW_DOCUMENT`` ids.
+    :param starts_at: byte of the first id.
+    """
+
+    file: Path
+    dtype: str
+    tokens: int
+    documents: int
+    starts_at: int = 0
+    ends: Path | None = None
+
+    @cached_property
+    def ids(self) -> npt.NDArray[Any]:
+        return np.memmap(self.file, np.dtype(self.dtype), "r", self.starts_at, (self.tokens,))
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        assert self.ends is not None
+        return np.memmap(self.ends, np.dtype("<i8"), "r", 0, (self.documents,))
+
+    def document(self, index: int) -> npt.NDArray[Any]:
+        start, end = self.place(index)
+        if not 0 <= start <= end <= self.tokens:
+            raise DataError(
+                f"document {index:,} of '{self.file}' lies from id {start:,} to {end:,} of {self.tokens:,}",
+                hint="its index is damaged: hekaton data verify",
+            )
+        return self.ids[start:end]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Where a document begins and ends, in ids."""
+        if self.ends is None:
+            return index * RAW_DOCUMENT, min((index + 1) * RAW_DOCUMENT, self.tokens)
+        return int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+
+
+@dataclass(frozen=True)
+class MegatronIds(MappedIds):
+    """A ``.bin`` with the ``.idx`` of Megatron-LM beside it; each of its sequences is a document."""
+
+    pointers_at: int = 0
+
+    @cached_property
+    def _pointers(self) -> npt.NDArray[np.int64]:
+        assert self.ends is not None
+        return np.memmap(self.ends, np.dtype("<i8"), "r", self.pointers_at, (self.documents,))
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.int32]:
+        assert self.ends is not None
+        at = self.pointers_at - 4 * self.documents
+        return np.memmap(self.ends, np.dtype("<i4"), "r", at, (self.documents,))
+
+    def place(self, index: int) -> tuple[int, int]:
+        start = int(self._pointers[index]) // np.dtype(self.dtype).itemsize
+        return start, start + int(self._lengths[index])
+
+
+class TokenFiles:
+    """The documents of files of ids, one file after the other."""
+
+    def __init__(
+        self,
+        files: Sequence[MappedIds],
+        *,
+        identity: str,
+        contents: dict[str, str],
+        made_with: str | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._mapped = files
+        self._ends = np.cumsum([file.documents for file in files])
+        self._contents = contents
+        self.fingerprint = identity
+        self.made_with = made_with
+        """Fingerprint of the tokenizer that made the ids, where it is known."""
+        self.vocab_size = vocab_size
+        """Every id is below it, where it is known."""
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def fetch(self, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+        found = np.searchsorted(self._ends, indices, side="right").tolist()
+        mapped = self._mapped
+        return [
+            mapped[number].document(index - int(self._ends[number]) + mapped[number].documents)
+            for number, index in zip(found, indices, strict=True)
+        ]
+
+    def files(self) -> dict[str, str]:
+        """Size, and checksum or digest of a sample, of each file."""
+        return self._contents
+
+
+def build(section: Any, path: str | None) -> TokenFiles:
+    """The corpus in a folder, the ``.bin``/``.idx`` files of Megatron-LM, or ``.npy`` and raw files of ids.
+
+    :raises DataError: when there is none, or it is damaged.
+    """
+    if path is None:
+        raise DataError("dataset 'tokens' needs files to read", hint='set dataset_path, a folder or a file')
+    place = Path(path)
+    if (place / MANIFEST).is_file():
+        return _corpus(place)
+    if place.is_dir():
+        names = sorted(file for file in place.iterdir() if file.suffix in (".bin", ".npy"))
+    else:
+        names = [place.with_suffix(".bin") if place.suffix == ".idx" else place]
+    if not names:
+        raise DataError(
+            f"no tokenised files in '{place}': neither {MANIFEST} nor .bin or .npy files",
+            hint="hekaton preprocess makes a corpus",
+        )
+    files = [_foreign(file, section.dtype) for file in names]
+    contents = {file.name: _sampled(file) for one in files for file in (one.file, one.ends) if file}
+    return TokenFiles(files, identity=fingerprint(*contents.values(), *(one.dtype for one in files)),
+                      contents=contents)  # fmt: skip
+
+
+def _corpus(folder: Path) -> TokenFiles:
+    manifest = Manifest.read(folder)
+    check_sizes(folder, manifest)
+    files = [
+        MappedIds(
+            ids_file(folder, shard),
+            f"<u{np.dtype(manifest.dtype).itemsize}",
+            shard.tokens,
+            shard.documents,
+            ends=ends_file(folder, shard),
+        )
+        for shard in manifest.shards
+        if shard.tokens
+    ]
+    checksums = [checksum for shard in manifest.shards for checksum in (shard.ids_checksum, shard.ends_checksum)]
+    return TokenFiles(
+        files,
+        identity=fingerprint(*checksums),
+        contents={f"{shard.name}.bin": f"{shard.tokens:,} ids, {shard.ids_checksum[:16]}"
+                  for shard in manifest.shards},
+        made_with=manifest.tokenizer,
+        vocab_size=manifest.vocab_size,
+    )  # fmt: skip
+
+
+def _foreign(file: Path, dtype: str) -> MappedIds:
+    """A file that another program made."""
+    index = file.with_suffix(".idx")
+    try:
+        size = file.stat().st_size
+        if file.suffix == ".npy":
+            return _npy(file)
+        if index.is_file():
+            return _megatron(file, index, size)
+    except OSError as e:
+        raise DataError(f"cannot read '{e.filename}': {e.strerror}") from e
+    itemsize = np.dtype(dtype).itemsize
+    if size % itemsize or not size:
+        raise DataError(f"'{file}' has {size:,} bytes, which are no {dtype}", hint="set tokens_dataset.dtype")
+    tokens = size // itemsize
+    return MappedIds(file, f"<u{itemsize}", tokens, -(-tokens // RAW_DOCUMENT))
+
+
+def _npy(file: Path) -> MappedIds:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if array.ndim != 1 or array.dtype.kind not in "ui" or array.dtype.byteorder == ">":
+            raise ValueError(f"it has {array.dtype} of shape {array.shape}, not integers of one dim")
+    except ValueError as e:
+        raise DataError(f"'{file}' is no file of ids: {e}") from e
+    tokens = len(array)
+    return MappedIds(file, array.dtype.str, tokens, -(-tokens // RAW_DOCUMENT), int(array.offset))
+
+
+def _megatron(file: Path, index: Path, size: int) -> MegatronIds:
+    """Check an index against the published layout: magic, version 1, dtype, counts, lengths, pointers."""
+    with index.open("rb") as stream:
+        head = stream.read(34)
+    if not head.startswith(_MEGATRON) or len(head) < 34:
+        raise DataError(f"'{index}' is no index of Megatron-LM")
+    version, code, sequences, documents = struct.unpack("<QBQQ", head[9:34])
+    if version != 1 or code not in _MEGATRON_DTYPES:
+        raise DataError(f"'{index}' is of version {version} with type {code}: neither is ids that can be read")
+    expected = 34 + sequences * 12 + documents * 8
+    if index.stat().st_size != expected:
+        raise DataError(f"'{index}' has {index.stat().st_size:,} bytes, and its counts say {expected:,}")
+    dtype = np.dtype(_MEGATRON_DTYPES[code]).newbyteorder("<")
+    mapped = MegatronIds(
+        file, dtype.str, size // dtype.itemsize, sequences, ends=index, pointers_at=34 + 4 * sequences
+    )
+    last = mapped.place(sequences - 1)[1] if sequences else 0
+    if last * dtype.itemsize != size:
+        raise DataError(f"'{file}' has {size:,} bytes, and its index says {last * dtype.itemsize:,}")
+    return mapped
+
+
+def _sampled(file: Path) -> str:
+    with file.open("rb") as stream:
+        size = file.stat().st_size
+        return f"{size:,} bytes, {fingerprint(sample(stream.fileno(), size))[:16]}"

@@ -1,0 +1,96 @@
+"""Of which source each row of each step is, so that every stretch of rows has the sources in their shares.
+
+The rows of a run are numbered through, step after step, and each number is given a source such that among
+any first n of them a source of share w has w·n rows to within one: the chairman assignment of Tijdeman ("The
+chairman assignment problem", 1980). So the shares are right over any stretch of rows, and whoever asks for a
+row computes its source from its number alone. The rows of a step take its numbers in a rotation that the seed
+fixes, so that each row of the batch meets all sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hekaton.data.order import mixed
+
+PERIOD = 2**16
+"""Shares are multiples of one in so many rows; afterwards the sources come in the same order again."""
+
+
+class Blend:
+    """The sources of rows, by weights that may change at some steps."""
+
+    def __init__(self, weights: Mapping[int, Sequence[float]], *, rows: int, seed: int) -> None:
+        """:param weights: step from which on they hold -> weight of each source, no less than 0 and not all
+            0; the first is step 0.
+        :param rows: of the global batch.
+        """
+        assert min(weights) == 0, weights
+        self._weights = dict(sorted(weights.items()))
+        self._starts = list(self._weights)
+        self._rows = rows
+        self._seed = seed
+        self._tables: dict[tuple[int, frozenset[int]], _Table | None] = {}
+
+    def source_of(self, step: int, row: int, *, without: frozenset[int] = frozenset()) -> int | None:
+        """The source of a row.
+
+        :param step: steps before this one.
+        :param without: sources that have nothing left for the row; the others take their share.
+        :returns: ``None`` where no source with a weight is left.
+        """
+        start = self._starts[int(np.searchsorted(self._starts, step, side="right")) - 1]
+        table = self._table(start, without)
+        if table is None:
+            return None
+        turn = int(mixed(np.array([self._seed * 0x9E3779B97F4A7C15 + step & 2**64 - 1], np.uint64))[0])
+        number = (step - start) * self._rows + (row + turn) % self._rows
+        return table[number % PERIOD]
+
+    def shares(self, step: int) -> list[float]:
+        """The share of each source in the rows of a step."""
+        start = self._starts[int(np.searchsorted(self._starts, step, side="right")) - 1]
+        weights = self._weights[start]
+        return [weight / sum(weights) for weight in weights]
+
+    def _table(self, start: int, without: frozenset[int]) -> _Table | None:
+        key = (start, without)
+        if key not in self._tables:
+            weights = [
+                0.0 if source in without else weight for source, weight in enumerate(self._weights[start])
+            ]
+            self._tables[key] = _Table(weights) if any(weights) else None
+        return self._tables[key]
+
+
+class _Table:
+    """The sources of one period, computed as far as they are asked for."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        total = sum(weights)
+        counts = [max(1, round(weight / total * PERIOD)) if weight else 0 for weight in weights]
+        counts[int(np.argmax(counts))] += PERIOD - sum(counts)
+        self._shares = [(source, count / PERIOD) for source, count in enumerate(counts) if count]
+        self._slack = 1 / (2 * len(self._shares) - 2) if len(self._shares) > 1 else 0.0
+        self._given = [0] * len(weights)
+        self._sources: list[int] = []
+
+    def __getitem__(self, number: int) -> int:
+        while len(self._sources) <= number:
+            self._extend()
+        return self._sources[number]
+
+    def _extend(self) -> None:
+        """Give the next row to the source that would be late the soonest, of those that are not early."""
+        place = len(self._sources) + 1
+        chosen, earliest = -1, float("inf")
+        for source, share in self._shares:
+            due = share * place - self._given[source]
+            if due >= self._slack - 1e-9:
+                deadline = (1 - self._slack - due) / share
+                if deadline < earliest - 1e-9:
+                    chosen, earliest = source, deadline
+        self._given[chosen] += 1
+        self._sources.append(chosen)

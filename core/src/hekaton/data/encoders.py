@@ -1,0 +1,86 @@
+"""The encoders of the core: texts by the tokenizer, and documents that are token ids already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hekaton.data import Encoded, TextTokenizer, TokenIds
+from hekaton.data.pieces import Piece, UnreadText, encode_pieces
+
+IDS_PART = 2**18
+"""Most ids of a tokenised document that are taken at once."""
+
+
+class TextEncoder:
+    """``text``: the ids of a text between the tokenizer's begin and end marks, where it has them."""
+
+    fingerprint = "text"
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def cut(self, document: str) -> Iterator[Piece]:
+        unread = UnreadText(document)
+        while True:
+            piece = unread.cut()
+            yield piece
+            if piece.is_last:
+                return
+
+    def encode(self, parts: Sequence[Piece]) -> list[Encoded]:
+        encoded = encode_pieces(self._tokenizer, parts)
+        return [Encoded(self._marked(piece, ids)) for piece, ids in zip(parts, encoded, strict=True)]
+
+    def _marked(self, piece: Piece, ids: TokenIds) -> TokenIds:
+        """A text that has no token gets no marks either."""
+        if piece.is_first and piece.is_last and not len(ids):
+            return ids
+        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
+        before = [bos] if piece.is_first and bos is not None else []
+        after = [eos] if piece.is_last and eos is not None else []
+        if before or after:
+            ids = np.concatenate([before, ids, after], dtype=np.int32, casting="unsafe")
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Some ids of a document."""
+
+    ids: Any
+    is_first: bool
+    is_last: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
+
+class IdsEncoder:
+    """``ids``: a document is its token ids, marks included."""
+
+    fingerprint = "ids"
+
+    def cut(self, document: Any) -> Iterator[Ids]:
+        length = len(document)
+        if length <= IDS_PART:
+            yield Ids(document, True, True)
+            return
+        for start in range(0, length, IDS_PART):
+            end = start + IDS_PART
+            yield Ids(document[start:end], start == 0, end >= length)
+
+    def encode(self, parts: Sequence[Ids]) -> list[Encoded]:
+        return [Encoded(part.ids) for part in parts]
+
+
+def text(section: Any, tokenizer: TextTokenizer) -> TextEncoder:
+    return TextEncoder(tokenizer)
+
+
+def ids(section: Any, tokenizer: TextTokenizer) -> IdsEncoder:
+    return IdsEncoder()

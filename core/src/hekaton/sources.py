@@ -1,0 +1,83 @@
+"""The datasets of a run, opened by name, and what its rows are read from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hekaton.components import build_component
+from hekaton.contributions import Dataset, Encoder, Order, RowMaker
+from hekaton.data.blend import Blend
+from hekaton.data.feed import Source
+from hekaton.data.loader import check_documents
+from hekaton.data.mixture import Mixture, MixtureEntry
+from hekaton.data.rows import Stream
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
+    from hekaton.data import DocumentEncoder, Documents, TextTokenizer
+    from hekaton.plugins import Plugins
+
+
+def open_dataset(config: JobConfig, plugins: Plugins, name: str, path: str | None) -> Documents:
+    """The dataset of this name, and all that it is made of.
+
+    :raises DataError: when it cannot be read.
+    """
+    documents: Documents = build_component(config, plugins, Dataset, name, path)
+
+    def open_one(entry: MixtureEntry) -> Documents:
+        built: Documents = build_component(
+            config, plugins, Dataset, entry.dataset, entry.path, settings=entry.settings
+        )
+        return built
+
+    return documents.opened(open_one) if isinstance(documents, Mixture) else documents
+
+
+def make_stream(
+    config: JobConfig,
+    plugins: Plugins,
+    tokenizer: TextTokenizer,
+    dataset: str,
+    documents: Documents,
+    *,
+    seq_len: int,
+    rows: int,
+    repeat: bool = True,
+) -> Stream:
+    """What the rows of a batch are read from.
+
+    :param dataset: name of the dataset that ``documents`` are of.
+    :param rows: of the global batch.
+    :param repeat: read epoch after epoch; otherwise each source once.
+    :raises DataError: when there are no documents.
+    """
+    seed = config.debug.seed or 0
+
+    def encoder(entry: MixtureEntry) -> DocumentEncoder:
+        record = plugins.get(Dataset, entry.dataset)
+        shares = plugins.section_of(record) == plugins.section_of(plugins.get(Encoder, record.encoder))
+        built: DocumentEncoder = build_component(
+            config, plugins, Encoder, record.encoder, tokenizer, settings=entry.settings if shares else None
+        )
+        return built
+
+    mixture = documents if isinstance(documents, Mixture) else None
+    entries = mixture.entries if mixture else [MixtureEntry(name="", dataset=dataset, path=None, weights={})]
+    check_documents(documents)
+    return Stream(
+        [
+            Source(
+                part,
+                encoder(entry),
+                build_component(config, plugins, Order, config.training.order, len(part), seed),
+                epochs=entry.max_epochs if repeat else 1,
+                name=entry.name,
+            )
+            for entry, part in zip(entries, mixture.parts if mixture else [documents], strict=True)
+        ],
+        build_component(config, plugins, RowMaker, config.training.packing, seq_len),
+        rows,
+        repeat,
+        blend=Blend(mixture.weights, rows=rows, seed=seed) if mixture else None,
+    )

@@ -1,0 +1,114 @@
+"""Do an order, an encoder and a row maker keep their contracts?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hekaton.data import DocumentEncoder, DocumentOrder
+from hekaton.data.feed import Source
+from hekaton.data.order import Sequential
+from hekaton.data.row_makers import BatchRowMaker
+from hekaton.data.rows import RowReader, Sequences, Stream
+
+
+def check_order(order: DocumentOrder, *, documents: int, epochs: int = 3) -> None:
+    """Check that an order has each document once in an epoch, whatever places are asked for together.
+
+    :param documents: the number that it was built for.
+    :raises AssertionError: saying what is wrong.
+    """
+    places = np.arange(documents * epochs)
+    found = order.at(places)
+    assert found.shape == places.shape, f"{found.shape} documents at {places.shape} places"
+    for epoch in range(epochs):
+        of_epoch = np.sort(found[epoch * documents : (epoch + 1) * documents])
+        assert np.array_equal(of_epoch, np.arange(documents)), (
+            f"epoch {epoch} has not each document once: {of_epoch[:20]}"
+        )
+    some = places[::-3]
+    assert np.array_equal(order.at(some), found[some]), (
+        "a document depends on what is asked for beside its place"
+    )
+
+
+def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
+    """Check an encoder on documents: their parts, and that tokens do not depend on what is encoded together.
+
+    :raises AssertionError: saying what is wrong.
+    """
+    parts = [list(encoder.cut(document)) for document in documents]
+    for number, of_document in enumerate(parts):
+        assert of_document, f"document {number} has no part"
+        places = [(part.is_first, part.is_last) for part in of_document]
+        last = len(places) - 1
+        assert places == [(at == 0, at == last) for at in range(last + 1)], (
+            f"is_first and is_last of document {number} are {places}"
+        )
+        assert all(part.size >= 0 for part in of_document), f"a part of document {number} has no size"
+    flat = [part for of_document in parts for part in of_document]
+    together = encoder.encode(flat)
+    assert len(together) == len(flat), f"{len(together)} answers for {len(flat)} parts"
+    for part, encoded in zip(flat, together, strict=True):
+        assert encoded.ids.ndim == 1, f"ids are of shape {encoded.ids.shape}"
+        assert np.issubdtype(encoded.ids.dtype, np.integer), f"ids are {encoded.ids.dtype}"
+        (alone,) = encoder.encode([part])
+        assert np.array_equal(alone.ids, encoded.ids), "ids depend on what is encoded together"
+        if encoded.targets is None:
+            continue
+        assert encoded.targets.shape == encoded.ids.shape, "targets have another shape than ids"
+        assert encoded.targets.dtype == np.bool_, f"targets are {encoded.targets.dtype}, not bool"
+        assert alone.targets is not None, "targets depend on what is encoded together"
+        assert np.array_equal(alone.targets, encoded.targets), "targets depend on what is encoded together"
+
+
+def check_row_maker(
+    maker: BatchRowMaker, documents: Sequence[Any], encoder: DocumentEncoder, *, rows: int = 3, steps: int = 6
+) -> None:
+    """Check that a row maker gives the same rows whoever reads them, and from any cursor on.
+
+    :param documents: some of which have tokens.
+    :raises AssertionError: saying what is wrong.
+    """
+    source = Source(_Held(documents), encoder, Sequential(len(documents)))
+    stream = Stream([source], maker, rows, repeat=True)
+    whole = RowReader(stream, range(rows), np.zeros((rows, maker.cursor_width), np.int64))
+    made = [whole.next() for _ in range(steps)]
+    for name, tensor in maker.empty(rows).items():
+        assert made[0].tensors[name].shape == tensor.shape, f"'{name}' has another shape than in empty()"
+    assert made[0].left, "no row could be made of these documents"
+    for row in range(rows):
+        alone = RowReader(stream, [row], np.zeros((1, maker.cursor_width), np.int64))
+        for step in made:
+            _compare(alone.next(), step, row, "read alone")
+        for done in range(1, steps):
+            resumed = RowReader(stream, [row], made[done - 1].cursor[row : row + 1])
+            for step in made[done:]:
+                _compare(resumed.next(), step, row, f"resumed after {done} rows")
+
+
+@dataclass
+class _Held:
+    """Documents in memory."""
+
+    documents: Sequence[Any]
+    fingerprint: str = "in memory"
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        return [self.documents[index] for index in indices]
+
+
+def _compare(found: Sequences, expected: Sequences, row: int, how: str) -> None:
+    for name, values in expected.tensors.items():
+        assert np.array_equal(found.tensors[name][0], values[row]), (
+            f"'{name}' of row {row} differs when {how}"
+        )
+    assert np.array_equal(found.cursor[0], expected.cursor[row]), (
+        f"the cursor of row {row} differs when {how}"
+    )
