@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from hekaton.components import build_component
 from hekaton.contributions import Dataset, Encoder, Order, RowMaker
+from hekaton.data import MadeByTokenizer
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Source
 from hekaton.data.loader import check_documents
 from hekaton.data.mixture import Mixture, MixtureEntry
 from hekaton.data.rows import Stream
+from hekaton.errors import DataError
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -65,6 +67,8 @@ def make_stream(
     mixture = documents if isinstance(documents, Mixture) else None
     entries = mixture.entries if mixture else [MixtureEntry(name="", dataset=dataset, path=None, weights={})]
     check_documents(documents)
+    for part in mixture.parts if mixture else [documents]:
+        _check_tokenizer(part, tokenizer)
     return Stream(
         [
             Source(
@@ -81,3 +85,13 @@ def make_stream(
         repeat,
         blend=Blend(mixture.weights, rows=rows, seed=seed) if mixture else None,
     )
+
+
+def _check_tokenizer(documents: Documents, tokenizer: TextTokenizer) -> None:
+    """:raises DataError: for documents that another tokenizer made."""
+    if isinstance(documents, MadeByTokenizer) and documents.made_with not in (None, tokenizer.fingerprint):
+        raise DataError(
+            "the tokens of the dataset were made with another tokenizer than the run's "
+            f"({documents.vocab_size:,} ids, and this one has {tokenizer.vocab_size:,})",
+            hint="set model.tokenizer and model.hf_assets_path to the one that hekaton preprocess was given",
+        )

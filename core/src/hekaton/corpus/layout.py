@@ -1,8 +1,8 @@
 """The layout of a corpus on disk, and its manifest.
 
-A corpus is a folder of shards: ``NAME.bin`` has the ids of all documents one after the other, little-endian, uint16
-or uint32; ``NAME.ends`` has where each document ends in it, in ids, as int64. ``corpus.json`` is written last and
-names every file with its size and checksum; a folder without it is no corpus.
+A corpus is a folder of shards: ``NAME.bin`` has the ids of all documents one after the other, little-endian,
+uint16 or uint32; ``NAME.ends`` has where each document ends in it, in ids, as int64. ``corpus.json`` is
+written last and names every file with its size and checksum; a folder without it is no corpus.
 """
 
 from __future__ import annotations

@@ -43,7 +43,12 @@ _work: _Work | None = None
 
 
 def preprocess(
-    documents: Documents, tokenizer: TextTokenizer, folder: Path, *, workers: int = 1, shard_documents: int = 50_000
+    documents: Documents,
+    tokenizer: TextTokenizer,
+    folder: Path,
+    *,
+    workers: int = 1,
+    shard_documents: int = 50_000,
 ) -> Manifest:
     """Write the corpus of a dataset of texts into ``folder``.
 

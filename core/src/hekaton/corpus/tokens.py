@@ -96,7 +96,7 @@ class TokenFiles:
         identity: str,
         contents: dict[str, str],
         made_with: str | None = None,
-        vocab_size: int | None = None,
+        vocab_size: int = 2**32,
     ) -> None:
         self._mapped = files
         self._ends = np.cumsum([file.documents for file in files])
@@ -105,7 +105,7 @@ class TokenFiles:
         self.made_with = made_with
         """Fingerprint of the tokenizer that made the ids, where it is known."""
         self.vocab_size = vocab_size
-        """Every id is below it, where it is known."""
+        """Every id is below it."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -129,7 +129,7 @@ def build(section: Any, path: str | None) -> TokenFiles:
     :raises DataError: when there is none, or it is damaged.
     """
     if path is None:
-        raise DataError("dataset 'tokens' needs files to read", hint='set dataset_path, a folder or a file')
+        raise DataError("dataset 'tokens' needs files to read", hint="set dataset_path, a folder or a file")
     place = Path(path)
     if (place / MANIFEST).is_file():
         return _corpus(place)
@@ -162,7 +162,9 @@ def _corpus(folder: Path) -> TokenFiles:
         for shard in manifest.shards
         if shard.tokens
     ]
-    checksums = [checksum for shard in manifest.shards for checksum in (shard.ids_checksum, shard.ends_checksum)]
+    checksums = [
+        checksum for shard in manifest.shards for checksum in (shard.ids_checksum, shard.ends_checksum)
+    ]
     return TokenFiles(
         files,
         identity=fingerprint(*checksums),
@@ -210,7 +212,9 @@ def _megatron(file: Path, index: Path, size: int) -> MegatronIds:
         raise DataError(f"'{index}' is no index of Megatron-LM")
     version, code, sequences, documents = struct.unpack("<QBQQ", head[9:34])
     if version != 1 or code not in _MEGATRON_DTYPES:
-        raise DataError(f"'{index}' is of version {version} with type {code}: neither is ids that can be read")
+        raise DataError(
+            f"'{index}' is of version {version} with type {code}: neither is ids that can be read"
+        )
     expected = 34 + sequences * 12 + documents * 8
     if index.stat().st_size != expected:
         raise DataError(f"'{index}' has {index.stat().st_size:,} bytes, and its counts say {expected:,}")

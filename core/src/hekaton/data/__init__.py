@@ -110,6 +110,17 @@ class KnownFiles(Protocol):
 
 
 @runtime_checkable
+class MadeByTokenizer(Protocol):
+    """A dataset of token ids. One that another tokenizer than the run's made is refused."""
+
+    made_with: str | None
+    """Fingerprint of the tokenizer that made them, where it is known."""
+
+    vocab_size: int
+    """Every id is below it."""
+
+
+@runtime_checkable
 class TextTokenizer(Protocol):
     """Text to token ids and back."""
 

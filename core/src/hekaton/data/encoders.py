@@ -10,6 +10,7 @@ import numpy as np
 
 from hekaton.data import Encoded, TextTokenizer, TokenIds
 from hekaton.data.pieces import Piece, UnreadText, encode_pieces
+from hekaton.errors import DataError
 
 IDS_PART = 2**18
 """Most ids of a tokenised document that are taken at once."""
@@ -65,6 +66,10 @@ class IdsEncoder:
 
     fingerprint = "ids"
 
+    def __init__(self, vocab_size: int = 2**31) -> None:
+        """:param vocab_size: every id must be below it."""
+        self._vocab_size = vocab_size
+
     def cut(self, document: Any) -> Iterator[Ids]:
         length = len(document)
         if length <= IDS_PART:
@@ -75,6 +80,13 @@ class IdsEncoder:
             yield Ids(document[start:end], start == 0, end >= length)
 
     def encode(self, parts: Sequence[Ids]) -> list[Encoded]:
+        for part in parts:
+            if len(part.ids) and not 0 <= int(part.ids.min()) <= int(part.ids.max()) < self._vocab_size:
+                raise DataError(
+                    f"a document has the ids {int(part.ids.min()):,} to {int(part.ids.max()):,}, and the "
+                    f"tokenizer those below {self._vocab_size:,}",
+                    hint="the tokens were made with another tokenizer, or their dtype is another one",
+                )
         return [Encoded(part.ids) for part in parts]
 
 
@@ -83,4 +95,4 @@ def text(section: Any, tokenizer: TextTokenizer) -> TextEncoder:
 
 
 def ids(section: Any, tokenizer: TextTokenizer) -> IdsEncoder:
-    return IdsEncoder()
+    return IdsEncoder(tokenizer.vocab_size)

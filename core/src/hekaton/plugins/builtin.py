@@ -47,6 +47,12 @@ def hekaton_commands() -> list[Command]:
             "generate", run=Ref("hekaton.cli.generate:run"), summary="continue texts with a trained model"
         ),
         Command(
+            "preprocess",
+            run=Ref("hekaton.cli.preprocess:run"),
+            summary="tokenise texts once, for dataset 'tokens'",
+        ),
+        Command("data", run=Ref("hekaton.cli.data:run"), summary="verify, count or show data"),
+        Command(
             "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"
         ),
     ]
@@ -70,6 +76,13 @@ def hekaton_datasets() -> list[Dataset]:
             build=Ref("hekaton.data.mixture:build"),
             section="mixture",
             summary="several datasets by weight: the entries of [[mixture.sources]]",
+        ),
+        Dataset(
+            "tokens",
+            build=Ref("hekaton.corpus.tokens:build"),
+            section="tokens_dataset",
+            encoder="ids",
+            summary="token ids: a corpus of hekaton preprocess, .bin/.idx of Megatron-LM, .npy, raw files",
         ),
     ]
 
@@ -148,6 +161,11 @@ def hekaton_optimizers() -> list[Optimizer]:
 def hekaton_sections() -> list[Section]:
     return [
         Section("muon", schema=Ref("hekaton.config.sections.muon:MuonSection"), summary="settings of Muon"),
+        Section(
+            "tokens_dataset",
+            schema=Ref("hekaton.config.sections.tokens:TokensDatasetSection"),
+            summary="what the files of dataset 'tokens' are",
+        ),
         Section(
             "mixture",
             schema=Ref("hekaton.config.sections.mixture:MixtureSection"),

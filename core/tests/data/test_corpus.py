@@ -1,0 +1,220 @@
+"""Corpora of token ids: written, verified, read, and those that other programs wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hekaton.cli import data as data_command
+from hekaton.cli import preprocess as command
+from hekaton.corpus import preprocess as writing
+from hekaton.corpus.layout import Manifest, verify
+from hekaton.corpus.preprocess import preprocess
+from hekaton.corpus.tokens import RAW_DOCUMENT, build
+from hekaton.data.encoders import IdsEncoder
+from hekaton.data.loader import build_loader
+from hekaton.errors import DataError
+from hekaton.sources import _check_tokenizer
+
+TEXTS = ["1 2 3", "", "4", "5 6 7 8", "9 10", " ", "11 12"]
+IDS = [[900, 1, 2, 3], [900, 4], [900, 5, 6, 7, 8], [900, 9, 10], [900, 11, 12]]
+
+
+def tokens(path, dtype="uint16"):
+    return build(SimpleNamespace(dtype=dtype), str(path))
+
+
+def read(documents):
+    return [document.tolist() for document in documents.fetch(range(len(documents)))]
+
+
+@pytest.fixture
+def made(tmp_path, numbers, number_tokenizer):
+    folder = tmp_path / "corpus"
+    preprocess(numbers(*TEXTS), number_tokenizer(bos_id=900), folder, shard_documents=3)
+    return folder
+
+
+def test_a_corpus_has_the_ids_of_its_documents(made, number_tokenizer):
+    manifest = Manifest.read(made)
+    assert (manifest.documents, manifest.tokens, manifest.dtype) == (5, 17, "uint16")
+    documents = tokens(made)
+    assert read(documents) == IDS
+    assert documents.fetch([3, 0])[0].tolist() == IDS[3]
+    assert verify(made) == []
+    assert sorted(file.name for file in made.iterdir()) == [
+        "corpus.json", *(f"shard-00000{n}.{end}" for n in range(3) for end in ("bin", "ends"))
+    ]  # fmt: skip
+    assert (made / "shard-000000.bin").read_bytes() == np.array(IDS[0] + IDS[1], "<u2").tobytes()
+
+
+def test_rows_of_a_corpus_are_those_of_its_texts(made, numbers, number_tokenizer, in_order):
+    tokenizer = number_tokenizer(bos_id=900)
+    common = {"seq_len": 4, "global_batch_size": 1, "rows": range(1), "seed": 0}
+    texts = build_loader(numbers(*[text for text in TEXTS if text.strip()]), tokenizer, **common)
+    corpus = build_loader(tokens(made), tokenizer, encoder=IdsEncoder(1000), **common)
+    for _ in range(8):
+        expected = texts.next_step()
+        assert all(value.equal(expected[name]) for name, value in corpus.next_step().items())
+
+
+def test_an_interrupted_call_is_taken_up(tmp_path, numbers, number_tokenizer, monkeypatch):
+    folder = tmp_path / "corpus"
+    tokenizer, shard = number_tokenizer(bos_id=900), writing._shard
+
+    def fail_at_the_last(number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return shard(number)
+
+    monkeypatch.setattr(writing, "_shard", fail_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(numbers(*TEXTS), tokenizer, folder, shard_documents=3)
+    with pytest.raises(DataError, match="no tokenised files in"):
+        (tmp_path / "nothing").mkdir()
+        tokens(tmp_path / "nothing")
+    damaged = folder / "shard-000001.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-2] + b"xx")
+    made = []
+    monkeypatch.setattr(writing, "_shard", lambda number: made.append(number) or shard(number))
+    with pytest.raises(DataError, match="left unfinished"):
+        preprocess(numbers(*TEXTS), tokenizer, folder, shard_documents=4)
+    preprocess(numbers(*TEXTS), tokenizer, folder, shard_documents=3, workers=1)
+    assert made == [1, 2]
+    assert read(tokens(folder)) == IDS
+    with pytest.raises(DataError, match="there is a corpus in"):
+        preprocess(numbers(*TEXTS), tokenizer, folder, shard_documents=3)
+
+
+def test_several_workers_write_the_same(made, tmp_path, numbers, number_tokenizer):
+    preprocess(numbers(*TEXTS), number_tokenizer(bos_id=900), tmp_path / "b", shard_documents=3, workers=2)
+    for file in made.iterdir():
+        assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_large_vocabularies_have_wide_ids(tmp_path, numbers, number_tokenizer):
+    preprocess(numbers("70000 1"), number_tokenizer(vocab_size=70_001), tmp_path / "c")
+    assert read(tokens(tmp_path / "c")) == [[70_000, 1]]
+    assert Manifest.read(tmp_path / "c").dtype == "uint32"
+
+
+def test_documents_without_tokens_alone_are_an_error(tmp_path, numbers, number_tokenizer):
+    with pytest.raises(DataError, match="none of its 2 documents has a token"):
+        preprocess(numbers("", " "), number_tokenizer(), tmp_path / "c")
+
+
+def test_damage_is_named(made, capsys):
+    ids, ends = made / "shard-000001.bin", made / "shard-000002.ends"
+    whole = ids.read_bytes()
+    ids.write_bytes(whole[:-2] + b"xx")
+    assert data_command.run(["verify", str(made)]) == 1
+    assert capsys.readouterr().out == f"wrong: '{ids}' has another checksum than when the corpus was made\n"
+    ids.write_bytes(whole[:-2])
+    with pytest.raises(DataError, match=re.escape(f"'{ids}' has 14 bytes, and 16 when the corpus was made")):
+        tokens(made)
+    assert verify(made) == [f"'{ids}' has 14 bytes, and 16 when the corpus was made"]
+    ids.write_bytes(whole)
+    assert data_command.run(["verify", str(made)]) == 0
+    assert capsys.readouterr().out == f"{made} is whole: 5 documents, 17 tokens\n"
+    ends.write_bytes(np.array([2**40], "<i8").tobytes())
+    with pytest.raises(DataError, match="lies from id 0 to 1,099,511,627,776 of 3"):
+        read(tokens(made))
+    ends.unlink()
+    with pytest.raises(DataError, match="No such file"):
+        tokens(made)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"version": 2}', '{"version": 1, "dtype": "object", "shards": []}', "[" * 100_000,
+     '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": 1, "shards": [{"name": "../x", '
+     '"documents": 1, "tokens": 1, "ids_checksum": "", "ends_checksum": ""}]}'],
+)  # fmt: skip
+def test_what_is_no_manifest_is_an_error(tmp_path, content):
+    (tmp_path / "corpus.json").write_text(content)
+    with pytest.raises(DataError, match="is not the manifest of a corpus"):
+        tokens(tmp_path)
+
+
+def test_another_tokenizer_is_refused(made, number_tokenizer):
+    documents = tokens(made)
+    _check_tokenizer(documents, number_tokenizer())
+    with pytest.raises(DataError, match="made with another tokenizer than the run's"):
+        _check_tokenizer(documents, number_tokenizer(fingerprint="another"))
+    with pytest.raises(DataError, match="has the ids 1 to 900, and the tokenizer those below 500"):
+        IdsEncoder(500).encode(list(IdsEncoder().cut(documents.fetch([0])[0])))
+
+
+def megatron(folder, sequences, *, code=8, dtype="<u2", version=1):
+    """As megatron/core/datasets/indexed_dataset.py writes it."""
+    ids, index = folder / "data.bin", folder / "data.idx"
+    ids.write_bytes(b"".join(np.array(sequence, dtype).tobytes() for sequence in sequences))
+    lengths = [len(sequence) for sequence in sequences]
+    pointers = np.cumsum([0, *lengths[:-1]]) * np.dtype(dtype).itemsize
+    index.write_bytes(
+        b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", version, code, len(lengths), len(lengths) + 1)
+        + np.array(lengths, "<i4").tobytes() + np.array(pointers, "<i8").tobytes()
+        + np.arange(len(lengths) + 1, dtype="<i8").tobytes()
+    )  # fmt: skip
+    return ids, index
+
+
+@pytest.mark.parametrize(("code", "dtype"), [(8, "<u2"), (4, "<i4")])
+def test_files_of_megatron(tmp_path, code, dtype):
+    ids, index = megatron(tmp_path, IDS, code=code, dtype=dtype)
+    for path in (ids, index, tmp_path):
+        assert read(tokens(path)) == IDS
+    assert set(tokens(ids).files()) == {"data.bin", "data.idx"}
+    ids.write_bytes(ids.read_bytes()[:-4])
+    with pytest.raises(DataError, match="and its index says"):
+        tokens(ids)
+    index.write_bytes(index.read_bytes()[:-8])
+    with pytest.raises(DataError, match="and its counts say"):
+        tokens(ids)
+    megatron(tmp_path, IDS, code=6)
+    with pytest.raises(DataError, match="of version 1 with type 6"):
+        tokens(ids)
+    index.write_bytes(b"pickle")
+    with pytest.raises(DataError, match="is no index of Megatron-LM"):
+        tokens(ids)
+
+
+def test_npy_and_raw_files(tmp_path):
+    ids = np.arange(RAW_DOCUMENT + 3, dtype=np.uint32)
+    np.save(tmp_path / "ids.npy", ids)
+    documents = tokens(tmp_path / "ids.npy")
+    assert [len(one) for one in documents.fetch([0, 1])] == [RAW_DOCUMENT, 3]
+    assert documents.fetch([1])[0].tolist() == ids[-3:].tolist()
+    (tmp_path / "raw.bin").write_bytes(ids.tobytes())
+    assert tokens(tmp_path / "raw.bin", "uint32").fetch([1])[0].tolist() == ids[-3:].tolist()
+    (tmp_path / "raw.bin").write_bytes(b"123")
+    with pytest.raises(DataError, match="has 3 bytes, which are no uint16"):
+        tokens(tmp_path / "raw.bin")
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(DataError, match="is no file of ids"):
+        tokens(tmp_path / "objects.npy")
+
+
+def test_stats_and_show(tmp_path, capsys):
+    assert command.run([str(tmp_path / "corpus"), "--tokenizer", "byte", "--dataset", "python_stdlib_validation",
+                        "--shard_documents", "20"]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    manifest = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
+    count = sum(shard["tokens"] for shard in manifest["shards"])
+    assert f"{count:,} tokens of uint16" in said
+    flags = ["--model.tokenizer", "byte", "--training.dataset", "tokens", "--training.dataset_path",
+             str(tmp_path / "corpus"), "--training.seq_len", "64"]  # fmt: skip
+    assert data_command.run(["stats", *flags]) == 0
+    said = capsys.readouterr().out
+    assert f", {count:,} tokens, " in said
+    histogram = re.findall(r"to [\d,]+ +([\d,]+)  ?█*$", said, re.MULTILINE)
+    documents = sum(shard["documents"] for shard in manifest["shards"])
+    assert sum(int(number.replace(",", "")) for number in histogram) == documents
+    assert data_command.run(["show", *flags, "--row", "1", "--step", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "── step 2, row 1: 64 targets" in said
