@@ -13,7 +13,7 @@ import pytest
 from hekaton.cli import data as data_command
 from hekaton.cli import preprocess as command
 from hekaton.corpus import preprocess as writing
-from hekaton.corpus.layout import Manifest, verify
+from hekaton.corpus.layout import CorpusManifest, verify
 from hekaton.corpus.preprocess import preprocess
 from hekaton.corpus.tokens import RAW_DOCUMENT, build
 from hekaton.data.encoders import IdsEncoder
@@ -41,7 +41,7 @@ def made(tmp_path, numbers, number_tokenizer):
 
 
 def test_a_corpus_has_the_ids_of_its_documents(made, number_tokenizer):
-    manifest = Manifest.read(made)
+    manifest = CorpusManifest.read(made)
     assert (manifest.documents, manifest.tokens, manifest.dtype) == (5, 17, "uint16")
     documents = tokens(made)
     assert read(documents) == IDS
@@ -100,7 +100,7 @@ def test_several_workers_write_the_same(made, tmp_path, numbers, number_tokenize
 def test_large_vocabularies_have_wide_ids(tmp_path, numbers, number_tokenizer):
     preprocess(numbers("70000 1"), number_tokenizer(vocab_size=70_001), tmp_path / "c")
     assert read(tokens(tmp_path / "c")) == [[70_000, 1]]
-    assert Manifest.read(tmp_path / "c").dtype == "uint32"
+    assert CorpusManifest.read(tmp_path / "c").dtype == "uint32"
 
 
 def test_documents_without_tokens_alone_are_an_error(tmp_path, numbers, number_tokenizer):

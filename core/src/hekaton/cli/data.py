@@ -61,13 +61,13 @@ def run(arguments: list[str]) -> int:
 
 def verify(arguments: list[str]) -> int:
     """Compare a corpus with its checksums."""
-    from hekaton.corpus.layout import Manifest
+    from hekaton.corpus.layout import CorpusManifest
     from hekaton.corpus.layout import verify as found_wrong
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise ConfigError("hekaton data verify takes one FOLDER", hint=USAGE.split("\n\n")[0])
     folder = as_path(arguments[0])
-    manifest = Manifest.read(folder)
+    manifest = CorpusManifest.read(folder)
     wrong = found_wrong(folder)
     for line in wrong:
         print(f"wrong: {line}")

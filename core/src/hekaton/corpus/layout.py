@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CorpusManifest:
     """What a corpus is.
 
     :param dtype: of the ids.
@@ -63,7 +63,7 @@ class Manifest:
         return json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Path) -> CorpusManifest:
         """:raises DataError: when there is none, or it is not one."""
         file = folder / MANIFEST
         try:
@@ -78,7 +78,7 @@ class Manifest:
             ) from e
 
     @classmethod
-    def _of(cls, content: Mapping[str, Any]) -> Manifest:
+    def _of(cls, content: Mapping[str, Any]) -> CorpusManifest:
         if content["version"] != VERSION:
             raise ValueError(f"it is of version {content['version']}, and this hekaton reads {VERSION}")
         if content["dtype"] not in ("uint16", "uint32"):
@@ -115,7 +115,7 @@ def checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
-def check_sizes(folder: Path, manifest: Manifest) -> None:
+def check_sizes(folder: Path, manifest: CorpusManifest) -> None:
     """:raises DataError: naming a file that is not there, or cut short."""
     itemsize = np.dtype(manifest.dtype).itemsize
     for shard in manifest.shards:
@@ -140,11 +140,13 @@ def verify(folder: Path) -> list[str]:
 
     :raises DataError: where there is no manifest.
     """
-    manifest = Manifest.read(folder)
+    manifest = CorpusManifest.read(folder)
     wrong = []
     for shard in manifest.shards:
         try:
-            check_sizes(folder, Manifest(manifest.dtype, manifest.tokenizer, manifest.vocab_size, (shard,)))
+            check_sizes(
+                folder, CorpusManifest(manifest.dtype, manifest.tokenizer, manifest.vocab_size, (shard,))
+            )
         except DataError as e:
             wrong.append(e.message)
             continue

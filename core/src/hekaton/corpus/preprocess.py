@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hekaton.corpus.layout import MANIFEST, Manifest, Shard, checksum, dtype_for, ends_file, ids_file
+from hekaton.corpus.layout import MANIFEST, CorpusManifest, Shard, checksum, dtype_for, ends_file, ids_file
 from hekaton.data import DocumentEncoder, Documents, TextTokenizer
 from hekaton.data.encoders import TextEncoder
 from hekaton.data.identity import fingerprint
@@ -49,7 +49,7 @@ def preprocess(
     *,
     workers: int = 1,
     shard_documents: int = 50_000,
-) -> Manifest:
+) -> CorpusManifest:
     """Write the corpus of a dataset of texts into ``folder``.
 
     A call that was interrupted is taken up by an equal one: shards that are whole are kept.
@@ -72,7 +72,7 @@ def preprocess(
         progress(shard)
     _work = None
     shards = tuple(done[number] for number in numbers)
-    manifest = Manifest(dtype, tokenizer.fingerprint, tokenizer.vocab_size, shards)
+    manifest = CorpusManifest(dtype, tokenizer.fingerprint, tokenizer.vocab_size, shards)
     if not manifest.tokens:
         raise DataError(f"the dataset is empty: none of its {len(documents):,} documents has a token")
     _write(folder / MANIFEST, manifest.to_json().encode())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hekaton.corpus.layout import MANIFEST, Manifest, check_sizes, ends_file, ids_file
+from hekaton.corpus.layout import MANIFEST, CorpusManifest, check_sizes, ends_file, ids_file
 from hekaton.data.identity import fingerprint, sample
 from hekaton.errors import DataError
 
@@ -149,7 +149,7 @@ def build(section: Any, path: str | None) -> TokenFiles:
 
 
 def _corpus(folder: Path) -> TokenFiles:
-    manifest = Manifest.read(folder)
+    manifest = CorpusManifest.read(folder)
     check_sizes(folder, manifest)
     files = [
         MappedIds(
