@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -14,6 +15,8 @@ from hekaton.cli import main
 from hekaton.failures import arrival
 
 RANK = int(os.environ["RANK"])
+LATE = {"no such model": 0, "no such model on the first": 1}
+"""The rank that comes when the other one has failed already."""
 
 
 @contextlib.contextmanager
@@ -27,20 +30,42 @@ def fewer_devices() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def noted(file: Path) -> Iterator[None]:
+    """Write a file when this process says that it waits for others, having failed."""
+    say = arrival.say_it_waits
+
+    def say_and_note(rank: int, error: Exception) -> None:
+        say(rank, error)
+        file.touch()
+
+    with patch.object(arrival, "say_it_waits", say_and_note):
+        yield
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def run(folder: str, cases: dict[str, list[list[str]]], ports: list[int]) -> None:
     """Each case in turn; status and console of this rank are written to ``said-RANK.json``.
 
     :param cases: the flags of each rank.
     """
-    arrival.TELLS = 60  # no launcher ends a process that waits for one which failed before it
+    arrival.TELLS = 0.3  # no launcher ends a process that waits for one which failed before it
     os.environ["LOCAL_RANK"] = "0"  # each rank stands for a machine of its own
     os.environ["GROUP_RANK"] = str(RANK)
     said = {}
     for (name, flags), port in zip(cases.items(), ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         console = io.StringIO()
+        waits = Path(folder, f"{name} waits")
+        if LATE.get(name) == RANK:
+            wait_for(waits)
         fewer = fewer_devices() if name == "fewer devices" and RANK == 1 else contextlib.nullcontext()
-        with contextlib.redirect_stderr(console), fewer:
+        with contextlib.redirect_stderr(console), fewer, noted(waits):
             status = main(["train", str(Path(folder) / "run.toml"), *flags[RANK]])
         said[name] = [status, console.getvalue()]
         Path(folder, f"said-{RANK}.json").write_text(json.dumps(said))

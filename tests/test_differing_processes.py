@@ -81,6 +81,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
         ],
         "fewer devices": [[*data], [*data]],
         "no such model": [[*data], [*data, "--model.name", "lama3"]],
+        "no such model on the first": [[*data, "--model.name", "lama3"], [*data]],
         "no data": [[*data], ["--training.dataset_path", str(folder / "nothing")]],
         "subject of a plugin": [plugin, plugin],
         "wrong on all": [[*data, "--parallelism.tensor_parallel_degree", "3"]] * 2,
@@ -156,6 +157,17 @@ def test_a_name_unknown_on_one_machine_is_reported(said):
         f"error: rank 1 on {HOST} failed before the first step (start): unknown model 'lama3'" in messages[0]
     )
     assert [of_rank["no such model"][0] for of_rank in said] == [2, 2]
+
+
+@pytest.mark.parametrize(("case", "failed"), [("no such model", 1), ("no such model on the first", 0)])
+def test_a_process_that_comes_late_is_told_why_another_one_failed_before(said, case, failed):
+    own, other = (said[rank][case][1] for rank in (failed, 1 - failed))
+    waits = (
+        f"rank {failed}: waits up to 300 s for processes that are late, to tell them why this one failed: "
+    )
+    assert f"{waits}unknown model 'lama3'" in own
+    assert f"error: rank {failed} on {HOST} failed before the first step (start): unknown model " in other
+    assert [of_rank[case][0] for of_rank in said] == [2, 2]
 
 
 def test_files_missing_on_one_machine_are_reported(said):

@@ -219,9 +219,16 @@ STEPS = 5
 
 
 def undisturbed(layout: str, *, steps: int) -> dict:
-    return case(
-        layout, model=[*MODEL[:-1], json.dumps({**TINY, "n_layers": 6, "n_kv_heads": 4})], steps=steps
-    )
+    """All kinds of what replicas hold, in a model as small as the layout allows: what a step costs is the number
+    of operations."""
+    named = NamedLayout(layout)
+    size = {**TINY, "dim": 16, "hidden_dim": 16, "n_layers": named.degrees["pp"], "n_kv_heads": 4}
+    flags = [
+        "--training.global_batch_size", "4", "--training.local_batch_size", str(4 // named.dp),
+        "--parallelism.pipeline_parallel_first_stage_less_layers", "0",
+        "--parallelism.pipeline_parallel_last_stage_less_layers", "0",
+    ]  # fmt: skip
+    return case(layout, *flags, model=[*MODEL[:-1], json.dumps(size)], steps=steps)
 
 
 @pytest.mark.slow

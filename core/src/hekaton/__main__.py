@@ -3,8 +3,17 @@
 import sys
 
 from hekaton.cli import main
+from hekaton.cli.ending import end_with_this_status
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
+
+
+def run() -> int:
+    """The ``hekaton`` command as the whole of a process."""
+    with end_with_this_status() as ending:
+        ending.status = main()
+    return ending.status
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -3,6 +3,9 @@
 import sys
 
 from hekaton.cli import main
+from hekaton.cli.ending import end_with_this_status
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    with end_with_this_status() as ending:
+        ending.status = main(["train", *sys.argv[1:]])
+    sys.exit(ending.status)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,8 +23,10 @@ from hekaton.failures.whereabouts import Whereabouts
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-TELLS = 5
-"""Seconds in which a process that fails before the others are met tries to reach the store."""
+TELLS = 5.0
+"""Seconds in which a process that fails before the others are met tells them without a word of its own."""
+STAYS = 300.0
+"""Seconds, at most, that it stays for others which are late, as long as those wait for it by default."""
 _ARRIVED = "hekaton/arrived"
 _GO_ON = "hekaton/arrived/go_on"
 """Set by the last process that comes, and by one that fails before it has come."""
@@ -146,13 +150,44 @@ def tell_the_others(error: Exception) -> None:
     """
     try:
         place = launched()
+        if place.world_size == 1 or isinstance(error, RaisedElsewhere):
+            return
+        if place.rank != 0 and not _is_there(TELLS):
+            say_it_waits(place.rank, error)
+            if not _is_there(STAYS):
+                return
         store = open_store(place.rank, seconds=TELLS)
     except (HekatonError, dist.DistError, OSError, KeyError):
         return
-    if place.world_size > 1 and not isinstance(error, RaisedElsewhere):
-        board = Board(store, rank=place.rank, world_size=place.world_size)
-        board.arrive()
-        _publish(error, store, board)
+    board = Board(store, rank=place.rank, world_size=place.world_size)
+    board.arrive()
+    _publish(error, store, board)
+    if place.rank == 0 and not board.all_looked() and not torchrun_holds_the_store():
+        say_it_waits(place.rank, error)
+        board.leave(STAYS)
+
+
+def _is_there(seconds: float) -> bool:
+    """Whether the store comes within that time. A connection of Python's own can be interrupted."""
+    end = time.monotonic() + seconds
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1.0):
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.2)
+
+
+def say_it_waits(rank: int, error: Exception) -> None:
+    """A process that goes on after it has failed says why, on its own console."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    print(
+        f"rank {rank}: waits up to {STAYS:g} s for processes that are late, to tell them why this one "
+        f"failed: {line}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _publish(error: Exception, store: Store, board: Board) -> None:

@@ -133,8 +133,12 @@ class Board:
             self.looked()
             return
         end = time.monotonic() + seconds
-        while self._add("looked", 0) < self._world_size - 1 and time.monotonic() < end:
+        while not self.all_looked() and time.monotonic() < end:
             time.sleep(_POLL)
+
+    def all_looked(self) -> bool:
+        """Whether all others know the cause. Only the process that holds the store may ask at the end."""
+        return self._add("looked", 0) >= self._world_size - 1
 
     def _silent(self) -> str:
         """The ranks that have said nothing, in words."""
