@@ -1,0 +1,55 @@
+"""Run by test_all_gather.py: float8 weights that were gathered, against those cast from the whole weight."""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torchao.float8.float8_linear import Float8Linear
+from torchao.float8.float8_scaling_utils import hp_tensor_to_float8_dynamic
+from torchao.float8.float8_training_tensor import GemmInputRole
+
+from hekaton.layer_choices import LayerChoice, replace_layers
+from hekaton.mesh import ParallelDims
+from hekaton_float8.linear import LinearFloat8, as_torchao
+from hekaton_float8.sections import LinearFloat8Section
+
+SECTION = LinearFloat8Section(
+    enable_fsdp_float8_all_gather=True, precompute_float8_dynamic_scale_for_fsdp=True, emulate=True
+)
+
+
+def gather(own_scale: bool = False) -> None:
+    """Gather weights in float8, with scales computed at the gather and ahead of it.
+
+    :param own_scale: put the mistake in that each rank scales by the largest value of its own part.
+    """
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    if own_scale:
+        import torchao.float8.float8_utils as torchaos
+
+        torchaos.all_reduce = lambda amax, *_: amax
+    generator = torch.Generator().manual_seed(0)
+    # The largest value is in the part of the last rank.
+    weight = torch.randn(32, 48, generator=generator) * torch.logspace(-2, 2, 32)[:, None]
+    model = torch.nn.Sequential(torch.nn.Linear(48, 32, bias=False))
+    model[0].weight.data.copy_(weight)
+    config = as_torchao(SECTION, gathers=True)
+    replace_layers(
+        model, [LayerChoice("0", (32, 48))], lambda layer: Float8Linear.from_float(layer, config=config)
+    )
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    converter = LinearFloat8(SECTION, ParallelDims(dp_shard=dist.get_world_size()))
+    expected = hp_tensor_to_float8_dynamic(
+        weight, torch.float8_e4m3fn, model[0].linear_mm_config, gemm_input_role=GemmInputRole.WEIGHT
+    )
+    for ahead in (False, True):
+        if ahead:
+            converter.after_step([model])
+            assert model[0].weight._local_tensor._precomputed_scale is not None
+        model.unshard()
+        gathered = model[0].weight
+        assert torch.equal(gathered._scale, expected._scale), (ahead, gathered._scale, expected._scale)
+        assert torch.equal(gathered._data.view(torch.uint8), expected._data.view(torch.uint8)), ahead
+        model.reshard()
+    dist.destroy_process_group()

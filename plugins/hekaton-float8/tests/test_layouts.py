@@ -1,0 +1,41 @@
+"""Weights that are gathered in float8, and layouts against a single process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hekaton.testing import check_layouts, run_processes
+from hekaton_float8 import LINEAR
+
+SIZES = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 64, "vocab_size": 258}
+RUN = [
+    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.overrides", json.dumps(SIZES),
+    "--model.tokenizer", "byte", "--training.seq_len", "16", "--lr_scheduler.warmup_steps", "0",
+    "--model.converters", LINEAR, f"--{LINEAR}.filter_fqns", "output",
+]  # fmt: skip
+GATHER = [f"--{LINEAR}.enable_fsdp_float8_all_gather", f"--{LINEAR}.precompute_float8_dynamic_scale_for_fsdp"]
+SCRIPT = Path(__file__).with_name("all_gather_on_processes.py")
+
+
+@pytest.mark.slow
+def test_weights_gathered_in_float8_are_those_cast_after_a_gather():
+    """Bit for bit, with scales computed at the gather and after the step before."""
+    run_processes(SCRIPT, "gather", processes=2)
+
+
+@pytest.mark.slow
+def test_scales_of_each_ranks_own_part_are_noticed():
+    with pytest.raises(AssertionError, match="_scale"):
+        run_processes(SCRIPT, "gather", processes=2, own_scale=True)
+
+
+@pytest.mark.slow
+def test_layouts_compute_what_one_process_does_as_far_as_float8_goes():
+    """Scales are those of a rank's rows, and of a microbatch: they and the rounding differ."""
+    check_layouts(*RUN, layouts=["shard2", "tp2", "pp2"], rows=2, steps=2, tolerance=1e-3)
+
+
+@pytest.mark.slow
+def test_layouts_that_gather_in_float8_do_so_too():
+    check_layouts(*RUN, *GATHER, layouts=["shard2", "shard2 tp2"], rows=2, steps=2, tolerance=1e-3)
