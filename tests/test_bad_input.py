@@ -194,6 +194,14 @@ def test_overrides_are_checked_too(refused):
     assert "dim" in message
 
 
+@pytest.mark.parametrize("model", ["llama3", "qwen3", "deepseek_v3", "llama4", "gpt_oss"])
+def test_a_number_of_layers_that_would_fill_the_memory_is_refused(capsys, model):
+    status, message = checked(capsys, "--model.name", model, "--model.overrides", '{"n_layers": 1000000000}')
+    assert status == 2
+    assert "model.overrides.n_layers" in message
+    assert "less than or equal to 4096" in message
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [

@@ -167,6 +167,12 @@ def test_a_folder_that_is_not_empty_is_left_alone(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+def test_a_folder_inside_of_the_source_is_refused(hf: Path, tmp_path: Path, refused: Run) -> None:
+    (tmp_path / "link").symlink_to(hf)
+    assert main(["convert", "from-hf", str(hf), str(tmp_path / "link" / "step")]) == 2
+    assert not (hf / "step").exists()
+
+
 def test_tensors_that_are_missing_or_unknown_are_listed(hf: Path, refused: Run) -> None:
     tensors = load_file(hf / WEIGHTS)
     del tensors["model.norm.weight"]
@@ -337,6 +343,9 @@ def test_precision_and_tokenizer_of_an_export(
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.decode(tokenizer.encode("def f(x):", add_special_tokens=False)) == "def f(x):"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id is not None
+    assert main(["convert", "to-hf", str(step), str(tmp_path / "half"), "--export_dtype", "float16"]) == 0
+    written = load_file(tmp_path / "half" / WEIGHTS)
+    assert all(torch.equal(written[name], tensor.half()) for name, tensor in original.items())
 
 
 def test_an_external_dcp_checkpoint_is_exported(step: Path, hf: Path, tmp_path: Path) -> None:

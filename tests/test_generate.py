@@ -246,6 +246,7 @@ REFUSED = {
         f"--checkpoint RUN --prompt x --hf_assets_path {ASSETS}", "tokenizer 'byte' reads no files",
     ),
     "a file of prompts that is not there": ("--checkpoint RUN --prompt_file RUN/none", "cannot read the prompts"),
+    "prompts without an end": ("--checkpoint RUN --prompt_file /dev/zero", "have more than 67,108,864 characters"),
     "another part of a checkpoint": ("--checkpoint RUN --prompt x --leave_out vision", "--leave_out is of folders"),
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from hekaton.draft import Draft, apply_converters
 from hekaton.errors import ConfigError, ConfigErrors, DataError
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
+from hekaton.meta import on_meta
 from hekaton.objective import ObjectiveContext, TrainingObjective
 from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
@@ -113,8 +114,7 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
     default = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[config.training.dtype])
     try:
-        with torch.device("meta"):
-            model = spec.model(settings)
+        model = on_meta(spec, settings)
     finally:
         torch.set_default_dtype(default)
     draft = Draft(

@@ -120,6 +120,24 @@ def test_cast_leaves_what_is_no_floating_point() -> None:
     assert cast(whole(torch.ones(2, dtype=torch.int64)), torch.bfloat16).dtype == torch.int64
 
 
+def test_cast_refuses_a_value_that_would_become_infinite() -> None:
+    values = torch.tensor([1.0, -70_000.0, torch.inf, torch.nan])
+    with pytest.raises(
+        CheckpointError, match=r"norm\.weight has a value of 70000, and float16 ends at 65504"
+    ):
+        cast(whole(values), torch.float16, what="norm.weight").read()
+    kept = cast(whole(values[[0, 2, 3]]), torch.float16).read()  # what isn't finite was so before
+    assert torch.equal(kept.nan_to_num(7), torch.tensor([1.0, 65504, 7]).half())
+
+
+def test_a_table_of_more_layers_than_any_model_has_is_refused() -> None:
+    WeightTable(entries=[], layers=2000, experts=500)
+    with pytest.raises(CheckpointError, match="1,000,000,000 layers are more than"):
+        WeightTable(entries=[], layers=10**9)
+    with pytest.raises(CheckpointError, match="8 layers of 1,000,000 experts are more than"):
+        WeightTable(entries=[], layers=8, experts=10**6)
+
+
 def lazies(tensors: Mapping[str, torch.Tensor]) -> dict[str, LazyTensor]:
     return {name: whole(tensor) for name, tensor in tensors.items()}
 

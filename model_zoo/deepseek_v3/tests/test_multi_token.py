@@ -12,6 +12,7 @@ from transformers.modeling_layers import MtpModel
 
 from hekaton.build import materialize
 from hekaton.errors import CheckpointError
+from hekaton.identity.values import model_meanings
 from hekaton.loss import IGNORE_INDEX
 from hekaton.plugins import Plugins
 from hekaton.testing import run_command
@@ -199,6 +200,10 @@ def test_configurations_that_cannot_be_trained_are_refused(words, message):
     done = run_command("config", "check", *words)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_resume_with_another_number_of_tokens_ahead_is_another_run():
+    assert model_meanings(flavors["debugmodel"])["model.n_mtp_layers"] == "refusal"
 
 
 def test_a_model_that_predicts_one_token_is_refused(tmp_path):

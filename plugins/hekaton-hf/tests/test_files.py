@@ -48,9 +48,7 @@ def test_each_file_once_whatever_leads_to_it(here: Path, caplog: pytest.LogCaptu
     jsonl(here / "data/v2/a.jsonl", "a")
     (here / "data/current").symlink_to("v2")
     assert read("data") == "a"
-    assert (
-        "text: 1 document in 1 file, 0.00 GB; skipped 1 links to files that are read already" in caplog.text
-    )
+    assert "text: 1 document in 1 file, 0.00 GB; skipped 1 link to a file that is read already" in caplog.text
     assert read("data/v2/a.jsonl,data/current/*") == "a"
 
 
@@ -105,7 +103,7 @@ def test_what_lies_beside_the_data(here: Path, caplog: pytest.LogCaptureFixture)
     assert read("data") == "a b"
     assert (
         "text: 2 documents in 2 files, 0.00 GB; skipped 4 hidden, 1 of another format (no suffix), "
-        "1 of another format (.md), 4 descriptions of a dataset, 1 no regular files, 1 without a document"
+        "1 of another format (.md), 4 descriptions of a dataset, 1 special file, 1 without a document"
     ) in caplog.text
     assert read("data/*.*json*") == "a b"
 

@@ -112,17 +112,27 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     return given
 
 
+_MAX_PROMPTS = 2**26
+"""Characters of a file of prompts: a device that has no end is noticed before it fills the memory."""
+
+
 def _prompts(given: argparse.Namespace) -> list[str]:
     prompts = list(given.prompt)
     if given.prompt_file is not None:
         try:
             if given.prompt_file == "-":
-                text = sys.stdin.read()
-            else:
-                text = as_path(given.prompt_file).read_text(encoding="utf-8")
+                text = sys.stdin.read(_MAX_PROMPTS + 1)
+            else:  # a pipe will do, as of <(...) in a shell, so its size is not asked for
+                with as_path(given.prompt_file).open(encoding="utf-8") as file:
+                    text = file.read(_MAX_PROMPTS + 1)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"cannot read the prompts in '{given.prompt_file}': {reason}") from error
+        if len(text) > _MAX_PROMPTS:
+            raise ConfigError(
+                f"the prompts in '{given.prompt_file}' have more than {_MAX_PROMPTS:,} characters",
+                hint="give them in several calls",
+            )
         prompts += [line for line in text.splitlines() if line]
     if not prompts:
         raise ConfigError("there is no prompt", hint="give --prompt TEXT, or --prompt_file FILE with a line")

@@ -13,7 +13,7 @@ from torch import nn
 from hekaton.contributions import CheckpointFormat, HFAdapter, Model, Ref
 from hekaton.draft import Draft, Merge
 from hekaton.errors import CheckpointError, ConfigError
-from hekaton.parallel.fsdp import DTYPES
+from hekaton.meta import on_meta
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.weights.facts import ModelFacts, facts_of
@@ -57,8 +57,7 @@ class Counterpart:
         """The model, in no memory."""
         if self.draft is not None:
             return self.draft.model
-        with torch.device("meta"):
-            return self.spec.model(self.config)
+        return on_meta(self.spec, self.config)
 
     def check_source(
         self,
@@ -145,13 +144,15 @@ def export(
 ) -> Weights:
     """The model's tensors as its counterpart's, with the configuration of that.
 
+    :param dtype: name of torch's precision for floating-point tensors; ``None`` leaves theirs.
     :param base: see :class:`hekaton.weights.format.Unmerged`.
     """
     table = found.table
     tensors = table.to_hf(merged(found.merges, ours), what=what)
     if dtype is not None:
-        tensors = {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
-        ours = {name: cast(tensor, DTYPES[dtype]) for name, tensor in ours.items()}
+        precision: torch.dtype = getattr(torch, dtype)
+        tensors = {name: cast(tensor, precision, what=name) for name, tensor in tensors.items()}
+        ours = {name: cast(tensor, precision, what=name) for name, tensor in ours.items()}
     config = found.adapter.write_config.load()(found.config)
     config = {"architectures": list(found.adapter.architectures[:1]), **config}
     unmerged = Unmerged(merges=found.merges, table=table, tensors=ours, base=base)

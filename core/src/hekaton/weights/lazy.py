@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import torch
 
+from hekaton.errors import CheckpointError
+
 Region: TypeAlias = tuple[slice, ...]
 """A box of a tensor: one slice per dim, with start and stop and without step."""
 
@@ -47,11 +49,29 @@ def whole(tensor: torch.Tensor) -> LazyTensor:
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda region: tensor[region])
 
 
-def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-    """The same in another precision; what is not floating-point stays as it is."""
+def cast(tensor: LazyTensor, dtype: torch.dtype, *, what: str = "a tensor") -> LazyTensor:
+    """The same in another precision; what is not floating-point stays as it is.
+
+    Loading it raises ``CheckpointError`` for a finite value that the precision has no number for: it would
+    become infinite.
+
+    :param what: the tensor, for that message.
+    """
     if tensor.dtype == dtype or not tensor.dtype.is_floating_point:
         return tensor
-    return LazyTensor(tensor.shape, dtype, lambda region: tensor.load(region).to(dtype))
+
+    def load(region: Region) -> torch.Tensor:
+        loaded = tensor.load(region)
+        result = loaded.to(dtype)
+        if bool((result.isinf() & loaded.isfinite()).any()):
+            raise CheckpointError(
+                f"{what} has a value of {loaded[loaded.isfinite()].abs().max().item():g}, and "
+                f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:g}",
+                hint="choose another precision",
+            )
+        return result
+
+    return LazyTensor(tensor.shape, dtype, load)
 
 
 def same_values(one: LazyTensor, other: LazyTensor, *, rows: int = 4096) -> bool:

@@ -66,6 +66,10 @@ class Own:
     layers: range | None = None
 
 
+MAX_REPEATS = 1_000_000
+"""Layers, times experts: what ``config.json`` says may be anything, and each has names in memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightTable:
     """One model in one configuration.
@@ -94,6 +98,13 @@ class WeightTable:
     left_out: Mapping[str, Collection[str]] = field(default_factory=dict)
     prefix: str = ""
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layers * max(self.experts, 1) > MAX_REPEATS:
+            experts = f" of {self.experts:,} experts" if self.experts else ""
+            raise CheckpointError(
+                f"{self.layers:,} layers{experts} are more than {MAX_REPEATS:,} that a model is read with"
+            )
 
     @property
     def optional(self) -> frozenset[str]:

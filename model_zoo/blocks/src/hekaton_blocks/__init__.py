@@ -13,6 +13,7 @@ from hekaton_blocks.moe import MoE
 from hekaton_blocks.pattern import AttentionPattern
 from hekaton_blocks.rope import RopeScaling, YarnScaling, apply_rotary, rotary_table
 from hekaton_blocks.routing import MoEConfig, Router, Routing
+from hekaton_blocks.sizes import LayerCount
 
 __all__ = [
     "Attention",
@@ -23,6 +24,7 @@ __all__ = [
     "Documents",
     "FeedForward",
     "GroupedExperts",
+    "LayerCount",
     "MoE",
     "MoEConfig",
     "PackedDocuments",

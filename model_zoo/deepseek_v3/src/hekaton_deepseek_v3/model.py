@@ -17,6 +17,7 @@ from hekaton_blocks import (
     DocumentAttention,
     Documents,
     FeedForward,
+    LayerCount,
     MoE,
     MoEConfig,
     TransformerBlock,
@@ -49,7 +50,7 @@ class DeepSeekV3Config:
     """
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: LayerCount
     n_dense_layers: NonNegativeInt
     n_heads: Annotated[PositiveInt, Mathematics]
     inter_dim: PositiveInt
@@ -60,7 +61,7 @@ class DeepSeekV3Config:
     qk_rope_head_dim: Annotated[PositiveInt, Mathematics] = 64
     v_head_dim: Annotated[PositiveInt, Mathematics] = 128
     vocab_size: PositiveInt = 102_400
-    n_mtp_layers: Literal[0, 1] = 0
+    n_mtp_layers: Annotated[Literal[0, 1], Mathematics] = 0
     norm_eps: Annotated[float, Field(ge=1e-12, le=1), Mathematics] = 1e-6
     rope_theta: Annotated[float, Field(gt=1, le=1e30), Mathematics] = 10_000.0
     rope_scaling: Annotated[YarnScaling | None, Mathematics] = None

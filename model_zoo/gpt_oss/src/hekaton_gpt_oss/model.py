@@ -15,6 +15,7 @@ from hekaton_blocks import (
     Attention,
     AttentionPattern,
     Decoder,
+    LayerCount,
     MoE,
     MoEConfig,
     Router,
@@ -45,7 +46,7 @@ class GptOssConfig:
     """
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: LayerCount
     n_heads: Annotated[PositiveInt, Mathematics]
     n_kv_heads: Annotated[PositiveInt, Mathematics]
     moe: Annotated[MoEConfig, Mathematics]

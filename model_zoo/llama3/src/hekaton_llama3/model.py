@@ -10,7 +10,15 @@ from pydantic import Field, PositiveInt
 
 from hekaton.config import AtResume
 from hekaton.errors import ConfigError
-from hekaton_blocks import Attention, Decoder, FeedForward, RopeScaling, TransformerBlock, rotary_table
+from hekaton_blocks import (
+    Attention,
+    Decoder,
+    FeedForward,
+    LayerCount,
+    RopeScaling,
+    TransformerBlock,
+    rotary_table,
+)
 
 Mathematics = AtResume("refusal")  # tensors of the same shapes, and another model
 
@@ -27,7 +35,7 @@ class Llama3Config:
     """
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: LayerCount
     n_heads: Annotated[PositiveInt, Mathematics]
     n_kv_heads: Annotated[PositiveInt, Mathematics]
     hidden_dim: PositiveInt

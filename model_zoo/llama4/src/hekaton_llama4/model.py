@@ -18,6 +18,7 @@ from hekaton_blocks import (
     DocumentAttention,
     Documents,
     FeedForward,
+    LayerCount,
     MoE,
     MoEConfig,
     RopeScaling,
@@ -50,7 +51,7 @@ class Llama4Config:
     """
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: LayerCount
     n_heads: Annotated[PositiveInt, Mathematics]
     n_kv_heads: Annotated[PositiveInt, Mathematics]
     hidden_dim: PositiveInt

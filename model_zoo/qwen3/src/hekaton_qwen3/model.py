@@ -14,6 +14,7 @@ from hekaton_blocks import (
     Attention,
     Decoder,
     FeedForward,
+    LayerCount,
     MoE,
     MoEConfig,
     TransformerBlock,
@@ -37,7 +38,7 @@ class Qwen3Config:
     """
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: LayerCount
     n_heads: Annotated[PositiveInt, Mathematics]
     n_kv_heads: Annotated[PositiveInt, Mathematics]
     hidden_dim: PositiveInt

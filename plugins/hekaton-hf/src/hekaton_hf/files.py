@@ -77,7 +77,7 @@ def find_files(path: str) -> FoundFiles:
             if first is file.path:
                 found.files.append(file)
             elif first != file.path:
-                found.skipped["links to files that are read already"] += 1
+                found.skipped["link to a file that is read already"] += 1
     return found
 
 
@@ -112,7 +112,7 @@ def _is_readable(file: DataFile, files: Sequence[DataFile], skipped: Counter[str
             skipped[f"of another format ({file.path.suffix or 'no suffix'})"] += 1
         return False
     if not file.named and file.path.name in DESCRIPTIONS:
-        skipped["descriptions of a dataset"] += 1
+        skipped["description of a dataset"] += 1
         return False
     try:
         mode = file.path.stat().st_mode
@@ -127,7 +127,7 @@ def _is_readable(file: DataFile, files: Sequence[DataFile], skipped: Counter[str
         return True
     if file.named:
         raise DataError(f"cannot read '{shown(file.path)}': it is no regular file")
-    skipped["no regular files"] += 1
+    skipped["special file"] += 1
     return False
 
 

@@ -107,14 +107,26 @@ def _listed(odd: Odd) -> list[str]:
 def _say(found: FoundFiles, reported: Reported, documents: int) -> None:
     read = [report for _, report in reported if report.rows]
     skipped = found.skipped.copy()
-    skipped["descriptions of a dataset"] += sum(report.is_description for _, report in reported)
+    skipped["description of a dataset"] += sum(report.is_description for _, report in reported)
     skipped["without a document"] += sum(not (report.rows or report.is_description) for _, report in reported)
-    said = [f"{count:,} {reason}" for reason, count in skipped.items() if count]
+    said = [f"{count:,} {_plural(reason, count)}" for reason, count in skipped.items() if count]
     log.info(
         "text: %s in %s, %.2f GB%s",
         _number(documents, "document"), _number(len(read), "file"), sum(report.size for report in read) / 1e9,
         f"; skipped {', '.join(said)}" if said else "",
     )  # fmt: skip
+
+
+_PLURALS = {
+    "link to a file that is read already": "links to files that are read already",
+    "description of a dataset": "descriptions of a dataset",
+    "special file": "special files",
+}
+"""Of reasons that files are skipped for; the others are the same for one and for many."""
+
+
+def _plural(reason: str, count: int) -> str:
+    return reason if count == 1 else _PLURALS.get(reason, reason)
 
 
 def _number(count: int, noun: str) -> str:

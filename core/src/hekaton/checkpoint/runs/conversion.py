@@ -219,6 +219,10 @@ def _check_paths(source: Path, target: Path) -> None:
         raise CheckpointError(f"'{target}' is not a folder")
     if target.exists() and any(target.iterdir()):
         raise CheckpointError(f"'{target}' is not empty", hint="give a new or an empty folder")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise CheckpointError(
+            f"'{target}' is inside of '{source}', which is not changed", hint="give a folder beside it"
+        )
 
 
 @contextlib.contextmanager
