@@ -10,9 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from test_layouts import CASES, MUTATIONS, REFERENCES, SCRIPT
+from test_layouts import CASES, MUTATIONS, SCRIPT, references
 
 from hekaton.testing.distributed import run_processes
+
+STEPS = 5
 
 
 def main(word: str = "") -> None:
@@ -20,17 +22,13 @@ def main(word: str = "") -> None:
     chosen = {name: its for name, its in CASES.items() if word in name and name not in mutations}
     needed = {case["reference"] for *_, case in chosen.values()}
     with tempfile.TemporaryDirectory() as folder:
-        references = {
-            name: {"flags": [*flags, "--training.local_batch_size", "8"]}
-            for name, flags in REFERENCES.items()
-            if name in needed
-        }
-        run_processes(
-            SCRIPT, "run", processes=1, timeout=200, cases=references, folder=folder, reference=True
-        )
+        alone = {name: case | {"steps": STEPS} for name, case in references().items() if name in needed}
+        run_processes(SCRIPT, "run", processes=1, timeout=200, cases=alone, folder=folder, reference=True)
         measured = {}
         for launch in sorted({(processes, group) for processes, group, _ in chosen.values()}):
-            cases = {name: case for name, (*its, case) in chosen.items() if tuple(its) == launch}
+            cases = {
+                name: case | {"steps": STEPS} for name, (*its, case) in chosen.items() if tuple(its) == launch
+            }
             processes = launch[0]
             began = time.perf_counter()
             run_processes(
@@ -38,7 +36,7 @@ def main(word: str = "") -> None:
             )
             print(f"{launch}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
             measured |= json.loads(Path(folder, f"differences-{processes}.json").read_text())
-    print("| layout | precision | first loss | gradients | gradient norm | loss after 5 steps |")
+    print(f"| layout | precision | first loss | gradients | gradient norm | loss after {STEPS} steps |")
     print("| --- | --- | --- | --- | --- | --- |")
     for (what, precision), rows in grouped(measured).items():
         numbers = " | ".join(
@@ -67,7 +65,7 @@ def grouped(measured: dict) -> dict:
     layouts with the same options, of which the table shows the worst."""
     options = {}
     for name, got in measured.items():
-        precision = CASES[name][2]["reference"]
+        precision = CASES[name][2]["precision"]
         words = name.removesuffix(precision).split()
         layout = " ".join(word for word in words if re.fullmatch(r"(replicate|shard|cp|tp|pp)\d", word))
         option = " ".join(words[len(layout.split()) :]) if layout else ""

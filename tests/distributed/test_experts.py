@@ -32,10 +32,12 @@ FLAGS = [
     "--training.mixed_precision_reduce", "float64",
 ]  # fmt: skip
 MODELS = {
-    "qwen3": ["--model.name", "qwen3", "--model.flavor", "debugmodel_moe", "--model.overrides", json.dumps(QWEN3)],
-    "deepseek_v3": ["--model.name", "deepseek_v3", "--model.overrides", json.dumps(DEEPSEEK)],
-    "gpt_oss": ["--model.name", "gpt_oss", "--model.overrides", json.dumps(GPT_OSS)],
-}  # fmt: skip
+    "qwen3": (["--model.name", "qwen3", "--model.flavor", "debugmodel_moe"], QWEN3),
+    "deepseek_v3": (["--model.name", "deepseek_v3"], DEEPSEEK),
+    "gpt_oss": (["--model.name", "gpt_oss"], GPT_OSS),
+}
+SHALLOW = {"qwen3": 2, "deepseek_v3": 3, "gpt_oss": 2}
+"""Layers where there is no pipeline: two with experts, of every kind that the model has."""
 RECOMPUTED = ["--activation_checkpoint.mode", "full"]
 BY_OPERATOR = [
     "--activation_checkpoint.mode",
@@ -95,15 +97,22 @@ MISTAKES = {
 }
 
 
-def described(model, layout, *flags):
+def described(model, layout, *flags, deep=False):
     layout = NamedLayout(layout)
     rows = (
         [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(8 // layout.dp)]
     )
+    named, sizes = MODELS[model]
+    deep = deep or layout.degrees["pp"] > 1
+    overrides = sizes if deep else sizes | {"n_layers": SHALLOW[model]}
     return {
-        "flags": [*FLAGS, *MODELS[model], *layout.flags, *rows, *flags], "reference": model,
-        "last_gradients": True,
+        "flags": [*FLAGS, *named, "--model.overrides", json.dumps(overrides), *layout.flags, *rows, *flags],
+        "reference": reference_name(model, deep=deep), "last_gradients": True,
     }  # fmt: skip
+
+
+def reference_name(model, *, deep):
+    return f"{model} for pipelines" if deep else model
 
 
 def name(case):
@@ -113,7 +122,11 @@ def name(case):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experts")
-    cases = {model: described(model, "shard1") for model in MODELS}
+    cases = {
+        reference_name(model, deep=deep): described(model, "shard1", deep=deep)
+        for model in MODELS
+        for deep in (False, True)
+    }
     run_processes(SCRIPT, "run", processes=1, timeout=110, cases=cases, folder=str(folder), reference=True)
     return folder
 

@@ -50,18 +50,43 @@ TOLERANCES = {
 }
 
 
+DEEP, SHALLOW = 6, 3
+"""Layers: of pipelines, whose stages have some each, and of converters, which tie some; a first, a middle and a
+last one are what all other layouts can tell apart."""
+
+
+def reference_name(reference: str, layers: int) -> str:
+    return f"{reference}, {layers} layers"
+
+
+def references() -> dict[str, dict]:
+    """What the single process runs."""
+    return {
+        reference_name(reference, layers): {
+            "flags": [*flags, "--training.local_batch_size", "8"], "layers": layers,
+        }
+        for reference, flags in REFERENCES.items()
+        for layers in (DEEP, SHALLOW)
+        if layers == DEEP or CONVERTERS not in flags
+    }  # fmt: skip
+
+
 def case(
     layout: str, *flags: str, reference: str = "float64", mutation: str | None = None, title: str = ""
 ) -> tuple:
     """:param layout: see :class:`NamedLayout`; :param title: in place of the flags, where those are long."""
     layout = NamedLayout(layout)
+    deep = layout.degrees["pp"] > 1 or CONVERTERS in REFERENCES[reference]
+    layers = DEEP if deep else SHALLOW
     rows = ["--training.local_batch_size", str(8 // layout.dp)]
     local = [] if "--training.local_batch_size" in flags else rows
     titles = [title] if title else [flag.split(".")[-1] for flag in flags]
     name = " ".join([layout.name, *titles, reference, mutation or ""]).strip()
     described = {
         "flags": [*REFERENCES[reference], *layout.flags, *local, *flags],
-        "reference": reference,
+        "reference": reference_name(reference, layers),
+        "precision": reference,
+        "layers": layers,
         "mutation": mutation,
     }
     return layout.processes, name, described
@@ -241,11 +266,8 @@ CASES = {
 def folder(tmp_path_factory):
     """Where the single process has written what it gave, for every reference."""
     folder = tmp_path_factory.mktemp("layouts")
-    references = {
-        name: {"flags": [*flags, "--training.local_batch_size", "8"]} for name, flags in REFERENCES.items()
-    }
     run_processes(
-        SCRIPT, "run", processes=1, timeout=110, cases=references, folder=str(folder), reference=True
+        SCRIPT, "run", processes=1, timeout=110, cases=references(), folder=str(folder), reference=True
     )
     return folder
 
@@ -274,7 +296,7 @@ def differences(folder):
 def wrong(name, differences):
     """What differs by more than it may, with by how much."""
     got = differences(name)
-    bounds = TOLERANCES[CASES[name][2]["reference"]]
+    bounds = TOLERANCES[CASES[name][2]["precision"]]
     return {key: got[key] for key, bound in bounds.items() if not got[key] <= bound}
 
 

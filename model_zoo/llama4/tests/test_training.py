@@ -185,7 +185,7 @@ def layout_flags(model: str, layout: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_layouts_compute_what_one_process_does(tmp_path):
-    """Losses, every gradient, gradient norm, biases and counts of experts, in float64, after one step and five."""
+    """Losses, every gradient, gradient norm, biases and counts of experts, in float64, after one step and three."""
     shared = {"folder": str(tmp_path), "timeout": 400}
     alone = {model: {"flags": layout_flags(model, "shard1"), "last_gradients": True} for model in MODELS}
     run_processes(LAYOUTS, "run", processes=1, cases=alone, reference=True, **shared)
