@@ -102,6 +102,7 @@ def plan(config: Config) -> ParallelPlan:
     """Of a broken model the plan claims only the layout that the fault is about."""
     about = {
         "": {"tensor", "context", "stages"},
+        "has one head": {"tensor"},
         "counts its heads": {"tensor"},
         "old attention": {"context"},
         "heedless attention": {"context"},
@@ -136,7 +137,8 @@ def init(config: Config):
 spec = TrainSpec(
     name="decoder",
     model=Decoder,
-    flavors={
+    flavors={"one head": Config(fault="has one head", n_heads=1)}
+    | {
         fault or "sound": Config(fault=fault)
         for fault in (
             "",

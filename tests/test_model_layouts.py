@@ -28,6 +28,10 @@ def test_a_sound_model_runs_under_all_of_them():
     assert check_model(spec, "sound") == ("shard2", "tp2", "cp2", "pp2")
 
 
+def test_a_layout_that_is_refused_is_left_out():
+    assert check_model(spec, "one head") == ("shard2",)
+
+
 FAULTS = {
     "counts its heads": "decoder counts its heads under tp2: RuntimeError: unflatten: ",
     "old attention": "decoder old attention under cp2: 'layers.0.inner' (OldAttention) cannot attend under context "

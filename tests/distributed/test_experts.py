@@ -201,4 +201,4 @@ def test_a_mistake_is_noticed(mistake, with_mistakes, folder):
         assert got[seen] > 1e-10
     else:
         assert got["gradients"] > 1e-10
-        assert seen in got["worst_gradient"]
+        assert any(seen in name for name in got["differing"][:4])

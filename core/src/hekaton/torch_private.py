@@ -138,4 +138,10 @@ PRIVATE_NAMES = (
     PrivateName("torch._dynamo.config", "says once what torch would say on every rank (Python 3.13.0)"),
     PrivateName("torch.cuda.memory._record_memory_history", "memory snapshots"),
     PrivateName("torch.cuda.memory._snapshot", "memory snapshots"),
+    # The test kit
+    PrivateName("torch.distributed.ProcessGroupGloo._Options", "one device for all groups", seen=("2.13",)),
+    PrivateName(
+        "torch.distributed.ProcessGroupGloo._Options._devices", "one device for all groups", seen=("2.13",)
+    ),
+    PrivateName("torch.distributed.ProcessGroupGloo._Options._timeout", "that of the group", seen=("2.13",)),
 )

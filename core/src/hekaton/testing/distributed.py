@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 from hekaton.testing.launcher import run_processes
 
@@ -63,15 +65,39 @@ class NamedLayout:
 
 @contextmanager
 def shared_meshes() -> Iterator[None]:
-    """Within it, runs of this process that have the same degrees have the same meshes.
+    """Within it, runs of this process that have the same degrees have the same meshes, and all groups of gloo
+    have one device.
 
-    Each group of a mesh keeps a thread of gloo that wakes up every 10 ms until the process ends.
+    Otherwise each group has a device of its own, whose thread wakes up every 10 ms until the process ends.
     """
     from hekaton.mesh import ParallelDims
 
     build = ParallelDims.build_mesh
     ParallelDims.build_mesh = functools.cache(build)  # type: ignore[method-assign]
     try:
-        yield
+        with _one_device_of_gloo():
+            yield
     finally:
         ParallelDims.build_mesh = build  # type: ignore[method-assign]
+
+
+@contextmanager
+def _one_device_of_gloo() -> Iterator[None]:
+    import torch.distributed as dist
+
+    if not dist.is_gloo_available():
+        yield
+        return
+    group = dist.ProcessGroupGloo
+    make, device = group.__init__, group.create_default_device()
+
+    def make_on_device(self: Any, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+        options = group._Options()  # type: ignore[attr-defined]
+        options._devices, options._timeout = [device], timeout
+        make(self, store, rank, size, options)
+
+    group.__init__ = make_on_device  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        group.__init__ = make  # type: ignore[method-assign]

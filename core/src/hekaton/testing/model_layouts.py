@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from hekaton.testing.before_step import differences, state_after, state_on_one_p
 from hekaton.testing.checked_steps import checked_steps, loaded_for
 from hekaton.testing.distributed import NamedLayout
 from hekaton.testing.launcher import run_processes
-from hekaton.testing.plain_run import plain_run
+from hekaton.testing.plain_run import PlainRun, plain_run
 from hekaton.testing.spec_places import imported, place_of
 
 LOSS_WITHIN, GRADIENTS_WITHIN = 1e-4, 1e-3
 """Relative differences that rounding in float32 explains; what is wrong differs by far more."""
+SECONDS_A_LAYOUT = 100.0
 
 
 def check_claimed_layouts(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> tuple[str, ...]:
@@ -39,13 +41,17 @@ def check_claimed_layouts(spec: TrainSpec, flavor: str, *, load: Sequence[str] =
         parameter, is left out.
     :raises AssertionError: naming the layout, and what differs or was raised.
     """
-    layouts = [*([""] if spec.before_step is not None else []), *claimed(spec.plan(spec.flavors[flavor]))]
+    layouts = claimed(spec.plan(spec.flavors[flavor]))
     with tempfile.TemporaryDirectory() as folder:
-        for layout in layouts:
-            _launch(spec, flavor, layout, Path(folder), load)
-        return tuple(
-            layout for layout in layouts if layout and not Path(folder, f"{layout} refused").exists()
-        )
+        if spec.before_step is not None:
+            _launch(spec, flavor, [""], Path(folder), load)
+        _launch(spec, flavor, layouts, Path(folder), load)
+        return tuple(layout for layout in layouts if not _refused(Path(folder), layout).exists())
+
+
+def _refused(folder: Path, layout: str) -> Path:
+    """The file that says so."""
+    return folder / f"{layout}.refused"
 
 
 def check_before_step(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> None:
@@ -65,14 +71,16 @@ def check_before_step(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ())
     check_claimed_layouts(spec, flavor, load=load)
 
 
-def _launch(spec: TrainSpec, flavor: str, layout: str, folder: Path, load: Sequence[str]) -> None:
+def _launch(spec: TrainSpec, flavor: str, layouts: Sequence[str], folder: Path, load: Sequence[str]) -> None:
+    """Run layouts of one number of processes, which serve them all."""
     module, attribute = place_of(spec)
     try:
         run_processes(
             __file__,
-            "run_layout",
-            processes=NamedLayout(layout).processes,
-            layout=layout,
+            "run_layouts",
+            processes=NamedLayout(layouts[0]).processes,
+            timeout=SECONDS_A_LAYOUT * len(layouts),
+            layouts=list(layouts),
             module=module,
             source=getattr(sys.modules[module], "__file__", None),
             attribute=attribute,
@@ -85,9 +93,7 @@ def _launch(spec: TrainSpec, flavor: str, layout: str, folder: Path, load: Seque
         found = sorted(folder.glob("problem-*"), key=lambda file: file.stat().st_mtime_ns)
         if not found:
             raise
-        problem = found[0].read_text(encoding="utf-8")
-        where = f"under {layout}" if layout else "on one process"
-        raise AssertionError(f"{spec.name} {flavor} {where}: {problem}") from e
+        raise AssertionError(f"{spec.name} {flavor} {found[0].read_text(encoding='utf-8')}") from e
 
 
 def claimed(plan: ParallelPlan) -> list[str]:
@@ -103,8 +109,8 @@ def claimed(plan: ParallelPlan) -> list[str]:
     return layouts
 
 
-def run_layout(
-    layout: str,
+def run_layouts(
+    layouts: Sequence[str],
     module: str,
     source: str | None,
     attribute: str,
@@ -113,37 +119,54 @@ def run_layout(
     folder: str,
     plugins: list[str],
 ) -> None:
-    """Run by :func:`check_claimed_layouts` on each process; without a layout, on one."""
+    """Run by :func:`check_claimed_layouts` on each process, up to the first layout with a problem; the layout
+    without a name is that of one process."""
     torch.set_num_threads(1)
     # torch's advice on a layout (FSDP: "returned a view tensor") is none of what is checked.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     sys.path[:] = path
-    spec: TrainSpec = getattr(imported(module, source), attribute)
     problem = Path(folder, f"problem-{os.environ['RANK']}")
-    try:
-        wrong = _run(spec, flavor, layout, Path(folder), plugins)
-    except HekatonError as e:
-        problem.write_text(str(e), encoding="utf-8")
-        raise
-    except Exception as e:
-        problem.write_text(described(e), encoding="utf-8")
-        raise
-    if wrong:
-        problem.write_text("\n".join(wrong), encoding="utf-8")
-        raise AssertionError(wrong)
+    spec: TrainSpec = getattr(imported(module, source), attribute)
+    alone = functools.cache(lambda: plain_run(spec, flavor, load=plugins))
+    for layout in layouts:
+        print(f"-- {layout or 'one process'}", flush=True)  # read when a process ends without an exception
+        where = f"under {layout}" if layout else "on one process"
+        try:
+            wrong = _run(spec, flavor, layout, Path(folder), plugins, alone=alone)
+        except HekatonError as e:
+            problem.write_text(f"{where}: {e}", encoding="utf-8")
+            raise
+        except Exception as e:
+            problem.write_text(f"{where}: {described(e)}", encoding="utf-8")
+            raise
+        if wrong:
+            text = "\n".join(wrong)
+            problem.write_text(f"{where}: {text}", encoding="utf-8")
+            raise AssertionError(wrong)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def _run(spec: TrainSpec, flavor: str, layout: str, folder: Path, plugins: Sequence[str]) -> list[str]:
+def _run(
+    spec: TrainSpec,
+    flavor: str,
+    layout: str,
+    folder: Path,
+    plugins: Sequence[str],
+    *,
+    alone: Callable[[], PlainRun],
+) -> list[str]:
     """What differs from one process, a line each."""
     reference = folder / "reference.pt"
     if not layout:
         return state_on_one_process(spec, flavor, reference, plugins=plugins)
     loaded = loaded_for(spec, flavor, layout, plugins=plugins)
     if loaded is None:
-        Path(folder, f"{layout}.refused").touch()
+        _refused(folder, layout).touch()
         return []
-    expected = plain_run(spec, flavor, load=plugins)
-    dist.init_process_group("gloo")
+    expected = alone()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
     steps = checked_steps(loaded, expected, world_size=dist.get_world_size())
     for part in steps.parts:
         part.eval()  # without dropout, whose draws are a rank's own
@@ -157,7 +180,6 @@ def _run(spec: TrainSpec, flavor: str, layout: str, folder: Path, plugins: Seque
                 wrong += _gradient_differs(name, parameter.grad, expected.gradients[name])
     if spec.before_step is not None and not wrong:
         wrong += differences(state_after(spec, steps), torch.load(reference))
-    dist.destroy_process_group()
     return wrong
 
 
