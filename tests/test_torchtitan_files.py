@@ -135,6 +135,11 @@ FILES = {
         8, QWEN3, model("qwen3", "32B", "./assets/hf/Qwen3-32B"), steps(8e-4, 600, 3000, rows=2),
         {"activation_checkpoint": {"mode": "full"}},
     ),
+    "deepseek_v3 flex": (8, DEBUG, WITH_EXPERTS, DEEPSEEK, model("deepseek_v3", "debugmodel_flex_attn")),
+    "gpt_oss debug_model": (
+        8, DEBUG, WITH_EXPERTS, model("gpt_oss", "debugmodel"),
+        {"optimizer": {"lr": 8e-4}, "activation_checkpoint": {"mode": "none", "selective_ac_option": "2"}},
+    ),
     "qwen3_moe_debug": (8, QWEN3, WITH_EXPERTS, model("qwen3", "debugmodel_moe"), steps(3e-4, 2, 10)),
 }  # fmt: skip
 

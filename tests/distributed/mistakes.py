@@ -127,6 +127,17 @@ def expert_parts_not_summed(patch):
     patch.setattr(dispatch, "_reduce_scatter", own_part)
 
 
+def bias_of_every_rank(patch):
+    """Ranks that have parts of an expert each add the whole output bias, so that the sum has it several times."""
+    from hekaton_gpt_oss import model
+
+    def times_the_degree(bias):
+        return share(bias) * 2
+
+    share = model.share
+    patch.setattr(model, "share", times_the_degree)
+
+
 MISTAKES = {
     "expert gradients divided by the degree": scaled_by_the_degree,
     "expert gradients not summed": not_summed,
@@ -137,4 +148,5 @@ MISTAKES = {
     "balance of each part of a sequence": balance_of_each_part,
     "uneven splits transposed": splits_transposed,
     "parts of experts not summed": expert_parts_not_summed,
+    "output bias of experts multiplied by the degree": bias_of_every_rank,
 }

@@ -2,18 +2,16 @@
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hekaton.build import materialize
 from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.plugins import Plugins
 from hekaton.weights import whole
-from hekaton.weights.counterpart import Counterpart, adapter_of, build_format, read_config
+from hekaton.weights.counterpart import Counterpart, adapter_of, read_config
 from hekaton.weights.facts import SpecialTokens
 from hekaton.weights.format import Weights
 from hekaton_deepseek_v3.hugging_face import V2_DEFAULTS, V3_DEFAULTS, table, write_config
@@ -94,18 +92,6 @@ def theirs(content: dict) -> torch.nn.Module:
     return model
 
 
-def ours(adapter: HFAdapter, folder: Path) -> DeepSeekV3:
-    """Our model with the weights of a folder."""
-    weights = build_format(PLUGINS, "hf").open(folder)
-    config = read_config(adapter, weights.config, what="it")
-    with torch.device("meta"):
-        model = DeepSeekV3(config)
-    materialize(model, torch.device("cpu"))
-    tensors = table(config).from_hf(weights.tensors, what="it")
-    model.load_state_dict({name: tensor.read() for name, tensor in tensors.items()})
-    return model
-
-
 def published_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What transformers has in memory under the names of the published files, which have each expert apart."""
     apart = {}
@@ -130,41 +116,17 @@ def tokens(length: int = 48) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("variant", SCALED)
-def test_logits_and_gradients_are_those_of_transformers(variant, adapter, tmp_path):
+def test_logits_and_gradients_are_those_of_transformers(variant, adapter, from_files, assert_equal, tmp_path):
     reference = theirs(SCALED[variant])
     reference.save_pretrained(tmp_path)
-    model = ours(adapter, tmp_path)
+    model = from_files("deepseek_v3", tmp_path)
     assert model.config == read_config(adapter, SCALED[variant], what="it")
-    logits, expected = model(tokens()), reference(tokens()).logits
-    assert (logits - expected).norm() <= 1e-5 * expected.norm()
-    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
-    (logits * weights).mean().backward()
-    (expected * weights).mean().backward()
-    got = {name: parameter.grad for name, parameter in model.named_parameters()}
-    got |= {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
-    got = table(model.config).to_hf({name: whole(grad) for name, grad in got.items()}, what="gradients")
-    gradients = published_names({name: one.grad for name, one in reference.named_parameters()})
-    assert gradients.keys() == {name for name in got if "bias" not in name}
-    for name, gradient in gradients.items():
-        assert (got[name].read() - gradient).norm() <= 1e-4 * gradient.norm(), name
+    assert_equal(model, reference, table(model.config), tokens(), stored=published_names)
 
 
-def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone(adapter, tmp_path):
+def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone(from_files, check_packing, tmp_path):
     theirs(SCALED["V3"]).save_pretrained(tmp_path)
-    model = ours(adapter, tmp_path)
-    documents = [tokens(n)[0] for n in (7, 1, 12)]
-    positions = torch.cat([torch.arange(len(document)) for document in documents])
-    ids = torch.cat([torch.full((len(document),), i) for i, document in enumerate(documents)])
-    with torch.no_grad():
-        packed = model(torch.cat(documents)[None], positions[None], ids[None])
-        alone = torch.cat([model(document[None]) for document in documents], dim=1)
-        other = torch.cat(documents)
-        other[:7] = (other[:7] + 1) % 101
-        changed = model(other[None], positions[None], ids[None])
-    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
-    # Not bit for bit: an expert multiplies the tokens of all documents as one matrix.
-    torch.testing.assert_close(changed[:, 7:], packed[:, 7:], rtol=1e-5, atol=1e-5)
-    assert (changed[:, :7] - packed[:, :7]).abs().amax(-1).min() > 0.1
+    check_packing(from_files("deepseek_v3", tmp_path), (7, 1, 12))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from hekaton.build import materialize
 from hekaton.init import initialize, resolve_init
 from hekaton_blocks import RopeScaling
+from hekaton_llama3.hugging_face import table
 from hekaton_llama3.model import Llama3, Llama3Config
 from hekaton_llama3.spec import flavors, flops_per_token, init, train_spec
 
@@ -30,71 +31,16 @@ def build(config: Llama3Config, seed: int = 0) -> Llama3:
     return model
 
 
-def half_rotated(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Meta's rows, pairs next to each other, in transformers' order: all first halves, then all second."""
-    return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def reference(model: Llama3) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = model.config
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling is not None:
-        scaling = config.rope_scaling
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=config.dim, num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads, intermediate_size=config.hidden_dim,
-            vocab_size=config.vocab_size, rms_norm_eps=config.norm_eps, rope_parameters=rope,
-            tie_word_embeddings=config.tie_embeddings, max_position_embeddings=4096,
-        )
-    )  # fmt: skip
-    names = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
-    state = {
-        "model.embed_tokens.weight": model.tok_embeddings.weight,
-        "model.norm.weight": model.norm.weight,
-        "lm_head.weight": model.output.weight,
-    }
-    for i, layer in model.layers.items():
-        for ours, name in names.items():
-            weight = layer.attention.get_submodule(ours).weight
-            heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(ours)
-            state[f"model.layers.{i}.self_attn.{name}.weight"] = (
-                half_rotated(weight, heads) if heads else weight
-            )
-        for ours, name in {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.items():
-            state[f"model.layers.{i}.mlp.{name}.weight"] = layer.feed_forward.get_submodule(ours).weight
-        state[f"model.layers.{i}.input_layernorm.weight"] = layer.attention_norm.weight
-        state[f"model.layers.{i}.post_attention_layernorm.weight"] = layer.ffn_norm.weight
-    theirs.load_state_dict(state)
-    return theirs.eval()
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_those_of_transformers(variant):
+def test_logits_and_gradients_are_those_of_transformers(variant, opened_by_transformers, assert_equal):
     model = build(VARIANTS[variant])
+    theirs = opened_by_transformers("llama3", model)
     tokens = torch.randint(0, 101, (2, 48), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens), reference(model)(tokens).logits, rtol=1e-5, atol=1e-5)
+    assert_equal(model, theirs, table(model.config), tokens)
 
 
-def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone():
-    model = build(TINY)
-    documents = [torch.randint(0, 101, (n,), generator=torch.Generator().manual_seed(n)) for n in (7, 1, 12)]
-    positions = torch.cat([torch.arange(len(document)) for document in documents])
-    ids = torch.cat([torch.full((len(document),), i) for i, document in enumerate(documents)])
-    with torch.no_grad():
-        packed = model(torch.cat(documents)[None], positions[None], ids[None])
-        alone = torch.cat([model(document[None]) for document in documents], dim=1)
-    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone(check_packing):
+    check_packing(build(TINY), (7, 1, 12), within=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +68,8 @@ def test_first_loss_is_near_that_of_a_uniform_guess(variant):
     assert loss.item() == pytest.approx(torch.tensor(101.0).log().item(), abs=0.6)
 
 
-def test_flops_are_those_that_torch_counts():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
+def test_flops_are_those_that_torch_counts(counted_flops):
     seq = 64
-    model, tokens = build(TINY), torch.zeros(1, seq, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(tokens).sum().backward()
     # torch counts the masked half of attention as well; ours does not.
     attention = 6 * TINY.n_layers * TINY.dim * seq
-    assert counter.get_total_flops() / seq == pytest.approx(flops_per_token(TINY, seq) + attention, rel=1e-6)
+    assert counted_flops(build(TINY), seq) == pytest.approx(flops_per_token(TINY, seq) + attention, rel=1e-6)

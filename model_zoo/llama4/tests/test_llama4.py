@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.plugins import Plugins
 from hekaton.weights import whole
-from hekaton.weights.counterpart import adapter_of, build_format, identify, read_config
+from hekaton.weights.counterpart import adapter_of, identify, read_config
 from hekaton_blocks import attention, documents
 from hekaton_llama4 import LLAMA4_DEFAULTS
 from hekaton_llama4.hugging_face import table, write_config
@@ -87,40 +86,17 @@ def fill(model: torch.nn.Module) -> None:
                 tensor.normal_(0, 0.2, generator=generator)
 
 
-def ours(adapter: HFAdapter, folder: Path) -> Llama4:
-    """Our model with the weights of a folder."""
-    weights = build_format(PLUGINS, "hf").open(folder)
-    config = read_config(adapter, weights.config, what="it")
-    with torch.device("meta"):
-        model = Llama4(config)
-    materialize(model, torch.device("cpu"))
-    tensors = table(config).from_hf(weights.tensors, what="it")
-    model.load_state_dict({name: tensor.read() for name, tensor in tensors.items()})
-    return model
-
-
 def tokens(length: int = 48) -> torch.Tensor:
     return torch.randint(0, 101, (2, length), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("variant", SCALED)
-def test_logits_and_gradients_are_those_of_transformers(variant, adapter, tmp_path):
+def test_logits_and_gradients_are_those_of_transformers(variant, adapter, from_files, assert_equal, tmp_path):
     reference = theirs(SCALED[variant])
     reference.save_pretrained(tmp_path)
-    model = ours(adapter, tmp_path)
+    model = from_files("llama4", tmp_path)
     assert model.config == read_config(adapter, SCALED[variant], what="it")
-    logits, expected = model(tokens()), reference(tokens()).logits
-    assert (logits - expected).norm() <= 1e-5 * expected.norm()
-    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
-    (logits * weights).mean().backward()
-    (expected * weights).mean().backward()
-    got = {name: parameter.grad for name, parameter in model.named_parameters()}
-    got |= {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
-    got = table(model.config).to_hf({name: whole(grad) for name, grad in got.items()}, what="gradients")
-    gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
-    assert gradients.keys() == got.keys()
-    for name, gradient in gradients.items():
-        assert (got[name].read() - gradient).norm() <= 1e-4 * gradient.norm(), name
+    assert_equal(model, reference, table(model.config), tokens())
 
 
 MECHANISMS = {
@@ -136,11 +112,11 @@ MECHANISMS = {
 
 
 @pytest.mark.parametrize("mechanism", [*MECHANISMS, "scaled input", "shared expert"])
-def test_each_mechanism_matters_to_the_comparison(mechanism, adapter, tmp_path):
+def test_each_mechanism_matters_to_the_comparison(mechanism, from_files, tmp_path):
     """Without one of them, or with another value, the logits are not those of transformers."""
     reference = theirs(SCALED["Scout"])
     reference.save_pretrained(tmp_path)
-    model = ours(adapter, tmp_path)
+    model = from_files("llama4", tmp_path)
     other = Llama4(replace(model.config, **MECHANISMS.get(mechanism, {})))
     other.load_state_dict(model.state_dict())
     for layer in other.layers.values():
@@ -154,31 +130,18 @@ def test_each_mechanism_matters_to_the_comparison(mechanism, adapter, tmp_path):
         assert (other(tokens()) - expected).norm() > 1e-2 * expected.norm()
 
 
-def test_a_document_has_its_own_logits_and_no_other_changes_them(adapter, tmp_path):
+def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone(from_files, check_packing, tmp_path):
     """Its chunks are counted from its first token, and so is its temperature."""
     theirs(SCALED["Scout"]).save_pretrained(tmp_path)
-    model = ours(adapter, tmp_path)
-    documents = [tokens(n)[0] for n in (7, 1, 30)]
-    positions = torch.cat([torch.arange(len(document)) for document in documents])
-    ids = torch.cat([torch.full((len(document),), i) for i, document in enumerate(documents)])
-    with torch.no_grad():
-        packed = model(torch.cat(documents)[None], positions[None], ids[None])
-        alone = torch.cat([model(document[None]) for document in documents], dim=1)
-        other = torch.cat(documents)
-        other[:7] = (other[:7] + 1) % 101
-        changed = model(other[None], positions[None], ids[None])
-    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
-    # Not bit for bit: an expert multiplies the tokens of all documents as one matrix.
-    torch.testing.assert_close(changed[:, 7:], packed[:, 7:], rtol=1e-5, atol=1e-5)
-    assert (changed[:, :7] - packed[:, :7]).abs().amax(-1).min() > 0.1
+    check_packing(from_files("llama4", tmp_path), (7, 1, 30))
 
 
-def test_a_packed_row_over_tiles_is_that_of_the_other_kernel(adapter, tmp_path, monkeypatch):
+def test_a_packed_row_over_tiles_is_that_of_the_other_kernel(from_files, tmp_path, monkeypatch):
     """FlexAttention, which CUDA has, without its kernels: the model prepares tiles for both kinds of layers."""
     from torch.nn.attention.flex_attention import flex_attention
 
     theirs(SCALED["Scout"]).save_pretrained(tmp_path)
-    model = ours(adapter, tmp_path)
+    model = from_files("llama4", tmp_path)
     ids = torch.tensor([[0] * 17 + [1] * 31, [4] * 48])
     positions = torch.cat((torch.arange(17), torch.arange(31), torch.arange(48))).view(2, 48)
     with torch.no_grad():
@@ -272,25 +235,16 @@ def test_torchtitans_names():
 
 
 @pytest.mark.parametrize("seq", [48, 150])
-def test_flops_are_those_that_torch_counts(seq):
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
+def test_flops_are_those_that_torch_counts(seq, counted_flops):
     config = flavors["debugmodel"]
     with torch.device("meta"):
         model = Llama4(config)
     materialize(model, torch.device("cpu"))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(1, seq, dtype=torch.long)).sum().backward()
+    fill(model)
     # torch counts the masked half of attention as well; ours does not. Of 150 tokens, 64 + 64 + 22 are in chunks.
     pairs = 5 * (48**2 if seq == 48 else 64**2 + 64**2 + 22**2) + seq**2
     attention = 6 * config.n_heads * config.head_dim * pairs / seq
-    assert counter.get_total_flops() / seq == pytest.approx(
-        flops_per_token(config, seq) + attention, rel=2e-3
-    )
+    assert counted_flops(model, seq) == pytest.approx(flops_per_token(config, seq) + attention, rel=2e-3)
 
 
 @pytest.mark.parametrize(

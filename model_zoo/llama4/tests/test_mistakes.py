@@ -36,6 +36,35 @@ def reference() -> torch.nn.Module:
     return model
 
 
+@pytest.fixture
+def against_transformers(reference, outputs_of_layers, first_difference):
+    def compare() -> str:
+        model = ours(reference)
+        names = {name: name for name in THEIRS}
+        got = outputs_of_layers(model, list(model.layers.values()), names, TOKENS)
+        return first_difference(
+            got, outputs_of_layers(reference, list(reference.model.layers), THEIRS, TOKENS)
+        )
+
+    return compare
+
+
+@pytest.fixture
+def packed_against_alone(reference, outputs_of_layers, first_difference):
+    def compare() -> str:
+        model = ours(reference)
+        layers, names = list(model.layers.values()), {name: name for name in THEIRS}
+        positions = torch.cat([torch.arange(length) for length in LENGTHS])
+        ids = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+        packed = outputs_of_layers(model, layers, names, TOKENS[:1], positions[None], ids[None])
+        documents = TOKENS[:1].split(LENGTHS, dim=1)
+        alone = [outputs_of_layers(model, layers, names, document) for document in documents]
+        joined = {name: torch.cat([one[name].view(1, -1, 32) for one in alone], dim=1) for name in packed}
+        return first_difference(packed, joined)
+
+    return compare
+
+
 def ours(reference: torch.nn.Module) -> Llama4:
     config = read_config({**LLAMA4_DEFAULTS, **TEXT})
     with torch.device("meta"):
@@ -47,61 +76,9 @@ def ours(reference: torch.nn.Module) -> Llama4:
     return model
 
 
-@torch.no_grad()
-def outputs(
-    model: torch.nn.Module, layers: list[torch.nn.Module], names: dict[str, str], *inputs: torch.Tensor
-):
-    """What each attention and feed-forward layer gives, in order: its name -> (batch, seq, dim)."""
-    found: dict[str, torch.Tensor] = {}
-    hooks = []
-    for number, layer in enumerate(layers):
-        for name, called in names.items():
-            module = getattr(layer, called, None)
-            if module is None or (called == "feed_forward" and hasattr(module, "router") != (name == "moe")):
-                continue
-
-            def keep(_, __, out, name=f"layers.{number}.{name}"):
-                found[name] = out[0] if isinstance(out, tuple) else out
-
-            hooks.append(module.register_forward_hook(keep))
-    model(*inputs)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def first_difference(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
-    """The first layer whose output differs; empty where none does."""
-    assert got.keys() == expected.keys()
-    assert len(got) == 8
-    for name, out in got.items():
-        there = expected[name].view_as(out)
-        if (out - there).norm() > 1e-4 * there.norm():
-            return name
-    return ""
-
-
-def against_transformers(reference: torch.nn.Module) -> str:
-    model = ours(reference)
-    names = {name: name for name in THEIRS}
-    got = outputs(model, list(model.layers.values()), names, TOKENS)
-    return first_difference(got, outputs(reference, list(reference.model.layers), THEIRS, TOKENS))
-
-
-def packed_against_alone(reference: torch.nn.Module) -> str:
-    model = ours(reference)
-    layers, names = list(model.layers.values()), {name: name for name in THEIRS}
-    positions = torch.cat([torch.arange(length) for length in LENGTHS])
-    ids = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
-    packed = outputs(model, layers, names, TOKENS[:1], positions[None], ids[None])
-    alone = [outputs(model, layers, names, document) for document in TOKENS[:1].split(LENGTHS, dim=1)]
-    joined = {name: torch.cat([one[name].view(1, -1, 32) for one in alone], dim=1) for name in packed}
-    return first_difference(packed, joined)
-
-
-def test_without_a_mistake_nothing_differs(reference):
-    assert against_transformers(reference) == ""
-    assert packed_against_alone(reference) == ""
+def test_without_a_mistake_nothing_differs(against_transformers, packed_against_alone):
+    assert against_transformers() == ""
+    assert packed_against_alone() == ""
 
 
 def boundaries_ignored(patch):
@@ -170,19 +147,20 @@ def longer_chunks(patch):
 
 MISTAKES = {
     "document boundaries ignored in chunked attention": (
-        boundaries_ignored, packed_against_alone, "layers.0.attention",
+        boundaries_ignored, "packed_against_alone", "layers.0.attention",
     ),
-    "chunks counted in the row": (chunks_cut_documents_alone, packed_against_alone, "layers.0.attention"),
-    "top-k weights renormalised": (weights_renormalised, against_transformers, "layers.1.moe"),
-    "router in bf16": (router_in_bf16, against_transformers, "layers.1.moe"),
-    "the output of an expert scaled": (output_scaled, against_transformers, "layers.1.moe"),
-    "another layer without positions": (other_layers_without_positions, against_transformers, "layers.0.attention"),
-    "chunks of one token more": (longer_chunks, against_transformers, "layers.0.attention"),
+    "chunks counted in the row": (chunks_cut_documents_alone, "packed_against_alone", "layers.0.attention"),
+    "top-k weights renormalised": (weights_renormalised, "against_transformers", "layers.1.moe"),
+    "router in bf16": (router_in_bf16, "against_transformers", "layers.1.moe"),
+    "the output of an expert scaled": (output_scaled, "against_transformers", "layers.1.moe"),
+    "another layer without positions": (other_layers_without_positions, "against_transformers", "layers.0.attention"),
+    "chunks of one token more": (longer_chunks, "against_transformers", "layers.0.attention"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_noticed_with_its_layer(mistake, reference, monkeypatch):
-    put_in, compare, layer = MISTAKES[mistake]
+def test_a_mistake_is_noticed_with_its_layer(mistake, request, monkeypatch):
+    put_in, comparison, layer = MISTAKES[mistake]
+    compare = request.getfixturevalue(comparison)
     put_in(monkeypatch)
-    assert compare(reference) == layer
+    assert compare() == layer

@@ -15,6 +15,7 @@ from hekaton.init import initialize, resolve_init
 from hekaton.plugins import Plugins
 from hekaton.weights.counterpart import adapter_of, read_config
 from hekaton_qwen3 import QWEN3_DEFAULTS
+from hekaton_qwen3.hugging_face import table
 from hekaton_qwen3.model import Qwen3, Qwen3Config
 from hekaton_qwen3.spec import flavors, flops_per_token, init
 
@@ -22,12 +23,6 @@ TINY = Qwen3Config(
     dim=48, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96, vocab_size=101, rope_theta=10_000.0
 )  # fmt: skip
 VARIANTS = {"plain": TINY, "tied": replace(TINY, tie_embeddings=True), "one key": replace(TINY, n_kv_heads=1)}
-NAMES = {
-    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj", "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
-    "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,56 +44,17 @@ def build(config: Qwen3Config) -> Qwen3:
     return model
 
 
-def their_name(name: str) -> str:
-    """The name that transformers has for a parameter, written out by hand."""
-    if not name.startswith("layers."):
-        ends = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-        return f"{ends[name.removesuffix('.weight')]}.weight"
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
-
-
-def reference(model: Qwen3) -> Qwen3ForCausalLM:
-    config = model.config
-    theirs = Qwen3ForCausalLM(
-        TheirConfig(
-            hidden_size=config.dim, num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads, head_dim=config.head_dim,
-            intermediate_size=config.hidden_dim, vocab_size=config.vocab_size, rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tie_embeddings, max_position_embeddings=4096,
-        )
-    )  # fmt: skip
-    state = {their_name(name): value for name, value in model.state_dict().items()}
-    theirs.load_state_dict(state)
-    return theirs
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_and_gradients_are_those_of_transformers(variant):
+def test_logits_and_gradients_are_those_of_transformers(variant, opened_by_transformers, assert_equal):
     model = build(VARIANTS[variant])
-    theirs = reference(model)
+    theirs = opened_by_transformers("qwen3", model)
+    assert type(theirs) is Qwen3ForCausalLM
     tokens = torch.randint(0, 101, (2, 48), generator=torch.Generator().manual_seed(0))
-    logits, expected = model(tokens), theirs(tokens).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
-    (logits * weights).mean().backward()
-    (expected * weights).mean().backward()
-    gradients = dict(theirs.named_parameters())
-    for name, parameter in model.named_parameters():
-        expected_gradient = gradients[their_name(name)].grad
-        torch.testing.assert_close(parameter.grad, expected_gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert_equal(model, theirs, table(model.config), tokens)
 
 
-def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone():
-    model = build(TINY)
-    documents = [torch.randint(0, 101, (n,), generator=torch.Generator().manual_seed(n)) for n in (7, 1, 12)]
-    positions = torch.cat([torch.arange(len(document)) for document in documents])
-    ids = torch.cat([torch.full((len(document),), i) for i, document in enumerate(documents)])
-    with torch.no_grad():
-        packed = model(torch.cat(documents)[None], positions[None], ids[None])
-        alone = torch.cat([model(document[None]) for document in documents], dim=1)
-    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone(check_packing):
+    check_packing(build(TINY), (7, 1, 12), within=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,17 +71,11 @@ def test_published_sizes(flavor, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def test_flops_are_those_that_torch_counts():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
+def test_flops_are_those_that_torch_counts(counted_flops):
     seq = 64
-    model, tokens = build(TINY), torch.zeros(1, seq, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(tokens).sum().backward()
     # torch counts the masked half of attention as well; ours does not.
     attention = 6 * TINY.n_layers * TINY.n_heads * TINY.head_dim * seq
-    assert counter.get_total_flops() / seq == pytest.approx(flops_per_token(TINY, seq) + attention, rel=1e-6)
+    assert counted_flops(build(TINY), seq) == pytest.approx(flops_per_token(TINY, seq) + attention, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,16 @@
 """Qwen 3 with experts against transformers' Qwen3MoeForCausalLM: logits, gradients, files, published sizes."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 from transformers import Qwen3MoeConfig as TheirConfig
+from transformers import Qwen3MoeForCausalLM
 
 from hekaton.build import materialize
-from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
 from hekaton.errors import CheckpointError
 from hekaton.init import initialize, resolve_init
@@ -53,40 +51,25 @@ def build(config: Qwen3Config) -> Qwen3:
     return model
 
 
-def through_files(model: Qwen3, folder: Path) -> Qwen3MoeForCausalLM:
-    """transformers' model, from the files of an export."""
-    describe = {"model": "qwen3", "flavor": "tiny_moe", "layout": {}, "config": {}}
-    step = CheckpointManager(folder / "checkpoint", describe=describe).save(
-        3, {"model": dict(model.state_dict())}, {}
-    )
-    assert main(["convert", "to-hf", str(step), str(folder / "hf"), "--max_shard_size", "50KB"]) == 0
-    return AutoModelForCausalLM.from_pretrained(folder / "hf", experts_implementation="eager")
+def experts_apart(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What transformers has in memory under the names of files, which have each expert apart."""
+    apart = {}
+    for name, tensor in gradients.items():
+        prefix, _, packed = name.rpartition(".")
+        for expert in range(EXPERTS.n_experts if packed in ("gate_up_proj", "down_proj") else 0):
+            both = tensor[expert].chunk(2) if packed == "gate_up_proj" else [tensor[expert]]
+            names = ("gate_proj", "up_proj") if packed == "gate_up_proj" else ("down_proj",)
+            apart |= {f"{prefix}.{expert}.{one}.weight": part for one, part in zip(names, both, strict=True)}
+        if packed not in ("gate_up_proj", "down_proj"):
+            apart[name] = tensor
+    return apart
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_a_step_is_opened_by_transformers_with_equal_logits_and_gradients(tmp_path):
+def test_logits_and_gradients_are_those_of_transformers(opened_by_transformers, assert_equal):
     model = build(TINY)
-    theirs = through_files(model, tmp_path)
+    theirs = opened_by_transformers("qwen3", model)
     assert type(theirs) is Qwen3MoeForCausalLM
-    logits, expected = model(TOKENS), theirs(TOKENS).logits
-    assert (logits - expected).norm() <= 1e-5 * expected.norm()
-    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
-    (logits * weights).mean().backward()
-    (expected * weights).mean().backward()
-    for i in range(TINY.n_layers):
-        ours, there = model.layers[str(i)], theirs.model.layers[i]
-        pairs = {
-            "router": (ours.moe.router.gate.weight, there.mlp.gate.weight.grad),
-            "w1": (ours.moe.experts.w1, there.mlp.experts.gate_up_proj.grad[:, : EXPERTS.hidden_dim]),
-            "w3": (ours.moe.experts.w3, there.mlp.experts.gate_up_proj.grad[:, EXPERTS.hidden_dim :]),
-            "w2": (ours.moe.experts.w2, there.mlp.experts.down_proj.grad),
-            "wq": (ours.attention.wq.weight, there.self_attn.q_proj.weight.grad),
-            "ffn_norm": (ours.ffn_norm.weight, there.post_attention_layernorm.weight.grad),
-        }
-        for name, (parameter, gradient) in pairs.items():
-            assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm(), f"layer {i} {name}"
-    embedding = theirs.model.embed_tokens.weight.grad
-    assert (model.tok_embeddings.weight.grad - embedding).norm() <= 1e-4 * embedding.norm()
+    assert_equal(model, theirs, table(TINY), TOKENS, stored=experts_apart)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -166,17 +149,11 @@ def test_published_sizes_and_names(flavor, total, active):
     assert {name: tensor.shape for name, tensor in theirs.items()} == published
 
 
-def test_flops_are_those_that_torch_counts():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
+def test_flops_are_those_that_torch_counts(counted_flops):
     seq = 64
-    model, tokens = build(TINY), torch.zeros(1, seq, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(tokens).sum().backward()
     # torch counts the masked half of attention as well; ours does not.
     attention = 6 * TINY.n_layers * TINY.n_heads * TINY.head_dim * seq
-    assert counter.get_total_flops() / seq == pytest.approx(flops_per_token(TINY, seq) + attention, rel=1e-6)
+    assert counted_flops(build(TINY), seq) == pytest.approx(flops_per_token(TINY, seq) + attention, rel=1e-6)
 
 
 def test_what_transformers_reads_is_read_alike():

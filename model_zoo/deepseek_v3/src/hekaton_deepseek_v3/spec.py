@@ -57,6 +57,8 @@ flavors = {
 }  # fmt: skip
 """Shapes and routing as in the config.json of DeepSeek-V2-Lite, DeepSeek-V2 and DeepSeek-V3; of V2 the weight
 of the balance loss as well (``aux_loss_alpha``), of V3 that and the rate of the bias as in its report."""
+# torchtitan's name for the same with FlexAttention, which CUDA always has here.
+flavors["debugmodel_flex_attn"] = flavors["debugmodel"]
 
 
 def plan(config: DeepSeekV3Config) -> ParallelPlan:
