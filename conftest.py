@@ -9,9 +9,22 @@ import pytest
 TOGETHER = {"tests/test_third_party_package.py": "tests/test_wheels.py"}
 """Files that run on the same worker of pytest-xdist as another: they share an environment of a gigabyte."""
 
+LONGEST = (
+    "tests/distributed/test_layouts.py",
+    "tests/distributed/test_draws.py",
+    "tests/test_wheels.py",
+    "tests/test_versions.py",
+    "tests/test_gpu_benchmark.py",
+    "tests/distributed/test_experts.py",
+    "model_zoo/deepseek_v3/tests/test_training.py",
+    "tests/test_zoo.py",
+)
+"""Files that pytest-xdist starts with, so that no worker is left with one of them at the end."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked ``cuda`` that need more devices than there are."""
+    """Leave out tests marked ``cuda`` that need more devices than there are; put the longest files first."""
+    items.sort(key=lambda item: _place(item.nodeid))
     if not any(item.get_closest_marker("cuda") for item in items):
         return
     import torch
@@ -24,6 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _place(nodeid: str) -> int:
+    file = TOGETHER.get(nodeid.partition("::")[0], nodeid.partition("::")[0])
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 @pytest.hookimpl(optionalhook=True)

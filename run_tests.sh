@@ -32,7 +32,7 @@ step lint-imports
 step "$python" docs/generate.py --check
 step "$python" -m mkdocs build --strict --site-dir "$(mktemp -d)"
 # One worker keeps a core busy; the processes of a distributed test share what the other leaves.
-step "$python" -m pytest -n 2 -m "not slow"
+step "$python" -m pytest -n 2 --no-loadscope-reorder -m "not slow"
 if [ "${1:-}" != "--quick" ]; then
-    step "$python" -m pytest -n 2 -m slow
+    step "$python" -m pytest -n 2 --no-loadscope-reorder -m slow
 fi
