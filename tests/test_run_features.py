@@ -64,6 +64,59 @@ def test_tensorboard_shows_the_steps_of_a_run_that_starts_again_once(train, tmp_
     assert [step for step, _ in scalars(tmp_path / "tb", "loss")] == [1, 2, 3]
 
 
+def json_lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_several_loggers_show_the_steps_of_a_resumed_run_once(train, tmp_path):
+    flags = ["--metrics.loggers", "jsonl, tensorboard", "--checkpoint.enable", "--metrics.log_freq", "1"]
+    train(*flags, "--checkpoint.interval", "2")
+    train(*flags, "--checkpoint.load_step", "2", "--optimizer.lr", "5e-4")
+    written = [(line["step"], pytest.approx(line["lr"])) for line in json_lines(tmp_path)]
+    assert [step for step, _ in written] == [1, 2, 3, 4]
+    assert scalars(tmp_path / "tb", "lr") == written
+
+
+FAILING_LOGGERS = """
+import types
+from hekaton.contributions import Logger, Ref, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+def fail(step, *metrics):
+    if step >= 2:
+        raise ConnectionError(f"nobody answers at step {step}")
+
+def at_log(section, folder):
+    return types.SimpleNamespace(log=fail, close=lambda: fail(9))
+
+def at_close(section, folder):
+    return types.SimpleNamespace(log=lambda step, metrics: None, close=lambda: fail(9))
+
+def at_resume(section, folder):
+    return types.SimpleNamespace(resume=lambda step: fail(7), log=fail, close=lambda: None)
+
+@hookimpl
+def hekaton_loggers():
+    return [Logger(name, build=Ref(f"failing_loggers:{name}")) for name in ("at_log", "at_close", "at_resume")]
+"""
+
+
+def test_loggers_that_fail_are_reported_once_and_the_run_goes_on(train, tmp_path, monkeypatch, capsys):
+    (tmp_path / "failing_loggers.py").write_text(FAILING_LOGGERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loggers = "at_resume, at_log, jsonl, at_close"
+    train("--plugins.load", "failing_loggers", "--metrics.loggers", loggers, "--metrics.log_freq", "1")
+    assert [line["step"] for line in json_lines(tmp_path)] == [1, 2, 3, 4]
+    told = [line.split("  ", 1)[1] for line in capsys.readouterr().err.splitlines() if "logger '" in line]
+    left_out = "and is left out from here on: ConnectionError: nobody answers at step"
+    assert told == [
+        f"logger 'at_resume' failed when the run started {left_out} 7",
+        f"logger 'at_log' failed at step 2 {left_out} 2",
+        "logger 'at_close' failed to close: ConnectionError: nobody answers at step 9",
+    ]
+
+
 def test_profiler_writes_a_trace(train, tmp_path):
     train(
         "--profiling.enable_profiling", "--profiling.profile_freq", "2", "--profiling.profiler_warmup", "1",

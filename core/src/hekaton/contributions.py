@@ -256,9 +256,13 @@ class Logger(Component):
     ``build(section, folder)`` is given the folder of this run's logs and returns an object with
     ``log(step, metrics)`` and ``close()``, and where it keeps what earlier runs logged ``resume(step)``; see
     :class:`hekaton.metrics.MetricLogger` and :class:`hekaton.metrics.ResumableLogger`.
+
+    ``place``: the folder that it is given, ``"logs"`` for ``metrics.save_tb_folder``, or ``"run"`` for the
+    run folder (``job.dump_folder``); with ``metrics.save_for_all_ranks`` a ``rank_N`` below it.
     """
 
     build: Ref
+    place: Literal["logs", "run"] = "logs"
 
 
 @dataclass(frozen=True, kw_only=True)

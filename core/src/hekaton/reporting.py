@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hekaton.assembly import Assembled
 from hekaton.contributions import Logger
 from hekaton.metrics import Console, MetricLogger, ResumableLogger, log_all
 from hekaton.surroundings import writing_to
+
+log = logging.getLogger("hekaton")
+
+
+class OptionalLogger:
+    """A logger that a run does without once it has failed: its first error is reported, and it is not called
+    again, but closed."""
+
+    def __init__(self, name: str, logger: MetricLogger) -> None:
+        self._name = name
+        self._logger = logger
+        self._failed = False
+
+    def resume(self, step: int) -> None:
+        logger = self._logger
+        if isinstance(logger, ResumableLogger):
+            self._attempt(lambda: logger.resume(step))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._attempt(lambda: self._logger.log(step, metrics), step=step)
+
+    def close(self) -> None:
+        try:
+            self._logger.close()
+        except Exception as e:
+            if not self._failed:
+                log.warning("logger '%s' failed to close: %s: %s", self._name, type(e).__name__, e)
+
+    def _attempt(self, call: Callable[[], None], *, step: int | None = None) -> None:
+        if self._failed:
+            return
+        try:
+            call()
+        except Exception as e:
+            self._failed = True
+            when = "when the run started" if step is None else f"at step {step}"
+            message = "logger '%s' failed %s and is left out from here on: %s: %s"
+            log.warning(message, self._name, when, type(e).__name__, e)
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
@@ -54,15 +93,16 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         settings, process = self._settings, self._assembled.process
         if process.rank != 0 and not settings.save_for_all_ranks:
             return []
-        folder = Path(self._assembled.config.job.dump_folder, settings.save_tb_folder)
-        if settings.save_for_all_ranks:
-            folder /= f"rank_{process.rank}"
-        names = dict.fromkeys([*settings.loggers, *(["tensorboard"] if settings.enable_tensorboard else [])])
         loggers: list[MetricLogger] = []
-        with writing_to(folder):
-            for name in names:
-                loggers.append(self._assembled.build(Logger, name, folder))
-                opened.callback(loggers[-1].close)
-                if isinstance(loggers[-1], ResumableLogger):
-                    loggers[-1].resume(self._step)
+        for name in settings.logger_names():
+            folder = Path(self._assembled.config.job.dump_folder)
+            if self._assembled.plugins.get(Logger, name).place == "logs":
+                folder /= settings.save_tb_folder
+            if settings.save_for_all_ranks:
+                folder /= f"rank_{process.rank}"
+            with writing_to(folder):
+                logger = OptionalLogger(name, self._assembled.build(Logger, name, folder))
+            opened.callback(logger.close)
+            logger.resume(self._step)
+            loggers.append(logger)
         return loggers

@@ -72,7 +72,6 @@ def test_the_fields_without_default_are_all_there():
 @pytest.mark.parametrize(
     ("section", "line", "feature"),
     [
-        ("metrics", "enable_wandb = true", "logging to Weights & Biases"),
         ("optimizer", "early_step_in_backward = true", "stepping the optimizer within backward"),
         ("comm", 'mode = "local_tensor"', "running all ranks in one process"),
         ("memory_estimation", "enable = true", "estimating memory"),

@@ -186,11 +186,11 @@ def test_an_integer_will_do_for_a_float(load_run):
 def test_everything_is_said_at_once(problems):
     found = problems(
         '[model]\nname = "llama3"\nflavor = "9B"\n[trainig]\n[training]\nsteps = "8"\nseqlen = 2\n'
-        '[optimizer]\nname = "Adem"\n[metrics]\nenable_wandb = true\n',
+        '[optimizer]\nname = "Adem"\n[comm]\nmode = "local_tensor"\n',
         "--training.foo", "1",
     )  # fmt: skip
     assert sorted(problem.splitlines()[0] for problem in found) == [
-        "metrics.enable_wandb = true: logging to Weights & Biases is not available yet",
+        'comm.mode = "local_tensor": running all ranks in one process is not available yet',
         'training.steps must be an integer, not "8"',
         "unknown field 'seqlen' in [training]",
         "unknown flag --training.foo",
@@ -201,15 +201,14 @@ def test_everything_is_said_at_once(problems):
 
 
 def test_a_wrong_value_is_not_also_refused(problems):
-    only(problems('[metrics]\nenable_wandb = "yes"\n'))
+    only(problems('[fault_tolerance]\nenable = "yes"\n'))
 
 
-def test_what_would_log_to_tensorboard_is_missing(problems, monkeypatch):
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_that_is_switched_on_is_missing(problems, monkeypatch, name):
     monkeypatch.setattr("tiny_plugin.hekaton_loggers", None)
-    message = only(problems("[metrics]\nenable_tensorboard = true\n"))
-    assert message.startswith(
-        "unknown logger 'tensorboard' (metrics.enable_tensorboard)\n  from: run.toml, line 2"
-    )
+    message = only(problems(f"[metrics]\nenable_{name} = true\n"))
+    assert message.startswith(f"unknown logger '{name}' (metrics.enable_{name})\n  from: run.toml, line 2")
 
 
 def test_a_default_that_no_plugin_contributes():

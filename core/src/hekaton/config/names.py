@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
+from hekaton.config.sections.run import LOGGER_SWITCHES
 from hekaton.config.sources import Values
 from hekaton.config.validation import UNSET, described, is_off, set_value
 from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
@@ -19,7 +20,7 @@ from hekaton.plugins.packages import CONVERTERS, converter_hint
 if TYPE_CHECKING:
     from hekaton.spec import TrainSpec
 
-TENSORBOARD = ("metrics", "enable_tensorboard")
+SWITCHES: dict[str, Path] = {name: ("metrics", field) for name, field in LOGGER_SWITCHES.items()}
 MODEL, FLAVOR, OVERRIDES = ("model", "name"), ("model", "flavor"), ("model", "overrides")
 
 
@@ -55,8 +56,9 @@ def check_names(
             value = values.values.get(path, default_of(field))
             for name in value if isinstance(value, list) else [value]:
                 problems += _unknown(mark.kind, name, path, values, plugins)
-    if values.values.get(TENSORBOARD) is True:
-        problems += _unknown(Logger, "tensorboard", TENSORBOARD, values, plugins)
+    for name, path in SWITCHES.items():
+        if values.values.get(path) is True:
+            problems += _unknown(Logger, name, path, values, plugins)
     if spec is not None:
         problems += _check_flavor(spec, values)
     return problems
@@ -105,8 +107,7 @@ def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> 
                 name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)
             }
             selected.setdefault(mark.kind, set()).update(set() if is_off(path, inside, values) else names)
-    if values.values.get(TENSORBOARD) is True:
-        selected[Logger].add("tensorboard")
+    selected[Logger].update(name for name, path in SWITCHES.items() if values.values.get(path) is True)
     for section in plugins.all(Section):
         path = tuple(section.split("."))
         readers = [record for record in _components(plugins) if plugins.section_of(record) == section]

@@ -34,6 +34,7 @@ COMPUTES_NOTHING = {
     "filelock": "it keeps processes from writing the same index",
     "fsspec": "it carries the bytes of checkpoints, which have checksums",
     "huggingface-hub": "it downloads files, whose content is compared",
+    "mlflow-skinny": "it sends logs",
     "pluggy": "it calls hooks, whose results are compared",
     "pydantic": "it checks the configuration, whose values are compared",
     "rich": "it draws on the terminal",

@@ -5,6 +5,7 @@ from hekaton.contributions import (
     Dataset,
     Encoder,
     IdentitySubject,
+    Logger,
     LRSchedule,
     Objective,
     Optimizer,
@@ -181,6 +182,18 @@ def hekaton_lr_schedules() -> list[LRSchedule]:
             "warmup_stable_decay",
             build=Ref("hekaton.optim:warmup_stable_decay"),
             summary="linear warmup, constant, then linear, square-root or cosine decay",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_loggers() -> list[Logger]:
+    return [
+        Logger(
+            "jsonl",
+            build=Ref("hekaton.jsonl:build"),
+            place="run",
+            summary="metrics.jsonl in the run folder, a JSON object per line",
         )
     ]
 

@@ -229,10 +229,11 @@ def hekaton_lr_schedules() -> list[LRSchedule]:  # type: ignore[empty-body]
 def hekaton_loggers() -> list[Logger]:  # type: ignore[empty-body]
     """Contribute metric loggers, which a run enables by name with ``[metrics] loggers``.
 
-    :returns: one record per logger. ``build(section, folder)`` is called on the ranks that log.
+    :returns: one record per logger. ``build(section, folder)`` is called on the ranks that log. A logger that
+        raises is reported once and left out from then on; only what it raises when it is built ends the run.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
-    Example: ``hekaton_tensorboard`` contributes ``tensorboard``.
+    Example: the core contributes ``jsonl``, ``hekaton_tensorboard`` ``tensorboard``.
     """
 
 

@@ -35,6 +35,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "converter": ("lora",),
         "section": ("lora",),
     },
+    "hekaton-mlflow": {"logger": ("mlflow",), "section": ("mlflow",)},
     "hekaton-parallel": {
         "parallel style": (
             "biased_experts", "colwise", "gather_for_heads", "gathering_colwise", "gathering_vocab_output",
@@ -48,6 +49,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-qwen3": {"model": ("qwen3",), "hf adapter": ("qwen3",)},
     "hekaton-tensorboard": {"logger": ("tensorboard",)},
     "hekaton-torchao": {"optimizer": ("AdamW8bit",), "section": ("adamw_8bit",)},
+    "hekaton-wandb": {"logger": ("wandb",), "section": ("wandb",)},
 }  # fmt: skip
 """Distribution -> kind, as errors write it -> names."""
 

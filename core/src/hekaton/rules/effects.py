@@ -83,11 +83,11 @@ def validation_is_other_data(run: Run) -> Iterator[str]:
 def loggers_are_there(run: Run) -> Iterator[str]:
     """Settings of loggers when there is none."""
     metrics = run.config.metrics
-    if metrics.enable_tensorboard or metrics.loggers:
+    if metrics.logger_names():
         return
     for field in ("metrics.save_tb_folder", "metrics.save_for_all_ranks"):
         if run.is_set(field) and _differs(metrics, field):
-            yield f"{field}: no effect: the run has no loggers (metrics.enable_tensorboard, metrics.loggers)"
+            yield f"{field}: no effect: the run has no loggers (metrics.loggers)"
 
 
 def device_matters(run: Run) -> Iterator[str]:

@@ -9,7 +9,6 @@ from hekaton.config.base import (
     MayDiffer,
     NameOf,
     NoEffect,
-    NotYet,
     OnlyWith,
     PathField,
     SectionModel,
@@ -88,6 +87,10 @@ class ProfilingSection(SectionModel):
     """Folder for snapshots, relative to ``job.dump_folder``."""
 
 
+LOGGER_SWITCHES = {"tensorboard": "enable_tensorboard", "wandb": "enable_wandb"}
+"""Logger -> the field of ``[metrics]`` that switches it on, besides ``loggers``."""
+
+
 class MetricsSection(SectionModel):
     """What is measured, and where it is shown."""
 
@@ -102,11 +105,17 @@ class MetricsSection(SectionModel):
     disable_color_printing: Annotated[bool, OwnLog] = False
     """Write console lines without colour, on a terminal too."""
     save_tb_folder: Annotated[PathField, OwnLog] = "tb"
-    """Folder for the files of loggers, relative to ``job.dump_folder``."""
+    """Folder for TensorBoard and for loggers of plugins that ask for no other, relative to
+    ``job.dump_folder``."""
     save_for_all_ranks: Annotated[bool, OwnLog] = False
     """Log on every rank, each to a folder of its own, instead of on rank 0 alone."""
-    enable_wandb: Annotated[bool, NotYet("logging to Weights & Biases")] = False
-    """Send metrics to Weights & Biases."""
+    enable_wandb: Annotated[bool, OwnLog] = False
+    """Send metrics to Weights & Biases: the same as ``"wandb"`` among ``loggers``."""
+
+    def logger_names(self) -> list[str]:
+        """Every logger of the run, each once."""
+        switched = [name for name, field in LOGGER_SWITCHES.items() if getattr(self, field)]
+        return list(dict.fromkeys([*self.loggers, *switched]))
 
 
 class CheckpointSection(SectionModel):
