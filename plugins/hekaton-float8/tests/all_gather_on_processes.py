@@ -11,9 +11,9 @@ from torchao.float8.float8_training_tensor import GemmInputRole
 from hekaton.layer_choices import LayerChoice, replace_layers
 from hekaton.mesh import ParallelDims
 from hekaton_float8.linear import LinearFloat8, as_torchao
-from hekaton_float8.sections import LinearFloat8Section
+from hekaton_float8.sections import Float8Section
 
-SECTION = LinearFloat8Section(
+SECTION = Float8Section(
     enable_fsdp_float8_all_gather=True, precompute_float8_dynamic_scale_for_fsdp=True, emulate=True
 )
 

@@ -18,7 +18,7 @@ from hekaton.testing import check_converter, check_plugin, check_rule
 from hekaton_float8 import LINEAR
 from hekaton_float8.combinations import TABLE, float8_can_be_combined
 from hekaton_float8.linear import TOO_SMALL, LinearFloat8
-from hekaton_float8.sections import LinearFloat8Section
+from hekaton_float8.sections import Float8Section
 
 SIZES = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 64, "vocab_size": 258}
 PLAIN = [
@@ -57,7 +57,7 @@ def test_the_converter_keeps_its_contract(recipe):
     spec = Plugins.discover().get(Model, "qwen3").spec.load()
     small = dataclasses.replace(spec.flavors["debugmodel"], dim=32, n_heads=2, n_kv_heads=2, n_layers=1)
     spec = dataclasses.replace(spec, flavors={"small": small})
-    section = LinearFloat8Section(recipe_name=recipe, filter_fqns=["wk"], emulate=True)
+    section = Float8Section(recipe_name=recipe, filter_fqns=["wk"], emulate=True)
     check_converter(LinearFloat8(section, ParallelDims()), spec, "small")
 
 

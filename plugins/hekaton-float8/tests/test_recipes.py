@@ -11,7 +11,7 @@ from torchao.float8.float8_linear import Float8Linear
 from torchao.float8.float8_training_tensor import GemmInputRole, hp_tensor_and_scale_to_float8
 
 from hekaton_float8.linear import as_torchao
-from hekaton_float8.sections import LinearFloat8Section
+from hekaton_float8.sections import Float8Section
 
 FORMATS = {"e4m3": (3, -6, 448.0), "e5m2": (2, -14, 57344.0)}
 """Name -> bits of mantissa, smallest exponent of a normal value, largest value."""
@@ -71,9 +71,7 @@ def computed(recipe):
     x, weight, upstream = operands()
     plain = torch.nn.Linear(48, 32, bias=False)
     plain.weight.data.copy_(weight)
-    layer = Float8Linear.from_float(
-        plain, config=as_torchao(LinearFloat8Section(recipe_name=recipe, emulate=True))
-    )
+    layer = Float8Linear.from_float(plain, config=as_torchao(Float8Section(recipe_name=recipe, emulate=True)))
     x.requires_grad_()
     output = layer(x)
     output.backward(upstream)
@@ -111,7 +109,7 @@ def test_values_are_rounded_to_even_and_saturated(name, dtype):
     every = every[every.isfinite()].unique()
     values = torch.cat([values, every, (every[1:] + every[:-1]) / 2])  # the format's own, and ties
     assert values.abs().max() > 2 * FORMATS[name][2]
-    config = as_torchao(LinearFloat8Section(emulate=True))
+    config = as_torchao(Float8Section(emulate=True))
     mm = Float8Linear.from_float(torch.nn.Linear(16, 16), config=config).linear_mm_config
     found = hp_tensor_and_scale_to_float8(values, torch.tensor(1.0), dtype, mm, GemmInputRole.INPUT)
     assert torch.equal(found._data.double(), rounded(values.double(), name))

@@ -26,7 +26,7 @@ def hekaton_sections() -> list[Section]:
     return [
         Section(
             LINEAR,
-            schema=Ref("hekaton_float8.sections:LinearFloat8Section"),
+            schema=Ref("hekaton_float8.sections:Float8Section"),
             summary="settings of converter 'quantize.linear.float8'",
         )
     ]

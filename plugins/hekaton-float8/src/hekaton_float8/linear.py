@@ -14,7 +14,7 @@ from hekaton.draft import Draft
 from hekaton.layer_choices import choose_linear_layers, replace_layers
 from hekaton.mesh import ParallelDims
 from hekaton_float8 import LINEAR
-from hekaton_float8.sections import LinearFloat8Section
+from hekaton_float8.sections import Float8Section
 
 
 class LinearFloat8:
@@ -24,7 +24,7 @@ class LinearFloat8:
     without the converter.
     """
 
-    def __init__(self, section: LinearFloat8Section, dims: ParallelDims) -> None:
+    def __init__(self, section: Float8Section, dims: ParallelDims) -> None:
         self._section = section
         self._dims = dims
         self._gathers = section.enable_fsdp_float8_all_gather and dims.dp_shard * dims.cp > 1
@@ -51,7 +51,7 @@ class LinearFloat8:
                 precompute_float8_dynamic_scale_for_fsdp(part)
 
 
-def as_torchao(section: LinearFloat8Section, *, gathers: bool = False) -> Float8LinearConfig:
+def as_torchao(section: Float8Section, *, gathers: bool = False) -> Float8LinearConfig:
     """torchao's configuration of the recipe."""
     made: Float8LinearConfig = replace(
         Float8LinearConfig.from_recipe_name(section.recipe_name or "tensorwise"),

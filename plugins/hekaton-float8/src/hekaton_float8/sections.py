@@ -8,7 +8,7 @@ from hekaton.config import SectionModel
 from hekaton.config.base import NoEffect, OnlyWith
 
 
-class LinearFloat8Section(SectionModel):
+class Float8Section(SectionModel):
     """Products of linear layers in float8 (Micikevicius et al., 2022, "FP8 Formats for Deep Learning").
     Weights are kept, updated and saved in their own precision, and cast for each product."""
 
