@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _place(nodeid: str) -> int:
     file = TOGETHER.get(nodeid.partition("::")[0], nodeid.partition("::")[0])
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def hekaton_log() -> Iterator[logging.Logger]:
+    """The logger ``hekaton``, and afterwards as it was: a run in the test's process sets it up."""
+    log = logging.getLogger("hekaton")
+    handlers, level, propagate = log.handlers[:], log.level, log.propagate
+    yield log
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.hookimpl(optionalhook=True)

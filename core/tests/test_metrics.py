@@ -1,6 +1,5 @@
 """Rates against hand calculations, the console line, which ranks speak."""
 
-import logging
 import sys
 import time
 
@@ -77,16 +76,6 @@ def test_peak_is_found_by_the_name_of_the_device(monkeypatch, name, peak):
 
 def test_a_cpu_has_no_known_peak():
     assert peak_tflops(CPU) is None
-
-
-@pytest.fixture
-def hekaton_log():
-    """The logger as it was, afterwards."""
-    log = logging.getLogger("hekaton")
-    handlers, level, propagate = log.handlers[:], log.level, log.propagate
-    yield log
-    log.handlers[:], log.propagate = handlers, propagate
-    log.setLevel(level)
 
 
 def test_the_console_line(hekaton_log, capsys):
