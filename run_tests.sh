@@ -31,7 +31,9 @@ step "$python" -m mypy
 step lint-imports
 step "$python" docs/generate.py --check
 step "$python" -m mkdocs build --strict --site-dir "$(mktemp -d)"
-# One worker keeps a core busy; the processes of a distributed test share what the other leaves.
+# One worker keeps a core busy; the processes of a distributed test share what the other leaves. With two threads a
+# process, small products of one worker would wait for a core that the other worker has.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 step "$python" -m pytest -n 2 --no-loadscope-reorder -m "not slow"
 if [ "${1:-}" != "--quick" ]; then
     step "$python" -m pytest -n 2 --no-loadscope-reorder -m slow
