@@ -1,7 +1,7 @@
 """Random runs: each is refused by name before anything is built, or computes what one process does.
 
-Sizes that divide and sizes that don't, degrees, schedules, strategies, batches. Most draws are near to something
-that trains, and about half of them have a fault that the configuration has to name.
+Sizes that divide and sizes that don't, degrees, schedules, strategies, batches, adapters, experts. Most draws are
+near to something that trains, and about half of them have a fault that the configuration has to name.
 
 ``HEKATON_TEST_SEED`` repeats the draws of a run, whose seed is printed.
 """
@@ -30,7 +30,7 @@ TOLERANCE = 1e-9
 """Relative; in float64 a right layout agrees to 1e-12 or so."""
 FIXED = [
     "--plugins.load", str(SCRIPT.with_name("short_documents.py")),
-    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--model.tokenizer", "byte",
     "--training.dataset", "short_documents", "--training.steps", str(STEPS), "--training.max_norm", "0.5",
     "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
     "--training.mixed_precision_reduce", "float64", "--lr_scheduler.warmup_steps", "1",
@@ -71,8 +71,9 @@ def draw(seed: int, number: int) -> Draw:
     schedule = pick.choice(SCHEDULES)
     sizes = _sizes(pick, degrees, ulysses=strategy == "ulysses", schedule=schedule)
     batch, rows, microbatch = _batch(pick, degrees, schedule)
+    model, of_experts = _model(random.Random(f"{seed} {number} experts"), degrees, sizes)
     alone = [
-        "--model.overrides", json.dumps(sizes), "--training.seq_len", str(_length(pick, degrees)),
+        *model, "--training.seq_len", str(_length(pick, degrees)),
         "--training.global_batch_size", str(batch),
         "--training.packing", pick.choice(["documents", "documents", "concat"]),
     ]  # fmt: skip
@@ -83,7 +84,7 @@ def draw(seed: int, number: int) -> Draw:
         "--parallelism.tensor_parallel_degree", str(degrees["tp"]),
         "--parallelism.pipeline_parallel_degree", str(degrees["pp"]),
         "--training.local_batch_size", str(rows),
-        *_checkpointing(pick),
+        *_checkpointing(pick), *of_experts,
     ]  # fmt: skip
     if degrees["tp"] > 1:
         layout += pick.choice([[], [], ["--parallelism.no-sequence_parallel"]])
@@ -124,14 +125,44 @@ def _sizes(pick: random.Random, degrees: dict[str, int], *, ulysses: bool, sched
     kv_heads = _mostly(pick, [cut, cut, 2 * cut], [1, 2, 3, 4])
     heads = kv_heads * _mostly(pick, [1, 2], [1, 3])
     stages = degrees["pp"] * (1 if schedule in SINGLE_STAGE else 2)
+    layers = [stages + 1, stages + 2, 2 * stages, 5] if degrees["pp"] > 1 else [1, 2, 2, 3]
     return {
         "dim": heads * pick.choice([4, 8]),
-        "n_layers": _mostly(pick, [stages + 1, stages + 2, 2 * stages, 5], [1, 2, 3]),
+        "n_layers": _mostly(pick, layers, [1, 2, 3]),
         "n_heads": heads,
         "n_kv_heads": kv_heads,
         "hidden_dim": _mostly(pick, [tp * 16, tp * 15], [48, 64, 50]),
         "vocab_size": _mostly(pick, [264, 288, 264 * tp], [259, 262, 265]),
     }
+
+
+def _model(
+    pick: random.Random, degrees: dict[str, int], sizes: dict[str, int]
+) -> tuple[list[str], list[str]]:
+    """The flags of the model, three in ten with experts, and those of where its experts are."""
+    if pick.random() < 0.7:
+        model = ["--model.name", "llama3", "--model.flavor", "debugmodel"]
+        return [*model, "--model.overrides", json.dumps(sizes)], []
+    ranks = degrees["shard"] * degrees["cp"] * degrees["tp"]
+    etp = _mostly(pick, [1, *divisors(degrees["tp"])], [2, 3])
+    ep = _mostly(pick, [*divisors(ranks // etp or 1)[1:], *divisors(ranks // etp or 1)], [2, 3, 4])
+    experts = {
+        "n_experts": _mostly(pick, [2 * ep, 4 * ep], [4, 6]), "top_k": _mostly(pick, [1, 2], [3, 5]),
+        "hidden_dim": etp * pick.choice([8, 12]), "bias_rate": 1e-3, "sequence_balance": 1e-2,
+        "batch_balance": pick.choice([0.0, 1e-2]),
+    }  # fmt: skip
+    width = {name: size for name, size in sizes.items() if name != "hidden_dim"}
+    overrides = width | {"head_dim": 2 * pick.choice([2, 4]), "moe": experts}
+    named = pick.choice([["qwen3", "--model.flavor", "debugmodel_moe"], ["gpt_oss"]])
+    layout = [
+        "--parallelism.expert_parallel_degree", str(ep),
+        "--parallelism.expert_tensor_parallel_degree", str(etp),
+    ]  # fmt: skip
+    return ["--model.name", *named, "--model.overrides", json.dumps(overrides)], layout
+
+
+def divisors(number: int) -> list[int]:
+    return [one for one in range(1, number + 1) if number % one == 0]
 
 
 def _batch(pick: random.Random, degrees: dict[str, int], schedule: str) -> tuple[int, int, int]:
@@ -241,9 +272,10 @@ def test_a_draw_is_refused_by_name_or_is_the_single_process(number, seed, drawn,
         assert got == pytest.approx(expected, rel=TOLERANCE), f"step {step} of {what}"
 
 
-def test_many_draws_train_and_many_are_refused(checked):
-    statuses = Counter(status for status, _ in checked.values())
-    assert min(statuses[0], statuses[2]) > len(NUMBERS) // 6, statuses
+def test_many_draws_train_and_many_are_refused(drawn, checked):
+    for kind, least in {"llama3": 1 / 6, "qwen3": 1 / 50, "gpt_oss": 1 / 50}.items():
+        statuses = Counter(checked[number][0] for number, its in drawn.items() if kind in its.alone)
+        assert min(statuses[0], statuses[2]) > len(NUMBERS) * least, (kind, statuses)
 
 
 def test_a_refused_run_ends_with_the_message_of_the_check(drawn, checked):
