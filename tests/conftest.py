@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Environment:
         )
 
     def pip_install(self, *requirements: str) -> None:
-        done = self.run("pip", "install", "--quiet", *requirements, cwd=self.folder)
+        done = self.run("pip", "install", "--quiet", "--no-compile", *requirements, cwd=self.folder)
         assert done.returncode == 0, done.stderr
 
 
@@ -87,19 +88,24 @@ def requirements() -> list[Requirement]:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a distribution, from the repository's root -> its wheel, built from a copy of the sources."""
     base = tmp_path_factory.mktemp("wheels")
-    built = {}
-    for folder in distribution_folders():
-        name = folder.relative_to(REPOSITORY).as_posix()
+
+    def built(name: str) -> Path:
         source, out = base / "source" / name, base / "dist" / name
-        shutil.copytree(folder, source, ignore=shutil.ignore_patterns("__pycache__", "dist", "build"))
+        shutil.copytree(
+            REPOSITORY / name, source, ignore=shutil.ignore_patterns("__pycache__", "dist", "build")
+        )
         subprocess.run(
-            [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)],
+            [sys.executable, "-m", "build", "--installer", "uv", "--wheel", "--outdir", str(out), str(source)],
             check=True,
             capture_output=True,
             timeout=300,
         )
-        (built[name],) = out.glob("*.whl")
-    return built
+        (wheel,) = out.glob("*.whl")
+        return wheel
+
+    names = [folder.relative_to(REPOSITORY).as_posix() for folder in distribution_folders()]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(names, pool.map(built, names), strict=True))
 
 
 @pytest.fixture(scope="session")
