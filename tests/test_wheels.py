@@ -51,11 +51,17 @@ def test_every_wheel_says_what_it_is(wheels, repository):
 def everything(clean_environment, wheels, tmp_path_factory):
     """A folder outside the source tree, where every first-party distribution is installed from its wheel."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    plugins = [str(wheel) for name, wheel in wheels.items() if name != "core"]
-    clean_environment.pip_install(*plugins)
+    before = installed(clean_environment, folder)
+    clean_environment.pip_install(*[str(wheel) for name, wheel in wheels.items() if name != "core"])
     yield folder
-    names = [wheel.name.partition("-")[0] for name, wheel in wheels.items() if name != "core"]
-    clean_environment.run("pip", "uninstall", "--yes", *names, cwd=folder)
+    clean_environment.run(
+        "pip", "uninstall", "--yes", *(installed(clean_environment, folder) - before), cwd=folder
+    )
+
+
+def installed(environment, folder):
+    """The names of the distributions of an environment."""
+    return {each["name"] for each in json.loads(environment.run("pip", "list", "--format", "json", cwd=folder).stdout)}
 
 
 def test_hekaton_plugins_lists_them_all(clean_environment, everything, first_party_plugins):
