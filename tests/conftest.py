@@ -95,7 +95,17 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             REPOSITORY / name, source, ignore=shutil.ignore_patterns("__pycache__", "dist", "build")
         )
         subprocess.run(
-            [sys.executable, "-m", "build", "--installer", "uv", "--wheel", "--outdir", str(out), str(source)],
+            [
+                sys.executable,
+                "-m",
+                "build",
+                "--installer",
+                "uv",
+                "--wheel",
+                "--outdir",
+                str(out),
+                str(source),
+            ],
             check=True,
             capture_output=True,
             timeout=300,

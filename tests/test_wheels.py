@@ -61,7 +61,10 @@ def everything(clean_environment, wheels, tmp_path_factory):
 
 def installed(environment, folder):
     """The names of the distributions of an environment."""
-    return {each["name"] for each in json.loads(environment.run("pip", "list", "--format", "json", cwd=folder).stdout)}
+    return {
+        each["name"]
+        for each in json.loads(environment.run("pip", "list", "--format", "json", cwd=folder).stdout)
+    }
 
 
 def test_hekaton_plugins_lists_them_all(clean_environment, everything, first_party_plugins):
