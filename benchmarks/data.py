@@ -1,6 +1,7 @@
 """Tokens per second and core of the data pipeline, against the tokenizer alone on the same documents.
 
     python benchmarks/data.py [--repeats 5] [--seq-len 2048] [--rows 8]
+    python benchmarks/corpus.py                                          the same for corpora of token ids
 
 The documents are those of ``python_stdlib``, as files of the interpreter, and as one JSON-lines and one
 parquet file read by the dataset ``text``; the tokenizer is a byte-level BPE of 50,000 ids, trained on them

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hekaton.corpus.layout import MANIFEST, CorpusManifest, check_sizes, ends_file, ids_file
+from hekaton.data import Integers, TokenIds
 from hekaton.data.identity import fingerprint, sample
 from hekaton.errors import DataError
 
@@ -41,27 +42,39 @@ class MappedIds:
 
     @cached_property
     def ids(self) -> npt.NDArray[Any]:
-        return np.memmap(self.file, np.dtype(self.dtype), "r", self.starts_at, (self.tokens,))
+        return _mapped(self.file, self.dtype, self.starts_at, self.tokens)
 
     @cached_property
     def _ends(self) -> npt.NDArray[np.int64]:
         assert self.ends is not None
-        return np.memmap(self.ends, np.dtype("<i8"), "r", 0, (self.documents,))
+        return _mapped(self.ends, "<i8", 0, self.documents)
 
-    def document(self, index: int) -> npt.NDArray[Any]:
-        start, end = self.place(index)
-        if not 0 <= start <= end <= self.tokens:
+    def located(self, indices: Integers) -> tuple[Integers, Integers]:
+        """Where documents begin and end, in ids.
+
+        :raises DataError: when that cannot be.
+        """
+        starts, ends = self.places(indices)
+        wrong = np.flatnonzero((starts < 0) | (starts > ends) | (ends > self.tokens))
+        if len(wrong):
+            index, start, end = (int(values[wrong[0]]) for values in (indices, starts, ends))
             raise DataError(
                 f"document {index:,} of '{self.file}' lies from id {start:,} to {end:,} of {self.tokens:,}",
                 hint="its index is damaged: hekaton data verify",
             )
-        return self.ids[start:end]
+        return starts, ends
 
-    def place(self, index: int) -> tuple[int, int]:
-        """Where a document begins and ends, in ids."""
+    def places(self, indices: Integers) -> tuple[Integers, Integers]:
+        """Where documents begin and end as the index says it."""
         if self.ends is None:
-            return index * RAW_DOCUMENT, min((index + 1) * RAW_DOCUMENT, self.tokens)
-        return int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+            starts = indices * RAW_DOCUMENT
+            return starts, np.minimum(starts + RAW_DOCUMENT, self.tokens)
+        return np.where(indices > 0, self._ends[indices - 1], 0), self._ends[indices]
+
+
+def _mapped(file: Path, dtype: str, start: int, count: int) -> npt.NDArray[Any]:
+    """A view of a file, as a plain array: indexing an ``np.memmap`` costs several times that."""
+    return np.asarray(np.memmap(file, np.dtype(dtype), "r", start, (count,)))
 
 
 @dataclass(frozen=True)
@@ -73,17 +86,16 @@ class MegatronIds(MappedIds):
     @cached_property
     def _pointers(self) -> npt.NDArray[np.int64]:
         assert self.ends is not None
-        return np.memmap(self.ends, np.dtype("<i8"), "r", self.pointers_at, (self.documents,))
+        return _mapped(self.ends, "<i8", self.pointers_at, self.documents)
 
     @cached_property
     def _lengths(self) -> npt.NDArray[np.int32]:
         assert self.ends is not None
-        at = self.pointers_at - 4 * self.documents
-        return np.memmap(self.ends, np.dtype("<i4"), "r", at, (self.documents,))
+        return _mapped(self.ends, "<i4", self.pointers_at - 4 * self.documents, self.documents)
 
-    def place(self, index: int) -> tuple[int, int]:
-        start = int(self._pointers[index]) // np.dtype(self.dtype).itemsize
-        return start, start + int(self._lengths[index])
+    def places(self, indices: Integers) -> tuple[Integers, Integers]:
+        starts = self._pointers[indices] // np.dtype(self.dtype).itemsize
+        return starts, starts + self._lengths[indices]
 
 
 class TokenFiles:
@@ -100,6 +112,8 @@ class TokenFiles:
     ) -> None:
         self._mapped = files
         self._ends = np.cumsum([file.documents for file in files])
+        dtypes = {file.dtype for file in files}
+        self._dtype = np.dtype(dtypes.pop()) if len(dtypes) == 1 else np.dtype(np.int64)
         self._contents = contents
         self.fingerprint = identity
         self.made_with = made_with
@@ -111,12 +125,21 @@ class TokenFiles:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def fetch(self, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
-        found = np.searchsorted(self._ends, indices, side="right").tolist()
-        mapped = self._mapped
-        return [
-            mapped[number].document(index - int(self._ends[number]) + mapped[number].documents)
-            for number, index in zip(found, indices, strict=True)
-        ]
+        located = self.locate(np.asarray(indices, np.int64)).tolist()
+        return [self._mapped[number].ids[start:end] for number, start, end in located]
+
+    def locate(self, indices: Integers) -> Integers:
+        located = np.empty((len(indices), 3), np.int64)
+        located[:, 0] = numbers = self._ends.searchsorted(indices, side="right")
+        for number in np.unique(numbers).tolist():
+            mapped, within = self._mapped[number], numbers == number
+            in_file = indices[within] - (int(self._ends[number]) - mapped.documents)
+            located[within, 1], located[within, 2] = mapped.located(in_file)
+        return located
+
+    def joined(self, located: Integers) -> TokenIds:
+        ids = [self._mapped[number].ids[start:end] for number, start, end in located.tolist()]
+        return np.concatenate(ids, dtype=self._dtype)
 
     def files(self) -> dict[str, str]:
         """Size, and checksum or digest of a sample, of each file."""
@@ -222,7 +245,7 @@ def _megatron(file: Path, index: Path, size: int) -> MegatronIds:
     mapped = MegatronIds(
         file, dtype.str, size // dtype.itemsize, sequences, ends=index, pointers_at=34 + 4 * sequences
     )
-    last = mapped.place(sequences - 1)[1] if sequences else 0
+    last = int(mapped.places(np.array([sequences - 1]))[1][0]) if sequences else 0
     if last * dtype.itemsize != size:
         raise DataError(f"'{file}' has {size:,} bytes, and its index says {last * dtype.itemsize:,}")
     return mapped

@@ -29,6 +29,23 @@ class Documents(Protocol):
 
 
 @runtime_checkable
+class JoinedDocuments(Protocol):
+    """A dataset of token ids that can give many documents at once, one after the other in one array."""
+
+    def locate(self, indices: Integers) -> Integers:
+        """Where documents lie.
+
+        :returns: (n, 3): a number of a file, where the document begins in it, and where it ends, in ids.
+        """
+
+    def joined(self, located: Integers) -> TokenIds:
+        """The ids of documents, one after the other, of any integer type.
+
+        :param located: some of what :meth:`locate` returned.
+        """
+
+
+@runtime_checkable
 class DocumentOrder(Protocol):
     """Which document of a dataset stands at which place of what is read."""
 

@@ -9,6 +9,7 @@ fixes, so that each row of the batch meets all sources.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,6 +34,8 @@ class Blend:
         self._rows = rows
         self._seed = seed
         self._tables: dict[tuple[int, frozenset[int]], _Table | None] = {}
+        self._turn = (-1, 0)
+        """The step that was asked for last, and by how much its rows are turned."""
 
     def source_of(self, step: int, row: int, *, without: frozenset[int] = frozenset()) -> int | None:
         """The source of a row.
@@ -41,17 +44,19 @@ class Blend:
         :param without: sources that have nothing left for the row; the others take their share.
         :returns: ``None`` where no source with a weight is left.
         """
-        start = self._starts[int(np.searchsorted(self._starts, step, side="right")) - 1]
+        start = self._starts[bisect_right(self._starts, step) - 1]
         table = self._table(start, without)
         if table is None:
             return None
-        turn = int(mixed(np.array([self._seed * 0x9E3779B97F4A7C15 + step & 2**64 - 1], np.uint64))[0])
-        number = (step - start) * self._rows + (row + turn) % self._rows
+        if step != self._turn[0]:
+            key = np.array([self._seed * 0x9E3779B97F4A7C15 + step & 2**64 - 1], np.uint64)
+            self._turn = step, int(mixed(key)[0])
+        number = (step - start) * self._rows + (row + self._turn[1]) % self._rows
         return table[number % PERIOD]
 
     def shares(self, step: int) -> list[float]:
         """The share of each source in the rows of a step."""
-        start = self._starts[int(np.searchsorted(self._starts, step, side="right")) - 1]
+        start = self._starts[bisect_right(self._starts, step) - 1]
         weights = self._weights[start]
         return [weight / sum(weights) for weight in weights]
 

@@ -81,13 +81,17 @@ class IdsEncoder:
 
     def encode(self, parts: Sequence[Ids]) -> list[Encoded]:
         for part in parts:
-            if len(part.ids) and not 0 <= int(part.ids.min()) <= int(part.ids.max()) < self._vocab_size:
-                raise DataError(
-                    f"a document has the ids {int(part.ids.min()):,} to {int(part.ids.max()):,}, and the "
-                    f"tokenizer those below {self._vocab_size:,}",
-                    hint="the tokens were made with another tokenizer, or their dtype is another one",
-                )
+            self.check(part.ids)
         return [Encoded(part.ids) for part in parts]
+
+    def check(self, ids: Any) -> None:
+        """:raises DataError: for ids that the tokenizer does not have."""
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
+            raise DataError(
+                f"a document has the ids {int(ids.min()):,} to {int(ids.max()):,}, and the "
+                f"tokenizer those below {self._vocab_size:,}",
+                hint="the tokens were made with another tokenizer, or their dtype is another one",
+            )
 
 
 def text(section: Any, tokenizer: TextTokenizer) -> TextEncoder:

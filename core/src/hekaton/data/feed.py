@@ -9,18 +9,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Encoded, Part, TokenIds
+from hekaton.data import (
+    DocumentEncoder,
+    DocumentOrder,
+    Documents,
+    Encoded,
+    Integers,
+    JoinedDocuments,
+    Part,
+    TokenIds,
+)
+from hekaton.data.encoders import IDS_PART, IdsEncoder
 from hekaton.data.pieces import PIECE
 from hekaton.errors import DataError
 
 MOST_DOCUMENTS = 64
-"""A row asks for no more documents at once."""
+"""A row asks for no more texts at once."""
+JOINED_TOKENS = 2**15
+"""About how many tokens of a row are read at once where documents are token ids already."""
+_PLACES = 2**13
+"""Places of an order that are looked up at once, for all rows together: many cost little more than one."""
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -39,23 +54,36 @@ class Source:
 
 @dataclass(slots=True)
 class Span:
-    """Tokens that follow one another in one document of a row.
+    """Tokens that follow one another in one document of a row, or in several for a row maker that takes them.
 
-    :param document: its number in the row.
+    :param document: the number of the (first) document in the row.
     :param offset: of the first token in the document.
+    :param starts: where in ``ids`` each further document begins, none of which is empty.
     """
 
     document: int
     offset: int
     ids: TokenIds
     targets: npt.NDArray[np.bool_] | None = None
+    starts: Integers = field(default_factory=lambda: _NONE)
+
+    @property
+    def last_document(self) -> int:
+        return self.document + len(self.starts)
 
     def cut(self, count: int) -> tuple[Span, Span]:
         """The first ``count`` tokens, and the others."""
         targets = (None, None) if self.targets is None else (self.targets[:count], self.targets[count:])
+        document, offset, starts = self.document, self.offset + count, self.starts
+        before = after = starts
+        if len(starts):
+            passed = int(starts.searchsorted(count, side="right"))
+            if passed:
+                document, offset = document + passed, count - int(starts[passed - 1])
+            before, after = starts[: passed - (offset == 0)], starts[passed:] - count
         return (
-            Span(self.document, self.offset, self.ids[:count], targets[0]),
-            Span(self.document, self.offset + count, self.ids[count:], targets[1]),
+            Span(self.document, self.offset, self.ids[:count], targets[0], before),
+            Span(document, offset, self.ids[count:], targets[1], after),
         )
 
 
@@ -81,6 +109,8 @@ class Feed:
         """Documents without a token since the last one that had some."""
         self.skipped = 0
         """Documents without a token since the last row."""
+        self.indices = self.located = _NONE
+        """Of the next documents, as far as they were looked up."""
         self._encoded = 0
         self._begun: int | None = None
         """The document of which some parts are read, and others are not."""
@@ -115,6 +145,11 @@ class Feed:
         if self.unread and self.unread[0][0] == document:
             self.unread.popleft()
 
+    def pass_over(self, count: int) -> None:
+        """Have so many documents read, or about to be."""
+        self.next_document += count
+        self.indices, self.located = self.indices[count:], self.located[count:]
+
     def parts(self) -> Iterator[tuple[int, Part]]:
         """Take parts off the documents, at least one where there are any, until they amount to ``PIECE``."""
         size = 0
@@ -144,28 +179,49 @@ class Feed:
             offset, ids = offset + dropped, ids[dropped:]
             targets = None if targets is None else targets[dropped:]
             if part.is_last and not len(ids):
-                raise DataError(
-                    f"row {self.row} of the global batch: its cursor lies beyond the end of its document "
-                    f"{document}",
-                    hint="the documents changed since the checkpoint was written; to start them over, set "
-                    'checkpoint.exclude_from_loading = ["data_loader"]',
-                )
+                raise self._beyond(document)
         if len(ids):
             self.spans.append(Span(document, offset, ids, targets))
             self.available += len(ids)
+
+    def append_joined(self, document: int, ids: TokenIds, ends: Integers) -> None:
+        """Add whole documents that follow one another, none of them empty.
+
+        :param document: the first.
+        :param ends: where each ends in ``ids``.
+        """
+        self.empty_documents = 0
+        skip, self._skip = self._skip, 0
+        if skip >= ends[0]:
+            raise self._beyond(document)
+        self.spans.append(Span(document, skip, ids[skip:], None, ends[:-1] - skip))
+        self.available += len(ids) - skip
+
+    def _beyond(self, document: int) -> DataError:
+        return DataError(
+            f"row {self.row} of the global batch: its cursor lies beyond the end of its document {document}",
+            hint="the documents changed since the checkpoint was written; to start them over, set "
+            'checkpoint.exclude_from_loading = ["data_loader"]',
+        )
 
 
 class SourceReader:
     """Fetches and encodes the documents of one source for the feeds of many rows together."""
 
-    def __init__(self, source: Source, *, rows: int) -> None:
-        """:param rows: of the global batch."""
+    def __init__(self, source: Source, *, rows: int, joined: bool = False) -> None:
+        """:param rows: of the global batch.
+        :param joined: whether the row maker takes spans of several documents.
+        """
         self._source = source
         self._rows = rows
         self._count = len(source.documents)
-        self._places = None if source.epochs is None else source.epochs * self._count
+        self._last = None if source.epochs is None else source.epochs * self._count
         self._tokens_per_document = float("inf")  # ask for one until we know
         self._any_tokens = False
+        self._joined: JoinedDocuments | None = None
+        # An encoder that is not exactly ours may do more than look at ids.
+        if joined and type(source.encoder) is IdsEncoder and isinstance(source.documents, JoinedDocuments):
+            self._joined, self._ids = source.documents, source.encoder
 
     def fill(self, feeds: Sequence[Feed], tokens: int) -> None:
         """Read on until every feed has ``tokens`` tokens ahead, or nothing is left to read.
@@ -176,6 +232,9 @@ class SourceReader:
         """
         encoder = self._source.encoder
         while short := [feed for feed in feeds if feed.available < tokens]:
+            if self._joined is not None:
+                self._join(self._joined, short, tokens)
+                short = [feed for feed in short if feed.available < tokens]
             self._fetch([(feed, tokens - feed.available) for feed in short if not feed.unread])
             parts = [(feed, document, part) for feed in short for document, part in feed.parts()]
             if not parts:
@@ -195,24 +254,56 @@ class SourceReader:
         else:
             self._check_any_tokens()
 
+    def _join(self, documents: JoinedDocuments, feeds: Sequence[Feed], tokens: int) -> None:
+        """Give each feed whole documents at once: up to one that is empty or long, which is read alone."""
+        for feed in feeds:
+            while not feed.unread and feed.available < tokens:
+                self._look_up(feeds, feed)
+                located = feed.located
+                lengths = located[:, 2] - located[:, 1]
+                ends = lengths.cumsum()
+                most = int(ends.searchsorted(max(JOINED_TOKENS, tokens - feed.available), side="right")) + 1
+                alone = np.flatnonzero((lengths[:most] == 0) | (lengths[:most] > IDS_PART))
+                count = int(alone[0]) if len(alone) else min(most, len(lengths))
+                if not count:
+                    break
+                ids = documents.joined(located[:count])
+                self._ids.check(ids)
+                feed.append_joined(feed.next_document, ids, ends[:count])
+                feed.pass_over(count)
+
     def _fetch(self, wanted: Sequence[tuple[Feed, int]]) -> None:
         """Fetch about as many documents as give each feed the tokens that it wants, at least one."""
         source = self._source
-        asked = []
+        feeds = [feed for feed, _ in wanted]
+        asked: list[tuple[Feed, int]] = []
+        indices: list[int] = []
         for feed, tokens in wanted:
-            number = min(MOST_DOCUMENTS, int(tokens / self._tokens_per_document) + 1)
-            for _ in range(number):
-                place = feed.next_document * self._rows + feed.row
-                if self._places is not None and place >= self._places:
-                    break
-                asked.append((feed, feed.next_document, place))
-                feed.next_document += 1
+            self._look_up(feeds, feed)
+            number = 1 if self._joined else min(MOST_DOCUMENTS, int(tokens / self._tokens_per_document) + 1)
+            found = feed.indices[:number].tolist()
+            asked += [(feed, feed.next_document + at) for at in range(len(found))]
+            indices += found
+            feed.pass_over(len(found))
         if not asked:
             return
-        places = np.array([place for *_, place in asked], np.int64)
-        documents = source.documents.fetch(source.order.at(places).tolist())
-        for (feed, number, _), document in zip(asked, documents, strict=True):
+        documents = source.documents.fetch(indices)
+        for (feed, number), document in zip(asked, documents, strict=True):
             feed.unread.append((number, iter(source.encoder.cut(document))))
+
+    def _look_up(self, feeds: Sequence[Feed], wanted: Feed) -> None:
+        """Look up which documents come next, for all feeds that know of none, where ``wanted`` does not."""
+        if len(wanted.indices):
+            return
+        poor = [feed for feed in feeds if not len(feed.indices)]
+        each = np.arange(max(1, _PLACES // len(poor)))
+        places = np.concatenate([(feed.next_document + each) * self._rows + feed.row for feed in poor])
+        kept = places < self._last if self._last is not None else np.ones(len(places), np.bool_)
+        indices = self._source.order.at(places[kept])
+        located = self._joined.locate(indices) if self._joined else indices
+        ends = np.cumsum(kept.reshape(len(poor), -1).sum(axis=1))[:-1]
+        for feed, its, where in zip(poor, np.split(indices, ends), np.split(located, ends), strict=True):
+            feed.indices, feed.located = its, where
 
     def _check_any_tokens(self) -> None:
         """Tell a row that met only empty documents by chance from a dataset that has no others."""

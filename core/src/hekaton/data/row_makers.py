@@ -16,7 +16,10 @@ from hekaton.loss import IGNORE_INDEX
 
 @runtime_checkable
 class BatchRowMaker(Protocol):
-    """Makes rows of one kind from documents. It keeps nothing of its own between rows but ``Feed.made``."""
+    """Makes rows of one kind from documents. It keeps nothing of its own between rows but ``Feed.made``.
+
+    One that has ``takes_joined = True`` may find spans of several documents in its feeds (``Span.starts``).
+    """
 
     @property
     def unit(self) -> str:
@@ -73,6 +76,8 @@ class InOrder(_Rows):
     """``documents`` and ``concat``: documents one after the other, cut into rows. A document goes on in the
     next row. With ``documents`` positions restart at each document and each row, and the last token of a
     document predicts nothing (label ``IGNORE_INDEX``); with ``concat`` it predicts the first of the next."""
+
+    takes_joined = True
 
     def make(self, feed: Feed, out: Mapping[str, Integers]) -> int:
         if feed.available <= 1:  # a last token alone predicts nothing
@@ -190,26 +195,31 @@ def lay_out(spans: Sequence[Span], ahead: Span | None, out: Mapping[str, Integer
     :param out: ``tokens``, ``labels``, and ``positions`` where documents are kept apart; (seq_len,) each.
     """
     tokens, labels, positions = out["tokens"], out["labels"], out.get("positions")
-    end = begin = 0
+    end = 0
+    begins = [0]
     last = len(spans) - 1
     for number, span in enumerate(spans):
         following = spans[number + 1] if number < last else ahead
         start, end = end, end + len(span.ids)
         tokens[start:end] = span.ids
         if span.targets is None:
-            labels[start : end - 1] = span.ids[1:]
+            labels[start : end - 1] = tokens[start + 1 : end]
         else:
             labels[start : end - 1] = np.where(span.targets[1:], span.ids[1:], IGNORE_INDEX)
-        ends_document = following is None or following.document != span.document
+        if positions is not None and len(span.starts):
+            within = span.starts + start
+            labels[within - 1] = IGNORE_INDEX
+            begins += within.tolist()
+        ends_document = following is None or following.document != span.last_document
         if following is not None and not (ends_document and positions is not None):
             is_target = following.targets is None or following.targets[0]
             labels[end - 1] = following.ids[0] if is_target else IGNORE_INDEX
-        if positions is not None and (ends_document or number == last):
-            positions[begin:end] = np.arange(end - begin)
-        if ends_document:
-            begin = end
-    if positions is not None and end < len(positions):
-        positions[end:] = np.arange(len(positions) - end)
+        if ends_document or number == last:
+            begins.append(end)
+    if positions is not None:
+        edges = np.array([*begins, len(positions)])
+        count = np.arange(len(positions))
+        np.subtract(count, np.repeat(edges[:-1], edges[1:] - edges[:-1]), out=positions)
 
 
 def documents(section: Any, seq_len: int) -> InOrder:

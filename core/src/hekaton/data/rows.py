@@ -67,7 +67,8 @@ class RowReader:
     def __init__(self, stream: Stream, rows: Sequence[int], cursor: Integers) -> None:
         """:param cursor: (rows, cursor width)."""
         self._stream = stream
-        self._readers = [SourceReader(source, rows=stream.rows) for source in stream.sources]
+        joined = getattr(stream.maker, "takes_joined", False)
+        self._readers = [SourceReader(source, rows=stream.rows, joined=joined) for source in stream.sources]
         self._rows = [_Row(stream, row, place) for row, place in zip(rows, cursor.tolist(), strict=True)]
 
     def next(self) -> Sequences:
@@ -101,11 +102,12 @@ class RowReader:
                         waiting.append((index, row))
         for row in self._rows:
             row.made += 1
+        skipped = sum(row.skipped() for row in self._rows)
         return Sequences(
             tensors,
             np.array([row.cursor for row in self._rows], np.int64),
             left=any(number >= 0 for number in found),
-            skipped=sum(row.skipped() for row in self._rows),
+            skipped=skipped,
             ended=frozenset().union(*(row.ended for row in self._rows)),
             sources=found,
         )
@@ -118,6 +120,9 @@ class _Row:
         self._stream = stream
         self._row = row
         self.ended: frozenset[int] = frozenset()
+        self._cursor = list(cursor)
+        self._chosen: set[int] = set()
+        """The sources that were read from since the cursor was asked for."""
         width = stream.maker.cursor_width
         if stream.blend is None:
             self.made = 0
@@ -132,20 +137,29 @@ class _Row:
     def choose(self) -> int | None:
         """The source of the next sequence among those that have not ended."""
         if self._stream.blend is None:
-            return None if self.ended else 0
-        return self._stream.blend.source_of(self.made, self._row, without=self.ended)
+            number = None if self.ended else 0
+        else:
+            number = self._stream.blend.source_of(self.made, self._row, without=self.ended)
+        if number is not None:
+            self._chosen.add(number)
+        return number
 
     @property
     def cursor(self) -> list[int]:
         width = self._stream.maker.cursor_width
         if self._stream.blend is None:
             return list(self.feeds[0].cursor[:width])
-        places = ([*feed.cursor[:width], taken] for feed, taken in zip(self.feeds, self.taken, strict=True))
-        return [self.made, *(number for place in places for number in place)]
+        self._cursor[0] = self.made
+        for number in self._chosen:
+            start = 1 + number * (width + 1)
+            self._cursor[start : start + width + 1] = *self.feeds[number].cursor[:width], self.taken[number]
+        self._chosen.clear()
+        return self._cursor
 
     def skipped(self) -> int:
-        """Documents without a token since the last call."""
-        count = sum(feed.skipped for feed in self.feeds)
-        for feed in self.feeds:
-            feed.skipped = 0
+        """Documents without a token since the last call. It is to be asked for before the cursor."""
+        count = 0
+        for number in self._chosen:
+            count += self.feeds[number].skipped
+            self.feeds[number].skipped = 0
         return count

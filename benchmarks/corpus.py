@@ -1,0 +1,140 @@
+"""Tokens per second of a corpus of token ids, against a bare gather of its rows; a mixture; a very large one.
+
+    python benchmarks/corpus.py [--repeats 7] [--rows 8]
+
+The gather takes random rows from the same memory map, as int64, which is what a model is given; the loader
+gives labels and positions as well, three times as many bytes. Sides take turns and are timed by their
+processor time; medians are printed. The large corpus has ten million documents and 100 GB of ids, made
+sparse.
+Goals: a third of the gather; a mixture of four sources within 10% of one; the first batch of the large corpus
+within 3 s; 500 MB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+TOKENS = 100_000_000
+VOCAB_SIZE = 50_000
+MEAN_LENGTHS = (100, 500, 2_000)
+DOCUMENTS, DOCUMENT = 10_000_000, 5_000
+"""Of the large corpus, and ids of each."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=8, help="sequences in a step")
+    parser.add_argument("--large", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.large:
+        first_batch(Path(arguments.large))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        speed(Path(folder), repeats=arguments.repeats, rows=arguments.rows)
+        large = Path(folder, "large")
+        write(large, np.arange(1, DOCUMENTS + 1) * DOCUMENT)
+        with (large / "shard.bin").open("wb") as file:
+            file.truncate(DOCUMENTS * DOCUMENT * 2)
+        start = time.perf_counter()
+        said = subprocess.run(
+            [sys.executable, __file__, "--large", str(large)], check=True, capture_output=True, text=True
+        ).stdout
+        print(f"{said.strip()}; whole process {time.perf_counter() - start:.2f} s")
+
+
+def speed(folder: Path, *, repeats: int, rows: int) -> None:
+    """The loader against the gather, for documents and rows of some lengths."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCAB_SIZE, TOKENS, dtype=np.uint16)
+    for mean in MEAN_LENGTHS:
+        ends = np.cumsum(np.maximum(1, rng.exponential(mean, 2 * TOKENS // mean).astype(np.int64)))
+        write(folder / str(mean), np.append(ends[ends < TOKENS], TOKENS))
+        ids.tofile(folder / str(mean) / "shard.bin")
+    for seq_len in (2_048, 8_192):
+        sides: dict[str, Callable[[], object]] = {"gather": gather(folder, seq_len, rows)}
+        for mean in MEAN_LENGTHS:
+            sides[f"documents of {mean:,}"] = loader([folder / str(mean)], seq_len, rows)
+        sides["mixture of four"] = loader([folder / "500"] * 4, seq_len, rows)
+        steps = max(20, 4_000_000 // (seq_len * rows))
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(repeats):
+            for name, side in sides.items():
+                start = time.process_time()
+                for _ in range(steps):
+                    side()
+                rates[name].append(steps * rows * seq_len / (time.process_time() - start) / 1e6)
+        for name, measured in rates.items():
+            of_gather = statistics.median(a / b for a, b in zip(measured, rates["gather"], strict=True))
+            print(f"rows of {seq_len:,}: {name:<20}{statistics.median(measured):>8,.1f} M tokens/s"
+                  f"   of the gather {of_gather:.3f}")  # fmt: skip
+        mixed = zip(rates["mixture of four"], rates["documents of 500"], strict=True)
+        print(f"rows of {seq_len:,}: a mixture of four has {statistics.median(a / b for a, b in mixed):.3f} "
+              "of the speed of one source")  # fmt: skip
+
+
+def gather(folder: Path, seq_len: int, rows: int) -> Callable[[], object]:
+    ids = np.memmap(folder / "500" / "shard.bin", np.uint16, "r")
+    table = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
+    rng = np.random.default_rng(1)
+    return lambda: table[rng.integers(0, len(table), rows)].astype(np.int64)
+
+
+def loader(folders: list[Path], seq_len: int, rows: int) -> Callable[[], object]:
+    from hekaton.corpus.tokens import build
+    from hekaton.data.blend import Blend
+    from hekaton.data.encoders import IdsEncoder
+    from hekaton.data.feed import Source
+    from hekaton.data.loader import Loader
+    from hekaton.data.order import Shuffled
+    from hekaton.data.row_makers import InOrder
+    from hekaton.data.rows import Stream
+
+    sources = []
+    for seed, folder in enumerate(folders):
+        documents: Any = build(SimpleNamespace(dtype="uint16"), str(folder))
+        sources.append(Source(documents, IdsEncoder(VOCAB_SIZE), Shuffled(len(documents), seed)))
+    blend = Blend({0: [0.4, 0.3, 0.2, 0.1]}, rows=rows, seed=0) if len(folders) == 4 else None
+    stream = Stream(sources, InOrder(seq_len), rows, repeat=True, blend=blend)
+    return Loader(stream, range(rows), identity={}).next_step
+
+
+def write(folder: Path, ends: Any) -> None:
+    """A corpus of one shard but for its ids."""
+    folder.mkdir()
+    ends.astype("<i8").tofile(folder / "shard.ends")
+    shard = {"name": "shard", "documents": len(ends), "tokens": int(ends[-1]), "ids_checksum": "",
+             "ends_checksum": ""}  # fmt: skip
+    manifest = {"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": VOCAB_SIZE, "shards": [shard]}
+    (folder / "corpus.json").write_text(json.dumps(manifest))
+
+
+def first_batch(folder: Path) -> None:
+    import torch  # noqa: F401  its import is none of the corpus
+
+    before = time.perf_counter()
+    step = loader([folder], 2_048, 8)
+    step()
+    first = time.perf_counter() - before
+    for _ in range(200):
+        step()
+    memory = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    size = DOCUMENTS * DOCUMENT * 2 / 1e9
+    print(f"{DOCUMENTS:,} documents, {size:,.0f} GB: first batch after {first:.2f} s, "
+          f"at most {memory:,.0f} MiB resident, torch included")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
