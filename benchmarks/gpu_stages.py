@@ -245,7 +245,7 @@ class Loop:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        from hekaton.build import build_meta, materialize
+        from hekaton.building import build_meta, materialize
         from hekaton.mesh import ParallelDims
 
         config = run.config
@@ -337,7 +337,7 @@ def _pinned(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def row_of(what: str, side: Side, run: Any, tokens: int, n_layers: int) -> dict[str, Any]:
-    from hekaton.build import model_config
+    from hekaton.building import model_config
     from hekaton.metrics import peak_tflops
 
     seconds = statistics.median(side.seconds)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from hekaton.build import build_meta, materialize
+from hekaton.building import build_meta, materialize
 from hekaton.config import load
 from hekaton.distributed import process_group, this_process
 from hekaton.init import initialize

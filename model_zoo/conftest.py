@@ -52,7 +52,7 @@ def opened_by_transformers(tmp_path: Path) -> Callable[..., torch.nn.Module]:
 @pytest.fixture
 def from_files() -> Callable[[str, Path], torch.nn.Module]:
     """``from_files(name, folder)``: our model with the weights of a folder that transformers saved."""
-    from hekaton.build import materialize
+    from hekaton.building import materialize
     from hekaton.plugins import Plugins
     from hekaton.weights.counterpart import build_format, counterpart_of
 

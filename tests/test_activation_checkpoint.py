@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.config import load
 from hekaton.config.sections import ActivationCheckpointSection, CompileSection
 from hekaton.errors import ConfigErrors

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.build import build_meta, make_layout
+from hekaton.building import build_meta, make_layout
 from hekaton.config import load
 from hekaton.mesh import ParallelDims
 from hekaton.rules import check

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hekaton.build import build_meta, materialize
+from hekaton.building import build_meta, materialize
 from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
 from hekaton.cli.generate import TextStream, in_order

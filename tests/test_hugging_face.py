@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
 from hekaton.init import initialize, resolve_init

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hekaton.build import model_config
+from hekaton.building import model_config
 from hekaton.config import load
 from hekaton.errors import HekatonError
 from hekaton.rules import check

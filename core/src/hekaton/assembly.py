@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from hekaton.build import (
+from hekaton.building import (
     BuiltModel,
     MetaModel,
     build_meta,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from hekaton.build import BuiltModel
+from hekaton.building import BuiltModel
 from hekaton.distributed import all_sum, plain
 from hekaton.draws import Draw
 from hekaton.errors import ConfigError, PluginError

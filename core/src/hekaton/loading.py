@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hekaton.build import build_meta, materialize
+from hekaton.building import build_meta, materialize
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model
 from hekaton.checkpoint.tensors.state import model_tensors

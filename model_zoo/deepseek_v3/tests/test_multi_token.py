@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.errors import CheckpointError
 from hekaton.identity.values import model_meanings
 from hekaton.loss import IGNORE_INDEX

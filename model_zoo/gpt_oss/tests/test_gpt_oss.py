@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GptOssConfig as TheirConfig
 from transformers import GptOssForCausalLM
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.cli import main
 from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.init import initialize, resolve_init
 from hekaton_blocks import RopeScaling
 from hekaton_llama3.hugging_face import table

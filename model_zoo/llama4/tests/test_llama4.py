@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Llama4TextConfig
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.plugins import Plugins

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Llama4TextConfig
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.weights import whole
 from hekaton_blocks import AttentionPattern, routing
 from hekaton_llama4 import LLAMA4_DEFAULTS

@@ -8,7 +8,7 @@ import torch
 from transformers import Qwen3Config as TheirConfig
 from transformers import Qwen3ForCausalLM
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.contributions import HFAdapter
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.init import initialize, resolve_init

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from transformers import Qwen3MoeConfig as TheirConfig
 from transformers import Qwen3MoeForCausalLM
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.cli import main
 from hekaton.errors import CheckpointError
 from hekaton.init import initialize, resolve_init

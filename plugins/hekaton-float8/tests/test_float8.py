@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from hekaton.build import build_meta
+from hekaton.building import build_meta
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.cli import main
 from hekaton.config import load

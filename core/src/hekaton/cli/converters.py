@@ -11,7 +11,7 @@ def show_converters(arguments: list[str]) -> None:
 
     :raises HekatonError: for a model that cannot be built or converted.
     """
-    from hekaton.build import build_meta
+    from hekaton.building import build_meta
     from hekaton.layer_choices import describe
     from hekaton.rules.run import Run
 

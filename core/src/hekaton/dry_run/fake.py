@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from hekaton.assembly import Assembled, assemble
-from hekaton.build import BuiltModel, MetaModel
+from hekaton.building import BuiltModel, MetaModel
 from hekaton.config.base import MAX_PROCESSES
 from hekaton.distributed import Process
 from hekaton.dry_run.observe import Message, Observer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from hekaton.build import build_meta
+from hekaton.building import build_meta
 from hekaton.errors import HekatonError, choices_hint
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.schedules import SPLIT_BACKWARD

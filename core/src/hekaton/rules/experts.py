@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from hekaton.build import expert_styles
+from hekaton.building import expert_styles
 from hekaton.contributions import Dispatcher
 from hekaton.errors import HekatonError
 from hekaton.parallel.experts import expert_layers, uneven_cuts

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hekaton.build import MetaModel, tensor_styles
+from hekaton.building import MetaModel, tensor_styles
 from hekaton.contributions import ContextParallel
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.parallel.pipeline import stage_layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hekaton.build import model_config
+from hekaton.building import model_config
 from hekaton.errors import ConfigErrors, HekatonError
 from hekaton.parameters import group_names, trained_names
 from hekaton.rules.run import Run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hekaton.build import MetaModel, build_meta, model_config
+from hekaton.building import MetaModel, build_meta, model_config
 from hekaton.config import JobConfig
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.mesh import ParallelDims

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from hekaton.build import check_vocabulary
+from hekaton.building import check_vocabulary
 from hekaton.components import build_component
 from hekaton.contributions import Tokenizer
 from hekaton.errors import HekatonError

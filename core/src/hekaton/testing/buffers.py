@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hekaton.build import buffer_owners
+from hekaton.building import buffer_owners
 from hekaton.spec import TrainSpec
 
 _POISONS = (3.0, -7.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hekaton.build import build_meta, build_objective, give_memory, initialize_parts, parallelize_model
+from hekaton.building import build_meta, build_objective, give_memory, initialize_parts, parallelize_model
 from hekaton.config import Loaded, load
 from hekaton.distributed import all_sum
 from hekaton.errors import ConfigErrors, HekatonError, UnknownName

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hekaton.build import buffer_owners, materialize
+from hekaton.building import buffer_owners, materialize
 from hekaton.draft import Draft, apply_converters
 from hekaton.init import initialize, resolve_init
 from hekaton.parallel.plan import check_plan

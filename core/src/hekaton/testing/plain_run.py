@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hekaton.build import materialize
+from hekaton.building import materialize
 from hekaton.components import build_component
 from hekaton.config import load as load_configuration
 from hekaton.contributions import Objective

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from hekaton.build import build_meta, override
+from hekaton.building import build_meta, override
 from hekaton.checkpoint.disk.folders import sync
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model, write_model
 from hekaton.checkpoint.tensors.state import model_tensors

@@ -24,7 +24,7 @@ from hekaton.errors import CheckpointError
 from hekaton.identity.kept import Identity
 
 if TYPE_CHECKING:
-    from hekaton.build import MetaModel
+    from hekaton.building import MetaModel
     from hekaton.data import TextTokenizer
     from hekaton.data.loader import Loader
     from hekaton.mesh import ParallelDims
