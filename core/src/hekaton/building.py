@@ -27,7 +27,7 @@ from hekaton.meta import on_meta
 from hekaton.objective import ObjectiveContext, TrainingObjective
 from hekaton.overrides import overridden
 from hekaton.parallel.apply import Layout, parallelize
-from hekaton.parallel.context import ContextGroup
+from hekaton.parallel.context import ContextGroup, use_attention_backend
 from hekaton.parallel.contract import needed_inputs, run_end
 from hekaton.parallel.experts import ExpertGroup, expert_entries
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
@@ -191,6 +191,8 @@ def parallelize_model(
     if meta.plan.experts and dims.ep * dims.etp > 1:
         expert_group = ExpertGroup(ep=meshes.experts["ep"].get_group(), etp=meshes.experts["etp"].get_group())
     layout = make_layout(meta, dims, config, plugins, context_group, expert_group)
+    if config.model.attention_backend is not None:
+        use_attention_backend(meta.model, meta.plan.context, config.model.attention_backend)
     shapes = _stage_shapes(meta, objective, layout, dims, config) if layout.stages is not None else ()
     parts = parallelize(meta.model, layout, meshes, dims, config)
     return BuiltModel(parts=parts, layout=layout, context=context_group, shapes=shapes)

@@ -131,11 +131,17 @@ class ContextParallel(Component):
     :class:`hekaton.parallel.context.ContextStrategy`.
 
     ``supports``: what it can do beyond causal attention inside documents, in the words in which inner
-    attentions say what they require: ``bidirectional``, ``window``, ``chunks``, ``sinks``, or others.
+    attentions say what they require: ``bidirectional``, ``window``, ``chunks``, ``sinks``, ``softcap``, or
+    others.
+
+    ``requires``: what an attention backend that a run names must support for it: ``positions`` where the
+    strategy calls the inner attention with ``queries_at`` and ``keys_at``. ``None`` where it computes
+    attention itself, so that naming a backend would have no effect.
     """
 
     build: Ref
     supports: tuple[str, ...] = ()
+    requires: tuple[str, ...] | None = ()
 
 
 @dataclass(frozen=True, kw_only=True)

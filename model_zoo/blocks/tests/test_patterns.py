@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from hekaton.errors import ConfigError
-from hekaton_blocks import AttentionPattern, DocumentAttention, PackedDocuments, attention, documents
+from hekaton_blocks import (
+    AttentionPattern,
+    DocumentAttention,
+    PackedDocuments,
+    attention,
+    documents,
+    pack_documents,
+)
+from hekaton_blocks.backends import BACKENDS
 
 SEQ, HEADS, KV_HEADS, HEAD_DIM = 23, 4, 2, 8
 IDS = torch.tensor([[7] * 3 + [2] * 13 + [5] * 7, [0] * 22 + [1]])
@@ -23,6 +31,8 @@ PATTERNS = {
     "sinks": AttentionPattern(sinks=True),
     "window with sinks": AttentionPattern(window=4, sinks=True, scale=0.7),
     "bidirectional with sinks": AttentionPattern(causal=False, sinks=True),
+    "softcap": AttentionPattern(softcap=0.5, scale=0.9),
+    "softcap in windows with sinks": AttentionPattern(softcap=0.8, window=4, sinks=True),
 }
 
 
@@ -46,7 +56,10 @@ def dense(pattern, q, k, v, sinks, ids):
     )[:, None]
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (k, v))
     scale = HEAD_DIM**-0.5 if pattern.scale is None else pattern.scale
-    scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
+    scores = q @ k.mT * scale
+    if pattern.softcap is not None:
+        scores = pattern.softcap * (scores / pattern.softcap).tanh()
+    scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
         scores = torch.cat((scores, sinks[:, None, None].expand(*scores.shape[:3], 1)), dim=-1)
     return scores.softmax(dim=-1)[..., :SEQ] @ v
@@ -67,8 +80,11 @@ def with_gradients(attend, given):
     return [out, *torch.autograd.grad((out * weights).sum(), [x for x in given if x is not None])]
 
 
-def attend(pattern, ids, **at):
+def attend(pattern, ids, backend=None, **at):
     inner = DocumentAttention(pattern)
+    inner.backend = backend
+    if backend is not None:
+        ids = pack_documents(ids, [pattern], backend=inner.chosen)
 
     def call(q, k, v, sinks):
         return inner(q, k, v, ids, **({} if sinks is None else {"sinks": sinks}), **at)
@@ -132,6 +148,73 @@ def test_flex_attention_over_tiles_is_that_too(kind, monkeypatch):
             )  # fmt: skip
             got = DocumentAttention(pattern)(*heads, prepared, **more)
             torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def varlen_by_definition(
+    q, k, v, starts, of_keys, longest, longest_of_keys, *, scale, window_size, enable_gqa
+):
+    """What torch's documentation says of ``varlen_attn``, a sequence at a time."""
+    assert starts is of_keys
+    assert starts.dtype == torch.int32
+    assert longest == longest_of_keys
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    before, after = window_size
+    out = []
+    for start, end in itertools.pairwise(starts.tolist()):
+        assert 0 < end - start <= longest
+        heads = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        at = torch.arange(end - start)
+        back = at[:, None] - at
+        mask = (back <= before if before >= 0 else True) & (
+            -back <= after if after >= 0 else torch.ones_like(back) > 0
+        )
+        result = torch.nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=mask, scale=scale, enable_gqa=enable_gqa
+        )
+        out.append(result.transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_that_is_named_computes_the_pattern_or_says_that_it_does_not(
+    kind, backend, monkeypatch
+):
+    pattern = PATTERNS[kind]
+    if not set(pattern.requires) <= set(BACKENDS[backend].supports):
+        assert backend == "varlen"  # and a run that names it is refused: test_attention_rules.py
+        assert pattern.sinks or pattern.softcap
+        return
+    if backend == "flex":
+        with unfused(monkeypatch):
+            for ids in (None, IDS):
+                given = [x if x is None else x.detach() for x in inputs(pattern)]
+                got = attend(pattern, ids, backend)(*given)
+                torch.testing.assert_close(got, dense(pattern, *given, ids), rtol=1e-5, atol=1e-5)
+        return
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_by_definition)
+    for ids in (None, IDS):
+        expected = with_gradients(lambda *x, ids=ids: dense(pattern, *x, ids), inputs(pattern))
+        got = with_gradients(attend(pattern, ids, backend), inputs(pattern))
+        for one, want in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", PATTERNS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_on_cuda_every_backend_computes_the_pattern(kind, backend):
+    pattern = PATTERNS[kind]
+    if not set(pattern.requires) <= set(BACKENDS[backend].supports):
+        return
+    for ids in (None, IDS):
+        given = inputs(pattern, torch.bfloat16)
+        reference = [x if x is None else x.detach().double().requires_grad_() for x in given]
+        expected = with_gradients(lambda *x, ids=ids: dense(pattern, *x, ids), reference)
+        on_cuda = [x if x is None else x.detach().cuda().requires_grad_() for x in given]
+        got = with_gradients(attend(pattern, ids if ids is None else ids.cuda(), backend), on_cuda)
+        for one, want in zip(got, expected, strict=True):
+            assert (one.cpu().double() - want).norm() < 2e-2 * want.norm()
 
 
 @pytest.mark.parametrize("seq", [100, 700, 1024])
@@ -214,7 +297,11 @@ def test_a_window_of_what_comes_after_is_refused():
 def test_what_a_pattern_requires_has_names():
     assert AttentionPattern(scale=2.0).requires == ()
     assert AttentionPattern(window=4, sinks=True).requires == ("window", "sinks")
-    assert AttentionPattern(chunk=4, causal=False).requires == ("bidirectional", "chunks")
+    assert AttentionPattern(chunk=4, causal=False, softcap=30.0).requires == (
+        "bidirectional",
+        "chunks",
+        "softcap",
+    )
 
 
 @pytest.mark.parametrize("pattern", [AttentionPattern(chunk=5), AttentionPattern(window=3)])

@@ -16,6 +16,7 @@ PATTERNS = (
     AttentionPattern(causal=False),
     AttentionPattern(sinks=True, scale=0.7),
     AttentionPattern(window=5, sinks=True),
+    AttentionPattern(chunk=7, sinks=True, softcap=0.8),
 )
 SEQ, HEADS, KV_HEADS = 24, 8, 4
 DOCUMENTS = torch.tensor([[0] * 3 + [1] * 13 + [2] * 8, [0] * 23 + [1]])

@@ -51,6 +51,28 @@ class ContextStrategy(Protocol):
         """The forward that takes the place of an inner attention's."""
 
 
+class AttentionBackend(Protocol):
+    """One of the ways to compute an inner attention, which offers them by name in ``backends``, and computes
+    by the one whose name a run puts in its attribute ``backend``."""
+
+    @property
+    def supports(self) -> Sequence[str]:
+        """What it can do, in the words of ``requires``, and ``positions`` where it takes ``queries_at`` and
+        ``keys_at``."""
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Types of devices, such as ``cuda``, that it is for; empty for all."""
+
+    @property
+    def dtypes(self) -> Sequence[str]:
+        """What it computes in, such as ``bfloat16``; empty for everything."""
+
+    @property
+    def missing(self) -> Callable[[], str]:
+        """Says what it needs and this machine lacks; an empty string where nothing is missing."""
+
+
 def contiguous(seq_len: int, degree: int, *, device: torch.device | None = None) -> torch.Tensor:
     """Each rank holds one stretch of the sequence. :returns: (seq_len,)"""
     return torch.arange(seq_len, device=device)
@@ -66,6 +88,12 @@ def head_tail(seq_len: int, degree: int, *, device: torch.device | None = None) 
 def inner_attentions(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """The modules where attention must see the whole sequence, as a plan names them."""
     return [module for _, module in matching(model, patterns)]
+
+
+def use_attention_backend(model: nn.Module, patterns: Sequence[str], name: str) -> None:
+    """Have every inner attention that the plan names compute by this backend, which it offers."""
+    for module in inner_attentions(model, patterns):
+        module.backend = name  # type: ignore[assignment]
 
 
 def apply_context_parallel(model: nn.Module, patterns: Sequence[str], strategy: ContextStrategy) -> None:

@@ -29,6 +29,7 @@ KEPT = (
     "aten._scaled_dot_product_fused_attention_overrideable.default",
     "aten._scaled_dot_product_flash_attention_for_cpu.default",
     "higher_order.flex_attention",
+    "torch_attn._varlen_attn.default",
     "_c10d_functional.reduce_scatter_tensor.default",
 )
 
@@ -44,6 +45,7 @@ def operator(name: str) -> Any:
     :raises ConfigError: for a name that torch does not know.
     """
     import torch.nn.attention.flex_attention  # registers its operator
+    import torch.nn.attention.varlen
 
     found: Any = torch.ops
     for part in name.split("."):

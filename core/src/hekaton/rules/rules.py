@@ -11,6 +11,7 @@ from hekaton.contributions import Check
 from hekaton.errors import ConfigErrors, HekatonError, PluginError
 from hekaton.plugins import Contributed
 from hekaton.rules import (
+    attention,
     checkpoint,
     compilation,
     data,
@@ -86,6 +87,7 @@ RULES: tuple[Rule, ...] = (
     layout.split_backward_keeps_parameters,
     layout.layout_is_said_once,
     layout.plan_can_be_carried_out,
+    attention.backend_can_attend,
     experts.experts_are_there,
     experts.experts_can_be_dealt_out,
     experts.sequence_divides_among_experts,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hekaton_blocks.documents import (
-    Documents,
-    PackedDocuments,
-    attention_tiles,
-    flex_attention,
-    takes_tiles,
-)
+from hekaton_blocks.backends import BACKENDS, AttentionBackend
+from hekaton_blocks.documents import Documents, PackedDocuments, takes_tiles
 from hekaton_blocks.experts import local
 from hekaton_blocks.pattern import CAUSAL, AttentionPattern
 from hekaton_blocks.rope import apply_rotary
-from hekaton_blocks.sinks import attend_with_sinks
+from hekaton_blocks.sinks import attend_with_sinks, attend_with_softcap
 
 if TYPE_CHECKING:
     from hekaton_blocks.cache import KeyValueCache
@@ -31,19 +27,29 @@ class DocumentAttention(nn.Module):
     """Scaled dot-product attention among tokens of the same document, as a pattern describes it.
 
     Without parameters, and apart from the projections, so that strategies which split the sequence can take
-    its place. On a CPU no more than a document, a chunk or a stretch of the window's size is masked at a
-    time; on CUDA FlexAttention skips what the pattern leaves out.
+    its place. Where a run names no backend, no more than a document, a chunk or a stretch of the window's
+    size is masked at a time on a CPU; on CUDA FlexAttention skips what the pattern leaves out.
     """
+
+    backends: Mapping[str, AttentionBackend] = BACKENDS
+    """What a run can choose from, by name."""
 
     def __init__(self, pattern: AttentionPattern = CAUSAL) -> None:
         super().__init__()
         self.pattern = pattern
+        self.backend: str | None = None
+        """The name of what it chose; otherwise the usual one for what is computed."""
         self.cache: KeyValueCache | None = None
         """Keys and values so far, while a text is generated."""
 
     @property
+    def chosen(self) -> AttentionBackend | None:
+        """The backend that a run named."""
+        return None if self.backend is None else self.backends[self.backend]
+
+    @property
     def requires(self) -> tuple[str, ...]:
-        """What a context-parallel strategy must support."""
+        """What a backend and a context-parallel strategy must support."""
         return self.pattern.requires
 
     def forward(
@@ -94,28 +100,29 @@ class DocumentAttention(nn.Module):
         ids = documents.ids if isinstance(documents, PackedDocuments) else documents
         if queries_at is not None and keys_at is not None:
             return self._kernel(q, k, v, sinks, pattern.mask(ids, queries_at, keys_at))
+        backend = self.chosen or self.backends[self._usual(documents, q)]
+        if backend.attend is not None:
+            assert backend.prepare is not None
+            if isinstance(documents, PackedDocuments):
+                prepared = documents.prepared[pattern.mask_key]
+            else:
+                one = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int64, device=q.device)
+                prepared = backend.prepare(pattern, one if ids is None else ids)
+            return backend.attend(q, k, v, pattern, prepared, sinks)
         if ids is None and not pattern.is_local:
             return self._kernel(q, k, v, sinks)
-        tiles = self._tiles(documents, q)
-        if tiles is not None:
-            gqa = q.shape[1] != k.shape[1]
-            return flex_attention(q, k, v, tiles, scale=pattern.scale, sinks=sinks, enable_gqa=gqa)
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
             return self._region_by_region(q, k, v, ids, sinks)
         at = torch.arange(q.shape[2], device=q.device)
         return self._kernel(q, k, v, sinks, pattern.mask(ids, at, at))
 
-    def _tiles(self, documents: Documents, q: torch.Tensor) -> Any:
-        """What FlexAttention takes; ``None`` where it is not used."""
-        if q.dtype == torch.float64:
-            return None
-        if isinstance(documents, PackedDocuments):
-            return documents.tiles[self.pattern.mask_key]
-        if not takes_tiles(q.device):
-            return None
-        if documents is None:
-            documents = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int64, device=q.device)
-        return attention_tiles(self.pattern, documents)
+    def _usual(self, documents: Documents, q: torch.Tensor) -> str:
+        """The backend where a run names none."""
+        pattern = self.pattern
+        plain = documents is None and not pattern.is_local and pattern.softcap is None
+        if plain or q.dtype == torch.float64:
+            return "sdpa"
+        return "flex" if isinstance(documents, PackedDocuments) or takes_tiles(q.device) else "sdpa"
 
     def _region_by_region(
         self,
@@ -179,6 +186,8 @@ class DocumentAttention(nn.Module):
         """:param mask: bool, (n, m) or (batch, 1, n, m); ``None`` where the whole region is seen, causally or
         not."""
         causal, scale = self.pattern.causal and mask is None, self.pattern.scale
+        if (softcap := self.pattern.softcap) is not None:
+            return attend_with_softcap(q, k, v, sinks, mask=mask, causal=causal, scale=scale, softcap=softcap)
         if sinks is not None:
             return attend_with_sinks(q, k, v, sinks, mask=mask, causal=causal, scale=scale)
         return F.scaled_dot_product_attention(

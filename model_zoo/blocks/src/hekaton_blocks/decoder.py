@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from hekaton_blocks.attention import DocumentAttention
 from hekaton_blocks.documents import pack_documents
 from hekaton_blocks.pattern import CAUSAL, AttentionPattern
 
@@ -98,7 +99,9 @@ class Decoder(nn.Module):
         """What layers are given beside hidden states; for the parameters see :meth:`forward`."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return *self.of_positions(positions), pack_documents(documents, self.patterns)
+        inner = next((module for module in self.modules() if isinstance(module, DocumentAttention)), None)
+        prepared = pack_documents(documents, self.patterns, backend=None if inner is None else inner.chosen)
+        return *self.of_positions(positions), prepared
 
     def hidden(self, tokens: torch.Tensor, context: Sequence[Any]) -> torch.Tensor:
         """The hidden states that the output is computed from: (batch, seq, dim)."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from hekaton_blocks.pattern import CAUSAL, AttentionPattern
 from hekaton_blocks.sinks import sink_weight
+
+if TYPE_CHECKING:
+    from hekaton_blocks.backends import AttentionBackend
 
 BLOCK = 128
 """Side of the tiles, in tokens, that the kernel skips, masks or computes whole."""
@@ -19,18 +22,24 @@ class PackedDocuments(NamedTuple):
     """The documents of a batch, prepared once for all layers by :func:`pack_documents`.
 
     :param ids: (batch, seq), which document each token is of.
-    :param tiles: ``AttentionPattern.mask_key`` -> FlexAttention's ``BlockMask``.
+    :param prepared: ``AttentionPattern.mask_key`` -> what the backend made of them, such as FlexAttention's
+        ``BlockMask``.
     """
 
     ids: torch.Tensor
-    tiles: Mapping[Any, Any]
+    prepared: Mapping[Any, Any]
 
 
 Documents = torch.Tensor | PackedDocuments | None
 """What attention takes: ids of (batch, seq), the same prepared, or ``None`` for one document per row."""
 
 
-def pack_documents(ids: torch.Tensor | None, patterns: Sequence[AttentionPattern] = (CAUSAL,)) -> Documents:
+def pack_documents(
+    ids: torch.Tensor | None,
+    patterns: Sequence[AttentionPattern] = (CAUSAL,),
+    *,
+    backend: AttentionBackend | None = None,
+) -> Documents:
     """Prepare documents for attention, once per forward rather than in each layer.
 
     On CUDA with Triton this makes the tiles for FlexAttention (Dong et al., 2024); nothing of (seq, seq) is
@@ -38,18 +47,23 @@ def pack_documents(ids: torch.Tensor | None, patterns: Sequence[AttentionPattern
 
     :param ids: (batch, seq), the tokens of one document being neighbours.
     :param patterns: what the layers attend to.
+    :param backend: the one that a run names.
     """
-    if ids is None or not takes_tiles(ids.device):
+    if ids is None:
+        return None
+    usual = attention_tiles if takes_tiles(ids.device) else None
+    prepare = usual if backend is None else backend.prepare
+    if prepare is None:
         return ids
-    tiles = {}
+    prepared = {}
     for pattern in patterns:
-        if pattern.mask_key not in tiles:
-            tiles[pattern.mask_key] = attention_tiles(pattern, ids)
-    return PackedDocuments(ids, tiles)
+        if pattern.mask_key not in prepared:
+            prepared[pattern.mask_key] = prepare(pattern, ids)
+    return PackedDocuments(ids, prepared)
 
 
 def takes_tiles(device: torch.device) -> bool:
-    """Whether attention there is FlexAttention, over tiles."""
+    """Whether attention there is FlexAttention, over tiles, where a run names no backend."""
     return device.type == "cuda" and has_flex_attention()
 
 
@@ -125,18 +139,20 @@ def flex_attention(
     tiles: Any,
     *,
     scale: float | None = None,
+    softcap: float | None = None,
     sinks: torch.Tensor | None = None,
-    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """FlexAttention, compiled by itself where nothing around it is.
 
     :param q: (batch, n_heads, seq, head_dim); ``k`` and ``v``: (batch, n_kv_heads, seq, head_dim).
-    :param sinks: (n_heads,), see :class:`~hekaton_blocks.AttentionPattern`.
+    :param scale: and ``softcap`` and ``sinks``, (n_heads,): see :class:`~hekaton_blocks.AttentionPattern`.
     """
     from torch.nn.attention import flex_attention as flex
 
     attend: Any = flex.flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    options = {"block_mask": tiles, "scale": scale, "enable_gqa": enable_gqa}
+    options = {"block_mask": tiles, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
+    if softcap is not None:
+        options["score_mod"] = lambda score, *at: softcap * torch.tanh(score / softcap)
     if sinks is None:
         plain: torch.Tensor = attend(q, k, v, **options)
         return plain

@@ -22,6 +22,8 @@ class AttentionPattern:
         document's first token (Llama 4). So a document has in a packed row what it has alone, as in
         transformers (``remap_positions_for_packed_sequence`` in ``masking_utils.py``).
     :param scale: of the scores before the softmax; ``head_dim ** -0.5`` when ``None``.
+    :param softcap: scores, scaled, are bent to between ``-softcap`` and ``softcap``: ``softcap * tanh(score /
+        softcap)``, before any is masked (Gemma 2, arXiv 2408.00118, section 2).
     :param sinks: each head has a logit of its own that takes part in the softmax and has no value (gpt-oss;
         Xiao et al., 2023, arXiv 2309.17453); attention is given them beside queries, keys and values.
     """
@@ -30,6 +32,7 @@ class AttentionPattern:
     window: PositiveInt | None = None
     chunk: PositiveInt | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
+    softcap: Annotated[float, Field(gt=0)] | None = None
     sinks: bool = False
 
     def __post_init__(self) -> None:
@@ -40,12 +43,13 @@ class AttentionPattern:
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """What a context-parallel strategy must support beyond causal attention inside documents."""
+        """What a backend or context-parallel strategy must support beyond causal attention in documents."""
         has = {
             "bidirectional": not self.causal,
             "window": self.window is not None,
             "chunks": self.chunk is not None,
             "sinks": self.sinks,
+            "softcap": self.softcap is not None,
         }
         return tuple(name for name, wanted in has.items() if wanted)
 

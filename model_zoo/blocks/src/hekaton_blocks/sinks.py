@@ -1,4 +1,5 @@
-"""Attention whose softmax has a logit more in each head, which has no value: a sink."""
+"""Attention whose softmax is another one: with a sink, a logit more in each head, which has no value; and
+with scores that are bent."""
 
 from __future__ import annotations
 
@@ -45,6 +46,38 @@ def attend_with_sinks(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def attend_with_softcap(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    *,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attend with scores that are bent, which no kernel of torch but FlexAttention can: all of them are in
+    memory, (batch, n_heads, n, m). For the parameters see :func:`attend_with_sinks`.
+    """
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        mask = mask.tril() if causal else mask
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = bend(q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale), softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, column), dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(dim=-1, dtype=wide).to(v.dtype)[..., : k.shape[2]] @ v
+
+
+def bend(scores: torch.Tensor, softcap: float) -> torch.Tensor:
+    """``softcap * tanh(scores / softcap)``, see :class:`~hekaton_blocks.AttentionPattern`."""
+    return softcap * torch.tanh(scores / softcap)
 
 
 def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

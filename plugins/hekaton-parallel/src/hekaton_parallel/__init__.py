@@ -25,10 +25,11 @@ _STYLES = {
     "replicate": "module that every rank has whole",
 }
 _STRATEGIES = {
-    "allgather": "every rank gathers all keys and values",
-    "ring": "keys and values are sent around a ring of ranks",
-    "ulysses": "all-to-all from parts of the sequence to parts of the heads",
+    "allgather": ("every rank gathers all keys and values", ("positions",)),
+    "ring": ("keys and values are sent around a ring of ranks", None),
+    "ulysses": ("all-to-all from parts of the sequence to parts of the heads", ()),
 }
+"""Name -> summary, and what it requires of an attention backend."""
 
 
 @hookimpl
@@ -45,10 +46,11 @@ def hekaton_context_parallel() -> list[ContextParallel]:
         ContextParallel(
             name,
             build=Ref(f"hekaton_parallel.context:{name}"),
-            supports=("bidirectional", "window", "chunks", "sinks"),
+            supports=("bidirectional", "window", "chunks", "sinks", "softcap"),
+            requires=requires,
             summary=summary,
         )
-        for name, summary in _STRATEGIES.items()
+        for name, (summary, requires) in _STRATEGIES.items()
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from hekaton_blocks import AttentionPattern
-from hekaton_blocks.sinks import grad_of_sinks
+from hekaton_blocks.sinks import bend, grad_of_sinks
 
 _aten = torch.ops.aten
 _KERNELS = {
@@ -148,7 +148,8 @@ class RingAttention(torch.autograd.Function):
             if step:
                 block = _rotate(block, group)
             keys, values = block.split(sizes, dim=-1)
-            scores = _scores(q, keys, scale, pattern.mask(documents, parts[rank], parts[owner]))
+            scores = _scores(q, keys, scale, pattern.softcap)
+            scores = scores.masked_fill(~pattern.mask(documents, parts[rank], parts[owner]), -math.inf)
             block_lse = scores.logsumexp(dim=-1, keepdim=True)
             merged = torch.logaddexp(lse, block_lse)
             out = out * _weight(lse, merged) + _weight(scores, merged) @ _per_query_head(values, q)
@@ -178,8 +179,11 @@ class RingAttention(torch.autograd.Function):
             of_owner = block.split(sizes, dim=-1)
             keys, values = _per_query_head(of_owner[0], q), _per_query_head(of_owner[1], q)
             allowed = pattern.mask(documents, parts[rank], parts[owner])
-            weights = _weight(_scores(q, of_owner[0], scale, allowed), lse)
+            scores = _scores(q, of_owner[0], scale, pattern.softcap)
+            weights = _weight(scores.masked_fill(~allowed, -math.inf), lse)
             grad_scores = weights * (grad @ values.mT - delta) * scale
+            if pattern.softcap is not None:
+                grad_scores *= 1 - (scores / pattern.softcap).square()  # the derivative of tanh
             grad_q += grad_scores @ keys
             of_owner[2].add_(_per_kv_head(grad_scores.mT @ q, k))
             of_owner[3].add_(_per_kv_head(weights.mT @ grad, v))
@@ -190,10 +194,10 @@ class RingAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, of_sinks, None, None, None, None
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, scale: float, allowed: torch.Tensor) -> torch.Tensor:
-    """Scaled scores, minus infinity where a query may not look: (batch, heads, n, n)."""
+def _scores(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+    """Scaled scores, bent where there is a softcap: (batch, heads, n, n)."""
     scores = q @ _per_query_head(k, q).mT * scale
-    return scores.masked_fill(~allowed, -math.inf)
+    return scores if softcap is None else bend(scores, softcap)
 
 
 def _weight(scores: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,9 @@ class ModelSection(SectionModel):
     """Folder or file of the tokenizer; when not set, the one that the tokenizer plugin ships."""
     tokenizer_path: Annotated[PathField | None, Renamed("model.hf_assets_path")] = None
     """Earlier name of ``hf_assets_path``."""
+    attention_backend: Annotated[str | None, AtResume("nothing")] = None
+    """What computes attention, by the name that the model's attention offers; those of ``hekaton_blocks`` are
+    ``sdpa``, and on CUDA ``flex`` and ``varlen``. Chosen by device and mask when not set."""
     converters: Annotated[list[str], NameOf(Converter)] = []
     """Changes to the freshly built model, by name, in the order in which they are made."""
     overrides: Annotated[dict[str, Any], AfterValidator(_without_null), AtResume("nothing")] = {}
