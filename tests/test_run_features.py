@@ -220,6 +220,47 @@ def test_validation_is_the_mean_loss_over_the_other_data(train, tmp_path, capsys
     assert validated == pytest.approx(trained, abs=1.01e-4)  # as printed
 
 
+SET = """
+[[validation.sets]]
+name = "{name}"
+dataset = "text"
+dataset_path = "{path}"
+rows = {rows}
+"""
+
+
+def test_sets_have_metrics_of_their_own(tmp_path, capsys):
+    """With a learning rate of next to nothing, the loss of a set is that of training on its documents."""
+    sizes = {"short": [5] * 6, "mixed": [1, 30, 14, 14, 9, 40, 40]}
+    config = ""
+    for number, (name, lengths) in enumerate(sizes.items()):
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text("".join(json.dumps({"text": f"{number}" * length}) + "\n" for length in lengths))
+        config += SET.format(name=name, path=data, rows=2 + 3 * number)
+    (tmp_path / "sets.toml").write_text(config)
+    flags = [
+        "--job.dump_folder", str(tmp_path / "run"), "--training.dataset", "text", "--training.dataset_path",
+        str(tmp_path / "short.jsonl"), "--training.steps", "1", "--optimizer.lr", "1e-12",
+        "--training.local_batch_size", "2", "--training.seq_len", "21", "--validation.enable",
+        "--validation.local_batch_size", "3", "--validation.seq_len", "21", "--metrics.loggers", "jsonl",
+    ]  # fmt: skip
+    assert main(["train", str(tmp_path / "sets.toml"), *TINY, *flags]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (trained,), (metrics,) = (
+        [line for line in lines if name in line] for name in ("loss", "validation/short/loss")
+    )
+    assert metrics["validation/short/loss"] == pytest.approx(trained["loss"], rel=1e-6)
+    for name, lengths in sizes.items():
+        loss = metrics[f"validation/{name}/loss"]
+        assert metrics[f"validation/{name}/perplexity"] == pytest.approx(math.exp(loss))
+        # A document of n bytes has n + 2 tokens with its marks, of which the first is no target.
+        nats = loss * sum(length + 1 for length in lengths)
+        expected = nats / math.log(2) / sum(lengths)
+        assert metrics[f"validation/{name}/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+    shown = capsys.readouterr().err
+    assert f"validation mixed {metrics['validation/mixed/loss']:.4f}" in shown
+
+
 def test_deterministic_mode_is_set(train):
     try:
         train("--debug.deterministic")

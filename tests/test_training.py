@@ -136,3 +136,31 @@ def test_validation_is_the_same_on_every_layout(tmp_path):
         (line,) = [message for message in run.messages if "validation loss" in message]
         shown[layout, processes] = float(line.split("validation loss ")[1].split()[0])
     assert max(shown.values()) - min(shown.values()) <= 1.01e-4, shown  # as printed
+
+
+def test_sets_are_the_same_on_every_layout_and_batch(tmp_path):
+    """Documents longer and shorter than rows, in sequences that the layout must not change."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"words {i} more " * (7 * i + 1)}) + "\n" for i in range(9)))
+    sets = [
+        {"name": "whole", "dataset": "text", "dataset_path": str(data), "rows": 3},
+        {"name": "part", "dataset": "text", "dataset_path": str(data), "rows": 1, "steps": 2},
+    ]
+    flags = ["--validation.enable", "--validation.sets", json.dumps(sets), "--training.steps", "1",
+             "--checkpoint.no-enable", "--validation.seq_len", "48", "--metrics.loggers", "jsonl"]  # fmt: skip
+    found = []
+    for layout, rows, processes in (("replicate", "4", 1), ("shard", "2", 2)):
+        dump = tmp_path / layout
+        Run(
+            tmp_path, layout, *flags, f"--parallelism.data_parallel_{layout}_degree", str(processes),
+            "--validation.local_batch_size", rows, "--job.dump_folder", str(dump), processes=processes,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in (dump / "metrics.jsonl").read_text().splitlines()]
+        found += [
+            {name: value for name, value in line.items() if "validation/" in name} for line in lines[1:]
+        ]
+    one, two = found
+    assert set(one) == {f"validation/{name}/{metric}" for name in ("whole", "part")
+                        for metric in ("loss", "perplexity", "bits_per_byte")}  # fmt: skip
+    assert one["validation/part/loss"] != one["validation/whole/loss"]
+    assert two == pytest.approx(one, rel=1e-6)

@@ -79,12 +79,12 @@ class Assembled:
         first = self.meshes.batch["dp"].get_local_rank() * rows
         return range(first, first + rows)
 
-    def draw(self, step: int, *, global_batch_size: int, purpose: str = "training") -> Draw:
+    def draw(self, step: int, *, rows: Sequence[int], purpose: str = "training") -> Draw:
         """The random draws of one step, for the rows that this rank reads."""
         return Draw(
             seed=self.config.debug.seed or 0,
             step=step,
-            rows=self.rows(global_batch_size),
+            rows=rows,
             device=self.process.device,
             purpose=purpose,
         )

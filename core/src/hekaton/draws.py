@@ -27,7 +27,7 @@ class Draw:
 
     seed: int
     step: int
-    rows: range
+    rows: Sequence[int]
     device: torch.device
     purpose: str = "training"
 

@@ -22,6 +22,7 @@ class NextToken:
     """Cross-entropy of the next token, computed in float32 (in float64 where the model is)."""
 
     weights: ClassVar[Mapping[str, float]] = {"next_token": 1.0}
+    likelihood: ClassVar[str] = "next_token"
 
     def __init__(self, *, needs_positions: bool = False) -> None:
         """:param needs_positions: give the model positions where documents are not packed apart, too."""

@@ -173,6 +173,8 @@ def memory_gib(device: torch.device) -> dict[str, float]:
     return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB}
 
 
+OF_SET = "validation/"
+"""What the metrics of sets that are validated on begin with; then come their name and the metric's."""
 _RATE = "_per_second"
 _SHORT = {"tokens": "tok"}
 
@@ -225,6 +227,9 @@ class Console:
             name = rate if column == _RATE else column
             if name in metrics and not self._says_little(name, metrics):
                 cells.append((form.format(metrics[name], unit=_SHORT.get(unit, unit)), colour))
+        for name, value in metrics.items():
+            if name.startswith(OF_SET) and name.endswith("/loss"):
+                cells.append((f"{name.removesuffix('/loss').replace('/', ' ')} {value:.4f}", "32"))
         while self._progress is not None and len(cells) > 2 and self._width(cells) > self._columns():
             cells.pop()
         painted = [

@@ -69,7 +69,11 @@ class BatchTensor:
 
 
 class TrainingObjective(Protocol):
-    """What an objective's ``build`` returns."""
+    """What an objective's ``build`` returns.
+
+    One with a term that is the negative logarithm of the probability of the ``labels`` of a batch, in nats,
+    may name it as ``likelihood``: then a validation gives perplexity and bits per byte as well.
+    """
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,7 @@ from hekaton.sources import make_stream
 if TYPE_CHECKING:
     from hekaton.config.sections import DataloaderSection
     from hekaton.data import Documents
+    from hekaton.data.rows import Stream
 
 
 log = logging.getLogger("hekaton")
@@ -70,6 +74,69 @@ def run_loader(
         prefetch_factor=settings.prefetch_factor,
         anything_left=anything_left,
     )
+
+
+def shared_batches(
+    assembled: Assembled,
+    dataset: str,
+    documents: Documents,
+    *,
+    rows: int,
+    steps: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Generator[tuple[Batch, list[int]]]:
+    """The sequences of one pass over a dataset, which are the same on every layout, in batches of this rank.
+
+    :param rows: that documents are shared out to. Each rank reads some of them, or none.
+    :param steps: sequences of each row; -1 for all.
+    :param settings: values in place of those of the dataset's own section.
+    :returns: batches of ``validation.local_batch_size`` rows, as many on each rank, and the number of each
+        sequence among those of all ranks; rows that are left over are padding.
+    """
+    config, dims = assembled.config, assembled.dims
+    assert assembled.tokenizer is not None
+    size = config.validation.local_batch_size
+    stream = make_stream(
+        config, assembled.plugins, assembled.tokenizer, dataset, documents,
+        seq_len=config.validation.seq_len, rows=rows, repeat=False, settings=settings,
+    )  # fmt: skip
+    rank, readers = assembled.meshes.batch["dp"].get_local_rank(), assembled.meshes.batch["dp"].get_group()
+    mine = range(rank * rows // dims.dp, (rank + 1) * rows // dims.dp)
+    sequences = _sequences(stream, mine, config.validation.dataloader, steps)
+    with contextlib.closing(sequences):
+        while True:
+            batch = {name: torch.from_numpy(values) for name, values in stream.maker.empty(size).items()}
+            numbers = [-1] * size
+            for index, (number, row) in enumerate(itertools.islice(sequences, size)):
+                numbers[index] = number
+                for name, values in row.items():
+                    batch[name][index] = values
+            found = torch.tensor(float(numbers[0] >= 0), device=assembled.process.device)
+            if not all_sum(found, readers).item():
+                return
+            yield batch, numbers
+
+
+def _sequences(
+    stream: Stream, rows: range, settings: DataloaderSection, steps: int
+) -> Generator[tuple[int, Batch]]:
+    """The sequences of some rows that are no padding, and their numbers among those of all rows."""
+    if not rows:
+        return
+    loader = Loader(
+        stream, rows, identity={}, num_workers=settings.num_workers,
+        prefetch_factor=settings.prefetch_factor, anything_left=bool,
+    )  # fmt: skip
+    with contextlib.closing(loader):
+        for step in itertools.count() if steps == -1 else range(steps):
+            try:
+                batch = loader.next_step()
+            except StopIteration:
+                return
+            for index, source in enumerate(loader.sources):
+                if source >= 0:
+                    number = step * stream.rows + rows[index]
+                    yield number, {name: values[index] for name, values in batch.items()}
 
 
 def shares_of_sources(loader: Loader, readers: dist.ProcessGroup) -> dict[str, float]:

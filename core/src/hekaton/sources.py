@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from hekaton.components import build_component
 from hekaton.contributions import Dataset, Encoder, Order, RowMaker
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
     from hekaton.plugins import Plugins
 
 
-def open_dataset(config: JobConfig, plugins: Plugins, name: str, path: str | None) -> Documents:
+def open_dataset(
+    config: JobConfig,
+    plugins: Plugins,
+    name: str,
+    path: str | None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Documents:
     """The dataset of this name, and all that it is made of.
 
+    :param settings: values in place of those of its own section.
     :raises DataError: when it cannot be read.
     """
-    documents: Documents = build_component(config, plugins, Dataset, name, path)
+    documents: Documents = build_component(config, plugins, Dataset, name, path, settings=settings)
 
     def open_one(entry: MixtureEntry) -> Documents:
         built: Documents = build_component(
@@ -46,12 +55,14 @@ def make_stream(
     seq_len: int,
     rows: int,
     repeat: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> Stream:
     """What the rows of a batch are read from.
 
     :param dataset: name of the dataset that ``documents`` are of.
     :param rows: of the global batch.
     :param repeat: read epoch after epoch; otherwise each source once.
+    :param settings: values in place of those of the dataset's own section.
     :raises DataError: when there are no documents.
     """
     seed = config.debug.seed or 0
@@ -64,8 +75,9 @@ def make_stream(
         )
         return built
 
+    one = MixtureEntry(name="", dataset=dataset, path=None, weights={}, settings=settings or {})
     mixture = documents if isinstance(documents, Mixture) else None
-    entries = mixture.entries if mixture else [MixtureEntry(name="", dataset=dataset, path=None, weights={})]
+    entries = mixture.entries if mixture else [one]
     check_documents(documents)
     for part in mixture.parts if mixture else [documents]:
         _check_tokenizer(part, tokenizer)

@@ -267,7 +267,7 @@ class Trainer:
         return math.isfinite(self._whole(losses)[TOTAL]) and math.isfinite(grad_norm.item())
 
     def _draw(self) -> Draw:
-        return self.assembled.draw(self.step, global_batch_size=self._global_batch_size)
+        return self.assembled.draw(self.step, rows=self.loader.rows)
 
     @contextlib.contextmanager
     def _left_out(self) -> Iterator[None]:

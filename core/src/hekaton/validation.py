@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Protocol
+import itertools
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from hekaton.assembly import Assembled
-from hekaton.data import Documents
+from hekaton.data import CountsBytes, Documents
 from hekaton.distributed import all_sum
-from hekaton.reading import batch_on, run_loader
+from hekaton.draws import Draw
+from hekaton.loss import IGNORE_INDEX
+from hekaton.metrics import OF_SET
+from hekaton.objective import Batch
+from hekaton.reading import batch_on, run_loader, shared_batches
 from hekaton.sources import open_dataset
+
+_HIGHEST = 700.0
+"""Losses above it have no perplexity that a float holds."""
 
 
 class Validation(Protocol):
     """What a run asks after every step."""
 
     @property
-    def documents(self) -> Documents | None:
-        """What it validates on, if at all."""
+    def documents(self) -> Mapping[str, Documents]:
+        """What it validates on, by what that is called."""
 
     def due(self, step: int) -> bool:
         """Whether the run is validated after this step."""
@@ -33,14 +44,23 @@ def make_validation(assembled: Assembled) -> Validation:
     settings = assembled.config.validation
     if not settings.enable:
         return NoValidation()
-    documents = open_dataset(assembled.config, assembled.plugins, settings.dataset, settings.dataset_path)
-    return LossOnDataset(assembled, documents)
+    if not settings.sets:
+        return LossOnData(
+            assembled, [_Data("", settings.dataset, settings.dataset_path, steps=settings.steps)]
+        )
+    return LossOnData(
+        assembled,
+        [
+            _Data(one.name or one.dataset, one.dataset, one.dataset_path, one.steps, one.rows, one.settings)
+            for one in settings.sets
+        ],
+    )
 
 
 class NoValidation:
     """Is never due."""
 
-    documents = None
+    documents: Mapping[str, Documents] = {}
 
     def due(self, step: int) -> bool:
         return False
@@ -49,12 +69,45 @@ class NoValidation:
         raise AssertionError("a run without validation was validated")
 
 
-class LossOnDataset:
-    """Mean loss over the targets of a dataset, or of its first ``validation.steps`` batches."""
+@dataclass(frozen=True)
+class _Data:
+    """What is validated on.
 
-    def __init__(self, assembled: Assembled, documents: Documents) -> None:
+    :param name: of a set; empty for the dataset of ``[validation]`` itself.
+    :param rows: of a set, that its documents are shared out to; ``None`` for those of the layout.
+    """
+
+    name: str
+    dataset: str
+    path: str | None
+    steps: int
+    rows: int | None = None
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def what(self) -> str:
+        return f"validation data '{self.name}'" if self.name else "validation data"
+
+    def metric(self, name: str) -> str:
+        return f"{OF_SET}{self.name}/{name}" if self.name else f"validation_{name}"
+
+
+class LossOnData:
+    """Mean loss over the targets of datasets, or of the first sequences of each, and what follows from it."""
+
+    def __init__(self, assembled: Assembled, data: list[_Data]) -> None:
         self._assembled = assembled
-        self.documents = documents
+        self._data = data
+        self.documents = {
+            one.what: open_dataset(
+                assembled.config, assembled.plugins, one.dataset, one.path, settings=one.settings
+            )
+            for one in data
+        }
+        tokenizer = assembled.tokenizer
+        self._bytes = (
+            torch.from_numpy(tokenizer.byte_lengths()) if isinstance(tokenizer, CountsBytes) else None
+        )
 
     def due(self, step: int) -> bool:
         config = self._assembled.config
@@ -62,41 +115,79 @@ class LossOnDataset:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        assembled = self._assembled
-        settings, meshes = assembled.config.validation, assembled.meshes
-        device = assembled.process.device
-        global_batch_size = settings.local_batch_size * assembled.dims.dp
-        loader = run_loader(
-            assembled,
-            settings.dataset,
-            self.documents,
-            seq_len=settings.seq_len,
-            global_batch_size=global_batch_size,
-            settings=settings.dataloader,
-            repeat=False,
-        )
-        for part in assembled.parts:
+        parts = self._assembled.parts
+        for part in parts:
             part.eval()
+        metrics: dict[str, float] = {}
+        for one in self._data:
+            metrics |= {one.metric(name): value for name, value in self._metrics(one).items()}
+        for part in parts:
+            part.train()
+        return metrics
+
+    def _metrics(self, data: _Data) -> dict[str, float]:
+        """``loss``; ``loss/TERM`` where there are several; of texts ``perplexity`` and ``bits_per_byte``."""
+        assembled = self._assembled
+        meshes, device = assembled.meshes, assembled.process.device
         weights = assembled.objective.weights
         sums = torch.zeros(2, len(weights), dtype=torch.float64, device=device)
-        steps = 0
-        with contextlib.closing(loader):
-            while steps != settings.steps:
-                try:
-                    batch = batch_on(device, loader.next_step())
-                except StopIteration:
-                    break
-                steps += 1
-                draw = assembled.draw(steps, global_batch_size=global_batch_size, purpose="validation")
-                totals, counts = assembled.forward_backward.evaluate(batch, draw)
+        size = torch.zeros((), dtype=torch.float64)
+        with contextlib.closing(self._batches(data)) as batches:
+            for batch, draw in batches:
+                size += self._size(batch)
+                totals, counts = assembled.forward_backward.evaluate(batch_on(device, batch), draw)
                 sums[0] += torch.stack([totals[name] for name in weights])
                 sums[1] += torch.stack([counts[name] for name in weights])
-        for part in assembled.parts:
-            part.train()
         whole = all_sum(sums[0], meshes.report.get_group())
         means = whole / all_sum(sums[1], meshes.loss.get_group()).clamp(min=1)
         terms = dict(zip(weights, means.tolist(), strict=True))
-        metrics = {"validation_loss": sum(weights[name] * mean for name, mean in terms.items())}
+        metrics = {"loss": sum(weights[name] * mean for name, mean in terms.items())}
         if len(terms) > 1:
-            metrics |= {f"validation_loss/{name}": mean for name, mean in terms.items()}
+            metrics |= {f"loss/{name}": mean for name, mean in terms.items()}
+        likelihood = getattr(assembled.objective, "likelihood", None)
+        if likelihood is not None:
+            metrics["perplexity"] = math.exp(min(terms[likelihood], _HIGHEST))
+            text = all_sum(size.to(device), meshes.batch["dp"].get_group()).item()
+            if text:
+                nats = whole.tolist()[list(weights).index(likelihood)]
+                metrics["bits_per_byte"] = nats / math.log(2) / text
         return metrics
+
+    def _size(self, batch: Batch) -> torch.Tensor:
+        """Bytes of text of the targets of a batch."""
+        labels = batch.get("labels")
+        if self._bytes is None or labels is None:
+            return torch.zeros((), dtype=torch.int64)
+        return self._bytes[labels[labels != IGNORE_INDEX]].sum()
+
+    def _batches(self, data: _Data) -> Generator[tuple[Batch, Draw]]:
+        """As many on each rank, of ``validation.local_batch_size`` rows."""
+        assembled = self._assembled
+        settings = assembled.config.validation
+        documents = self.documents[data.what]
+        if data.rows is not None:
+            batches = shared_batches(
+                assembled, data.dataset, documents, rows=data.rows, steps=data.steps, settings=data.settings
+            )
+            for batch, rows in batches:
+                yield batch, assembled.draw(1, rows=rows, purpose="validation")
+            return
+        count = settings.local_batch_size * assembled.dims.dp
+        loader = run_loader(
+            assembled,
+            data.dataset,
+            documents,
+            seq_len=settings.seq_len,
+            global_batch_size=count,
+            settings=settings.dataloader,
+            repeat=False,
+        )
+        with contextlib.closing(loader):
+            for step in itertools.count(1):
+                if step == settings.steps + 1:
+                    return
+                try:
+                    batch = loader.next_step()
+                except StopIteration:
+                    return
+                yield batch, assembled.draw(step, rows=assembled.rows(count), purpose="validation")

@@ -170,3 +170,13 @@ def test_a_mark_that_is_no_text(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
     with pytest.raises(DataError, match=r"the eos_token in '.*tokenizer_config\.json' is no text"):
         build(None, str(folder))
+
+
+def test_ids_know_the_bytes_that_they_stand_for(tmp_path: Path) -> None:
+    tokenizer = build(None, None)
+    lengths = tokenizer.byte_lengths()
+    for text, ids in zip(TEXTS[:4], tokenizer.encode_batch(TEXTS[:4]), strict=True):
+        assert lengths[ids].sum() == len(text.encode())
+    assert lengths[[tokenizer.bos_id, tokenizer.eos_id]].tolist() == [0, 0]
+    llama = words(tmp_path, tokens=["?", "▁größe", "<0xF0>", "<0xF>"])
+    assert build(None, str(llama)).byte_lengths().tolist() == [1, 8, 1, 5]

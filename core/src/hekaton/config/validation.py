@@ -87,23 +87,30 @@ def described(detail: Any) -> str:
 
 
 def _field_path(config: type[SectionModel], loc: tuple[int | str, ...]) -> tuple[Path, str]:
-    """The part of pydantic's location that people know: sections and field, and ``[index]`` within a list."""
+    """The part of pydantic's location that people know: sections and field, and ``[index]`` within a list,
+    with the field's name where its entries are tables."""
     path: list[str] = []
     owner: type[SectionModel] | None = config
-    for part in loc:
+    for number, part in enumerate(loc):
         if owner is None:
-            return tuple(path), f"[{part}]" if isinstance(part, int) else ""
+            if not isinstance(part, int):
+                return tuple(path), ""
+            within = loc[number + 1] if len(loc) > number + 1 else None
+            named = within in _entry_fields(config, tuple(path))
+            return tuple(path), f"[{part}].{within}" if named else f"[{part}]"
         path.append(str(part))
         owner = class_at(owner, (str(part),))
     return tuple(path), ""
 
 
 def _entry_fields(config: type[SectionModel], path: Path) -> list[str]:
-    """The fields of the entries of an array of tables."""
+    """The fields of the entries of an array of tables; of another list none."""
     owner = class_at(config, path[:-1])
     assert owner is not None
-    (entry,) = get_args(owner.model_fields[path[-1]].annotation)
-    return list(entry.model_fields)
+    for entry in get_args(owner.model_fields[path[-1]].annotation):
+        if isinstance(entry, type) and issubclass(entry, SectionModel):
+            return list(entry.model_fields)
+    return []
 
 
 def _unknown(config: type[JobConfig], path: Path, values: Values, plugins: Plugins) -> HekatonError:

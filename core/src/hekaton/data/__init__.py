@@ -157,6 +157,14 @@ class TextTokenizer(Protocol):
 
 
 @runtime_checkable
+class CountsBytes(Protocol):
+    """A tokenizer that knows how many bytes of text each of its ids stands for."""
+
+    def byte_lengths(self) -> Integers:
+        """(vocab_size,) bytes in UTF-8; 0 for marks, which are no text."""
+
+
+@runtime_checkable
 class PieceTokenizer(TextTokenizer, Protocol):
     """A tokenizer to which it matters where a text begins or ends: that puts a space before it, for example.
 

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from hekaton.plugins import Plugins
 
 
-def of_run(assembled: Assembled, documents: Documents, validation: Documents | None) -> list[Subject]:
-    """What is known before step 1. All processes have these subjects, in this order."""
+def of_run(assembled: Assembled, documents: Documents, validation: Mapping[str, Documents]) -> list[Subject]:
+    """What is known before step 1. All processes have these subjects, in this order.
+
+    :param validation: what it is called -> the documents that are validated on.
+    """
     stages = assembled.built.layout.stages
     cut = [] if stages is None else list(stages.modules)
     mine = assembled.meshes.dense["pp"].get_local_rank() if assembled.dims.pp > 1 else 0
@@ -52,21 +55,25 @@ def of_run(assembled: Assembled, documents: Documents, validation: Documents | N
     ]
 
 
-def data_values(assembled: Assembled, documents: Documents, validation: Documents | None) -> dict[str, str]:
+def data_values(
+    assembled: Assembled, documents: Documents, validation: Mapping[str, Documents]
+) -> dict[str, str]:
     """The identities of data and tokenizer."""
     assert assembled.tokenizer is not None
     values = {"tokenizer": assembled.tokenizer.fingerprint, "training data": documents.fingerprint}
-    return values if validation is None else {**values, "validation data": validation.fingerprint}
+    return values | {what: one.fingerprint for what, one in validation.items()}
 
 
 MOST_FILES = 1000
 """Files that are looked at one by one; of more, so many groups of files that follow each other."""
 
 
-def files_of_data(assembled: Assembled, documents: Documents, validation: Documents | None) -> dict[str, str]:
+def files_of_data(
+    assembled: Assembled, documents: Documents, validation: Mapping[str, Documents]
+) -> dict[str, str]:
     """The content of data and tokenizer file by file, as far as they know their files."""
     of_all: dict[str, object] = {
-        "tokenizer": assembled.tokenizer, "training data": documents, "validation data": validation,
+        "tokenizer": assembled.tokenizer, "training data": documents, **validation,
     }  # fmt: skip
     return {
         f"{what}: {name}": content

@@ -137,7 +137,7 @@ def in_effect(config: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str,
     return values
 
 
-def identity_of(assembled: Assembled, documents: Documents, validation: Documents | None) -> Identity:
+def identity_of(assembled: Assembled, documents: Documents, validation: Mapping[str, Documents]) -> Identity:
     """The identity of a run on this process; it is the same on all."""
     config, plugins = assembled.config, assembled.plugins
     values = in_effect(config_values(as_dict(config)), asdict(assembled.dims))

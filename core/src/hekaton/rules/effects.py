@@ -75,8 +75,13 @@ def precision_is_used(run: Run) -> Iterator[str]:
 def validation_is_other_data(run: Run) -> Iterator[str]:
     """A loss on data that was trained on says little."""
     training, validation = run.config.training, run.config.validation
-    same = (training.dataset, training.dataset_path) == (validation.dataset, validation.dataset_path)
-    if validation.enable and same:
+    trained = (training.dataset, training.dataset_path)
+    if not validation.enable:
+        return
+    for number, one in enumerate(validation.sets, 1):
+        if (one.dataset, one.dataset_path) == trained:
+            yield f"entry {number} of [[validation.sets]] is the data that is trained on"
+    if not validation.sets and (validation.dataset, validation.dataset_path) == trained:
         yield f"validation.dataset = {toml_value(validation.dataset)} is the data that is trained on"
 
 

@@ -96,6 +96,7 @@ RULES: tuple[Rule, ...] = (
     sizes.tokenizer_fits,
     sizes.model_fits_memory,
     data.mixture_holds_together,
+    data.validation_sets_hold_together,
     processes.batch_is_divisible,
     processes.workers_have_rows,
     effects.schedule_fits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from hekaton.checkpoint.disk.folders import read_file
-from hekaton.data import TokenIds, pieces
+from hekaton.data import Integers, TokenIds, pieces
 from hekaton.errors import DataError
 
 SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
@@ -21,6 +22,7 @@ SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
 MAX_BYTES = 1 << 28
 """Of a tokenizer's file: ten times the largest published ones."""
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _RARE = "\U000f0000"
 """Of a private use area."""
 
@@ -111,6 +113,24 @@ class HFTokenizer:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             return self._tokenizer.encode(_encodable(text), add_special_tokens=False)
+
+    def byte_lengths(self) -> Integers:
+        """(vocab_size,) bytes of text that each id stands for: by the alphabet of byte-level vocabularies;
+        otherwise those of the token, in which ``▁`` is a space and ``<0x0A>`` one byte."""
+        described = json.loads(self._tokenizer.to_str())
+        steps = (described["decoder"] or {}).get("decoders", [described["decoder"] or {}])
+        by_bytes = any(step.get("type") == "ByteLevel" for step in steps)
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            if by_bytes:
+                lengths[number] = len(token)
+            elif _BYTE.fullmatch(token):
+                lengths[number] = 1
+            else:
+                lengths[number] = len(token.replace("▁", " ").encode("utf-8", "replace"))
+        for number, token in self._tokenizer.get_added_tokens_decoder().items():
+            lengths[number] = 0 if token.special else len(token.content.encode("utf-8", "replace"))
+        return lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens included."""

@@ -1,6 +1,6 @@
 """The data and the steps over it."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -86,6 +86,24 @@ class TrainingSection(SectionModel):
     dataloader: DataloaderSection = Field(default_factory=DataloaderSection)
 
 
+class ValidationSet(SectionModel):
+    """One dataset that is validated on: an entry of ``[[validation.sets]]``."""
+
+    name: str = ""
+    """Its name in the metrics; that of its dataset when not set."""
+    dataset: Annotated[str, NameOf(Dataset)] = ""
+    """The dataset, by name."""
+    dataset_path: PathField | None = None
+    """Where its files are, for datasets that take a path."""
+    rows: Rows = 64
+    """Rows that its documents are shared out to. They do not depend on the layout, so that what is validated
+    on is the same on all; ranks beyond so many have nothing to do."""
+    steps: PositiveOrAll = -1
+    """Sequences of each row; -1 takes the whole dataset."""
+    settings: dict[str, Any] = {}
+    """Values in place of those of the dataset's own section."""
+
+
 class ValidationSection(SectionModel):
     """Loss on data that is not trained on."""
 
@@ -105,4 +123,7 @@ class ValidationSection(SectionModel):
     """Training steps from one validation to the next."""
     steps: PositiveOrAll = -1
     """Batches of each validation; -1 takes the whole dataset."""
+    sets: Annotated[list[ValidationSet], AtResume("nothing")] = []
+    """Several datasets in place of the one above, each with metrics of its own and over the same documents on
+    every layout: ``name``, ``dataset``, ``dataset_path``, ``rows``, ``steps`` and ``settings``."""
     dataloader: DataloaderSection = Field(default_factory=DataloaderSection)
