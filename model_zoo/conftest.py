@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +113,81 @@ def assert_equal(differences: Callable[..., dict[str, float]]) -> Callable[..., 
     return compare
 
 
+def varlen_by_definition(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    starts_of_keys: torch.Tensor,
+    longest: int,
+    longest_of_keys: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What torch's documentation says of ``varlen_attn``, a sequence at a time, on any device."""
+    assert starts is starts_of_keys
+    assert starts.dtype == torch.int32
+    assert longest == longest_of_keys
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    before, after = window_size
+    out = []
+    for start, end in itertools.pairwise(starts.tolist()):
+        assert 0 < end - start <= longest
+        heads = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        at = torch.arange(end - start)
+        back = at[:, None] - at
+        mask = torch.ones_like(back, dtype=torch.bool)
+        mask = mask & (back <= before) if before >= 0 else mask
+        mask = mask & (-back <= after) if after >= 0 else mask
+        result = torch.nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=mask, scale=scale, enable_gqa=enable_gqa
+        )
+        out.append(result.transpose(0, 1))
+    return torch.cat(out)
+
+
 @pytest.fixture
-def check_packing() -> Callable[..., None]:
+def backends_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Inside of ``backends_on_cpu()`` FlexAttention runs without its kernels, and so without a backward, and
+    variable-length attention as it is defined."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from hekaton_blocks import documents
+
+    @contextlib.contextmanager
+    def inside() -> Iterator[None]:
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            patch.setattr(documents, "_compiled_flex_attention", lambda: flex_attention)
+            patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_by_definition)
+            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+            yield
+
+    return inside
+
+
+@pytest.fixture
+def check_packing(
+    backends_on_cpu: Callable[[], contextlib.AbstractContextManager[None]],
+) -> Callable[..., None]:
     """``check_packing(model, lengths)``: in a packed row each document has the logits that it has alone, and
-    nothing that is changed in the first one changes another's."""
+    nothing that is changed in the first one changes another's, by every attention backend."""
+    from hekaton_blocks import DocumentAttention
 
     @torch.no_grad()
     def check(model: torch.nn.Module, lengths: Sequence[int], *, within: float = 1e-4) -> None:
+        layers = [module for module in model.modules() if isinstance(module, DocumentAttention)]
+        requires = {what for layer in layers for what in layer.requires}
+        able = [name for name, one in DocumentAttention.backends.items() if requires <= set(one.supports)]
+        assert {"sdpa", "flex"} <= set(able)
+        for backend in (None, *able):
+            for layer in layers:
+                layer.backend = backend
+            with backends_on_cpu():
+                check_one(model, lengths, within=within)
+
+    def check_one(model: torch.nn.Module, lengths: Sequence[int], *, within: float) -> None:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, 101, (1, sum(lengths)), generator=generator)
         positions = torch.cat([torch.arange(length) for length in lengths])[None]

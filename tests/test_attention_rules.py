@@ -7,10 +7,16 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from hekaton.building import materialize
 from hekaton.cli import main
 from hekaton.config import load
+from hekaton.contributions import Model
 from hekaton.errors import HekatonError
+from hekaton.init import initialize, resolve_init
+from hekaton.meta import on_meta
+from hekaton.plugins import Plugins
 from hekaton.rules import check
 from hekaton_blocks import DocumentAttention
 from hekaton_blocks.backends import BACKENDS
@@ -86,3 +92,30 @@ def test_a_run_computes_by_the_backend_that_it_names(tmp_path, monkeypatch):
     assert main(words) == 0
     assert len(asked) == 2
     assert asked[0] is asked[1]  # prepared once for both layers
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "deepseek_v3", "llama4", "gpt_oss"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_on_cuda_no_document_sees_another(name, backend):
+    """In bfloat16: what is changed in the first document changes no logit of another, and some of its own."""
+    spec = Plugins.discover().get(Model, name).spec.load()
+    config = spec.flavor("debugmodel")
+    model = on_meta(spec, config).to(torch.bfloat16)
+    materialize(model, torch.device("cuda"))
+    initialize(model, resolve_init(model, spec.init(config), what=name), seed=0)
+    layers = [module for module in model.modules() if isinstance(module, DocumentAttention)]
+    if not {what for layer in layers for what in layer.requires} <= set(BACKENDS[backend].supports):
+        return
+    for layer in layers:
+        layer.backend = backend
+    lengths = torch.tensor([150, 1, 105])
+    ids = torch.arange(3, device="cuda").repeat_interleave(lengths.cuda())[None]
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])[None].cuda()
+    tokens = torch.randint(0, 2_000, (1, 256), generator=torch.Generator().manual_seed(0)).cuda()
+    other = tokens.clone()
+    other[:, :150] = (other[:, :150] + 1) % 2_000
+    before, after = (model(one, positions, ids) for one in (tokens, other))
+    torch.testing.assert_close(after[:, 150:], before[:, 150:], rtol=1e-2, atol=1e-2)
+    assert (after[:, :150] - before[:, :150]).abs().amax(-1).min() > 1e-1

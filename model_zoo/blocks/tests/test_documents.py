@@ -49,26 +49,17 @@ def test_tiles_are_those_of_the_rule_for_each_pair_of_tokens(seq, share):
         assert torch.equal(getattr(tiles, count), getattr(expected, count)), count
 
 
-@pytest.fixture
-def unfused(monkeypatch):
-    """FlexAttention without its kernels; a CPU has no backward for it either."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    monkeypatch.setattr(documents, "_compiled_flex_attention", lambda: flex_attention)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        yield
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("seq", [100, 300])
 @pytest.mark.parametrize("share", [OF_SOME_200, DOCUMENTS_OF_SOME_10_TOKENS])
-def test_attention_over_tiles_is_attention_document_by_document(unfused, seq, share):
+def test_attention_over_tiles_is_attention_document_by_document(backends_on_cpu, seq, share):
     ids = some_documents(2, seq, share)
     heads = [x.detach() for x in some_heads(2, seq)]
     tiled = PackedDocuments(ids, {CAUSAL.mask_key: documents.attention_tiles(CAUSAL, ids)})
     attend = DocumentAttention()
-    torch.testing.assert_close(attend(*heads, tiled), attend(*heads, ids), rtol=1e-5, atol=1e-5)
+    with backends_on_cpu():
+        got = attend(*heads, tiled)
+    torch.testing.assert_close(got, attend(*heads, ids), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

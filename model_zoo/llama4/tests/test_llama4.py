@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,6 @@ from hekaton.errors import CheckpointError, ConfigError
 from hekaton.plugins import Plugins
 from hekaton.weights import whole
 from hekaton.weights.counterpart import adapter_of, identify, read_config
-from hekaton_blocks import attention, documents
 from hekaton_llama4 import LLAMA4_DEFAULTS
 from hekaton_llama4.hugging_face import table, write_config
 from hekaton_llama4.model import Llama4, temperature_of
@@ -134,25 +132,6 @@ def test_a_packed_row_gives_each_document_the_logits_that_it_has_alone(from_file
     """Its chunks are counted from its first token, and so is its temperature."""
     theirs(SCALED["Scout"]).save_pretrained(tmp_path)
     check_packing(from_files("llama4", tmp_path), (7, 1, 30))
-
-
-def test_a_packed_row_over_tiles_is_that_of_the_other_kernel(from_files, tmp_path, monkeypatch):
-    """FlexAttention, which CUDA has, without its kernels: the model prepares tiles for both kinds of layers."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    theirs(SCALED["Scout"]).save_pretrained(tmp_path)
-    model = from_files("llama4", tmp_path)
-    ids = torch.tensor([[0] * 17 + [1] * 31, [4] * 48])
-    positions = torch.cat((torch.arange(17), torch.arange(31), torch.arange(48))).view(2, 48)
-    with torch.no_grad():
-        expected = model(tokens(), positions, ids)
-        monkeypatch.setattr(documents, "takes_tiles", lambda device: True)
-        monkeypatch.setattr(attention, "takes_tiles", lambda device: True)
-        monkeypatch.setattr(documents, "_compiled_flex_attention", lambda: flex_attention)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-            got = model(tokens(), positions, ids)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_temperature_by_hand():
