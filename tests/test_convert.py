@@ -136,6 +136,31 @@ def test_an_architecture_other_than_the_named_model_is_refused(hf: Path, refused
     assert f"{hf} is a MistralForCausalLM, not a llama3\n  llama3 reads LlamaForCausalLM" in error
 
 
+def test_fields_that_are_replaced_may_differ_from_the_flavor(hf: Path, tmp_path: Path, refused: Run) -> None:
+    edit(hf / "config.json", rms_norm_eps=1e-6)
+    assert "norm_eps is 1e-06 there, 1e-05 here" in refused("from-hf", hf)
+    out, eps = str(tmp_path / "out"), ["--overrides", '{"norm_eps": 1e-6}']
+    assert main(["convert", "from-hf", str(hf), out, *eps]) == 0
+    assert main(["convert", "to-hf", out, f"{out}-back"]) == 0
+    assert json.loads((tmp_path / "out-back" / "config.json").read_text())["rms_norm_eps"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            '{"norm_epz": 1e-6}',
+            "model.overrides.norm_epz of llama3: no such field\n  did you mean 'norm_eps'?",
+        ),
+        ('{"n_layers": 3}', "hf does not hold the tensors of this model\n  9 "),
+        ("[1]", "[1] is not a table such as"),
+        ("[" * 100_000, "is not a table such as"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_errors(overrides: str, said: str, hf: Path, refused: Run) -> None:
+    assert said in refused("from-hf", hf, "--overrides", overrides)
+
+
 def test_unknown_names_and_missing_paths_are_errors(
     hf: Path, step: Path, tmp_path: Path, refused: Run
 ) -> None:

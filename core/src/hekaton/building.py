@@ -20,12 +20,12 @@ from hekaton.contributions import (
     ParallelStyle,
 )
 from hekaton.draft import Draft, apply_converters
-from hekaton.errors import ConfigError, ConfigErrors, DataError
+from hekaton.errors import ConfigError, DataError
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.meta import on_meta
 from hekaton.objective import ObjectiveContext, TrainingObjective
-from hekaton.overrides import overridden
+from hekaton.overrides import override
 from hekaton.parallel.apply import Layout, parallelize
 from hekaton.parallel.context import ContextGroup, use_attention_backend
 from hekaton.parallel.contract import needed_inputs, run_end
@@ -61,24 +61,6 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
             where = f"[{section}]" if section else f"model '{spec.name}'"
             raise ConfigError(f"{where}: {e}") from e
     return spec, override(model, config.model.overrides, spec.name)
-
-
-def override(model: Any, overrides: Mapping[str, Any], name: str) -> Any:
-    """The configuration with some of its fields replaced.
-
-    :raises ConfigErrors: for fields that it does not have, and values that it does not take.
-    """
-    if not overrides:
-        return model
-    replaced, wrong = overridden(model, overrides)
-    if wrong:
-        raise ConfigErrors(
-            [
-                ConfigError(f"{'.'.join(('model.overrides', *one.path))} of {name}: {one}", hint=one.hint)
-                for one in wrong
-            ]
-        )
-    return replaced
 
 
 def check_vocabulary(tokenizer: TextTokenizer, model_config: Any, config: JobConfig) -> None:

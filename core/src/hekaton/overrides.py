@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from hekaton.errors import HekatonError, choices_hint
+from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 
 Path = tuple[str, ...]
 T = TypeVar("T")
@@ -37,6 +37,24 @@ class WrongOverride:
         if self.unknown:
             return "no such field"
         return self.message or str(self.detail["msg"])
+
+
+def override(model: T, overrides: Mapping[str, Any], name: str) -> T:
+    """The configuration with some of its fields replaced.
+
+    :raises ConfigErrors: for fields that it does not have, and values that it does not take.
+    """
+    if not overrides:
+        return model
+    replaced, wrong = overridden(model, overrides)
+    if wrong:
+        raise ConfigErrors(
+            [
+                ConfigError(f"{'.'.join(('model.overrides', *one.path))} of {name}: {one}", hint=one.hint)
+                for one in wrong
+            ]
+        )
+    return replaced
 
 
 def overridden(settings: T, overrides: Mapping[str, Any]) -> tuple[T, list[WrongOverride]]:

@@ -11,6 +11,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
 from hekaton.building import materialize
+from hekaton.cli import main
 from hekaton.errors import CheckpointError
 from hekaton.identity.values import model_meanings
 from hekaton.loss import IGNORE_INDEX
@@ -116,6 +117,29 @@ def test_a_copy_that_differs_from_the_embedding_is_refused(published, tmp_path):
     config = read_config(adapter_of(PLUGINS, "deepseek_v3"), weights.config, what="it")
     with pytest.raises(CheckpointError, match=r"'model.layers.3.embed_tokens.weight' differs from"):
         table(replace(config, n_mtp_layers=1)).from_hf(weights.tensors, what="it")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_conversion_reads_the_layer_with_its_option(published, tmp_path, monkeypatch, caplog):
+    """Without it, a notice names what is left out. Back in the file, it is there bit for bit."""
+    weights = build_format(PLUGINS, "hf").open(tmp_path)
+    config = read_config(adapter_of(PLUGINS, "deepseek_v3"), weights.config, what="it")
+    monkeypatch.setitem(flavors, "tiny", config)
+    folder = str(tmp_path)
+    there = str(tmp_path.with_name("step"))
+    assert main(["convert", "from-hf", folder, f"{there}-without"]) == 0
+    assert "multi-token prediction (model.layers.3): left out" in caplog.text
+    caplog.clear()
+    assert main(["convert", "from-hf", folder, there, "--overrides", '{"n_mtp_layers": 1}']) == 0
+    assert "left out" not in caplog.text
+    assert main(["convert", "to-hf", there, f"{there}-back"]) == 0
+    before = load_file(tmp_path / "model.safetensors")
+    after = load_file(tmp_path.with_name("step-back") / "model.safetensors")
+    copies = {"model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight"}
+    assert after.keys() == before.keys() - copies
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    content = json.loads((tmp_path.with_name("step-back") / "config.json").read_text())
+    assert content["num_nextn_predict_layers"] == 1
 
 
 def test_the_published_size_of_the_layer_and_its_tensors():

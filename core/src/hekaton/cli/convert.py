@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hekaton.cli import plugin_flags
 from hekaton.cli.arguments import as_path
+from hekaton.config.base import shortened
 from hekaton.contributions import CheckpointFormat
 from hekaton.errors import ConfigError, choices_hint
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: hekaton convert from-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR] [--leave_out PARTS]
+                               [--overrides JSON]
        hekaton convert to-hf IN OUT [--model_name NAME] [--model_flavor FLAVOR]
                              [--hf_assets_path FOLDER] [--export_dtype DTYPE] [--max_shard_size SIZE]
        hekaton convert to-torch IN OUT.pt
@@ -31,6 +34,8 @@ to-torch   make a file for torch.load, a dict of the model's tensors
 
   --model_name NAME         the model; checked where the checkpoint says which one it is
   --model_flavor FLAVOR     its flavor; checked likewise
+  --overrides JSON          fields of the flavor to replace, as model.overrides of the run that is to start
+                            from OUT, such as '{"n_mtp_layers": 1}'; in them config.json may differ
   --leave_out PARTS         other models in IN that are not read, such as vision, with commas between
   --hf_assets_path FOLDER   copy the tokenizer's files from here
   --export_dtype DTYPE      float32, bfloat16 or float16; by default as in the checkpoint
@@ -58,7 +63,7 @@ def run(arguments: list[str]) -> int:
         _to_torch(_parsed(rest))
     elif way == "from" and name:
         plugins.get(CheckpointFormat, name)
-        _import(plugins, name, _parsed(rest, *_MODEL, "leave_out"))
+        _import(plugins, name, _parsed(rest, *_MODEL, "leave_out", "overrides"))
     elif way == "to" and name:
         plugins.get(CheckpointFormat, name)
         _export(plugins, name, _parsed(rest, *_MODEL, "hf_assets_path", "export_dtype", "max_shard_size"))
@@ -78,9 +83,7 @@ def _parsed(arguments: list[str], *options: str) -> argparse.Namespace:
     parser.add_argument("source", metavar="IN", type=as_path)
     parser.add_argument("target", metavar="OUT", type=as_path)
     for option in options:
-        of_type: Any = {"hf_assets_path": as_path, "max_shard_size": _size, "leave_out": _names}.get(
-            option, str
-        )
+        of_type: Any = _TYPES.get(option, str)
         choices = ["float32", "bfloat16", "float16"] if option == "export_dtype" else None
         parser.add_argument(f"--{option}", type=of_type, choices=choices)
     return parser.parse_args(arguments)
@@ -90,11 +93,24 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _table(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{shortened(text)} is not a table such as {{"n_layers": 2}}')
+    return value
+
+
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+)\s*(KB|MB|GB|)", text.upper())
     if match is None or int(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 5GB or 500MB")
     return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
+
+
+_TYPES = {"hf_assets_path": as_path, "max_shard_size": _size, "leave_out": _names, "overrides": _table}
 
 
 def _import(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
@@ -108,6 +124,7 @@ def _import(plugins: Any, format_name: str, given: argparse.Namespace) -> None:
         model=given.model_name,
         flavor=given.model_flavor,
         leave_out=given.leave_out or (),
+        overrides=given.overrides or {},
         progress=_progress,
     )
     if given.model_flavor is None:

@@ -14,6 +14,7 @@ from hekaton.contributions import CheckpointFormat, HFAdapter, Model, Ref
 from hekaton.draft import Draft, Merge
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.meta import on_meta
+from hekaton.overrides import overridden, override
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.weights.facts import ModelFacts, facts_of
@@ -170,15 +171,29 @@ def base_of(config: Mapping[str, Any]) -> str | None:
 
 
 def identify(
-    plugins: Plugins, content: Mapping[str, Any], *, model: str | None, flavor: str | None, what: str
+    plugins: Plugins,
+    content: Mapping[str, Any],
+    *,
+    model: str | None,
+    flavor: str | None,
+    overrides: Mapping[str, Any],
+    what: str,
 ) -> Counterpart:
     """Which model and flavor a ``config.json`` describes.
 
+    :param overrides: fields of the flavor to replace; in them the ``config.json`` may differ.
     :raises CheckpointError: when it is not the one that was named, saying in what they differ, or when it
         fits none.
     """
     found = counterpart_of(plugins, content, model=model, what=what)
-    return dataclasses.replace(found, flavor=_flavor(found.spec, found.config, flavor, what=what))
+    spec = found.spec
+    there = override(found.config, overrides, spec.name)
+    if flavor is not None:
+        by_flavor = {flavor: override(spec.flavor(flavor), overrides, spec.name)}
+    else:
+        of_flavors = {name: overridden(spec.flavor(name), overrides) for name in spec.flavors}
+        by_flavor = {name: config for name, (config, wrong) in of_flavors.items() if not wrong}
+    return dataclasses.replace(found, config=there, flavor=_flavor(spec, there, flavor, by_flavor, what=what))
 
 
 def counterpart_of(
@@ -277,21 +292,22 @@ def _architectures(content: Mapping[str, Any]) -> list[str]:
     return [str(one) for one in listed] if isinstance(listed, list) else [str(listed)]
 
 
-def _flavor(spec: TrainSpec, config: Any, named: str | None, *, what: str) -> str:
-    if named is not None:
-        differences = differing(config, spec.flavor(named))
-        if differences:
-            raise CheckpointError(f"{what} is not {spec.name} {named}", hint="\n".join(differences))
-        return named
-    by_flavor = {name: differing(config, one) for name, one in spec.flavors.items()}
-    fitting = [name for name, differences in by_flavor.items() if not differences]
-    if fitting:
-        return fitting[0]  # any others are further names of the same
+def _flavor(spec: TrainSpec, config: Any, named: str | None, flavors: Mapping[str, Any], *, what: str) -> str:
+    """The first flavor that a configuration is; any others are further names of the same.
+
+    :param named: the one that it should be; then ``flavors`` has no others.
+    :raises CheckpointError: when it is none, naming the nearest and in what that differs.
+    """
+    if not flavors:
+        raise CheckpointError(f"{what}: no flavor of {spec.name} takes these overrides")
+    by_flavor = {name: differing(config, one) for name, one in flavors.items()}
     nearest = min(by_flavor, key=lambda name: len(by_flavor[name]))
-    raise CheckpointError(
-        f"{what} is none of the flavors of {spec.name}; the nearest is {nearest}:",
-        hint="\n".join(by_flavor[nearest]),
-    )
+    if by_flavor[nearest]:
+        said = f"{what} is not {spec.name} {nearest}"
+        if named is None:
+            said = f"{what} is none of the flavors of {spec.name}; the nearest is {nearest}:"
+        raise CheckpointError(said, hint="\n".join(by_flavor[nearest]))
+    return nearest
 
 
 def differing(there: Any, here: Any, *, besides: Collection[str] = ()) -> list[str]:

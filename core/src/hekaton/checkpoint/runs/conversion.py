@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from hekaton.building import build_meta, override
+from hekaton.building import build_meta
 from hekaton.checkpoint.disk.folders import sync
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model, write_model
 from hekaton.checkpoint.tensors.state import model_tensors
@@ -23,6 +23,7 @@ from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, HekatonError
 from hekaton.identity.values import model_values
 from hekaton.mesh import ParallelDims
+from hekaton.overrides import override
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.weights import LazyTensor
@@ -55,6 +56,7 @@ def import_weights(
     model: str | None = None,
     flavor: str | None = None,
     leave_out: Collection[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Counterpart:
     """Make a checkpoint that a run can start from out of a folder in another format.
@@ -62,13 +64,16 @@ def import_weights(
     :param model: by default the one whose adapter knows the architecture of ``source``.
     :param flavor: by default the one that the ``config.json`` of ``source`` fits.
     :param leave_out: other models in ``source`` that are not read, such as ``vision``.
+    :param overrides: fields of the flavor to replace; in them the ``config.json`` may differ.
     :returns: what it was taken for.
     :raises CheckpointError: when the folder is not what it should be, or is damaged; ``target`` is left as
         it was.
     """
     _check_paths(source, target)
     weights = build_format(plugins, format_name).open(source)
-    found = identify(plugins, weights.config, model=model, flavor=flavor, what=str(source))
+    found = identify(
+        plugins, weights.config, model=model, flavor=flavor, overrides=overrides or {}, what=str(source)
+    )
     tensors = found.from_hf(weights, leave_out=leave_out, what=str(source))
     for notice in found.table.notices(weights.tensors):
         log.warning("%s: %s", source, notice)
@@ -77,7 +82,9 @@ def import_weights(
         "model": found.spec.name,
         "flavor": found.flavor,
         "layout": {},
-        "config": {"model": {"name": found.spec.name, "flavor": found.flavor}},
+        "config": {
+            "model": {"name": found.spec.name, "flavor": found.flavor, "overrides": dict(overrides or {})}
+        },
         "converted_from": format_name,
         "facts": found.facts_of(weights).to_json(),
         "identity": model_values(found.config),
