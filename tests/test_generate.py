@@ -227,6 +227,38 @@ def test_a_model_with_adapters_is_run_with_them(tmp_path: Path, capsys: pytest.C
     assert generated(capsys, "--checkpoint", str(tmp_path), *SHORT)[0]["ids"] == expected
 
 
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_steps(tmp_path, "--model.overrides.vocab_size=4096", steps=(1,))
+    drawn = [
+        "--prompt",
+        "a",
+        "--prompt",
+        "b",
+        "--prompt",
+        "c",
+        "--max_new_tokens",
+        "30",
+        "--temperature",
+        "9",
+    ]
+    lines = generated(capsys, "--checkpoint", str(tmp_path), *drawn)
+    ids = [token for line in lines for token in line["ids"]]
+    assert len(ids) > 10
+    assert max(ids) < ByteTokenizer.vocab_size
+    # The most likely of the ids that there are, by one pass over the whole text for each token.
+    text = [256, *b"abc"]
+    for _ in range(8):
+        inputs = torch.tensor([text])
+        logits = model.eval()(inputs, torch.arange(len(text))[None], torch.ones_like(inputs))
+        text.append(int(logits[0, -1, :258].argmax()))
+    (line,) = generated(capsys, "--checkpoint", str(tmp_path), *SHORT)
+    assert line["ids"] == text[4:][: len(line["ids"])]
+    main(["generate", "--checkpoint", str(tmp_path), *SHORT, "--top_k", "5"])
+    assert "notice: --top_k and --top_p have no effect: --temperature 0" in capsys.readouterr().err
+
+
 REFUSED = {
     "no prompt": ("", "there is no prompt"),
     "no source": ("--prompt x", "one of the arguments --checkpoint --hf is required"),
@@ -243,7 +275,9 @@ REFUSED = {
     "a step as a folder of Hugging Face": ("--hf RUN --prompt x", "config.json"),
     "another model": ("--checkpoint RUN --prompt x --model_name qwen3", "is of name 'llama3', not 'qwen3'"),
     "a tokenizer that is not the run's": (
-        f"--checkpoint RUN --prompt x --hf_assets_path {ASSETS}", "tokenizer 'byte' reads no files",
+        f"--checkpoint RUN --prompt x --hf_assets_path {ASSETS}",
+        f"tokenizer 'byte' reads no files, and is given '{ASSETS}'\n  the run was trained with the tokenizer 'byte': "
+        "give the folder of that one, or leave out --hf_assets_path\n",
     ),
     "a file of prompts that is not there": ("--checkpoint RUN --prompt_file RUN/none", "cannot read the prompts"),
     "prompts without an end": ("--checkpoint RUN --prompt_file /dev/zero", "have more than 67,108,864 characters"),

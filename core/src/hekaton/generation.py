@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ def generate(
     ends: Collection[int] = (),
     cache: OpenCache | None = None,
     positions: int | None = None,
+    ids: int | None = None,
     batch_size: int = 8,
 ) -> list[list[int]]:
     """Continue prompts.
@@ -54,6 +56,7 @@ def generate(
     :param ends: ids that end a text; the one that does is its last.
     :param cache: ``TrainSpec.cache`` of the model; without it each token takes a pass over the whole text.
     :param positions: the longest text that the model is for, prompt included; texts end there.
+    :param ids: how many ids the tokenizer has: from this one on none is drawn. A model often has more rows.
     :param batch_size: prompts that are continued together.
     :returns: the new ids of each prompt.
     :raises ConfigError: for an empty prompt, one without a position left, and a model that does not return
@@ -62,7 +65,7 @@ def generate(
     new: list[list[int]] = [[] for _ in prompts]
     for token in stream(
         model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, ends=ends, cache=cache,
-        positions=positions, batch_size=batch_size,
+        positions=positions, ids=ids, batch_size=batch_size,
     ):  # fmt: skip
         new[token.prompt].append(token.id)
     return new
@@ -77,6 +80,7 @@ def stream(
     ends: Collection[int] = (),
     cache: OpenCache | None = None,
     positions: int | None = None,
+    ids: int | None = None,
     batch_size: int = 8,
 ) -> Iterator[Token]:
     """Continue prompts, and give each token as it comes: see :func:`generate`."""
@@ -90,7 +94,8 @@ def stream(
         most = max_new_tokens
         room = [most if positions is None else min(most, positions - len(prompts[row])) for row in batch]
         rows = _Rows([list(prompts[row]) for row in batch], room, [streams[row] for row in batch])
-        for token in _continue(model, rows, sampling or Sampling(), frozenset(ends), cache or recomputed):
+        draws = partial(_drawn, sampling=sampling or Sampling(), ids=ids, streams=rows.streams)
+        for token in _continue(model, rows, draws, frozenset(ends), cache or recomputed):
             yield Token(first + token.prompt, token.id, token.last)
 
 
@@ -128,9 +133,19 @@ class _Rows(NamedTuple):
     streams: list[int]
 
 
+def _drawn(
+    logits: torch.Tensor, number: int, *, sampling: Sampling, ids: int | None, streams: Sequence[int]
+) -> list[int]:
+    return draw(logits[:, :ids], sampling, number=number, streams=streams)
+
+
 @torch.inference_mode()
 def _continue(
-    model: nn.Module, rows: _Rows, sampling: Sampling, ends: Collection[int], open_cache: OpenCache
+    model: nn.Module,
+    rows: _Rows,
+    draws: Callable[[torch.Tensor, int], list[int]],
+    ends: Collection[int],
+    open_cache: OpenCache,
 ) -> Iterator[Token]:
     texts = rows.texts
     prompt_lengths = [len(text) for text in texts]
@@ -140,7 +155,7 @@ def _continue(
         logits = _read_prompts(forward, texts, device)
         running = set(range(len(texts)))
         for number in range(max(rows.room)):
-            drawn = draw(logits, sampling, number=number, streams=rows.streams)
+            drawn = draws(logits, number)
             for row in sorted(running):
                 texts[row].append(drawn[row])
                 last = drawn[row] in ends or number + 1 == rows.room[row]

@@ -246,7 +246,13 @@ def _tokenizer_of_run(
     try:
         tokenizer: TextTokenizer = build_component(config, plugins, Tokenizer, name, path)
     except DataError as error:
-        raise DataError(error.message, hint="say --hf_assets_path FOLDER") from error
+        hint = (
+            "say --hf_assets_path FOLDER"
+            if assets is None
+            else f"the run was trained with the tokenizer '{name}': give the folder of that one, or leave "
+            "out --hf_assets_path"
+        )
+        raise DataError(error.message, hint=hint) from error
     was = describe.get("identity", {}).get(TOKENIZER)
     if was is not None and was != tokenizer.fingerprint:
         raise DataError(

@@ -69,6 +69,18 @@ def overridden(settings: T, overrides: Mapping[str, Any]) -> tuple[T, list[Wrong
     return _replaced(settings, overrides, ())
 
 
+def mistyped(settings: Any) -> list[WrongOverride]:
+    """The values of a configuration that its fields' types do not take, such as a size of 0."""
+    if not is_dataclass(settings):
+        return []
+    return [one for one in overridden(settings, _as_table(settings))[1] if one.detail is not None]
+
+
+def _as_table(settings: Any) -> dict[str, Any]:
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.init}
+    return {name: _as_table(value) if is_dataclass(value) else value for name, value in values.items()}
+
+
 def _replaced(settings: Any, overrides: Mapping[str, Any], at: Path) -> tuple[Any, list[WrongOverride]]:
     current = {field.name: getattr(settings, field.name) for field in fields(settings)}
     values, wrong = _values(type(settings), current, overrides, at)

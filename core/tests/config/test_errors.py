@@ -56,6 +56,18 @@ def only(problems: list[str]) -> str:
             "",
         ),
         ("[job]\ndescription = 1\n", "job.description must be a string, not 1", 2, ""),
+        (
+            '[metrics]\nloggers = ["jsonl", "tensorboard", "jsonl"]\n',
+            'metrics.loggers = ["jsonl", "tensorboard", "jsonl"]: it names "jsonl" twice',
+            2,
+            "",
+        ),
+        (
+            '[checkpoint]\nexclude_from_loading = ["rng", "rng", "rng"]\n',
+            'checkpoint.exclude_from_loading = ["rng", "rng", "rng"]: it names "rng" several times',
+            2,
+            "",
+        ),
         ('[model]\nconverters = "halves"\n', 'model.converters must be a list, not "halves"', 2, ""),
         ("[metrics]\nloggers = [\n  1,\n]\n", "metrics.loggers[0] must be a string, not 1", 2, ""),
         ("[optimizer]\nlr = nan\n", "optimizer.lr must be a finite number, not nan", 2, ""),

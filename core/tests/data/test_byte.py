@@ -30,5 +30,5 @@ def test_half_a_character_of_utf16_is_encoded_too() -> None:
 
 
 def test_a_path_is_refused() -> None:
-    with pytest.raises(DataError, match=r"tokenizer 'byte' reads no files, but model.hf_assets_path = 'x'"):
+    with pytest.raises(DataError, match=r"tokenizer 'byte' reads no files, and is given 'x'"):
         build(None, "x")

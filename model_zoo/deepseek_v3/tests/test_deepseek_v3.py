@@ -274,7 +274,7 @@ def test_what_transformers_reads_is_read_alike(base, adapter):
         ({"n_group": 7}, "n_groups = 7 does not divide n_experts = 256"),
         ({"topk_group": 9}, "n_limited_groups = 9 is more than n_groups = 8"),
         ({"num_experts_per_tok": 300}, "top_k = 300 is more than n_experts = 256"),
-        ({"first_k_dense_replace": -1}, "first_k_dense_replace = -1: a whole number above 0"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace = -1: a whole number of at least 0"),
     ],
 )  # fmt: skip
 def test_what_the_model_cannot_do_is_refused(adapter, content, message):

@@ -235,3 +235,9 @@ def test_without_torchao_only_a_run_that_names_it_is_refused(installed, reason, 
     assert reason in capsys.readouterr().err
     assert main(["plugins"]) == 0
     assert f"unavailable: {reason}" in capsys.readouterr().out
+
+
+def test_a_converter_named_twice_is_an_error_also_under_an_earlier_name(capsys):
+    for names in (f"{LINEAR},{LINEAR}", f"{LINEAR},float8", "float8,quantize.dense.float8"):
+        assert main(["config", "check", *PLAIN, "--model.converters", names]) == 2
+        assert f': it names "{LINEAR}" twice\n' in capsys.readouterr().err

@@ -51,8 +51,8 @@ Continue texts with a trained model, on one device, and print them as they come.
   --plugins.disable NAME    leave this plugin out
 
 A text ends at a token that the model was trained to end texts with, after --max_new_tokens, or at the length
-that the model was trained for. What a prompt is continued with depends on the prompt and the seed, not on
-the prompts beside it."""
+that the model was trained for. Ids that the tokenizer does not have are never drawn. What a prompt is continued
+with depends on the prompt and the seed, not on the prompts beside it."""
 
 _CONTEXT = 8
 """Tokens before a new one that it is decoded with."""
@@ -71,6 +71,8 @@ def run(arguments: list[str]) -> int:
 
     from hekaton.sampling import Sampling
 
+    if given.temperature == 0 and (given.top_k is not None or given.top_p != 1):
+        print("notice: --top_k and --top_p have no effect: --temperature 0 draws nothing", file=sys.stderr)
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, seed=given.seed)
     loaded = _loaded(given, plugins)
     _generate(loaded, prompts, sampling, given)
@@ -178,6 +180,7 @@ def _generate(loaded: LoadedModel, prompts: Sequence[str], sampling: Any, given:
         ends=loaded.ends,
         cache=loaded.spec.cache,
         positions=positions,
+        ids=loaded.tokenizer.vocab_size,
         batch_size=given.batch_size,
     )
     print(f"{loaded.source}: {loaded}", file=sys.stderr)

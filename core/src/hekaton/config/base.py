@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from hekaton.contributions import Contribution
@@ -53,9 +54,9 @@ Seconds: TypeAlias = Annotated[int, Field(gt=0, le=366 * 24 * 3600)]
 class SectionModel(BaseModel):
     """A section of the TOML file, the core's or a plugin's.
 
-    It refuses unknown fields and values of another type (a string is no number, a float no integer), cannot
-    be changed once it is read, and takes the docstrings below its fields as their descriptions. Every field
-    needs a default.
+    It refuses unknown fields, values of another type (a string is no number, a float no integer) and lists
+    that name something twice, cannot be changed once it is read, and takes the docstrings below its fields as
+    their descriptions. Every field needs a default.
     """
 
     model_config = ConfigDict(
@@ -67,6 +68,16 @@ class SectionModel(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*")
+    @classmethod
+    def _names_each_once(cls, value: Any) -> Any:
+        """A name that is there twice would count once, and the one who wrote it may have meant another."""
+        if isinstance(value, list):
+            for name, times in Counter(item for item in value if isinstance(item, str)).items():
+                if times > 1:
+                    raise ValueError(f"it names {toml_value(name)} {'twice' if times == 2 else 'several times'}")
+        return value
 
     switch: ClassVar[str] = ""
     """Name of the boolean field without which the others have no effect."""

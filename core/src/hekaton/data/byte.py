@@ -37,7 +37,7 @@ def build(section: Any, path: str | None) -> ByteTokenizer:
     """:raises DataError: when given a path, since there is nothing to read."""
     if path is not None:
         raise DataError(
-            f"tokenizer 'byte' reads no files, but model.hf_assets_path = '{path}'",
+            f"tokenizer 'byte' reads no files, and is given '{path}'",
             hint='leave out model.hf_assets_path, or set model.tokenizer = "hf"',
         )
     return ByteTokenizer()

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hekaton.config.validation import described
 from hekaton.contributions import CheckpointFormat, HFAdapter, Model, Ref
 from hekaton.draft import Draft, Merge
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.meta import on_meta
-from hekaton.overrides import overridden, override
+from hekaton.overrides import mistyped, overridden, override
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
-from hekaton.weights.facts import ModelFacts, facts_of
+from hekaton.weights.facts import ModelFacts, check_facts, facts_of
 from hekaton.weights.format import Unmerged, WeightFormat, Weights
 from hekaton.weights.lazy import LazyTensor, cast
 from hekaton.weights.merge import merged, unmerged
@@ -104,8 +105,13 @@ class Counterpart:
         return unmerged(self.merges, table.from_hf(theirs, what=what))
 
     def facts_of(self, weights: Weights) -> ModelFacts:
-        """What a folder says beside its weights and the model's own configuration."""
-        return facts_of(_with_defaults(self.adapter, weights.config), weights.generation)
+        """What a folder says beside its weights and the model's own configuration.
+
+        :raises CheckpointError: for positions and ids that are none.
+        """
+        content = _with_defaults(self.adapter, weights.config)
+        check_facts(content, weights.generation)
+        return facts_of(content, weights.generation)
 
     def check_shapes(
         self, tensors: Mapping[str, LazyTensor], wanted: Mapping[str, torch.Tensor], *, what: str
@@ -210,9 +216,9 @@ def counterpart_of(
 
 
 def _only_reader(plugins: Plugins, content: Mapping[str, Any], *, what: str) -> HFAdapter:
-    architectures = _architectures(content)
+    architectures = _architectures(content, what=what)
     adapters = adapters_of(plugins)
-    fitting = _readers(adapters, content)
+    fitting = _readers(adapters, content, architectures)
     if len(fitting) != 1:
         said = (
             f"its architectures are {', '.join(architectures)}"
@@ -235,9 +241,9 @@ def read_config(
     :raises CheckpointError: when it is of another architecture, asks for what the model cannot do, or is no
         such file.
     """
-    architectures = _architectures(content)
+    architectures = _architectures(content, what=what)
     kind = ", ".join(architectures) or content.get("model_type")
-    others = [one.name for one in _readers(adapters, content)]
+    others = [one.name for one in _readers(adapters, content, architectures)]
     is_read = (
         set(architectures) & set(adapter.architectures)
         if architectures
@@ -250,20 +256,33 @@ def read_config(
             f"{what} is a {kind}, not a {adapter.name}", hint=f"choose {readers}\n{hint}" if others else hint
         )
     try:
-        return adapter.read_config.load()(_with_defaults(adapter, content))
+        content = _with_defaults(adapter, content)
+        check_facts(content)
+        config = adapter.read_config.load()(content)
     except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{what}: {error.message}", hint=error.hint) from error
+        raise CheckpointError(f"{what}: config.json: {error.message}", hint=error.hint) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{what}: config.json is not that of a {adapter.name}: {reason}") from error
+    wrong = [f"{'.'.join(one.path)} {described(one.detail)}" for one in mistyped(config)]
+    if wrong:
+        raise CheckpointError(
+            f"{what}: config.json describes what no {adapter.name} can be", hint="\n".join(wrong)
+        )
+    return config
 
 
 def text_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a ``config.json`` says of the language model, which has a section of its own where there are
-    several models (``text_config``); what is said of all of them is the architecture."""
+    several models (``text_config``); what is said of all of them is the architecture.
+
+    :raises CheckpointError: for a section that is no JSON object.
+    """
     inner = content.get("text_config")
-    if not isinstance(inner, Mapping):
+    if inner is None:
         return content
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(f"text_config = {inner!r}: a JSON object was expected")
     return {**inner, **{key: content[key] for key in ("architectures", "model_type") if key in content}}
 
 
@@ -272,9 +291,10 @@ def adapters_of(plugins: Plugins) -> list[HFAdapter]:
     return [one.record for one in plugins.all(HFAdapter).values()]
 
 
-def _readers(adapters: Sequence[HFAdapter], content: Mapping[str, Any]) -> list[HFAdapter]:
+def _readers(
+    adapters: Sequence[HFAdapter], content: Mapping[str, Any], architectures: Sequence[str]
+) -> list[HFAdapter]:
     """The adapters that read what a ``config.json`` describes."""
-    architectures = _architectures(content)
     if not architectures:
         return [one for one in adapters if content.get("model_type") in one.model_types]
     return [one for one in adapters if set(architectures) & set(one.architectures)]
@@ -287,9 +307,17 @@ def _with_defaults(adapter: HFAdapter, content: Mapping[str, Any]) -> dict[str, 
     return {**(of.load()(content) if isinstance(of, Ref) else of), **content}
 
 
-def _architectures(content: Mapping[str, Any]) -> list[str]:
-    listed = content.get("architectures") or []
-    return [str(one) for one in listed] if isinstance(listed, list) else [str(listed)]
+def _architectures(content: Mapping[str, Any], *, what: str) -> list[str]:
+    listed = content.get("architectures")
+    names = [] if listed is None else [listed] if isinstance(listed, str) else listed
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise CheckpointError(
+            f"{what}: config.json: architectures = {listed!r}: a list of names was expected"
+        )
+    if not isinstance(content.get("model_type"), str | None):
+        kind = content["model_type"]
+        raise CheckpointError(f"{what}: config.json: model_type = {kind!r}: a name was expected")
+    return names
 
 
 def _flavor(spec: TrainSpec, config: Any, named: str | None, flavors: Mapping[str, Any], *, what: str) -> str:

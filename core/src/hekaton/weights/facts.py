@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hekaton.config.base import shortened
+from hekaton.errors import CheckpointError
+
 POSITIONS = "max_position_embeddings"
 BOS, EOS, PAD = "bos_token_id", "eos_token_id", "pad_token_id"
 TOKEN_IDS = (BOS, EOS, PAD)
@@ -93,6 +96,27 @@ def facts_of(config: Mapping[str, Any], generation: Mapping[str, Any] | None = N
         tokens = SpecialTokens(bos_id=_id(config.get(BOS)), eos_ids=ends, pad_id=_id(config.get(PAD)))
     positions = _id(config.get(POSITIONS))
     return ModelFacts(positions=positions or None, tokens=tokens, generation=_plain(said))
+
+
+def check_facts(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> None:
+    """Check what :func:`facts_of` reads of the files of a published model.
+
+    :raises CheckpointError: for positions that are no whole number, and ids of tokens that are none. ``null``
+        says that there is none, and so do -1 in place of an id and 0 in place of positions, as in many files.
+    """
+    _check(config.get(POSITIONS), f"{POSITIONS} = ", least=0, what="a whole number")
+    for content, file in ((config, ""), (generation or {}, "generation_config.json: ")):
+        for key in TOKEN_IDS:
+            value = content.get(key)
+            listed = value if key == EOS and isinstance(value, list) else [value]
+            for one in listed:
+                _check(one, f"{file}{key} = ", least=-1, what="the id of a token")
+
+
+def _check(value: Any, name: str, *, least: int, what: str) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_whole and least <= value < _LARGEST):
+        raise CheckpointError(f"{name}{shortened(repr(value))}: {what} was expected")
 
 
 def facts_of_step(describe: Mapping[str, Any]) -> ModelFacts:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from hekaton.init import owned_indices
+from hekaton.precision import in_precision
 from hekaton.weights.lazy import LazyTensor
 
 
@@ -17,6 +18,7 @@ def fill(tensors: Mapping[str, torch.Tensor], source: Mapping[str, LazyTensor]) 
     Each is read as the smallest box that holds this rank's part of it, and converted to its dtype.
 
     :returns: the bytes that were read, counted as those of the result.
+    :raises CheckpointError: for a value that a tensor's precision has no number for.
     """
     from torch.distributed.tensor import DTensor
 
@@ -31,5 +33,5 @@ def fill(tensors: Mapping[str, torch.Tensor], source: Mapping[str, LazyTensor]) 
         for dim, mine in enumerate(owned):
             if len(mine) != values.shape[dim]:
                 values = values.index_select(dim, mine - mine[0])
-        local.copy_(values)
+        local.copy_(in_precision(values, local.dtype, what=name))
     return count

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from hekaton.errors import CheckpointError
+from hekaton.precision import in_precision
 
 Region: TypeAlias = tuple[slice, ...]
 """A box of a tensor: one slice per dim, with start and stop and without step."""
@@ -61,15 +61,7 @@ def cast(tensor: LazyTensor, dtype: torch.dtype, *, what: str = "a tensor") -> L
         return tensor
 
     def load(region: Region) -> torch.Tensor:
-        loaded = tensor.load(region)
-        result = loaded.to(dtype)
-        if bool((result.isinf() & loaded.isfinite()).any()):
-            raise CheckpointError(
-                f"{what} has a value of {loaded[loaded.isfinite()].abs().max().item():g}, and "
-                f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:g}",
-                hint="choose another precision",
-            )
-        return result
+        return in_precision(tensor.load(region), dtype, what=what)
 
     return LazyTensor(tensor.shape, dtype, load)
 

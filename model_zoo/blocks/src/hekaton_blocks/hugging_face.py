@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hekaton.config.base import shortened
 from hekaton.errors import CheckpointError
 from hekaton.weights import Own
 from hekaton_blocks.rope import RopeScaling, Scaling, YarnScaling
 from hekaton_blocks.routing import MoEConfig
+from hekaton_blocks.sizes import MAX_LAYERS
 
 ROPE_KEYS = {
     "factor": "factor",
@@ -44,22 +45,23 @@ def rotary_of(
     :param kinds: the values of ``rope_type`` that the model knows, of ``default``, ``llama3`` and ``yarn``.
     :raises CheckpointError: for anything else.
     """
-    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping):
-        raise CheckpointError(f"rope_parameters = {rope!r}: a JSON object was expected")
+    rope = _object(content, "rope_scaling") or _object(content, "rope_parameters")
     rope = {
         "rope_theta": content["rope_theta"],
         "original_max_position_embeddings": content["max_position_embeddings"],
         "partial_rotary_factor": content.get("partial_rotary_factor"),
         **rope,
     }
-    if rope["partial_rotary_factor"] not in (None, 1):
-        part = rope["partial_rotary_factor"]
-        raise CheckpointError(f"partial_rotary_factor = {part!r}: the model {model} rotates all channels")
+    part = rope["partial_rotary_factor"]
+    if not any(_is_same(part, one) for one in (None, 1)):
+        raise CheckpointError(
+            f"partial_rotary_factor = {_shown(part)}: the model {model} rotates all channels"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in kinds:
         known = " and ".join(map(repr, kinds))
-        raise CheckpointError(f"rope_type = {kind!r}: the model {model} knows only {known}")
+        raise CheckpointError(f"rope_type = {_shown(kind)}: the model {model} knows only {known}")
+    _check_rope_keys(rope, kind)
     if kind == "default":
         return number(rope, "rope_theta"), None
     context = whole(rope, "original_max_position_embeddings")
@@ -72,39 +74,107 @@ def rotary_of(
     return number(rope, "rope_theta"), scaling
 
 
+def _check_rope_keys(rope: Mapping[str, Any], kind: str) -> None:
+    """:raises CheckpointError: for a value that the kind of scaling has no meaning for."""
+    known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings"}
+    known |= {"llama3": {*ROPE_KEYS.values()}, "yarn": {*YARN_KEYS.values(), "attention_factor"}}.get(
+        kind, set()
+    )
+    for key, value in rope.items():
+        if value is not None and key not in known:
+            raise CheckpointError(f"{key} = {_shown(value)}: it has no meaning where rope_type = '{kind}'")
+
+
+def _object(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A JSON object; an empty one for ``null``."""
+    value = content.get(key)
+    if not isinstance(value, Mapping | None):
+        raise CheckpointError(f"{key} = {_shown(value)}: a JSON object was expected")
+    return value or {}
+
+
 def _yarn(rope: Mapping[str, Any], context: int) -> YarnScaling:
     if rope.get("attention_factor") is not None:
         given = rope["attention_factor"]
-        raise CheckpointError(f"attention_factor = {given!r}: only mscale and mscale_all_dim are known")
+        raise CheckpointError(f"attention_factor = {_shown(given)}: only mscale and mscale_all_dim are known")
     rope = {key: value for key, value in rope.items() if value is not None}
     if ("mscale" in rope) != ("mscale_all_dim" in rope):
         raise CheckpointError("of mscale and mscale_all_dim there must be both or none")
-    truncate = rope.get("truncate", True)
-    if not isinstance(truncate, bool):
-        raise CheckpointError(f"truncate = {truncate!r}: true or false was expected")
     given = [name for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim") if name in rope]
     return YarnScaling(
         factor=number(rope, "factor"),
         original_context=context,
-        truncate=truncate,
+        truncate=flag({"truncate": True, **rope}, "truncate"),
         **{name: number(rope, name) for name in given},
     )
 
 
-def whole(content: Mapping[str, Any], key: str) -> int:
-    """:raises CheckpointError: for a value that is no whole number above 0."""
-    value = content.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{key} = {value!r}: a whole number above 0 was expected")
+LARGEST = 2**31 - 1
+"""Of whole numbers: no size of a model is larger, and products of two fit 64 bits."""
+
+
+def whole(content: Mapping[str, Any], key: str, *, least: int = 1, most: int = LARGEST) -> int:
+    """:raises CheckpointError: for a value that is no whole number from ``least`` to ``most``."""
+    return _whole(content.get(key), key, least=least, most=most)
+
+
+def _whole(value: Any, what: str, *, least: int, most: int = LARGEST) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        bound = f"above {least - 1}" if least else "of at least 0"
+        if isinstance(value, int) and value > most:
+            bound += f" and at most {most:,}"
+        raise CheckpointError(f"{what} = {_shown(value)}: a whole number {bound} was expected")
     return value
 
 
-def number(content: Mapping[str, Any], key: str) -> float:
-    """:raises CheckpointError: for a value that is no finite number above 0."""
+def layer_count(content: Mapping[str, Any]) -> int:
+    """:raises CheckpointError: for a number of layers that no model has."""
+    return whole(content, "num_hidden_layers", most=MAX_LAYERS)
+
+
+def wholes(content: Mapping[str, Any], key: str, *, least: int = 0) -> list[int] | None:
+    """A list of whole numbers, ``None`` for ``null``.
+
+    :raises CheckpointError: for anything else.
+    """
     value = content.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"{key} = {value!r}: a number above 0 was expected")
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise CheckpointError(f"{key} = {_shown(value)}: a list of whole numbers was expected")
+    return [_whole(one, f"{key}[{index}]", least=least) for index, one in enumerate(value)]
+
+
+def number(content: Mapping[str, Any], key: str, *, most: float = 1e30) -> float:
+    """:raises CheckpointError: for a value that is no number above 0 and up to ``most``."""
+    value: Any = content.get(key)
+    if not _is_number(value) or not 0 < value <= most:
+        bound = f" and at most {most:g}" if _is_number(value) and value > most else ""
+        raise CheckpointError(f"{key} = {_shown(value)}: a number above 0{bound} was expected")
     return float(value)
+
+
+def optional_number(content: Mapping[str, Any], key: str, *, most: float = 1e30) -> float:
+    """Like :func:`number`, and 0 for ``null`` or 0."""
+    value = content.get(key)
+    return 0.0 if value is None or (_is_number(value) and value == 0) else number(content, key, most=most)
+
+
+def flag(content: Mapping[str, Any], key: str) -> bool:
+    """:raises CheckpointError: for a value that is neither ``true`` nor ``false``."""
+    value = content.get(key)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{key} = {_shown(value)}: true or false was expected")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value, not longer than a line."""
+    return shortened(repr(value), 80)
 
 
 def decoder_content(config: Any, *, model_type: str, context: int) -> dict[str, Any]:
@@ -146,8 +216,14 @@ def check_known(content: Mapping[str, Any], known: Mapping[str, Sequence[Any]], 
     :raises CheckpointError: for another value.
     """
     for key, values in known.items():
-        if key in content and content[key] not in values:
-            raise CheckpointError(f"{key} = {content[key]!r}: the model {model} knows only {values[0]!r}")
+        if key in content and not any(_is_same(content[key], value) for value in values):
+            said, wanted = _shown(content[key]), _shown(values[0])
+            raise CheckpointError(f"{key} = {said}: the model {model} knows only {wanted}")
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equal, and of one type: 0 is not ``false``, but 0 is 0.0."""
+    return bool(one == other) and (type(one) is type(other) or (_is_number(one) and _is_number(other)))
 
 
 def decoder_fields(
@@ -160,10 +236,10 @@ def decoder_fields(
     theta, scaling = rotary_of(content, model=model, kinds=kinds)
     return {
         "dim": whole(content, "hidden_size"),
-        "n_layers": whole(content, "num_hidden_layers"),
+        "n_layers": layer_count(content),
         "n_heads": whole(content, "num_attention_heads"),
         "vocab_size": whole(content, "vocab_size"),
-        "norm_eps": number(content, "rms_norm_eps"),
+        "norm_eps": number(content, "rms_norm_eps", most=1),
         "rope_theta": theta,
         "rope_scaling": scaling,
     }
@@ -180,11 +256,6 @@ def head_dim(content: Mapping[str, Any]) -> int:
     if content["head_dim"] is not None:
         return whole(content, "head_dim")
     return whole(content, "hidden_size") // whole(content, "num_attention_heads")
-
-
-def optional_number(content: Mapping[str, Any], key: str) -> float:
-    """Like :func:`number`, and 0 for ``null`` or 0."""
-    return number(content, key) if content[key] else 0.0
 
 
 def check_experts(experts: MoEConfig, plain: MoEConfig, *, architecture: str) -> None:

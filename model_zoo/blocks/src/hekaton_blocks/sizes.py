@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-LayerCount: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
+MAX_LAYERS = 4096
+LayerCount: TypeAlias = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 """Layers of a model. Each is a module, also on the meta device: a number with a few digits too many would
 fill the memory before anything could be said. The deepest transformers have 1,000 (Wang et al., 2022)."""

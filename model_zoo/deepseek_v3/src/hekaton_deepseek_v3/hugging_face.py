@@ -17,6 +17,7 @@ from hekaton_blocks.hugging_face import (
     check_known,
     decoder_content,
     decoder_fields,
+    flag,
     number,
     whole,
 )
@@ -213,11 +214,12 @@ def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
         "scoring_func": ("softmax",) if v2 else ("sigmoid",),
         "topk_method": ("greedy", "group_limited_greedy") if v2 else ("noaux_tc",),
         "norm_topk_prob": (False,) if v2 else (True, False),
-        "num_key_value_heads": (content["num_attention_heads"], None),
+        "num_key_value_heads": (whole(content, "num_attention_heads"), None),
     }
     check_known(content, known, model="deepseek_v3")
+    whole({"num_nextn_predict_layers": 0, **content}, "num_nextn_predict_layers", least=0)
     fields = decoder_fields(content, model="deepseek_v3", kinds=("default", "yarn"))
-    dense = _count(content, "first_k_dense_replace")
+    dense = whole(content, "first_k_dense_replace", least=0)
     return DeepSeekV3Config(
         **fields,
         n_dense_layers=min(dense, fields["n_layers"]),
@@ -243,16 +245,11 @@ def _experts(content: Mapping[str, Any], *, v2: bool) -> MoEConfig:
         hidden_dim=whole(content, "moe_intermediate_size"),
         n_shared_experts=whole(content, "n_shared_experts"),
         score="softmax" if v2 else "sigmoid",
-        renormalise=bool(content["norm_topk_prob"]),
-        route_scale=number(content, "routed_scaling_factor"),
+        renormalise=flag(content, "norm_topk_prob"),
+        route_scale=number(content, "routed_scaling_factor", most=1e6),
         n_groups=whole(content, "n_group") if grouped else 1,
         n_limited_groups=whole(content, "topk_group") if grouped else 1,
         group_score="max" if v2 else "sum_of_top2",
         bias_rate=None if v2 else 1e-3,
         sequence_balance=1e-3 if v2 else 1e-4,
     )
-
-
-def _count(content: Mapping[str, Any], key: str) -> int:
-    value = content[key]
-    return 0 if value == 0 and value is not False else whole(content, key)

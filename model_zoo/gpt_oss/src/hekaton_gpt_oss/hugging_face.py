@@ -16,6 +16,7 @@ from hekaton_blocks.hugging_face import (
     check_known,
     decoder_content,
     decoder_fields,
+    layer_count,
     number,
     optional_number,
     whole,
@@ -119,7 +120,7 @@ def read_config(content: Mapping[str, Any]) -> GptOssConfig:
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
     content = {"rope_theta": _THETA, **DEFAULTS, **content}
-    layers = _layer_types(whole(content, "num_hidden_layers"))
+    layers = _layer_types(layer_count(content))
     check_known(content, _KNOWN | {"layer_types": (layers, None)}, model="gpt_oss")
     fields = decoder_fields(content, model="gpt_oss", kinds=("default", "yarn"))
     scaling = fields["rope_scaling"]
@@ -135,7 +136,7 @@ def read_config(content: Mapping[str, Any]) -> GptOssConfig:
             top_k=whole(content, "num_experts_per_tok"),
             hidden_dim=whole(content, "intermediate_size"),
             renormalise=True,
-            batch_balance=optional_number(content, "router_aux_loss_coef"),
+            batch_balance=optional_number(content, "router_aux_loss_coef", most=1e3),
         ),
         swiglu_limit=number(content, "swiglu_limit"),
     )

@@ -11,6 +11,7 @@ from hekaton_blocks.hugging_face import (
     check_known,
     decoder_content,
     decoder_fields,
+    flag,
     head_dim,
     key_heads,
     llama_scaling_content,
@@ -78,7 +79,7 @@ def read_config(content: Mapping[str, Any]) -> Llama3Config:
         **decoder_fields(content, model="llama3", kinds=("default", "llama3")),
         n_kv_heads=key_heads(content),
         hidden_dim=whole(content, "intermediate_size"),
-        tie_embeddings=bool(content["tie_word_embeddings"]),
+        tie_embeddings=flag(content, "tie_word_embeddings"),
     )
     if head_dim(content) * config.n_heads != config.dim:
         raise CheckpointError(

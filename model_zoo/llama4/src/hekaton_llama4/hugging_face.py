@@ -15,12 +15,14 @@ from hekaton_blocks.hugging_face import (
     check_known,
     decoder_content,
     decoder_fields,
+    flag,
     head_dim,
     key_heads,
     llama_scaling_content,
     number,
     optional_number,
     whole,
+    wholes,
 )
 from hekaton_llama4.model import Llama4Config
 
@@ -141,7 +143,7 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
     fields = decoder_fields(content, model="llama4", kinds=("default", "llama3"))
     step = _step(content, fields["n_layers"])
     experts = ("num_local_experts", "num_experts_per_tok", "intermediate_size")
-    balance = optional_number(content, "router_aux_loss_coef")
+    balance = optional_number(content, "router_aux_loss_coef", most=1e3)
     chunk = content["attention_chunk_size"]
     config = Llama4Config(
         **fields,
@@ -152,12 +154,12 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
         interleave_moe_layer_step=step or whole(content, "interleave_moe_layer_step"),
         every_n_layers_nope=_nope_interval(content, fields["n_layers"]),
         attention_chunk_size=None if chunk is None else whole(content, "attention_chunk_size"),
-        qk_norm=bool(content["use_qk_norm"]),
-        attn_scale=number(content, "attn_scale") if content["attn_temperature_tuning"] else 0.0,
+        qk_norm=flag(content, "use_qk_norm"),
+        attn_scale=number(content, "attn_scale") if flag(content, "attn_temperature_tuning") else 0.0,
         floor_scale=whole(content, "floor_scale"),
     )
     listed = content["layer_types"]
-    if listed is not None and list(listed) != _layer_types(config):
+    if listed is not None and listed != _layer_types(config):
         raise CheckpointError(
             f"layer_types = {listed!r}: in the model llama4 the layers with positions attend inside chunks, "
             "and the others do not"
@@ -167,18 +169,18 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
 
 def _step(content: Mapping[str, Any], layers: int) -> int:
     """Each so-manieth layer has experts; 0 for none."""
-    listed = content["moe_layers"]
+    listed, step = wholes(content, "moe_layers"), whole(content, "interleave_moe_layer_step")
     if listed is None:
-        return whole(content, "interleave_moe_layer_step")
+        return step
     step = min(listed) + 1 if listed else 0
-    if list(listed) != (list(range(step - 1, layers, step)) if step else []):
+    if listed != (list(range(step - 1, layers, step)) if step else []):
         raise CheckpointError(f"moe_layers = {listed!r}: the model llama4 has experts in each n-th layer")
     return step
 
 
 def _nope_interval(content: Mapping[str, Any], layers: int) -> int:
     """Each so-manieth layer is without positions; 0 for none."""
-    listed = content["no_rope_layers"]
+    listed = wholes(content, "no_rope_layers")
     if not listed:
         return whole(content, "no_rope_layer_interval")
     with_positions = [bool(one) for one in listed[:layers]]

@@ -14,6 +14,7 @@ from hekaton_blocks.hugging_face import (
     check_known,
     decoder_content,
     decoder_fields,
+    flag,
     head_dim,
     key_heads,
     optional_number,
@@ -130,7 +131,7 @@ def read_config(content: Mapping[str, Any]) -> Qwen3Config:
         n_kv_heads=key_heads(content),
         head_dim=head_dim(content),
         hidden_dim=whole(content, "intermediate_size"),
-        tie_embeddings=bool(content["tie_word_embeddings"]),
+        tie_embeddings=flag(content, "tie_word_embeddings"),
         moe=_experts(content) if sparse else None,
     )
 
@@ -142,6 +143,6 @@ def _experts(content: Mapping[str, Any]) -> MoEConfig:
         n_experts=whole(content, "num_experts"),
         top_k=whole(content, "num_experts_per_tok"),
         hidden_dim=whole(content, "moe_intermediate_size"),
-        renormalise=bool(content["norm_topk_prob"]),
-        batch_balance=optional_number(content, "router_aux_loss_coef"),
+        renormalise=flag(content, "norm_topk_prob"),
+        batch_balance=optional_number(content, "router_aux_loss_coef", most=1e3),
     )

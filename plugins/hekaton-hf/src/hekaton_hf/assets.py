@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights.facts import TOKEN_IDS, ModelFacts, SpecialTokens, facts_of
+from hekaton.weights.facts import TOKEN_IDS, ModelFacts, SpecialTokens, check_facts, facts_of
 from hekaton_hf.folders import CONFIG, GENERATION, read_json
 from hekaton_hf.tokenizer import HFTokenizer, pad_id
 from hekaton_hf.tokenizer import build as build_tokenizer
@@ -22,7 +22,12 @@ def facts_of_assets(assets: Path) -> ModelFacts:
     :raises DataError: when the tokenizer cannot be read, CheckpointError when a file beside it cannot.
     """
     generation = _if_there(assets / GENERATION)
-    beside = facts_of(_if_there(assets / CONFIG) | generation, generation)
+    config = _if_there(assets / CONFIG)
+    try:
+        check_facts(config, generation)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{assets}': {error.message}", hint=error.hint) from error
+    beside = facts_of(config | generation, generation)
     tokenizer = _tokenizer(assets)
     tokens = beside.tokens
     if tokenizer is not None and (tokenizer.bos_id, tokenizer.eos_id) != (None, None):

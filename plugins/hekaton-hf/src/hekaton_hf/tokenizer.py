@@ -203,7 +203,11 @@ def _marks(folder: Path, *kinds: str) -> dict[str, str]:
         for kind in kinds:
             token = content.get(kind)
             token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
+            if not isinstance(token, str | None):
+                raise DataError(
+                    f"the {kind} in '{file}' is no text: {token!r:.80}", origin="model.hf_assets_path"
+                )
+            if token is not None:
                 if _encodable(token) != token:
                     raise DataError(
                         f"the {kind} in '{file}' is no text: it has half of a surrogate pair",

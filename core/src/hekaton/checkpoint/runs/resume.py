@@ -151,17 +151,39 @@ class RunCheckpoints:
         """Save the step just done.
 
         :param good: whether its loss and gradients are finite.
+        :raises CheckpointError: on all ranks, when the disk refuses, or the precision of an export.
         """
-        run = self._run
         if self._settings.load_only:
             log.warning("step %d is not saved: checkpoint.load_only is set", step)
             return
         last = step == self._config.training.steps
         if last and self._settings.last_save_model_only:
-            dtype = getattr(torch, self._settings.export_dtype)
-            self._start(step, {"model": converted(model_tensors(run.parts), dtype)}, {}, good=good)
-            return
-        parts, optimizer_rest = self._run.gather()
+            self._save_model(step, good=good)
+        else:
+            self._save_all(step, good=good)
+
+    def _save_model(self, step: int, *, good: bool) -> None:
+        """Save the model alone, in the precision of exports.
+
+        :raises CheckpointError: on all ranks, when it cannot hold a weight; everything is saved before.
+        """
+        dtype = getattr(torch, self._settings.export_dtype)
+        live = model_tensors(self._run.parts)
+        try:
+            model = Ranks.of().each(lambda: converted(live, dtype))
+        except CheckpointError as error:
+            self._save_all(step, good=good)
+            raise CheckpointError(
+                f"step {step} cannot be saved in checkpoint.export_dtype = "
+                f'"{self._settings.export_dtype}": {error.message}',
+                hint="it is saved as the steps before are, with the optimizer and in the precision of "
+                "training: convert that step to another precision",
+            ) from error
+        self._start(step, {"model": model}, {}, good=good)
+
+    def _save_all(self, step: int, *, good: bool) -> None:
+        run = self._run
+        parts, optimizer_rest = run.gather()
         info = {
             "optimizer": optimizer_rest,
             "lr_scheduler": {"steps_done": run.learning_rate.steps_done},

@@ -30,6 +30,7 @@ from hekaton.checkpoint.disk.stored import (
     shown,
 )
 from hekaton.init import owned_indices
+from hekaton.precision import in_precision
 from hekaton.weights.lazy import Region
 
 _PIECE = 1 << 22
@@ -236,7 +237,8 @@ def _copy(file: IO[bytes], wanted: _Wanted, values: StoredValues) -> None:
         memory = torch.empty(values.nbytes, dtype=torch.uint8)
         _fill(file, values.start, _bytes_of(memory))
         tensor = values.of(memory)[wanted.part]
-    wanted.into.copy_(tensor)
+    what = f"a tensor in {wanted.chunk.file}"
+    wanted.into.copy_(in_precision(tensor, wanted.into.dtype, what=what))
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hekaton.errors import CheckpointError
+from hekaton.precision import in_precision
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,12 +40,26 @@ def model_tensors(parts: Sequence[nn.Module]) -> Tensors:
     return tensors
 
 
+@torch.no_grad()
 def converted(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """The tensors with those of floating point in another precision."""
-    return {
-        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
+    """The tensors with those of floating point in another precision.
+
+    :raises CheckpointError: for a value in this rank's shard that the precision has no number for.
+    """
+    return {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
+
+
+def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if not isinstance(tensor, DTensor):
+        return in_precision(tensor.detach(), dtype, what=name)
+    return DTensor.from_local(
+        in_precision(tensor.to_local(), dtype, what=name),
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
 
 
 @torch.no_grad()
