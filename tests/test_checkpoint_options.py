@@ -211,7 +211,9 @@ def test_the_last_step_holds_only_the_model(train, base, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
-def test_a_weight_that_the_precision_of_exports_cannot_hold_is_an_error_and_all_is_saved(train, tmp_path, mode):
+def test_a_weight_that_the_precision_of_exports_cannot_hold_is_an_error_and_all_is_saved(
+    train, tmp_path, mode
+):
     """AdamW's first step moves each weight by the rate: norm.weight, which starts at 1, by 100 times 1,000."""
     (tmp_path / "large.toml").write_text(
         "[optimizer]\nlr = 100\nweight_decay = 0\n"
@@ -222,7 +224,10 @@ def test_a_weight_that_the_precision_of_exports_cannot_hold_is_an_error_and_all_
         "new", "--job.config_file", "large.toml", *LAST, "--checkpoint.async_mode", mode, "--training.steps", "1",
         "--checkpoint.export_dtype", "float16", status=2,
     )  # fmt: skip
-    assert 'step 1 cannot be saved in checkpoint.export_dtype = "float16": norm.weight has a value of 1000' in said
+    assert (
+        'step 1 cannot be saved in checkpoint.export_dtype = "float16": norm.weight has a value of 1000'
+        in said
+    )
     assert "and float16 ends at 65504" in said
     saved = tensors(tmp_path / "new/checkpoint/step-1")
     weight = saved["norm.weight"]

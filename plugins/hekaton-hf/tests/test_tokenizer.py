@@ -119,6 +119,13 @@ def test_ids_of_added_tokens_count(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 10
 
 
+@pytest.mark.parametrize("token", [5, True, ["<s>"], {"content": 3}])
+def test_a_special_token_that_is_no_text_is_an_error(tmp_path: Path, token: object) -> None:
+    folder = words(tmp_path, tokens=["?", "a", "<s>"], config={"bos_token": token})
+    with pytest.raises(DataError, match=r"the bos_token in '.*tokenizer_config\.json' is no text"):
+        build(None, str(folder))
+
+
 def test_half_a_character_of_utf16_is_a_question_mark() -> None:
     tokenizer = build(None, None)
     with_half, with_mark = tokenizer.encode_batch(["a\ud800b", "a?b"])

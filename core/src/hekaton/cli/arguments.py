@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hekaton.errors import ConfigError
 from hekaton.paths import expanded
 
 if TYPE_CHECKING:
     from hekaton.config import Loaded
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The options of a verb. What is wrong with them is a ``ConfigError``, and so is an option that takes one
+    value and is given two: the first would be ignored.
+
+    Options are written out, as those of runs are.
+    """
+
+    def __init__(self, verb: str, *, hint: str = "") -> None:
+        """:param hint: of errors; by default how to get help."""
+        super().__init__(prog=f"hekaton {verb}", add_help=False, allow_abbrev=False)
+        self._hint = hint or f"hekaton {verb} --help"
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}", hint=self._hint)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given: Sequence[str] = args
+        for option, times in Counter(argument.partition("=")[0] for argument in given).items():
+            action = self._option_string_actions.get(option)
+            if times > 1 and action is not None and not isinstance(action, argparse._AppendAction):
+                raise ConfigError(f"{self.prog}: {option} is given {times} times", hint="give it once")
+        return super().parse_known_args(args, namespace)
 
 
 def load_files(arguments: list[str]) -> Loaded:
@@ -42,6 +69,8 @@ def take_number(
             others.append(argument)
             continue
         value = value if equals else next(rest, "")
+        if found is not None:
+            raise ConfigError(f"{flag} is given more than once", hint="give it once")
         if not (value.isascii() and value.isdecimal()) or int(value[:20]) < at_least:
             raise ConfigError(f"{flag} needs a number, at least {at_least}, not '{value}'")
         if int(value[:20]) > at_most:

@@ -8,10 +8,10 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from hekaton.cli import plugin_flags
-from hekaton.cli.arguments import as_path
+from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.config.base import shortened
 from hekaton.contributions import CheckpointFormat
 from hekaton.errors import ConfigError, choices_hint
@@ -73,13 +73,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"hekaton convert: {message}", hint="hekaton convert --help")
-
-
 def _parsed(arguments: list[str], *options: str) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = VerbParser("convert")
     parser.add_argument("source", metavar="IN", type=as_path)
     parser.add_argument("target", metavar="OUT", type=as_path)
     for option in options:

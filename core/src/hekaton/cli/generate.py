@@ -10,10 +10,10 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from hekaton.cli import plugin_flags
-from hekaton.cli.arguments import as_path
+from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.errors import ConfigError, choices_hint
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ Continue texts with a trained model, on one device, and print them as they come.
   --plugins.disable NAME    leave this plugin out
 
 A text ends at a token that the model was trained to end texts with, after --max_new_tokens, or at the length
-that the model was trained for. Ids that the tokenizer does not have are never drawn. What a prompt is continued
-with depends on the prompt and the seed, not on the prompts beside it."""
+that the model was trained for. Ids that the tokenizer does not have are never drawn. What a prompt is
+continued with depends on the prompt and the seed, not on the prompts beside it."""
 
 _CONTEXT = 8
 """Tokens before a new one that it is decoded with."""
@@ -79,13 +79,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"hekaton generate: {message}", hint="hekaton generate --help")
-
-
 def _parsed(words: list[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = VerbParser("generate")
     source = parser.add_mutually_exclusive_group(required=True)
     for name in ("checkpoint", "hf"):
         source.add_argument(f"--{name}")

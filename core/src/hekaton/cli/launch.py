@@ -101,6 +101,7 @@ def take_texts(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     :raises ConfigError: for one without its value.
     """
     values, others = dict(_TEXTS), []
+    given = set()
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -110,5 +111,8 @@ def take_texts(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         value = value if equals else next(rest, "")
         if not value or value.startswith("--"):
             raise ConfigError(f"{name} needs a value")
+        if name in given:
+            raise ConfigError(f"{name} is given more than once", hint="give it once")
+        given.add(name)
         values[name.removeprefix("--")] = value
     return values, others

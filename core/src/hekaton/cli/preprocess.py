@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from hekaton.cli import plugin_flags
-from hekaton.cli.arguments import as_path
+from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.errors import ConfigError
 
 USAGE = """\
@@ -84,11 +84,6 @@ def _setting(text: str) -> tuple[str, str | int]:
     return name, int(value) if value.isascii() and value.isdecimal() else value
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"hekaton preprocess: {message}", hint="hekaton preprocess --help")
-
-
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise argparse.ArgumentTypeError(f"'{text}' is no number up to 999999999")
@@ -102,7 +97,7 @@ def _positive(text: str) -> int:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = _Arguments(add_help=False, allow_abbrev=False)
+    parser = VerbParser("preprocess")
     parser.add_argument("sources", metavar="IN", nargs="*")
     parser.add_argument("target", metavar="OUT", type=as_path)
     parser.add_argument("--tokenizer", required=True)

@@ -76,7 +76,9 @@ class SectionModel(BaseModel):
         if isinstance(value, list):
             for name, times in Counter(item for item in value if isinstance(item, str)).items():
                 if times > 1:
-                    raise ValueError(f"it names {toml_value(name)} {'twice' if times == 2 else 'several times'}")
+                    raise ValueError(
+                        f"it names {toml_value(name)} {'twice' if times == 2 else 'several times'}"
+                    )
         return value
 
     switch: ClassVar[str] = ""

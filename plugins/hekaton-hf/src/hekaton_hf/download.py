@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from hekaton.cli import plugin_flags
-from hekaton.cli.arguments import as_path
+from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.errors import ConfigError, HekatonError, choices_hint
 
 if TYPE_CHECKING:
@@ -135,13 +135,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"hekaton download: {message}", hint=_usage())
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = VerbParser("download", hint=_usage())
     parser.add_argument("repo", metavar="REPO", nargs="?")
     parser.add_argument("--repo_id")
     parser.add_argument("--assets", nargs="+", default=[])
