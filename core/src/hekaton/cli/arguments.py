@@ -30,7 +30,9 @@ class VerbParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}", hint=self._hint)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         given: Sequence[str] = args
         for option, times in Counter(argument.partition("=")[0] for argument in given).items():
             action = self._option_string_actions.get(option)
