@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from hekaton.config import JobConfig
 from hekaton.config.job import config_of
 from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
+from hekaton.distributed import plain
 from hekaton.errors import CheckpointError, DataError, HekatonError
 from hekaton.identity.kept import TOKENIZER
 from hekaton.mesh import ParallelDims
@@ -167,6 +168,23 @@ def load_folder(
         tokenizer=tokenizer,
         facts=found.facts_of(weights),
     )
+
+
+def plain_model(
+    config: JobConfig, plugins: Plugins, parts: Sequence[nn.Module], *, device: torch.device
+) -> nn.Module:
+    """The model of a run on this process alone, as it was before it was sharded, in eval mode.
+
+    :param parts: of the run, on one process; their weights are copied one by one.
+    """
+    model = build_meta(config, plugins, ParallelDims()).model
+    tensors = {name: _gathered(tensor) for name, tensor in model_tensors(parts).items()}
+    _fill(model, tensors, device=device)
+    return model
+
+
+def _gathered(tensor: torch.Tensor) -> LazyTensor:
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda region: plain(tensor.detach())[region])
 
 
 def check_vocabulary(tokenizer: TextTokenizer, config: Any, *, what: str) -> None:

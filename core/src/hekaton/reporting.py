@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hekaton.assembly import Assembled
@@ -54,12 +54,13 @@ class OptionalLogger:
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
     """The console and this rank's loggers, closed when the context ends."""
 
-    def __init__(self, assembled: Assembled, *, step: int) -> None:
-        """:param step: steps that are done already."""
+    def __init__(self, assembled: Assembled, *, step: int, more: Sequence[MetricLogger] = ()) -> None:
+        """:param step: steps that are done already; :param more: loggers beside those that are configured."""
         self._assembled = assembled
         self._settings = assembled.config.metrics
         self._steps = assembled.config.training.steps
         self._step = step
+        self._more = more
         self._ending = contextlib.ExitStack()
         self._loggers: list[MetricLogger] = []
 
@@ -70,7 +71,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
                 steps=self._steps, step=self._step, colour=not self._settings.disable_color_printing
             )
             opened.callback(self._console.close)
-            self._loggers = [self._console, *loggers]
+            self._loggers = [self._console, *loggers, *self._more]
             self._ending = opened.pop_all()
         return self
 

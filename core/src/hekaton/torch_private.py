@@ -136,6 +136,10 @@ PRIVATE_NAMES = (
         "the timeout of a group before torch 2.14, which has torch.distributed.set_timeout",
     ),
     PrivateName("torch._dynamo.config", "says once what torch would say on every rank (Python 3.13.0)"),
+    PrivateName(
+        "torch.utils.data._utils.signal_handling._SIGCHLD_handler_set",
+        "a run from Python takes back the handler that data workers need, and a later run has it again",
+    ),
     PrivateName("torch.cuda.memory._record_memory_history", "memory snapshots"),
     PrivateName("torch.cuda.memory._snapshot", "memory snapshots"),
     # The test kit

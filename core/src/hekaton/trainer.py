@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +29,7 @@ from hekaton.forward_backward import TOTAL
 from hekaton.identity.built import of_run
 from hekaton.identity.handshake import agree
 from hekaton.identity.kept import identity_of
-from hekaton.metrics import Meter, with_own
+from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
 from hekaton.reading import batch_on, log_shares, run_loader, shares_of_sources
@@ -48,9 +48,18 @@ Losses: TypeAlias = dict[str, torch.Tensor]
 class Trainer:
     """One run on this process. Everything that a component can own is a component's; here is the order."""
 
-    def __init__(self, loaded: Loaded, process: Process, *, where: Whereabouts | None = None) -> None:
-        """:param where: is told which step and phase the run is in."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        process: Process,
+        *,
+        where: Whereabouts | None = None,
+        loggers: Sequence[MetricLogger] = (),
+    ) -> None:
+        """:param where: is told which step and phase the run is in; :param loggers: get metrics beside those
+        that are configured."""
         self.where = where or Whereabouts()
+        self._loggers = loggers
         self.config = config = loaded.config
         self.plugins = loaded.plugins
         self.process = process
@@ -112,7 +121,7 @@ class Trainer:
             ending.push(self._check_weights)
             ending.callback(self.loader.close)
             ending.push(checkpoints.end)
-            reporter = ending.enter_context(Reporter(self.assembled, step=self.step))
+            reporter = ending.enter_context(Reporter(self.assembled, step=self.step, more=self._loggers))
             profiler = ending.enter_context(contextlib.closing(self._profiler()))
             ending.callback(self.control.close)
             self.plugins.call("hekaton_run_started", config=config, step=self.step, control=self.control)

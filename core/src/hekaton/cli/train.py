@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -61,25 +60,16 @@ def run(arguments: list[str]) -> int:
         loaded, process = prepared(files, flags)
     if loaded.config.comm.mode == "fake_backend":
         from hekaton.dry_run.fake import run_fake
+        from hekaton.running import check_and_log
 
-        check_and_log(loaded, process, fake=True)
+        # What fake tensors stand for is a cluster's.
+        check_and_log(loaded, process.world_size, "cuda", here=False)
         run_fake(loaded, process)
         return 0
 
-    from hekaton.distributed import process_group
-    from hekaton.failures.whereabouts import Whereabouts
-    from hekaton.identity.handshake import agree
-    from hekaton.identity.subjects import of_start
-    from hekaton.identity.together import together
-    from hekaton.trainer import Trainer
+    from hekaton.running import run as run_here
 
-    where = Whereabouts()
-    folder = loaded.config.job.dump_folder
-    with process_group(process, loaded.config.comm, dump_folder=folder, where=where):
-        # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
-        agree(of_start(loaded.config, loaded.plugins, process.device))
-        together(lambda: check_and_log(loaded, process))
-        ended_by = Trainer(loaded, process, where=where).run()
+    ended_by = run_here(loaded, process, lambda trainer, ended_by: ended_by)
     if not ended_by.again:
         return 0
     checkpoint = loaded.config.checkpoint
@@ -104,25 +94,7 @@ def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:
     else:
         process = this_process()
     set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
-    return for_device(loaded, _device_type(process, fake=fake)), process
-
-
-def check_and_log(loaded: Loaded, process: Process, *, fake: bool = False) -> None:
-    """Check the configuration as a whole, and log what of it has no effect.
-
-    :raises ConfigErrors: with everything that is wrong.
-    """
-    from hekaton.rules import check
-
-    device_type = _device_type(process, fake=fake)
-    idle = check(loaded, world_size=process.world_size, device_type=device_type, here=not fake)
-    for notice in (*loaded.notices, *idle):
-        logging.getLogger("hekaton").info("notice: %s", notice)
-
-
-def _device_type(process: Process, *, fake: bool) -> str:
-    # What fake tensors stand for is a cluster's.
-    return "cuda" if fake else process.device.type
+    return for_device(loaded, "cuda" if fake else process.device.type), process
 
 
 @contextlib.contextmanager

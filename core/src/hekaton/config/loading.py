@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -36,13 +37,18 @@ class Loaded:
     origins: Mapping[str, str]
 
 
-def load(files: Sequence[FilePath | str], flags: Sequence[str] = ()) -> Loaded:
+def load(
+    files: Sequence[FilePath | str], flags: Sequence[str] = (), *, fields: Mapping[str, Any] | None = None
+) -> Loaded:
     """Read and check a configuration.
 
-    Files are merged from left to right, ``--job.config_file`` last. Plugins are discovered as
-    ``HEKATON_DISABLE``, ``[plugins]`` and ``--plugins.*`` say, since they contribute sections.
+    Files are merged from left to right, ``--job.config_file`` last; ``fields`` count more than they do, and
+    flags most. Plugins are discovered as ``HEKATON_DISABLE``, ``[plugins]`` and ``--plugins.*`` say, since
+    they contribute sections.
 
     :param flags: ``["--training.steps", "5", "--compile.enable"]``.
+    :param fields: sections as in a file, ``{"training": {"steps": 5}}``, or dotted paths,
+        ``{"training.steps": 5}``.
     :raises ConfigErrors: with everything that is wrong.
     """
     problems: list[HekatonError] = []
@@ -55,6 +61,8 @@ def load(files: Sequence[FilePath | str], flags: Sequence[str] = ()) -> Loaded:
     values = Values()
     for file in read:
         values.merge(file.tables, file.origin)
+    for name, value in (fields or {}).items():
+        values.merge(_nested(tuple(name.split(".")), _plain(value)), _argument)
     plugins = _discover(values, early, problems)
     config_type, wrong_sections = config_class(plugins)
     problems += wrong_sections
@@ -155,6 +163,19 @@ def _always(text: str) -> Any:
         return lambda: text
 
     return origin
+
+
+def _argument(path: Path) -> Origin:
+    return lambda: f"the argument {dotted(path)}"
+
+
+def _plain(value: Any) -> Any:
+    """A value as a TOML file would have it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inside) for inside in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _nested(path: Path, value: Any) -> dict[str, Any]:

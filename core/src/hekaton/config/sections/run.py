@@ -100,7 +100,7 @@ class MetricsSection(SectionModel):
     """Steps from one report to the next; the first and the last step are always reported."""
     enable_tensorboard: Annotated[bool, OwnLog] = False
     """Write TensorBoard events: the same as ``"tensorboard"`` among ``loggers``."""
-    loggers: Annotated[list[str], NameOf(Logger), OwnLog] = []
+    loggers: Annotated[list[str], NameOf(Logger), OwnLog] = ["jsonl"]
     """Where metrics go besides the console, by name."""
     disable_color_printing: Annotated[bool, OwnLog] = False
     """Write console lines without colour, on a terminal too."""

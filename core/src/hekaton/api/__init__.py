@@ -1,0 +1,1 @@
+"""What ``import hekaton`` offers: training, loading and building models, and what runs left on disk."""

@@ -1,0 +1,121 @@
+"""``hekaton.load`` and ``hekaton.build``: models outside of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hekaton.building import build_meta, materialize
+from hekaton.checkpoint.runs.inspection import find_steps
+from hekaton.config.job import config_of
+from hekaton.errors import CheckpointError, ConfigError
+from hekaton.init import initialize
+from hekaton.loading import LoadedModel, load_checkpoint, load_folder
+from hekaton.mesh import ParallelDims
+from hekaton.parallel.fsdp import DTYPES
+from hekaton.plugins import Plugins
+from hekaton.urls import is_url
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    step: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    hf_assets_path: str | PathLike[str] | None = None,
+    plugins: Sequence[str] = (),
+    leave_out: Collection[str] = (),
+) -> LoadedModel:
+    """Load a trained model with its tokenizer, whatever layout saved it.
+
+    >>> trained = load("outputs")  # doctest: +SKIP
+    >>> logits = trained.model(torch.tensor([trained.encode("def ")]))  # doctest: +SKIP
+
+    :param path: a run's folder or its checkpoint folder, of which the newest good step is loaded; a step
+        folder; or a folder in the format of Hugging Face, with ``config.json``.
+    :param step: of a run, in place of the newest one.
+    :param dtype: of the weights; by default as most of them are stored.
+    :param hf_assets_path: the tokenizer's folder, where it is not where the run or the folder has it.
+    :param plugins: modules or ``.py`` files to load as plugins.
+    :param leave_out: other models in a Hugging Face folder that are not read, such as ``vision``.
+    :returns: the model in eval mode, its tokenizer and its configuration.
+    :raises CheckpointError: where there is no such step, or it is damaged, or of another model.
+    :raises DataError: for a tokenizer that is not there, or not the one that the run had.
+    """
+    location = os_path(path)
+    found = Plugins.discover(load=list(plugins))
+    found.check()
+    common: dict[str, Any] = {
+        "device": torch.device(device),
+        "dtype": None if dtype is None else dtype_name(dtype),
+        "assets": None if hf_assets_path is None else os_path(hf_assets_path),
+    }
+    if not is_url(location) and (Path(location) / "config.json").is_file():
+        if step is not None:
+            raise CheckpointError(
+                f"step = {step} is of a run, and '{location}' is a folder of another format"
+            )
+        return load_folder(Path(location), found, format_name="hf", leave_out=leave_out, **common)
+    if leave_out:
+        raise CheckpointError("leave_out is of folders in another format: a checkpoint holds one model")
+    return load_checkpoint(location if step is None else _step(location, step), found, **common)
+
+
+def build(
+    name: str,
+    flavor: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    seed: int = 0,
+    plugins: Sequence[str] = (),
+    **overrides: Any,
+) -> nn.Module:
+    """Build a model with the weights that a run with this seed starts from.
+
+    >>> model = build("llama3", "debugmodel", n_layers=2)  # doctest: +SKIP
+
+    :param device: ``"meta"`` gives it neither memory nor weights.
+    :param seed: as ``debug.seed``.
+    :param plugins: modules or ``.py`` files to load as plugins.
+    :param overrides: fields of the model's configuration, as ``model.overrides``.
+    :raises UnknownName: for a model or flavor that no plugin contributes.
+    :raises ConfigError: for overrides that the model does not take.
+    """
+    found = Plugins.discover(load=list(plugins))
+    found.check()
+    model = {"name": name, "flavor": flavor, "overrides": overrides}
+    config = config_of(found, {"model": model, "training": {"dtype": dtype_name(dtype)}})
+    meta = build_meta(config, found, ParallelDims())
+    if torch.device(device).type != "meta":
+        materialize(meta.model, torch.device(device))
+        initialize(meta.model, meta.initializers, seed=seed)
+    return meta.model
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """:raises ConfigError: for one that models are not kept in."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype = {name}: one of {', '.join(DTYPES)} was expected")
+    return name
+
+
+def os_path(path: str | PathLike[str]) -> str:
+    text = str(path)
+    return text if is_url(text) else str(Path(text).expanduser())
+
+
+def _step(location: str, number: int) -> str:
+    """The folder of a step of a run."""
+    steps = {one.number: one for one in find_steps(location)}
+    if number not in steps:
+        there = ", ".join(str(one) for one in sorted(one for one in steps if one is not None))
+        raise CheckpointError(f"there is no step {number} in '{location}'", hint=f"there are: {there}")
+    return str(steps[number].folder)

@@ -1,0 +1,135 @@
+"""``hekaton.runs``: what runs left on disk, read without torch."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from hekaton.checkpoint.disk.folders import read_file, reason_of
+from hekaton.checkpoint.runs.inspection import DEFAULT_FOLDER, ListedStep, find_steps
+from hekaton.errors import CheckpointError
+from hekaton.identity.history import Change, history_in
+from hekaton.jsonl import NAME as METRICS
+from hekaton.urls import is_url
+
+CONFIG = "config.toml"
+_MAX_CONFIG = 2**24
+_MAX_METRICS = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStep:
+    """A checkpoint of a run.
+
+    :param good: whether it is whole, and its loss and weights were finite.
+    """
+
+    number: int
+    folder: str
+    good: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRun:
+    """What a run left in its folder.
+
+    :param config: the resolved configuration, as tables; empty where there is none.
+    :param metrics: what the logger ``jsonl`` wrote for each report of training, oldest first: ``step``,
+        ``time`` in seconds since the epoch, and the numbers; ``None`` for one that was not finite. A list of
+        such rows is what ``pandas.DataFrame`` takes.
+    :param validation: the same of each validation.
+    :param steps: its checkpoints, oldest first.
+    :param changes: what of the configuration, versions and source changed at resumes, and after which step.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    steps: list[SavedStep]
+    changes: list[Change]
+
+
+def runs(folder: str | PathLike[str]) -> list[PastRun]:
+    """The runs in a folder: its own, and those in the folders inside it, by name.
+
+    Nothing of them is changed, no tensor is read, and torch is not imported.
+
+    :raises CheckpointError: when the folder is not there, or a file in it cannot be read.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise CheckpointError(f"there is no folder '{root}'")
+    return [_read(one) for one in (root, *sorted(root.iterdir())) if _is_run(one)]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG, METRICS))
+
+
+def _read(folder: Path) -> PastRun:
+    config = _config(folder / CONFIG)
+    rows = list(_rows(folder / METRICS))
+    saved = _saved(folder, config)
+    last = next((one.manifest for one in reversed(saved) if one.manifest is not None), None)
+    return PastRun(
+        folder=folder,
+        config=config,
+        metrics=[row for row in rows if "loss" in row],
+        validation=[row for row in rows if "loss" not in row],
+        steps=[
+            SavedStep(number=one.number, folder=str(one.folder), good=one.status == "good")
+            for one in saved
+            if one.number is not None
+        ],
+        changes=history_in(last.describe) if last is not None else [],
+    )
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_file(file, limit=_MAX_CONFIG).decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read '{file}': {error}") from error
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of metrics; one that was cut off while it was written is left out."""
+    try:
+        lines = read_file(file, limit=_MAX_METRICS).splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}, line {number}: {error}") from error
+        if not isinstance(row, dict):
+            raise CheckpointError(f"{file}, line {number}: an object was expected")
+        yield row
+
+
+def _saved(folder: Path, config: dict[str, Any]) -> list[ListedStep]:
+    """The steps where the run's configuration has them."""
+    section = config.get("checkpoint", {})
+    name = section.get("folder", DEFAULT_FOLDER) if isinstance(section, dict) else DEFAULT_FOLDER
+    if is_url(str(name)):
+        return []
+    place = folder / str(name)
+    try:
+        return find_steps(str(place)) if place.is_dir() else []
+    except CheckpointError:  # a folder without steps
+        return []

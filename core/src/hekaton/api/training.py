@@ -1,0 +1,131 @@
+"""``hekaton.train``: a run in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from hekaton.api.untouched import untouched
+from hekaton.config import load, to_toml
+from hekaton.config.device_defaults import for_device
+from hekaton.control import Request
+from hekaton.data import TextTokenizer
+from hekaton.distributed import this_process
+from hekaton.errors import ConfigError
+from hekaton.loading import plain_model
+from hekaton.metrics import set_up_logging
+from hekaton.running import run as run_here
+from hekaton.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that has ended.
+
+    :param folder: what it wrote is there, and :func:`hekaton.load` and :func:`hekaton.runs` take it.
+    :param step: the last step that was done.
+    :param metrics: for each report of ``metrics.log_freq`` its step and its numbers, oldest first; a
+        validation has an entry of its own.
+    :param model: what was trained, on the device of the run, in eval mode: the model's own class, converted
+        as the configuration says, with its weights in ``training.dtype``.
+    :param config: the resolved configuration, as tables.
+    :param stopped: why the run ended before its last step; empty if it did not.
+    """
+
+    folder: Path
+    step: int
+    metrics: list[dict[str, float]]
+    model: nn.Module
+    tokenizer: TextTokenizer
+    config: dict[str, Any]
+    stopped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        last = self.metrics[-1] if self.metrics else {}
+        loss = f", loss {last['loss']:.4f}" if "loss" in last else ""
+        return f"run in {self.folder}, step {self.step}{loss}"
+
+
+def train(*files: str | PathLike[str], **fields: Any) -> Run:
+    """Train in this process, on one device, and return the run.
+
+    The same as ``hekaton train`` with these files: the same numbers, files and messages, and a run that has
+    checkpoints resumes. Ctrl-C, or a notebook's button, ends the step in hand, saves where checkpoints are
+    on, and returns what there is. Afterwards the random state, the threads, the default dtype, the loggers,
+    the signal handlers and the environment of this process are as they were.
+
+    >>> run = train("run.toml", training={"steps": 100}, optimizer={"lr": 1e-3})  # doctest: +SKIP
+
+    :param files: TOML files, merged from left to right.
+    :param fields: sections of such a file as mappings, which count more; or ``**{"training.steps": 100}``.
+    :raises HekatonError: with the text that the command line prints.
+    """
+    if dist.is_initialized():
+        raise ConfigError(
+            "hekaton.train() starts a process group of its own, and this process has one",
+            hint="end it with torch.distributed.destroy_process_group(), or start the run with hekaton train",
+        )
+    with untouched():
+        process = this_process()
+        if process.world_size > 1:
+            raise ConfigError(
+                f"hekaton.train() trains in one process, and the environment says WORLD_SIZE = "
+                f"{process.world_size}",
+                hint="start a run of several processes with hekaton train FILE, under torchrun",
+            )
+        loaded = load([*map(_path, files)], fields=fields)
+        if loaded.config.comm.mode == "fake_backend":
+            raise ConfigError(
+                "comm.mode = 'fake_backend' is a dry run, which trains nothing",
+                hint="start it with hekaton train",
+            )
+        set_up_logging(process.rank, process.world_size)
+        kept = _Kept()
+        return run_here(
+            for_device(loaded, process.device.type),
+            process,
+            lambda trainer, ended_by: _run(trainer, ended_by, kept.metrics),
+            loggers=[kept],
+        )
+
+
+class _Kept:
+    """A logger that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics.append({"step": step, **metrics})
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+
+
+def _run(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -> Run:
+    import tomllib
+
+    config, assembled = trainer.config, trainer.assembled
+    assert assembled.tokenizer is not None
+    if ended_by.again and not config.checkpoint.enable:
+        logging.getLogger("hekaton").info("notice: nothing is saved, since checkpoint.enable is not set")
+    return Run(
+        folder=Path(config.job.dump_folder),
+        step=trainer.step,
+        metrics=metrics,
+        model=plain_model(config, trainer.plugins, trainer.model_parts, device=trainer.process.device),
+        tokenizer=assembled.tokenizer,
+        config=tomllib.loads(to_toml(config)),
+        stopped=ended_by.reasons,
+    )
+
+
+def _path(file: str | PathLike[str]) -> Path:
+    return Path(file).expanduser()

@@ -1,0 +1,54 @@
+"""A run from its configuration to its end, on this process: for ``hekaton train`` and ``hekaton.train``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from hekaton.config import Loaded
+from hekaton.control import Request
+from hekaton.distributed import Process, process_group
+from hekaton.failures.whereabouts import Whereabouts
+from hekaton.identity.handshake import agree
+from hekaton.identity.subjects import of_start
+from hekaton.identity.together import together
+from hekaton.metrics import MetricLogger
+from hekaton.rules import check
+from hekaton.trainer import Trainer
+
+T = TypeVar("T")
+
+
+def run(
+    loaded: Loaded,
+    process: Process,
+    result: Callable[[Trainer, Request], T],
+    *,
+    loggers: Sequence[MetricLogger] = (),
+) -> T:
+    """Train, and return ``result(trainer, ended_by)``, which is called while the process group is there.
+
+    :param loaded: the configuration, with the defaults of the device.
+    :param loggers: get the metrics beside the loggers that are configured.
+    :raises HekatonError: for what the configuration asks for and cannot have, and what goes wrong in a run.
+    """
+    where = Whereabouts()
+    folder = loaded.config.job.dump_folder
+    with process_group(process, loaded.config.comm, dump_folder=folder, where=where):
+        # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
+        agree(of_start(loaded.config, loaded.plugins, process.device))
+        together(lambda: check_and_log(loaded, process.world_size, process.device.type))
+        trainer = Trainer(loaded, process, where=where, loggers=loggers)
+        return result(trainer, trainer.run())
+
+
+def check_and_log(loaded: Loaded, world_size: int, device_type: str, *, here: bool = True) -> None:
+    """Check the configuration as a whole, and log what of it has no effect.
+
+    :param here: whether the run is to be on this machine, whose device and memory count then.
+    :raises ConfigErrors: with everything that is wrong.
+    """
+    idle = check(loaded, world_size=world_size, device_type=device_type, here=here)
+    for notice in (*loaded.notices, *idle):
+        logging.getLogger("hekaton").info("notice: %s", notice)

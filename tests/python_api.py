@@ -1,0 +1,231 @@
+"""Run by test_python_api.py in a process of its own: what ``import hekaton`` offers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hekaton
+
+RUN = """\
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "byte"
+
+[model.overrides]
+dim = 32
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+hidden_dim = 64
+vocab_size = 259
+
+[training]
+dataset = "python_stdlib"
+seq_len = 32
+local_batch_size = 2
+steps = 4
+mixed_precision_param = "float32"
+
+[lr_scheduler]
+warmup_steps = 0
+
+[metrics]
+log_freq = 1
+"""
+
+
+def write() -> None:
+    Path("run.toml").write_text(RUN)
+
+
+def twice() -> None:
+    """Two trainings, one after the other; what they gave goes to ``losses.json``."""
+    write()
+    runs = [
+        hekaton.train("run.toml", job={"dump_folder": name}, **{"checkpoint.enable": True})
+        for name in ("first", "second")
+    ]
+    losses = [[row["loss"] for row in run.metrics] for run in runs]
+    Path("losses.json").write_text(json.dumps(losses))
+    one, two = runs
+    assert one.step == 4
+    assert one.stopped == ()
+    assert str(one) == f"run in first, step 4, loss {losses[0][-1]:.4f}"
+    assert one.config["model"]["overrides"]["dim"] == 32
+    assert one.tokenizer.decode(one.tokenizer.encode_batch(["abc"])[0].tolist()) == "abc"
+    same(one.model, two.model)
+    assert not one.model.training
+
+    loaded = hekaton.load(one.folder)
+    same(loaded.model, one.model)
+    earlier = hekaton.train("run.toml", job={"dump_folder": "third"}, training={"steps": 2})
+    later = hekaton.train(
+        "run.toml", job={"dump_folder": "first"}, checkpoint={"enable": True}, training={"steps": 5}
+    )
+    assert [row["step"] for row in later.metrics] == [5]
+    assert not torch.equal(earlier.model.output.weight, one.model.output.weight)
+    same(hekaton.load(one.folder, step=4, dtype=torch.float32).model, one.model)
+
+    found = hekaton.runs(".")
+    assert [one.folder.name for one in found] == ["first", "second", "third"]
+    assert [row["step"] for row in found[0].metrics] == [1, 2, 3, 4, 5]
+    assert [row["loss"] for row in found[1].metrics] == losses[1]
+    assert [step.number for step in found[0].steps] == [4, 5]
+    assert all(step.good for step in found[0].steps)
+    assert found[0].config["training"]["steps"] == 5
+    assert found[2].steps == []
+
+
+def initial_weights() -> None:
+    write()
+    hekaton.train("run.toml", debug={"seed": 7}, checkpoint={"enable": True, "create_seed_checkpoint": True})
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 64, "vocab_size": 259}
+    built = hekaton.build("llama3", "debugmodel", seed=7, **sizes)
+    same(built, hekaton.load("outputs/checkpoint").model)
+    other = hekaton.build("llama3", "debugmodel", seed=8, **sizes)
+    assert not torch.equal(built.output.weight, other.output.weight)
+    on_meta = hekaton.build("llama3", "debugmodel", device="meta", dtype=torch.bfloat16)
+    assert on_meta.output.weight.is_meta
+    assert on_meta.output.weight.dtype == torch.bfloat16
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    assert type(one) is type(other)
+    weights, others = one.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name
+
+
+def state() -> dict[str, object]:
+    """What a run could leave changed in its process."""
+    log = logging.getLogger("hekaton")
+    return {
+        "dtype": torch.get_default_dtype(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+        ),
+        "precision": torch.get_float32_matmul_precision(),
+        "generators": (
+            random.getstate(),
+            repr(np.random.get_state()),
+            torch.get_rng_state().tolist(),
+        ),
+        "logger": (list(log.handlers), log.level, log.propagate),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "wakeup": signal.set_wakeup_fd(-1),
+        "environment": dict(os.environ),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+        "garbage": (gc.isenabled(), gc.get_debug(), gc.get_threshold()),
+        "warnings": list(warnings.filters),
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+        # Progress bars of datasets keep one for the process.
+        "threads alive": {thread.name for thread in threading.enumerate()} - {"tqdm_monitor"},
+        "process group": torch.distributed.is_initialized(),
+    }
+
+
+def no_traces() -> None:
+    write()
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # by torch.compile
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    before = state()
+    options = {
+        "debug": {"deterministic": True, "seed": 1}, "comm": {"trace_buf_size": 0},
+        "training": {"float32_matmul_precision": "high", "dataloader": {"num_workers": 1}},
+        "checkpoint": {"enable": True}, "compile": {"enable": True, "backend": "eager"},
+    }  # fmt: skip
+    hekaton.train("run.toml", **options)
+    check_state(before)
+    for wrong in ({"training": {"stesp": 1}}, {"job": {"dump_folder": "run.toml"}}):
+        with pytest.raises(hekaton.HekatonError, match=r"stesp|cannot write"):
+            hekaton.train("run.toml", **wrong)
+        check_state(before)
+
+
+def check_state(before: dict[str, object]) -> None:
+    after = state()
+    changed = {name: (was, after[name]) for name, was in before.items() if after[name] != was}
+    assert not changed, changed
+
+
+def interrupted() -> None:
+    """Ctrl-C in the middle of a run of many steps."""
+    write()
+    log = logging.getLogger("hekaton")
+    threading.Thread(target=interrupt, daemon=True).start()
+    run = hekaton.train("run.toml", training={"steps": 100_000}, checkpoint={"enable": True})
+    assert 0 < run.step < 100_000
+    assert run.stopped == ("received SIGINT",)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    (saved,) = hekaton.runs(".")[0].steps if hekaton.runs(".") else hekaton.runs("outputs")[0].steps
+    assert saved.number == run.step
+    assert log.handlers == []
+
+
+def interrupt() -> None:
+    metrics = Path("outputs/metrics.jsonl")
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def memory() -> None:
+    """Ten trainings; the memory after two of them, and after ten."""
+    write()
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    after = []
+    for number in range(10):
+        hekaton.train("run.toml", job={"dump_folder": f"run-{number}"})
+        after.append(resident())
+    threads = threading.active_count()
+    assert threads == 1, threading.enumerate()
+    assert after[-1] < 1.05 * after[1], after
+
+
+def errors() -> None:
+    write()
+    fails(lambda: hekaton.train("nothing.toml"), "nothing.toml")
+    fails(lambda: hekaton.train("run.toml", model={"name": "lama3"}), "did you mean 'llama3'?")
+    fails(lambda: hekaton.train("run.toml", **{"training.steps": 0}), "the argument training.steps")
+    fails(lambda: hekaton.train("run.toml", comm={"mode": "fake_backend"}), "dry run")
+    fails(lambda: hekaton.load("nowhere"), "there is no 'nowhere'")
+    fails(lambda: hekaton.build("llama3", "debugmodl"), "debugmodel")
+    fails(lambda: hekaton.build("llama3", "debugmodel", dimm=3), "model.overrides.dimm")
+    fails(lambda: hekaton.build("llama3", "debugmodel", dtype="int8"), "dtype = int8")
+    fails(lambda: hekaton.runs("nowhere"), "there is no folder 'nowhere'")
+    hekaton.train("run.toml", checkpoint={"enable": True}, training={"steps": 1})
+    fails(lambda: hekaton.load("outputs", step=9), "there are: 1")
+    fails(lambda: hekaton.load("outputs", leave_out=["vision"]), "leave_out")
+
+
+def fails(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(hekaton.HekatonError, match=re.escape(said)):
+        call()
