@@ -295,7 +295,8 @@ def test_load_only_leaves_all_as_it_is(train, tmp_path):
     train(*load_only, "--checkpoint.interval", "1", "--optimizer.eps", "1e-7")  # a change that history keeps
     assert times() == before
     train(*load_only, "--job.save_config_file", "mine.toml")
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "config.toml", "mine.toml"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint", "config.toml", "metrics.jsonl", "mine.toml"}
 
 
 def test_the_first_step_is_saved_when_asked_for(train, tmp_path):

@@ -95,7 +95,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         if process.rank != 0 and not settings.save_for_all_ranks:
             return []
         loggers: list[MetricLogger] = []
-        for name in settings.logger_names():
+        for name in self._assembled.config.logger_names():
             folder = Path(self._assembled.config.job.dump_folder)
             if self._assembled.plugins.get(Logger, name).place == "logs":
                 folder /= settings.save_tb_folder

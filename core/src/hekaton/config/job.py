@@ -33,6 +33,7 @@ from hekaton.config.sections import (
     TrainingSection,
     ValidationSection,
 )
+from hekaton.config.sections.run import LOGGER_SWITCHES
 from hekaton.contributions import Section
 from hekaton.errors import HekatonError, PluginError, choices_hint
 from hekaton.plugins import Contributed, Plugins
@@ -84,6 +85,14 @@ class JobConfig(SectionModel):
     def only_loads(self) -> bool:
         """Whether the run leaves the folder of the run that it loads from as it is."""
         return self.checkpoint.enable and self.checkpoint.load_only
+
+    def logger_names(self) -> list[str]:
+        """Every logger of the run, each once."""
+        named = self.metrics.loggers
+        if named is None:
+            named = [] if self.only_loads() else ["jsonl"]
+        switched = [name for name, field in LOGGER_SWITCHES.items() if getattr(self.metrics, field)]
+        return list(dict.fromkeys([*named, *switched]))
 
     def expert_dispatcher(self) -> str:
         """Name of what brings tokens to experts on other ranks."""

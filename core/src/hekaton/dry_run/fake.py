@@ -208,7 +208,7 @@ def _notice_left_out(config: JobConfig) -> None:
     enabled = {
         "compile": config.compile.enable,
         "checkpoints": config.checkpoint.enable,
-        "loggers": bool(config.metrics.logger_names()),
+        "loggers": bool(config.logger_names()),
         "validation": config.validation.enable,
         "profiling": config.profiling.enable_profiling or config.profiling.enable_memory_snapshot,
         "print_config": config.job.print_config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hekaton.config.base import toml_value
+from hekaton.contributions import Logger
 from hekaton.errors import HekatonError
 from hekaton.processor import has_fast_bfloat16
 from hekaton.rules.run import Run
@@ -86,13 +87,16 @@ def validation_is_other_data(run: Run) -> Iterator[str]:
 
 
 def loggers_are_there(run: Run) -> Iterator[str]:
-    """Settings of loggers when there is none."""
-    metrics = run.config.metrics
-    if metrics.logger_names():
-        return
-    for field in ("metrics.save_tb_folder", "metrics.save_for_all_ranks"):
-        if run.is_set(field) and _differs(metrics, field):
-            yield f"{field}: no effect: the run has no loggers (metrics.loggers)"
+    """Settings of loggers that no logger of the run reads."""
+    config = run.config
+    names = config.logger_names()
+    in_logs = [name for name in names if run.plugins.get(Logger, name).place == "logs"]
+    for field, loggers, what in (
+        ("metrics.save_tb_folder", in_logs, "no logger that writes there"),
+        ("metrics.save_for_all_ranks", names, "no loggers"),
+    ):
+        if not loggers and run.is_set(field) and _differs(config.metrics, field):
+            yield f"{field}: no effect: the run has {what} (metrics.loggers)"
 
 
 def device_matters(run: Run) -> Iterator[str]:

@@ -231,7 +231,7 @@ def test_an_existing_backend_is_accepted(notices):
         ),
         (
             '[metrics]\nsave_tb_folder = "there"\n',
-            ("metrics.save_tb_folder: no effect: the run has no loggers (metrics.loggers)"),
+            ("metrics.save_tb_folder: no effect: the run has no logger that writes there (metrics.loggers)"),
         ),
         (
             "[training.dataloader]\npin_memory = true\n",

@@ -67,7 +67,7 @@ def places_of(config: JobConfig) -> list[Place]:
     metrics = config.metrics
     dump_folder = folder_at(config.job.dump_folder)
     places = []
-    files = bool(config.job.save_config_file or metrics.logger_names())
+    files = bool(config.job.save_config_file or config.logger_names())
     if files or any(profiles.values()) or not config.only_loads():
         by_all = metrics.save_for_all_ranks or any(profiles.values())
         places.append(Place(name="job.dump_folder", folder=dump_folder, by_all=by_all, hint=WRITABLE))

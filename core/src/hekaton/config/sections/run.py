@@ -100,8 +100,9 @@ class MetricsSection(SectionModel):
     """Steps from one report to the next; the first and the last step are always reported."""
     enable_tensorboard: Annotated[bool, OwnLog] = False
     """Write TensorBoard events: the same as ``"tensorboard"`` among ``loggers``."""
-    loggers: Annotated[list[str], NameOf(Logger), OwnLog] = ["jsonl"]
-    """Where metrics go besides the console, by name."""
+    loggers: Annotated[list[str] | None, NameOf(Logger), OwnLog] = None
+    """Where metrics go besides the console, by name; by default ``jsonl``, and nowhere in a run with
+    ``checkpoint.load_only``."""
     disable_color_printing: Annotated[bool, OwnLog] = False
     """Write console lines without colour, on a terminal too."""
     save_tb_folder: Annotated[PathField, OwnLog] = "tb"
@@ -111,11 +112,6 @@ class MetricsSection(SectionModel):
     """Log on every rank, each to a folder of its own, instead of on rank 0 alone."""
     enable_wandb: Annotated[bool, OwnLog] = False
     """Send metrics to Weights & Biases: the same as ``"wandb"`` among ``loggers``."""
-
-    def logger_names(self) -> list[str]:
-        """Every logger of the run, each once."""
-        switched = [name for name, field in LOGGER_SWITCHES.items() if getattr(self, field)]
-        return list(dict.fromkeys([*self.loggers, *switched]))
 
 
 class CheckpointSection(SectionModel):
