@@ -57,19 +57,22 @@ EXPERT_LAYOUTS = {
 }
 
 
+# Of layers of which only some have experts, with a shared one; and of experts' biases and sinks.
+OTHERS = {
+    "llama4": EXPERTS | {"n_layers": 4, "hidden_dim": 36, "interleave_moe_layer_step": 2},
+    "gpt_oss": EXPERTS | {"window": 5},
+}
+SOME = ("ep2", "ep4", "ep2-etp2")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_experts_saved_under_any_layout_are_loaded_under_any_other(tmp_path: Path) -> None:
-    model = [
-        "--model.name",
-        "qwen3",
-        "--model.flavor",
-        "debugmodel_moe",
-        "--model.overrides",
-        json.dumps(EXPERTS),
-    ]
-    layouts = {name: [*model, *flags] for name, flags in EXPERT_LAYOUTS.items()}
-    save_and_load(tmp_path, {"single": model}, layouts)
+@pytest.mark.parametrize("name", ["qwen3", *OTHERS])
+def test_experts_saved_under_any_layout_are_loaded_under_any_other(name: str, tmp_path: Path) -> None:
+    model = ["--model.name", name, "--model.overrides", json.dumps(OTHERS.get(name, EXPERTS))]
+    model += ["--model.flavor", "debugmodel_moe"] if name == "qwen3" else []
+    layouts = {one: EXPERT_LAYOUTS[one] for one in SOME} if name in OTHERS else EXPERT_LAYOUTS
+    save_and_load(tmp_path, {"single": model}, {one: [*model, *flags] for one, flags in layouts.items()})
 
 
 def save_and_load(tmp_path: Path, alone: dict[str, list[str]], layouts: dict[str, list[str]]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from hekaton.building import build_meta, materialize
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model
-from hekaton.checkpoint.tensors.state import model_tensors
+from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors
 from hekaton.components import build_component
 from hekaton.config import JobConfig
 from hekaton.config.job import config_of
@@ -35,6 +35,7 @@ from hekaton.weights import LazyTensor
 from hekaton.weights.counterpart import build_format, counterpart_of
 from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
+from hekaton.weights.table import listed
 
 log = logging.getLogger("hekaton")
 
@@ -302,9 +303,12 @@ def _check_names(model: nn.Module, tensors: Mapping[str, LazyTensor], *, what: s
     """:raises CheckpointError: naming the tensors of which there are other ones than those of the model."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model_tensors([model]).items()}
     there = {name: tensor.shape for name, tensor in tensors.items()}
+    lacking = lacking_elsewhere([model], there, what=what)
+    if lacking:
+        log.warning("not in %s, and as in a new model: %s", what, listed(sorted(lacking)))
     lines = [
         f"{name} is {there.get(name, 'not')} there, {wanted.get(name, 'not')} in the model"
-        for name in sorted({*wanted, *there})
+        for name in sorted({*wanted, *there} - lacking)
         if wanted.get(name) != there.get(name)
     ]
     if lines:
@@ -315,7 +319,7 @@ def _check_names(model: nn.Module, tensors: Mapping[str, LazyTensor], *, what: s
 def _fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, device: torch.device) -> None:
     """Give a model on the meta device memory and weights, which are read one by one."""
     materialize(model, device)
-    fill(model_tensors([model]), tensors)
+    fill({name: one for name, one in model_tensors([model]).items() if name in tensors}, tensors)
     model.eval()
 
 

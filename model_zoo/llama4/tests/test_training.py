@@ -166,18 +166,34 @@ MODELS = {
 CASES = {
     "Scout": [
         "tp2", "pp2", "cp2", "shard2 ep2", "cp2 ep2", "shard2 cp2", "shard4 ep4", "shard2 tp2 ep2",
-        "shard2 cp2 ep2", "shard4 ep2 etp2", "replicate2 shard2 ep2",
+        "shard2 cp2 ep2", "shard4 ep2 etp2", "replicate2 shard2 ep2", "cp2 by ring", "cp2 by ulysses",
+        "cp2 ep2 by ring, contiguous", "shard2 ep2 compiled", "cp2 compiled",
     ],
-    "Maverick": ["tp2", "pp2", "shard2 ep2", "shard2 cp2 ep2", "shard2 pp2 ep2"],
+    "Maverick": ["tp2", "pp2", "shard2 ep2", "shard2 cp2 ep2", "shard2 pp2 ep2", "shard2 cp2 by ulysses"],
 }  # fmt: skip
+MORE = {
+    " by ring": ["--parallelism.context_parallel_strategy", "ring"],
+    " by ulysses": ["--parallelism.context_parallel_strategy", "ulysses"],
+    ", contiguous": ["--parallelism.context_parallel_load_balancer", "none"],
+    " compiled": ["--compile.enable", "--compile.backend", "aot_eager"],
+}
+
+
+def layout_of(case: str) -> tuple[NamedLayout, list[str]]:
+    """The degrees that a case names, and the flags of the words that follow."""
+    flags = []
+    for word, its in MORE.items():
+        if word in case:
+            case, flags = case.replace(word, ""), [*flags, *its]
+    return NamedLayout(case), flags
 
 
 def layout_flags(model: str, layout: str) -> list[str]:
-    named = NamedLayout(layout)
+    named, more = layout_of(layout)
     return [
         "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
         "--training.mixed_precision_reduce", "float64", "--model.name", "llama4", "--model.flavor",
-        "debugmodel", "--model.overrides", json.dumps(MODELS[model] | {"vocab_size": 264}), *named.flags,
+        "debugmodel", "--model.overrides", json.dumps(MODELS[model] | {"vocab_size": 264}), *named.flags, *more,
         "--training.local_batch_size", str(8 // named.dp),
     ]  # fmt: skip
 
@@ -197,7 +213,7 @@ def test_layouts_compute_what_one_process_does(tmp_path):
             }
             for model, layouts in CASES.items()
             for layout in layouts
-            if NamedLayout(layout).processes == processes
+            if layout_of(layout)[0].processes == processes
         }  # fmt: skip
         run_processes(LAYOUTS, "run", processes=processes, cases=cases, reference=False, **shared)
         found |= json.loads((tmp_path / f"differences-{processes}.json").read_text())

@@ -154,7 +154,7 @@ class WeightTable:
             that an op cannot take.
         """
         entries = list(self._expanded())
-        own = self.own_tensors()
+        own = {name: one for name, one in self.own_tensors().items() if one.always or name in ours}
         _same_names(ours, [*(name for one in entries for name in one.ours), *own], what)
         for name, one_of_us in own.items():
             if one_of_us.always and not _is_constant(ours[name], one_of_us.value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -35,6 +36,9 @@ class MoE(nn.Module):
     :ivar even: give every expert the same number of tokens (``debug.moe_force_load_balance``).
     """
 
+    optional_buffers: ClassVar = {"expert_bias": "moe.bias_rate", "load": "moe.batch_balance"}
+    """Buffers that checkpoints of other programs may lack, and the fields of the model that bring them:
+    torchtitan's have an expert bias in every model, and no load."""
     expert_bias: torch.Tensor | None
     load: torch.Tensor | None
     tokens_per_expert: torch.Tensor

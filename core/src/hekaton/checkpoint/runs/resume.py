@@ -22,6 +22,7 @@ from hekaton.checkpoint.tensors.comparison import Parts
 from hekaton.checkpoint.tensors.state import (
     check_info,
     converted,
+    lacking_elsewhere,
     model_tensors,
 )
 from hekaton.config import as_dict
@@ -33,6 +34,7 @@ from hekaton.identity.values import shown
 from hekaton.weights.counterpart import Counterpart, adapter_of, adapters_of, build_format
 from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
 from hekaton.weights.merge import added, as_unconverted
+from hekaton.weights.table import listed
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -302,7 +304,7 @@ class RunCheckpoints:
             return 0
         if settings.initial_load_model_only:
             loaded = self._manager.load_elsewhere(
-                path, parts, choose=self._model_of, check=self._compare_weights, fit=self._unconverted
+                path, parts, choose=self._model_of, check=self._compare_weights, fit=self._as_stored
             )
             self._came_from(facts_of_step(loaded.describe))
             log.info("started with the model of %s", loaded.folder)
@@ -362,13 +364,20 @@ class RunCheckpoints:
     def _model_of(self, manifest: Manifest) -> list[str]:
         return [name for name in (MODEL,) if name not in self._settings.exclude_from_loading]
 
-    def _unconverted(self, parts: Parts, stored: Collection[str]) -> Parts:
+    def _as_stored(self, parts: Parts, stored: Collection[str]) -> Parts:
         """The model's tensors as they were before the converters, where ``stored`` has nothing that these
-        added: that keeps its initial values."""
-        merges = self._run.meta.draft.merges
-        if MODEL not in parts or not merges or not added(merges).isdisjoint(stored):
+        added, and without buffers that other programs do not keep: both keep their initial values."""
+        if MODEL not in parts:
             return parts
-        return {**parts, MODEL: as_unconverted(merges, parts[MODEL])}
+        lacking = lacking_elsewhere(self._run.parts, stored, what="the checkpoint")
+        everywhere = sorted(set().union(*Ranks.of().gather(lacking)))
+        if everywhere and self._run.rank == 0:
+            log.warning("not in the checkpoint, and as in a new model: %s", listed(everywhere))
+        tensors = {name: tensor for name, tensor in parts[MODEL].items() if name not in lacking}
+        merges = self._run.meta.draft.merges
+        if merges and added(merges).isdisjoint(stored):
+            tensors = as_unconverted(merges, tensors)
+        return {**parts, MODEL: tensors}
 
     def _compare(self, manifest: Manifest) -> None:
         """Check that the resumed run is what it was, and keep what changed.

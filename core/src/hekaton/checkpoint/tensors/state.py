@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from hekaton.errors import CheckpointError
 from hekaton.precision import in_precision
+from hekaton.weights.table import listed
 
 Tensors = dict[str, torch.Tensor]
 
@@ -38,6 +39,32 @@ def model_tensors(parts: Sequence[nn.Module]) -> Tensors:
                 seen.add(id(tensor))
                 tensors[name] = tensor
     return tensors
+
+
+def lacking_elsewhere(parts: Sequence[nn.Module], stored: Collection[str], *, what: str) -> set[str]:
+    """The buffers that a checkpoint with tensors of these names does not have, and need not: a module names
+    what other programs may do without in ``optional_buffers``. They stay as they are in a new model.
+
+    :param what: the checkpoint, for messages.
+    :raises CheckpointError: where it has one that the model is configured to be without.
+    """
+    lacking, unknown = set(), {}
+    for part in parts:
+        for prefix, module in part.named_modules():
+            for buffer, field in getattr(module, "optional_buffers", {}).items():
+                name = f"{prefix}.{buffer}" if prefix else buffer
+                there, here = name in stored, module._buffers.get(buffer) is not None
+                if here and not there:
+                    lacking.add(name)
+                if there and not here:
+                    unknown[name] = field
+    if unknown:
+        fields = ", ".join(f"model.overrides.{field}" for field in dict.fromkeys(unknown.values()))
+        raise CheckpointError(
+            f"{what} has tensors that the model is configured to be without: {listed(unknown)}",
+            hint=f"set {fields}",
+        )
+    return lacking
 
 
 @torch.no_grad()
