@@ -231,7 +231,7 @@ rows = {rows}
 
 def test_sets_have_metrics_of_their_own(tmp_path, capsys):
     """With a learning rate of next to nothing, the loss of a set is that of training on its documents."""
-    sizes = {"short": [5] * 6, "mixed": [1, 30, 14, 14, 9, 40, 40]}
+    sizes = {"short": [5] * 6 + [0], "mixed": [1, 30, 14, 14, 9, 40, 40]}
     config = ""
     for number, (name, lengths) in enumerate(sizes.items()):
         data = tmp_path / f"{name}.jsonl"
@@ -254,11 +254,13 @@ def test_sets_have_metrics_of_their_own(tmp_path, capsys):
         loss = metrics[f"validation/{name}/loss"]
         assert metrics[f"validation/{name}/perplexity"] == pytest.approx(math.exp(loss))
         # A document of n bytes has n + 2 tokens with its marks, of which the first is no target.
-        nats = loss * sum(length + 1 for length in lengths)
+        nats = loss * sum(length + 1 for length in lengths if length)
         expected = nats / math.log(2) / sum(lengths)
         assert metrics[f"validation/{name}/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
     shown = capsys.readouterr().err
     assert f"validation mixed {metrics['validation/mixed/loss']:.4f}" in shown
+    # Two rows read four documents or more ahead, of seven: one of them is the empty one.
+    assert "documents without a token, or a target, that were skipped: " in shown
 
 
 def test_deterministic_mode_is_set(train):

@@ -157,6 +157,13 @@ def shares_of_sources(loader: Loader, readers: dist.ProcessGroup) -> dict[str, f
     }
 
 
+def log_skipped(loader: Loader, readers: dist.ProcessGroup, *, device: torch.device) -> None:
+    """Say how many documents rows of the run met since it started, or was resumed, that have no token."""
+    whole = int(all_sum(torch.tensor(loader.skipped, device=device), readers).item())
+    if whole:
+        log.info("notice: documents without a token, or a target, that were skipped: %s", f"{whole:,}")
+
+
 def log_shares(loader: Loader, *, step: int) -> None:
     """Say what the next step is made of, where that is a mixture."""
     shares = loader.shares(step)

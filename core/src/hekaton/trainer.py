@@ -32,7 +32,7 @@ from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
-from hekaton.reading import batch_on, log_shares, run_loader, shares_of_sources
+from hekaton.reading import batch_on, log_shares, log_skipped, run_loader, shares_of_sources
 from hekaton.reporting import Reporter
 from hekaton.sources import open_dataset
 from hekaton.spec import SteppingConverter
@@ -170,6 +170,7 @@ class Trainer:
                 if asked.stop:
                     log.info("stopping after step %d: %s", self.step, "; ".join(asked.reasons))
                     break
+            log_skipped(self.loader, self.meshes.batch["dp"].get_group(), device=self.process.device)
         return asked if self.step < steps else Request()
 
     def train_step(self) -> tuple[Losses, torch.Tensor]:

@@ -165,6 +165,15 @@ class CountsBytes(Protocol):
 
 
 @runtime_checkable
+class KnowsPlaces(TextTokenizer, Protocol):
+    """A tokenizer that knows which characters each token stands for."""
+
+    def encode_places(self, text: str) -> tuple[TokenIds, Integers]:
+        """The ids of a text, as ``encode_batch`` gives them, and their places: (n, 2), the first character of
+        each and the one behind its last."""
+
+
+@runtime_checkable
 class PieceTokenizer(TextTokenizer, Protocol):
     """A tokenizer to which it matters where a text begins or ends: that puts a space before it, for example.
 

@@ -25,6 +25,11 @@ class ByteTokenizer:
             np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32) for text in texts
         ]
 
+    def encode_places(self, text: str) -> tuple[TokenIds, Integers]:
+        (ids,) = self.encode_batch([text])
+        starts = np.cumsum((ids & 0xC0) != 0x80) - 1  # a byte 10xxxxxx continues a character
+        return ids, np.stack([starts, starts + 1], axis=1)
+
     def byte_lengths(self) -> Integers:
         return np.array([1] * 256 + [0, 0])
 

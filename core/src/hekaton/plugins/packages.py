@@ -22,8 +22,9 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-hf": {
         "check": ("text_files_are_there", "assets_can_be_exported"),
         "tokenizer": ("hf",),
-        "dataset": ("c4", "c4_test", "c4_validation", "text"),
-        "section": ("text_dataset",),
+        "dataset": ("c4", "c4_test", "c4_validation", "chat", "text"),
+        "encoder": ("chat",),
+        "section": ("chat_dataset", "text_dataset"),
         "checkpoint format": ("hf",),
         "command": ("convert_from_hf", "convert_to_hf", "download"),
     },

@@ -1,6 +1,16 @@
 """Hugging Face checkpoints, tokenizers and text datasets for hekaton, and downloads from the Hub."""
 
-from hekaton.contributions import Check, CheckpointFormat, Command, Dataset, Ref, Section, Tokenizer, hookimpl
+from hekaton.contributions import (
+    Check,
+    CheckpointFormat,
+    Command,
+    Dataset,
+    Encoder,
+    Ref,
+    Section,
+    Tokenizer,
+    hookimpl,
+)
 
 HEKATON_API = ">=1,<2"
 
@@ -19,6 +29,13 @@ def hekaton_datasets() -> list[Dataset]:
             section="text_dataset",
             summary="local .jsonl, .json, .txt and .parquet files",
         ),
+        Dataset(
+            "chat",
+            build=Ref("hekaton_hf.chat.dataset:build"),
+            section="chat_dataset",
+            encoder="chat",
+            summary="conversations in local .jsonl, .json and .parquet files",
+        ),
         Dataset("c4", build=Ref("hekaton_hf.c4:build_train"), summary="C4, English; downloads 305 GB"),
         Dataset(
             "c4_validation",
@@ -34,13 +51,30 @@ def hekaton_datasets() -> list[Dataset]:
 
 
 @hookimpl
+def hekaton_encoders() -> list[Encoder]:
+    return [
+        Encoder(
+            "chat",
+            build=Ref("hekaton_hf.chat.encoder:build"),
+            section="chat_dataset",
+            summary="conversations, by a chat template",
+        )
+    ]
+
+
+@hookimpl
 def hekaton_sections() -> list[Section]:
     return [
         Section(
             "text_dataset",
             schema=Ref("hekaton_hf.sections:TextDatasetSection"),
             summary="what the documents of dataset 'text' are",
-        )
+        ),
+        Section(
+            "chat_dataset",
+            schema=Ref("hekaton_hf.chat.sections:ChatDatasetSection"),
+            summary="what conversations of dataset 'chat' are, and what of them is learned",
+        ),
     ]
 
 

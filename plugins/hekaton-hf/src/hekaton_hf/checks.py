@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hekaton.contributions import HFAdapter
 from hekaton.errors import DataError, HekatonError
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 def text_files_are_there(run: Run) -> Iterator[HekatonError]:
-    """The files of dataset ``text``, where the run is to start on this machine. They are not read."""
-    sections = {"training": run.config.training, "validation": run.config.validation}
-    if not run.config.validation.enable:
+    """The files of datasets ``text`` and ``chat``, where the run is to start on this machine, are there. They
+    are not read."""
+    validation = run.config.validation
+    sections: dict[str, Any] = {"training": run.config.training, "validation": validation}
+    if not validation.enable or validation.sets:
         del sections["validation"]
     for name, section in sections.items():
-        if section.dataset == "text" and (run.here or not section.dataset_path):
+        if section.dataset in ("text", "chat") and (run.here or not section.dataset_path):
             try:
-                files_of_text(section.dataset_path)
+                files_of_text(section.dataset_path, dataset=section.dataset)
             except DataError as e:
                 yield run.violation(e.message, f"{name}.dataset", f"{name}.dataset_path", hint=e.hint)
 
@@ -43,14 +45,14 @@ def assets_can_be_exported(run: Run) -> Iterator[HekatonError]:
         yield run.violation(e.message, "model.hf_assets_path", "checkpoint.last_save_in_hf", hint=e.hint)
 
 
-def files_of_text(path: str | None) -> FoundFiles:
-    """The files that dataset ``text`` reads; see :func:`hekaton_hf.files.find_files`.
+def files_of_text(path: str | None, *, dataset: str = "text") -> FoundFiles:
+    """The files that dataset ``text`` or ``chat`` reads; see :func:`hekaton_hf.files.find_files`.
 
     :raises DataError: when there are none.
     """
     if not path:
         raise DataError(
-            "dataset 'text' needs files to read",
+            f"dataset '{dataset}' needs files to read",
             hint='set dataset_path, for example dataset_path = "data/*.jsonl"',
         )
     return find_files(path)

@@ -11,8 +11,9 @@ import codecs
 import json
 import re
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -66,8 +67,8 @@ def clean(text: str) -> tuple[str, bool]:
     return _NO_TEXT.sub(_REPLACEMENT, text), True
 
 
-def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
-    """A JSON object in UTF-8. Integers are given as floats, bytes that are not UTF-8 as halves of surrogates.
+def parse_object(raw: bytes | bytearray, decoder: json.JSONDecoder = JSON_DECODER) -> dict[str, Any]:
+    """A JSON object in UTF-8. Bytes that are not UTF-8 are given as halves of surrogates.
 
     :raises ValueError: saying what is wrong.
     """
@@ -75,10 +76,42 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
         text = raw.decode()
     except UnicodeDecodeError:
         text = raw.decode("utf-8", MARKED)
-    row = parse_json(text.removeprefix("\ufeff"))
+    row = parse_json(text.removeprefix("\ufeff"), decoder)
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object was expected, not {kind_of(row)}")
     return row
+
+
+class RowReader(Protocol):
+    """What of a row is its document."""
+
+    @property
+    def decoder(self) -> json.JSONDecoder:
+        """Of rows of JSON."""
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Those of a row's columns that it looks at; none where the document cannot be among them."""
+
+    def document(self, row: dict[str, Any]) -> tuple[str, bool]:
+        """The text to be kept of a row, empty where there is no document, and whether anything in it was
+        replaced.
+
+        :raises ValueError: saying what is wrong.
+        """
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """The text in one column. Integers are read as floats."""
+
+    column: str
+    decoder = JSON_DECODER
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        return [self.column] if self.column in names else []
+
+    def document(self, row: dict[str, Any]) -> tuple[str, bool]:
+        return text_in(row, self.column)
 
 
 def text_in(row: dict[str, Any], key: str) -> tuple[str, bool]:
@@ -94,23 +127,23 @@ def text_in(row: dict[str, Any], key: str) -> tuple[str, bool]:
     return clean(value)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, decoder: json.JSONDecoder = JSON_DECODER) -> Any:
     """:raises ValueError: when it is not JSON, or too deep."""
     try:
-        return JSON_DECODER.decode(text)
+        return decoder.decode(text)
     except RecursionError:
-        return _parsed_from_the_ground(text)
+        return _parsed_from_the_ground(text, decoder)
     except json.JSONDecodeError as e:
         raise ValueError(f"not JSON: {e.msg} at character {e.pos + 1}") from e
 
 
-def _parsed_from_the_ground(text: str) -> Any:
+def _parsed_from_the_ground(text: str, decoder: json.JSONDecoder) -> Any:
     """Parse in a thread of its own: how deep JSON may be then does not depend on how deep the caller is."""
     found: list[Any] = []
 
     def parse() -> None:
         try:
-            found.append(JSON_DECODER.decode(text))
+            found.append(decoder.decode(text))
         except (RecursionError, ValueError):
             found.clear()
 

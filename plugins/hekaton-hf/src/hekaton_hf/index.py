@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from hekaton.data.identity import FileState, fingerprint, sample, settled_state
 from hekaton.errors import DataError
+from hekaton_hf.decoding import RowReader, TextColumn
 from hekaton_hf.files import DataFile, format_of, shown
 from hekaton_hf.readers.files import HashingFile, read_file
 from hekaton_hf.recorder import RECORD, FileReport, Odd, Recorder, unwritable
@@ -46,10 +47,23 @@ KEPT_DAYS = 30
 
 @dataclass(frozen=True)
 class Settings:
-    """What documents are. ``txt_documents`` as in the section ``text_dataset``."""
+    """What documents are. ``txt_documents`` as in the section ``text_dataset``.
+
+    :param reader: of rows; ``None`` for the text in ``column``.
+    """
 
     column: str
     txt_documents: str
+    reader: RowReader | None = None
+
+    @property
+    def rows(self) -> RowReader:
+        return self.reader or TextColumn(self.column)
+
+    @property
+    def parts(self) -> list[str]:
+        """What an index depends on."""
+        return [self.column, self.txt_documents, *([repr(self.reader)] if self.reader else [])]
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,7 @@ class _Group:
     @classmethod
     def of(cls, files: Sequence[DataFile], settings: Settings, folder: Path) -> _Group:
         states = []
-        parts: list[str | bytes | FileState] = [VERSION, settings.column, settings.txt_documents]
+        parts: list[str | bytes | FileState] = [VERSION, *settings.parts]
         for file in files:
             with _reading(file.path), file.path.open("rb", buffering=0) as stream:
                 state = settled_state(stream.fileno())
@@ -234,7 +248,7 @@ class _Group:
             file = HashingFile(path, progress)
         with file:
             if self.states[number].size:
-                read_file(file, path, recorder, column=settings.column, txt_documents=settings.txt_documents)
+                read_file(file, path, recorder, reader=settings.rows, txt_documents=settings.txt_documents)
             report.content = file.finish()
             if format_of(path) == "json" and not self.files[number].named:
                 recorder.drop_description()

@@ -21,7 +21,7 @@ _NAMED = 5
 
 def identity(indices: Sequence[Index], settings: Settings) -> str:
     """Of the content of all files in their order. What they are called may change."""
-    parts = [VERSION, settings.column, settings.txt_documents]
+    parts = [VERSION, *settings.parts]
     for file, report in _reported(indices):
         if report.documents:
             parts += [format_of(file.path) or "", report.content]
@@ -29,15 +29,22 @@ def identity(indices: Sequence[Index], settings: Settings) -> str:
 
 
 def check_and_say(
-    found: FoundFiles, indices: Sequence[Index], settings: Settings, *, max_bad_rows: int
+    found: FoundFiles,
+    indices: Sequence[Index],
+    settings: Settings,
+    *,
+    max_bad_rows: int,
+    of_chats: bool = False,
 ) -> None:
     """Log how many files and documents there are, what was skipped, and what was replaced.
 
+    :param of_chats: whether documents are conversations: those without a turn of the assistant are empty.
     :raises DataError: when a file has not the column, more rows than ``max_bad_rows`` are bad, or there is no
         document or none with text.
     """
     reported = _reported(indices)
-    _check_columns(reported, settings.column)
+    section = "chat_dataset" if of_chats else "text_dataset"
+    _check_columns(reported, settings.column, of_chats=of_chats)
     bad = _summed(reported, "bad")
     if bad.count > max_bad_rows:
         raise DataError(
@@ -45,7 +52,7 @@ def check_and_say(
             hint="\n".join(
                 [
                     *_listed(bad),
-                    f"repair the files, or skip these rows: text_dataset.max_bad_rows = {bad.count}",
+                    f"repair the files, or skip these rows: {section}.max_bad_rows = {bad.count}",
                 ]
             ),
         )
@@ -53,13 +60,22 @@ def check_and_say(
     empty = sum(report.empty for _, report in reported)
     if not documents:
         raise DataError(f"the dataset is empty: there are no documents in {_names(found.files)}")
+    silent = [file for file, report in reported if report.documents and report.empty == report.documents]
+    if of_chats and silent:
+        raise DataError(
+            f"no conversation in {_names(silent)} has a turn of the assistant: there is nothing to learn",
+            hint="leave the file out, or say how its rows have their conversation: chat_dataset.form",
+        )
     if empty == documents:
         raise DataError(
             f"the dataset is empty: none of its {_number(documents, 'document')} has text in column "
             f"'{settings.column}'"
         )
-    _say(found, reported, documents)
-    if empty:
+    _say(found, reported, f"chat: {_number(documents, 'conversation')}" if of_chats else
+         f"text: {_number(documents, 'document')}")  # fmt: skip
+    if empty and of_chats:
+        log.info("notice: skipping %s without a turn of the assistant", _number(empty, "conversation"))
+    elif empty:
         log.info("notice: %s without text in column '%s'", _number(empty, "document"), settings.column)
     if bad.count:
         log.info(
@@ -79,10 +95,19 @@ def _reported(indices: Sequence[Index]) -> Reported:
     return [pair for index in indices for pair in zip(index.files, index.reports, strict=True)]
 
 
-def _check_columns(reported: Reported, column: str) -> None:
-    lacking = [(file, report) for file, report in reported if report.documents and not report.has_column]
+def _check_columns(reported: Reported, column: str, *, of_chats: bool) -> None:
+    lacking = [
+        (file, report)
+        for file, report in reported
+        if (report.documents or (of_chats and report.keys)) and not report.has_column
+    ]
     if lacking:
         keys = dict.fromkeys(key for _, report in lacking for key in report.keys)
+        if of_chats:
+            raise DataError(
+                f"no column {column} in {_names([file for file, _ in lacking])}",
+                hint=f"set chat_dataset.messages_column and form; there are: {', '.join(map(repr, keys))}",
+            )
         raise DataError(
             f"no column '{column}' in {_names([file for file, _ in lacking])}",
             hint=f"set text_dataset.text_column to one of: {', '.join(map(repr, keys))}",
@@ -104,15 +129,15 @@ def _listed(odd: Odd) -> list[str]:
     return listed if odd.count == len(listed) else [*listed, f"and {odd.count - len(listed):,} more"]
 
 
-def _say(found: FoundFiles, reported: Reported, documents: int) -> None:
+def _say(found: FoundFiles, reported: Reported, documents: str) -> None:
     read = [report for _, report in reported if report.rows]
     skipped = found.skipped.copy()
     skipped["description of a dataset"] += sum(report.is_description for _, report in reported)
     skipped["without a document"] += sum(not (report.rows or report.is_description) for _, report in reported)
     said = [f"{count:,} {_plural(reason, count)}" for reason, count in skipped.items() if count]
     log.info(
-        "text: %s in %s, %.2f GB%s",
-        _number(documents, "document"), _number(len(read), "file"), sum(report.size for report in read) / 1e9,
+        "%s in %s, %.2f GB%s",
+        documents, _number(len(read), "file"), sum(report.size for report in read) / 1e9,
         f"; skipped {', '.join(said)}" if said else "",
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Texts:
             (
                 str(index.records),
                 str(index.texts),
-                [(str(file.path), format_of(file.path) != "txt") for file in index.files],
+                [str(file.path) for file in index.files],
             )
             for index in indices
         ]
@@ -46,12 +47,18 @@ class Texts:
 
     def fetch(self, indices: Sequence[int]) -> list[str]:
         """:raises DataError: when a file changed since the run started, or cannot be read any more."""
+        return [self._text(group, number) for group, number in self._places(indices)]
+
+    def _places(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """The group of each document, and its number there."""
         if time.monotonic() > self._next_use:
             self._next_use = time.monotonic() + _DAY
             for index in self._indices:
                 index.mark_used()
         groups = np.searchsorted(self._ends, indices, side="right").tolist()
-        return [self._text(group, int(number)) for group, number in zip(groups, indices, strict=True)]
+        return [
+            (group, int(index) - self._starts[group]) for group, index in zip(groups, indices, strict=True)
+        ]
 
     def files(self) -> dict[str, str]:
         """Size and hash of each file, by its path in the folder that all of them lie in."""
@@ -62,17 +69,21 @@ class Texts:
             for file, report in reported
         }
 
-    def _text(self, group: int, number: int) -> str:
+    def _found(self, group: int, number: int) -> tuple[bytes | bytearray, str | None, int, int, int]:
+        """What is kept of a document, the file that has it with its place there, its group and number."""
         records, texts, files = self._groups[group]
-        place = (number - self._starts[group]) * RECORD.itemsize
+        place = number * RECORD.itemsize
         record = self._files.read(records, place, RECORD.itemsize)
         file, start, length = np.frombuffer(record, RECORD)[0].item()
         if file == TEXTS:
-            return decode(self._files.read(texts, start, length))[0]
-        (path, is_json), index = files[file], self._indices[group]
+            return self._files.read(texts, start, length), None, start, group, number
+        path, index = files[file], self._indices[group]
         known = (index.states[file], index.reports[file].content)
-        raw = self._files.read(path, start, length, known=known)
-        if not is_json:
+        return self._files.read(path, start, length, known=known), path, start, group, number
+
+    def _text(self, group: int, number: int) -> str:
+        raw, path, start, *_ = self._found(group, number)
+        if path is None or format_of(Path(path)) == "txt":
             return decode(raw)[0]
         try:
             return text_in(parse_object(raw), self._column)[0]

@@ -38,6 +38,7 @@ class HFTokenizer:
         eos_id: int | None,
         fingerprint: str,
         files: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         # The file may ask for padding or truncation, which would add tokens to documents or lose some.
         tokenizer.no_padding()
@@ -47,6 +48,8 @@ class HFTokenizer:
         self.eos_id = eos_id
         self.fingerprint = fingerprint
         self._files = dict(files or {})
+        self.folder = folder
+        """Where it was read."""
         # Ids of added tokens can lie beyond the number of tokens.
         highest = max([tokenizer.get_vocab_size() - 1, *tokenizer.get_added_tokens_decoder()])
         self.vocab_size = highest + 1
@@ -114,6 +117,10 @@ class HFTokenizer:
         except (UnicodeEncodeError, TypeError):
             return self._tokenizer.encode(_encodable(text), add_special_tokens=False)
 
+    def encode_places(self, text: str) -> tuple[TokenIds, Integers]:
+        encoding = self._encode(text)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
     def byte_lengths(self) -> Integers:
         """(vocab_size,) bytes of text that each id stands for: by the alphabet of byte-level vocabularies;
         otherwise those of the token, in which ``▁`` is a space and ``<0x0A>`` one byte."""
@@ -128,8 +135,8 @@ class HFTokenizer:
                 lengths[number] = 1
             else:
                 lengths[number] = len(token.replace("▁", " ").encode("utf-8", "replace"))
-        for number, token in self._tokenizer.get_added_tokens_decoder().items():
-            lengths[number] = 0 if token.special else len(token.content.encode("utf-8", "replace"))
+        for number, added in self._tokenizer.get_added_tokens_decoder().items():
+            lengths[number] = 0 if added.special else len(added.content.encode("utf-8", "replace"))
         return lengths
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -172,7 +179,14 @@ def build(section: Any, path: str | None) -> HFTokenizer:
             "tokenizer.json": f"{len(content):,} bytes, {hashlib.sha256(content).hexdigest()[:16]}",
             **marks,
         },
+        folder=file.parent,
     )
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """``bos_token`` and others that the files beside a tokenizer name, as chat templates know them."""
+    kinds = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    return _marks(folder, *(f"{kind}_token" for kind in kinds))
 
 
 def pad_id(folder: Path) -> int | None:

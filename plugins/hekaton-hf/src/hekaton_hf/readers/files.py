@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from hekaton.errors import DataError
-from hekaton_hf.decoding import BLOCK, TextBlocks, UnreadableError
+from hekaton_hf.decoding import BLOCK, RowReader, TextBlocks, UnreadableError
 from hekaton_hf.files import COMPRESSED, format_of, shown
 from hekaton_hf.readers import Rows, whole_lines
 from hekaton_hf.readers.json_rows import read_json, read_json_lines
@@ -68,16 +68,17 @@ class HashingFile:
         return self._digest.hexdigest()
 
 
-def read_file(file: HashingFile, path: Path, rows: Rows, *, column: str, txt_documents: str) -> None:
+def read_file(file: HashingFile, path: Path, rows: Rows, *, reader: RowReader, txt_documents: str) -> None:
     """Go through a file, whatever its format.
 
+    :param reader: of rows that have columns; a ``.txt`` file has none.
     :raises DataError: when it cannot be read to its end.
     """
     kind = format_of(path)
     try:
         if kind == "parquet":
             file.finish()
-            read_parquet(path, rows, column)
+            read_parquet(path, rows, reader)
             return
         decompressed = decompressed_file(file, path)
         if path.suffix.lower() in COMPRESSED:
@@ -88,9 +89,9 @@ def read_file(file: HashingFile, path: Path, rows: Rows, *, column: str, txt_doc
         if kind == "txt":
             read_txt(blocks, rows, documents=txt_documents)
         elif kind == "jsonl":
-            read_json_lines(whole_lines(iter(blocks)), blocks.skipped, rows, column)
+            read_json_lines(whole_lines(iter(blocks)), blocks.skipped, rows, reader)
         else:
-            read_json(iter(blocks), blocks.skipped, rows, column)
+            read_json(iter(blocks), blocks.skipped, rows, reader)
     except UnreadableError as e:
         raise DataError(f"cannot read '{shown(path)}': {e}", hint=e.hint) from e
     except _UNREADABLE as e:

@@ -9,32 +9,32 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from hekaton_hf.decoding import JSON_DECODER, MARKED, UnreadableError, kind_of, parse_object, text_in
+from hekaton_hf.decoding import JSON_DECODER, MARKED, RowReader, UnreadableError, kind_of, parse_object
 from hekaton_hf.readers import Rows, whole_lines
 
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _LONGEST_WORD = len("-Infinity") + len("\\uXXXX\\uXXXX")
 
 
-def read_json_lines(blocks: Iterator[bytes], start: int, rows: Rows, column: str) -> None:
+def read_json_lines(blocks: Iterator[bytes], start: int, rows: Rows, reader: RowReader) -> None:
     """A JSON object in each line; empty lines are none."""
     number = 0
     for block in blocks:
         for line in block.split(b"\n"):
             number += 1
             if line and not line.isspace():
-                _read_object(line, number, start, rows, column)
+                _read_object(line, number, start, rows, reader)
             start += len(line) + 1
         # What follows the last line end of a block is the beginning of the next line, and empty.
         number -= 1
         start -= 1
 
 
-def _read_object(line: bytes, number: int, start: int, rows: Rows, column: str) -> None:
+def _read_object(line: bytes, number: int, start: int, rows: Rows, reader: RowReader) -> None:
     try:
-        row = parse_object(line)
-        rows.keys(row, column in row)
-        text, replaced = text_in(row, column)
+        row = parse_object(line, reader.decoder)
+        rows.keys(row, bool(reader.columns(list(row))))
+        text, replaced = reader.document(row)
     except ValueError as e:
         rows.bad(f"line {number}", str(e))
         return
@@ -43,17 +43,17 @@ def _read_object(line: bytes, number: int, start: int, rows: Rows, column: str) 
         rows.replaced(f"line {number}")
 
 
-def read_json(blocks: Iterator[bytes], start: int, rows: Rows, column: str) -> None:
+def read_json(blocks: Iterator[bytes], start: int, rows: Rows, reader: RowReader) -> None:
     """A list of JSON objects, objects over any number of lines, or one in each line."""
     lines = whole_lines(blocks)
     first = next(lines, b"")
     while first.isspace() and (more := next(lines, b"")):
         first += more
     if _is_object(first.lstrip().split(b"\n", 1)[0]):
-        read_json_lines(itertools.chain([first], lines), start, rows, column)
+        read_json_lines(itertools.chain([first], lines), start, rows, reader)
     else:
         rows.recoded()
-        read_json_values(itertools.chain([first], lines), rows, column)
+        read_json_values(itertools.chain([first], lines), rows, reader)
 
 
 def _is_object(line: bytes) -> bool:
@@ -64,17 +64,17 @@ def _is_object(line: bytes) -> bool:
     return True
 
 
-def read_json_values(blocks: Iterator[bytes], rows: Rows, column: str) -> None:
+def read_json_values(blocks: Iterator[bytes], rows: Rows, reader: RowReader) -> None:
     """A list of JSON objects, or objects one after another.
 
     :raises UnreadableError: when it is not JSON from some place on.
     """
-    values = JsonValues(blocks)
+    values = JsonValues(blocks, reader.decoder)
     for number, value in enumerate(values, 1):
         if isinstance(value, dict):
-            rows.keys(value, column in value)
+            rows.keys(value, bool(reader.columns(list(value))))
             try:
-                text, replaced = text_in(value, column)
+                text, replaced = reader.document(value)
             except ValueError as e:
                 rows.bad(f"row {number}", str(e))
                 continue
@@ -88,8 +88,9 @@ def read_json_values(blocks: Iterator[bytes], rows: Rows, column: str) -> None:
 class JsonValues:
     """The values of a JSON list, or of JSON texts one after another, with one of them in memory at a time."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
+    def __init__(self, blocks: Iterator[bytes], decoder: json.JSONDecoder = JSON_DECODER) -> None:
         self._blocks = blocks
+        self._json = decoder
         self._decoder = codecs.getincrementaldecoder("utf-8")(MARKED)
         self._text = ""
         self._place = 0
@@ -145,7 +146,7 @@ class JsonValues:
     def _value(self) -> Any:
         while True:
             try:
-                value, end = JSON_DECODER.raw_decode(self._text, self._place)
+                value, end = self._json.raw_decode(self._text, self._place)
             except RecursionError:
                 raise self._broken("it is nested too deeply") from None
             except json.JSONDecodeError as e:

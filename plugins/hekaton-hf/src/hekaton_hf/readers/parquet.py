@@ -7,15 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hekaton_hf.decoding import BLOCK, UnreadableError, decode
+from hekaton_hf.decoding import BLOCK, RowReader, TextColumn, UnreadableError, decode
 from hekaton_hf.readers import Rows
 
 _ROWS = 256
 """Rows that are decoded at once."""
 
 
-def read_parquet(path: Path, rows: Rows, column: str) -> None:
-    """One column of a parquet file, whatever Arrow keeps text in.
+def read_parquet(path: Path, rows: Rows, reader: RowReader) -> None:
+    """The documents of a parquet file: one column, whatever Arrow keeps text in, or rows of several.
 
     :raises UnreadableError: when the column is not text.
     """
@@ -23,9 +23,13 @@ def read_parquet(path: Path, rows: Rows, column: str) -> None:
     with pq.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:
         names = file.schema_arrow.names
         if file.metadata.num_rows:
-            rows.keys(names, column in names)
-        if column not in names:
+            rows.keys(names, bool(reader.columns(names)))
+        if not reader.columns(names):
             return
+        if not isinstance(reader, TextColumn):
+            _read_rows(file, rows, reader)
+            return
+        column = reader.column
         if not _holds_text(file.schema_arrow.field(column).type):
             raise UnreadableError(f"column '{column}' is not text but {file.schema_arrow.field(column).type}")
         number = 0
@@ -36,6 +40,22 @@ def read_parquet(path: Path, rows: Rows, column: str) -> None:
                 rows.text(text, 0, 0)
                 if replaced:
                     rows.replaced(f"row {number}")
+
+
+def _read_rows(file: pq.ParquetFile, rows: Rows, reader: RowReader) -> None:
+    columns = reader.columns(file.schema_arrow.names)
+    number = 0
+    for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
+        for row in batch.to_pylist():
+            number += 1
+            try:
+                text, replaced = reader.document(row)
+            except ValueError as e:
+                rows.bad(f"row {number}", str(e))
+                continue
+            rows.text(text, 0, 0)
+            if replaced:
+                rows.replaced(f"row {number}")
 
 
 def _holds_text(kind: pa.DataType) -> bool:
