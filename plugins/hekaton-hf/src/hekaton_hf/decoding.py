@@ -82,7 +82,7 @@ def parse_object(raw: bytes | bytearray, decoder: json.JSONDecoder = JSON_DECODE
     return row
 
 
-class RowReader(Protocol):
+class DocumentColumns(Protocol):
     """What of a row is its document."""
 
     @property

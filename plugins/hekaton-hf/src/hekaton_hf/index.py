@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from hekaton.data.identity import FileState, fingerprint, sample, settled_state
 from hekaton.errors import DataError
-from hekaton_hf.decoding import RowReader, TextColumn
+from hekaton_hf.decoding import DocumentColumns, TextColumn
 from hekaton_hf.files import DataFile, format_of, shown
 from hekaton_hf.readers.files import HashingFile, read_file
 from hekaton_hf.recorder import RECORD, FileReport, Odd, Recorder, unwritable
@@ -54,10 +54,10 @@ class Settings:
 
     column: str
     txt_documents: str
-    reader: RowReader | None = None
+    reader: DocumentColumns | None = None
 
     @property
-    def rows(self) -> RowReader:
+    def rows(self) -> DocumentColumns:
         return self.reader or TextColumn(self.column)
 
     @property

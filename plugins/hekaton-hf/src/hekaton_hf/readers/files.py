@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from hekaton.errors import DataError
-from hekaton_hf.decoding import BLOCK, RowReader, TextBlocks, UnreadableError
+from hekaton_hf.decoding import BLOCK, DocumentColumns, TextBlocks, UnreadableError
 from hekaton_hf.files import COMPRESSED, format_of, shown
 from hekaton_hf.readers import Rows, whole_lines
 from hekaton_hf.readers.json_rows import read_json, read_json_lines
@@ -68,7 +68,9 @@ class HashingFile:
         return self._digest.hexdigest()
 
 
-def read_file(file: HashingFile, path: Path, rows: Rows, *, reader: RowReader, txt_documents: str) -> None:
+def read_file(
+    file: HashingFile, path: Path, rows: Rows, *, reader: DocumentColumns, txt_documents: str
+) -> None:
     """Go through a file, whatever its format.
 
     :param reader: of rows that have columns; a ``.txt`` file has none.

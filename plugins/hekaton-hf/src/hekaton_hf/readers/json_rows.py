@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from hekaton_hf.decoding import JSON_DECODER, MARKED, RowReader, UnreadableError, kind_of, parse_object
+from hekaton_hf.decoding import JSON_DECODER, MARKED, DocumentColumns, UnreadableError, kind_of, parse_object
 from hekaton_hf.readers import Rows, whole_lines
 
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _LONGEST_WORD = len("-Infinity") + len("\\uXXXX\\uXXXX")
 
 
-def read_json_lines(blocks: Iterator[bytes], start: int, rows: Rows, reader: RowReader) -> None:
+def read_json_lines(blocks: Iterator[bytes], start: int, rows: Rows, reader: DocumentColumns) -> None:
     """A JSON object in each line; empty lines are none."""
     number = 0
     for block in blocks:
@@ -30,7 +30,7 @@ def read_json_lines(blocks: Iterator[bytes], start: int, rows: Rows, reader: Row
         start -= 1
 
 
-def _read_object(line: bytes, number: int, start: int, rows: Rows, reader: RowReader) -> None:
+def _read_object(line: bytes, number: int, start: int, rows: Rows, reader: DocumentColumns) -> None:
     try:
         row = parse_object(line, reader.decoder)
         rows.keys(row, bool(reader.columns(list(row))))
@@ -43,7 +43,7 @@ def _read_object(line: bytes, number: int, start: int, rows: Rows, reader: RowRe
         rows.replaced(f"line {number}")
 
 
-def read_json(blocks: Iterator[bytes], start: int, rows: Rows, reader: RowReader) -> None:
+def read_json(blocks: Iterator[bytes], start: int, rows: Rows, reader: DocumentColumns) -> None:
     """A list of JSON objects, objects over any number of lines, or one in each line."""
     lines = whole_lines(blocks)
     first = next(lines, b"")
@@ -64,7 +64,7 @@ def _is_object(line: bytes) -> bool:
     return True
 
 
-def read_json_values(blocks: Iterator[bytes], rows: Rows, reader: RowReader) -> None:
+def read_json_values(blocks: Iterator[bytes], rows: Rows, reader: DocumentColumns) -> None:
     """A list of JSON objects, or objects one after another.
 
     :raises UnreadableError: when it is not JSON from some place on.

@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hekaton_hf.decoding import BLOCK, RowReader, TextColumn, UnreadableError, decode
+from hekaton_hf.decoding import BLOCK, DocumentColumns, TextColumn, UnreadableError, decode
 from hekaton_hf.readers import Rows
 
 _ROWS = 256
 """Rows that are decoded at once."""
 
 
-def read_parquet(path: Path, rows: Rows, reader: RowReader) -> None:
+def read_parquet(path: Path, rows: Rows, reader: DocumentColumns) -> None:
     """The documents of a parquet file: one column, whatever Arrow keeps text in, or rows of several.
 
     :raises UnreadableError: when the column is not text.
@@ -42,7 +42,7 @@ def read_parquet(path: Path, rows: Rows, reader: RowReader) -> None:
                     rows.replaced(f"row {number}")
 
 
-def _read_rows(file: pq.ParquetFile, rows: Rows, reader: RowReader) -> None:
+def _read_rows(file: pq.ParquetFile, rows: Rows, reader: DocumentColumns) -> None:
     columns = reader.columns(file.schema_arrow.names)
     number = 0
     for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
