@@ -91,9 +91,13 @@ def _one_device_of_gloo() -> Iterator[None]:
     group = dist.ProcessGroupGloo
     make, device = group.__init__, group.create_default_device()
 
-    def make_on_device(self: Any, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+    def make_on_device(
+        self: Any, store: Any, rank: int, size: int, timeout: timedelta, **others: Any
+    ) -> None:
         options = group._Options()  # type: ignore[attr-defined]
         options._devices, options._timeout = [device], timeout
+        for name, value in others.items():  # such as enable_reconfigure, from torch 2.14 on
+            setattr(options, name, value)
         make(self, store, rank, size, options)
 
     group.__init__ = make_on_device  # type: ignore[method-assign]
