@@ -279,7 +279,7 @@ REFUSED = {
         f"tokenizer 'byte' reads no files, and is given '{ASSETS}'\n  the run was trained with the tokenizer 'byte': "
         "give the folder of that one, or leave out --hf_assets_path\n",
     ),
-    "an option twice": ("--checkpoint RUN --prompt x --seed 1 --seed=2", "--seed is given 2 times"),
+    "an option twice": ("--checkpoint RUN --prompt x --seed 1 --seed=2", "--seed is given more than once"),
     "a file of prompts that is not there": ("--checkpoint RUN --prompt_file RUN/none", "cannot read the prompts"),
     "prompts without an end": ("--checkpoint RUN --prompt_file /dev/zero", "have more than 67,108,864 characters"),
     "another part of a checkpoint": ("--checkpoint RUN --prompt x --leave_out vision", "--leave_out is of folders"),

@@ -57,6 +57,10 @@ PRIVATE_NAMES = (
         seen=("2.13", "2.14"),
     ),
     PrivateName(
+        "torch.distributed.pipelining.stage.PipelineStage._get_init_p2p_neighbors_ops",
+        "the first messages between stages before torch 2.13: none of a rank to itself",
+    ),
+    PrivateName(
         "torch.distributed.pipelining.schedules._PipelineSchedule._warmup_p2p",
         "as InferenceMode",
         seen=("2.13", "2.14"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,19 +24,28 @@ class VerbParser(argparse.ArgumentParser):
         """:param hint: of errors; by default how to get help."""
         super().__init__(prog=f"hekaton {verb}", add_help=False, allow_abbrev=False)
         self._hint = hint or f"hekaton {verb} --help"
+        self.register("action", None, _StoredOnce)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}", hint=self._hint)
 
-    def parse_known_args(  # type: ignore[override]
-        self, args: Any = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        given: Sequence[str] = args
-        for option, times in Counter(argument.partition("=")[0] for argument in given).items():
-            action = self._option_string_actions.get(option)
-            if times > 1 and action is not None and not isinstance(action, argparse._AppendAction):
-                raise ConfigError(f"{self.prog}: {option} is given {times} times", hint="give it once")
-        return super().parse_known_args(args, namespace)
+
+class _StoredOnce(argparse.Action):
+    """Keeps a value, and rejects a second one."""
+
+    taken = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        if self.taken:
+            raise ConfigError(f"{parser.prog}: {option} is given more than once", hint="give it once")
+        self.taken = True
+        setattr(namespace, self.dest, values)
 
 
 def load_files(arguments: list[str]) -> Loaded:

@@ -15,6 +15,7 @@ from hekaton.errors import ConfigError, choices_hint
 from hekaton.parallel.contract import check_output, stage_failed
 from hekaton.parallel.plan import ParallelPlan, ends, module_names
 from hekaton.parallel.schedules import SINGLE_STAGE, V_SHAPED
+from hekaton.torch_versions import send_nothing_to_itself
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -225,6 +226,8 @@ class Pipeline:
             )
             for stage, part in parts.items()
         ]
+        for one in stages:
+            send_nothing_to_itself(one, rank=group.rank())
         csv = settings.pipeline_parallel_schedule_csv
         make: Any = (
             _PipelineScheduleRuntime if csv else get_schedule_class(settings.pipeline_parallel_schedule)
