@@ -24,7 +24,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "tokenizer": ("hf",),
         "dataset": ("c4", "c4_test", "c4_validation", "chat", "text"),
         "encoder": ("chat",),
-        "section": ("chat_dataset", "text_dataset"),
+        "section": ("chat_dataset", "hf_tokenizer", "text_dataset"),
         "checkpoint format": ("hf",),
         "command": ("convert_from_hf", "convert_to_hf", "download"),
     },

@@ -17,7 +17,14 @@ HEKATON_API = ">=1,<2"
 
 @hookimpl
 def hekaton_tokenizers() -> list[Tokenizer]:
-    return [Tokenizer("hf", build=Ref("hekaton_hf.tokenizer:build"), summary="a tokenizer.json, or ours")]
+    return [
+        Tokenizer(
+            "hf",
+            build=Ref("hekaton_hf.tokenizer:build"),
+            section="hf_tokenizer",
+            summary="a tokenizer.json, or ours",
+        )
+    ]
 
 
 @hookimpl
@@ -65,6 +72,11 @@ def hekaton_encoders() -> list[Encoder]:
 @hookimpl
 def hekaton_sections() -> list[Section]:
     return [
+        Section(
+            "hf_tokenizer",
+            schema=Ref("hekaton_hf.sections:HFTokenizerSection"),
+            summary="how the tokenizer 'hf' encodes",
+        ),
         Section(
             "text_dataset",
             schema=Ref("hekaton_hf.sections:TextDatasetSection"),

@@ -9,6 +9,14 @@ from pydantic import Field
 from hekaton.config import SectionModel
 
 
+class HFTokenizerSection(SectionModel):
+    """How the tokenizer ``hf`` encodes."""
+
+    backend: Literal["auto", "gigatoken", "tokenizers"] = "auto"
+    """What encodes: ``auto`` takes gigatoken where it is installed and gives the ids of tokenizers, on the
+    first documents of each process, and tokenizers otherwise."""
+
+
 class TextDatasetSection(SectionModel):
     """What the documents of dataset ``text`` are."""
 

@@ -16,6 +16,7 @@ import tokenizers
 from hekaton.checkpoint.disk.folders import read_file
 from hekaton.data import Integers, TokenIds, pieces
 from hekaton.errors import DataError
+from hekaton_hf.fast_encoding import FastEncoding, fast_encoding
 
 SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
 """The tokenizer of ``python_stdlib``: 2,048 ids, see ``scripts/train_tokenizer.py`` of the repository."""
@@ -39,6 +40,7 @@ class HFTokenizer:
         fingerprint: str,
         files: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        fast: FastEncoding | None = None,
     ) -> None:
         # The file may ask for padding or truncation, which would add tokens to documents or lose some.
         tokenizer.no_padding()
@@ -48,6 +50,7 @@ class HFTokenizer:
         self.eos_id = eos_id
         self.fingerprint = fingerprint
         self._files = dict(files or {})
+        self._fast = fast
         self.folder = folder
         """Where it was read."""
         # Ids of added tokens can lie beyond the number of tokens.
@@ -64,6 +67,9 @@ class HFTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         """Ids of each text, as the tokenizer's own ``encode_batch`` without special tokens around it. Lone
         surrogates, which no UTF-8 can hold, count as question marks."""
+        return self._fast.encode(texts, self._encode_batch) if self._fast else self._encode_batch(texts)
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # which of them is up to the version
@@ -180,6 +186,7 @@ def build(section: Any, path: str | None) -> HFTokenizer:
             **marks,
         },
         folder=file.parent,
+        fast=fast_encoding(content, section.backend if section is not None else "auto"),
     )
 
 
