@@ -41,6 +41,11 @@ class NumberTokenizer:
         return " ".join(map(str, ids))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEKATON_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def numbers() -> Callable[..., Numbers]:
     return lambda *texts: Numbers(list(texts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ import pytest
 from hekaton.cli import data as data_command
 from hekaton.cli import preprocess as command
 from hekaton.corpus import preprocess as writing
-from hekaton.corpus.layout import CorpusManifest, verify
+from hekaton.corpus.layout import CorpusManifest, checksum, verify
 from hekaton.corpus.preprocess import preprocess
 from hekaton.corpus.tokens import RAW_DOCUMENT, build
+from hekaton.data import contents
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.loader import build_loader
 from hekaton.errors import DataError
@@ -121,7 +123,14 @@ def test_damage_is_named(made, capsys):
     ids.write_bytes(whole)
     assert data_command.run(["verify", str(made)]) == 0
     assert capsys.readouterr().out == f"{made} is whole: 5 documents, 17 tokens\n"
-    ends.write_bytes(np.array([2**40], "<i8").tobytes())
+    wrong = np.array([2**40], "<i8").tobytes()
+    ends.write_bytes(wrong)
+    with pytest.raises(DataError, match=re.escape(f"'{ends}' has another checksum than when the corpus")):
+        tokens(made)
+    forged = (made / "corpus.json").read_text()
+    (made / "corpus.json").write_text(
+        re.sub('(?s)(.*"ends_checksum": ")[^"]*', rf"\g<1>{checksum(ends)}", forged)
+    )
     with pytest.raises(DataError, match="lies from id 0 to 1,099,511,627,776 of 3"):
         read(tokens(made))
     ends.unlink()
@@ -132,6 +141,9 @@ def test_damage_is_named(made, capsys):
 @pytest.mark.parametrize(
     "content",
     ["{", "[]", '{"version": 2}', '{"version": 1, "dtype": "object", "shards": []}', "[" * 100_000,
+     '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": "1", "shards": []}',
+     '{"version": 1, "dtype": "uint16", "tokenizer": 1, "vocab_size": 1, "shards": []}',
+     '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": 1, "shards": {}}',
      '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": 1, "shards": [{"name": "../x", '
      '"documents": 1, "tokens": 1, "ids_checksum": "", "ends_checksum": ""}]}'],
 )  # fmt: skip
@@ -182,6 +194,98 @@ def test_files_of_megatron(tmp_path, code, dtype):
     index.write_bytes(b"pickle")
     with pytest.raises(DataError, match="is no index of Megatron-LM"):
         tokens(ids)
+
+
+MANY = 300_000
+"""Ids that take more than the 64 KiB of a file that are looked at each time."""
+
+
+def written(kind, folder, numbers, number_tokenizer):
+    """A dataset of ``MANY`` ids, and the file that they are in."""
+    if kind == "corpus":
+        preprocess(numbers(*[" ".join(["7"] * 1000)] * (MANY // 1000)), number_tokenizer(), folder / "corpus")
+        return folder / "corpus", folder / "corpus" / "shard-000000.bin"
+    if kind == "megatron":
+        ids, _ = megatron(folder, [[7] * 1000] * (MANY // 1000))
+        return ids, ids
+    ids = np.full(MANY, 7, np.uint16)
+    if kind == "npy":
+        np.save(folder / "ids.npy", ids)
+        return folder / "ids.npy", folder / "ids.npy"
+    (folder / "ids.raw").write_bytes(ids.tobytes())
+    return folder / "ids.raw", folder / "ids.raw"
+
+
+def edit(file, content=None):
+    """Another content of the same size, under the same modification time, as ``cp -p`` leaves it."""
+    before = file.stat()
+    if content is None:
+        content = bytearray(file.read_bytes())
+        content[10_000] ^= 1  # between two pieces of the sample
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["corpus", "megatron", "npy", "raw"])
+def test_ids_are_known_by_their_content(tmp_path, monkeypatch, numbers, number_tokenizer, kind):
+    place, file = written(kind, tmp_path, numbers, number_tokenizer)
+    hashed = []
+    hash_all = contents._hash_all
+    monkeypatch.setattr(contents, "_hash_all", lambda *one: hashed.append(one[0]) or hash_all(*one))
+    documents = tokens(place)
+    assert tokens(place).fingerprint == documents.fingerprint
+    assert hashed == [file], "one pass over a file, and not at each start"
+    whole = file.read_bytes()
+    (tmp_path / "copy").write_bytes(whole)
+    (tmp_path / "copy").replace(file)
+    assert documents.fetch([0])[0][:3].tolist() == [7, 7, 7], "an equal copy is no change"
+
+    edit(file)
+    for read_some in (lambda: documents.fetch([0]), lambda: documents.joined(np.array([[0, 0, 3]]))):
+        with pytest.raises(DataError, match=re.escape(f"'{file}' changed since the run started")):
+            read_some()
+    if kind == "corpus":
+        with pytest.raises(DataError, match=re.escape(f"'{file}' has another checksum than when the corpus")):
+            tokens(place)
+    else:
+        assert tokens(place).fingerprint != documents.fingerprint
+    edit(file, whole)
+    assert tokens(place).fingerprint == documents.fingerprint
+    assert documents.fetch([0])[0][:3].tolist() == [7, 7, 7]
+    file.write_bytes(whole[:5000])  # reading the mapped rest would end the process
+    with pytest.raises(DataError, match="changed since the run started"):
+        documents.fetch([0])
+
+
+def test_a_cache_that_cannot_be_written_or_believed_changes_nothing(
+    tmp_path, monkeypatch, numbers, number_tokenizer
+):
+    place, _ = written("raw", tmp_path, numbers, number_tokenizer)
+    expected = tokens(place).fingerprint
+    (kept,) = [file for file in (contents.cache_folder() / "contents").iterdir() if file.suffix != ".lock"]
+    for forged in ("", "no hash", "0" * 40):
+        kept.write_text(forged)
+        assert tokens(place).fingerprint == expected
+    monkeypatch.setenv("HEKATON_CACHE", "/dev/null/cache")
+    assert tokens(place).fingerprint == expected
+
+
+def test_a_folder_of_ids_is_read_without_what_is_no_file_of_ids(made, tmp_path, caplog):
+    folder = tmp_path / "ids"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.array([1, 2, 3]))
+    (folder / "._a.npy").write_bytes(b"of a Mac")
+    (folder / "readme.txt").write_text("ids")
+    (folder / "more").mkdir()
+    assert read(tokens(folder)) == [[1, 2, 3]]
+    assert f"{folder}: not read as ids: more, readme.txt" in caplog.text
+    os.mkfifo(folder / "b.npy")
+    with pytest.raises(DataError, match=r"b\.npy' is no regular file"):
+        tokens(folder)
+    (made / "corpus.json").unlink()
+    for place in (made, made / "shard-000000.bin"):
+        with pytest.raises(DataError, match=r"is a shard of a corpus whose corpus\.json is not there"):
+            tokens(place)
 
 
 def test_npy_and_raw_files(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from hekaton.corpus.tokens import MappedIds, TokenFiles
 from hekaton.data import feed
 from hekaton.data.blend import Blend
+from hekaton.data.contents import known_file
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.feed import Source
 from hekaton.data.loader import Loader
@@ -49,7 +50,8 @@ def files(tmp_path, monkeypatch):
         np.cumsum(lengths).astype("<i8").tofile(tmp_path / f"{name}.ends")
         mapped.append(MappedIds(tmp_path / f"{name}.bin", dtype, len(ids), len(lengths),
                                 ends=tmp_path / f"{name}.ends"))  # fmt: skip
-    return TokenFiles(mapped, identity="files", contents={})
+    known = {file: known_file(file) for one in mapped for file in (one.file, one.ends)}
+    return TokenFiles(mapped, known=known, identity="files", contents={})
 
 
 def loader(documents, maker, *, rows=range(3), repeat=True, mixed=False):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from hekaton.cli import plugin_flags
 from hekaton.cli.arguments import VerbParser, as_path
-from hekaton.errors import ConfigError
+from hekaton.errors import ConfigError, DataError
 
 USAGE = """\
 usage: hekaton preprocess IN... OUT --tokenizer FOLDER [--workers N] [--max_bad N] [--dataset NAME]
@@ -46,9 +47,7 @@ def run(arguments: list[str]) -> int:
     config, plugins = loaded.config, loaded.plugins
     name, path = tokenizer_named(plugins, given.tokenizer)
     tokenizer = build_component(config, plugins, Tokenizer, name, path)
-    settings: dict[str, Any] = dict(_setting(one) for one in given.set)
-    if given.max_bad:
-        settings["max_bad_rows"] = given.max_bad
+    settings = _settings(given.set, max_bad=given.max_bad)
     documents = build_component(
         config, plugins, Dataset, given.dataset, ",".join(given.sources) or None, settings=settings
     )
@@ -58,9 +57,12 @@ def run(arguments: list[str]) -> int:
             f"dataset '{given.dataset}' has documents for the encoder '{encoder}': only texts are tokenised"
         )
     began = time.monotonic()
-    manifest = preprocess(
-        documents, tokenizer, given.target, workers=given.workers, shard_documents=given.shard_documents
-    )
+    try:
+        manifest = preprocess(
+            documents, tokenizer, given.target, workers=given.workers, shard_documents=given.shard_documents
+        )
+    except OSError as e:
+        raise DataError(f"cannot write '{e.filename or given.target}': {e.strerror or e}") from e
     seconds = time.monotonic() - began
     print(
         f"{given.target}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.dtype} "
@@ -75,6 +77,14 @@ def tokenizer_named(plugins: Any, text: str) -> tuple[str, str | None]:
     from hekaton.contributions import Tokenizer
 
     return (text, None) if text in plugins.all(Tokenizer) and text != "hf" else ("hf", text)
+
+
+def _settings(texts: Sequence[str], *, max_bad: int) -> dict[str, Any]:
+    """:raises ConfigError: for a field that is given twice."""
+    settings = dict(_setting(one) for one in texts)
+    if len(settings) < len(texts) or (max_bad and "max_bad_rows" in settings):
+        raise ConfigError("--set and --max_bad give a field twice", hint="give each once")
+    return settings | ({"max_bad_rows": max_bad} if max_bad else {})
 
 
 def _setting(text: str) -> tuple[str, str | int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from hekaton.checkpoint.disk.folders import read_file
 from hekaton.errors import DataError
 
 MANIFEST = "corpus.json"
@@ -67,9 +68,7 @@ class CorpusManifest:
         """:raises DataError: when there is none, or it is not one."""
         file = folder / MANIFEST
         try:
-            if file.stat().st_size > _MOST_BYTES:
-                raise ValueError("it is too large")
-            return cls._of(json.loads(file.read_bytes()))
+            return cls._of(json.loads(read_file(file, limit=_MOST_BYTES)))
         except OSError as e:
             raise DataError(f"cannot read '{file}': {e.strerror}") from e
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
@@ -83,14 +82,23 @@ class CorpusManifest:
             raise ValueError(f"it is of version {content['version']}, and this hekaton reads {VERSION}")
         if content["dtype"] not in ("uint16", "uint32"):
             raise ValueError(f"ids cannot be {content['dtype']}")
+        if type(content["vocab_size"]) is not int or not 0 < content["vocab_size"] <= 2**32:
+            raise ValueError(f"vocab_size = {content['vocab_size']!r:.80} is no number of ids")
+        if not isinstance(content["tokenizer"], str) or not isinstance(content["shards"], list):
+            raise ValueError("tokenizer or shards are not of their types")
         shards = tuple(Shard(**shard) for shard in content["shards"])
         for shard in shards:
             counts = (shard.documents, shard.tokens)
             if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
                 raise ValueError(f"shard '{shard.name}' has no counts")
+            if not isinstance(shard.ids_checksum, str) or not isinstance(shard.ends_checksum, str):
+                raise ValueError(f"shard '{shard.name}' has no checksums")
             if not isinstance(shard.name, str) or Path(shard.name).name != shard.name or not shard.name:
                 raise ValueError(f"'{shard.name}' is no name of a shard")
-        return cls(content["dtype"], str(content["tokenizer"]), int(content["vocab_size"]), shards)
+        names = {shard.name for shard in shards}
+        if len(names) != len(shards):
+            raise ValueError("it names a shard twice")
+        return cls(content["dtype"], content["tokenizer"], content["vocab_size"], shards)
 
 
 def dtype_for(vocab_size: int) -> Literal["uint16", "uint32"]:

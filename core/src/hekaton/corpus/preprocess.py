@@ -159,7 +159,7 @@ def _finished(folder: Path, number: int) -> Shard | None:
         shard = Shard(**json.loads((folder / f"{_name(number)}.json").read_bytes()))
         whole = checksum(ids_file(folder, shard)) == shard.ids_checksum
         return shard if whole and checksum(ends_file(folder, shard)) == shard.ends_checksum else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None  # it is made anew
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +16,13 @@ import numpy.typing as npt
 
 from hekaton.corpus.layout import MANIFEST, CorpusManifest, check_sizes, ends_file, ids_file
 from hekaton.data import Integers, TokenIds
-from hekaton.data.identity import fingerprint, sample
+from hekaton.data.contents import KnownFile, known_file
+from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 
+log = logging.getLogger("hekaton")
+
+_SHOWN = 5
 RAW_DOCUMENT = 2**16
 """Ids of a file without an index that count as one document."""
 _MEGATRON = b"MMIDIDX\x00\x00"
@@ -105,12 +111,15 @@ class TokenFiles:
         self,
         files: Sequence[MappedIds],
         *,
+        known: Mapping[Path, KnownFile],
         identity: str,
         contents: dict[str, str],
         made_with: str | None = None,
         vocab_size: int = 2**32,
     ) -> None:
+        """:param known: the files that are read, and what they were when the run started."""
         self._mapped = files
+        self._known = dict(known)
         self._ends = np.cumsum([file.documents for file in files])
         dtypes = {file.dtype for file in files}
         self._dtype = np.dtype(dtypes.pop()) if len(dtypes) == 1 else np.dtype(np.int64)
@@ -128,16 +137,29 @@ class TokenFiles:
         located = self.locate(np.asarray(indices, np.int64)).tolist()
         return [self._mapped[number].ids[start:end] for number, start, end in located]
 
+    def _check(self, number: int) -> None:
+        """Notice a file that was written to or replaced, before something is read out of it.
+
+        :raises DataError: when it has another content now.
+        """
+        mapped = self._mapped[number]
+        for path in (mapped.file, mapped.ends):
+            if path is not None:
+                self._known[path] = self._known[path].unchanged()
+
     def locate(self, indices: Integers) -> Integers:
         located = np.empty((len(indices), 3), np.int64)
         located[:, 0] = numbers = self._ends.searchsorted(indices, side="right")
         for number in np.unique(numbers).tolist():
+            self._check(number)
             mapped, within = self._mapped[number], numbers == number
             in_file = indices[within] - (int(self._ends[number]) - mapped.documents)
             located[within, 1], located[within, 2] = mapped.located(in_file)
         return located
 
     def joined(self, located: Integers) -> TokenIds:
+        for number in np.unique(located[:, 0]).tolist():
+            self._check(number)
         ids = [self._mapped[number].ids[start:end] for number, start, end in located.tolist()]
         return np.concatenate(ids, dtype=self._dtype)
 
@@ -155,23 +177,50 @@ def build(section: Any, path: str | None) -> TokenFiles:
         raise DataError("dataset 'tokens' needs files to read", hint="set dataset_path, a folder or a file")
     place = Path(path)
     if (place / MANIFEST).is_file():
-        return _corpus(place)
-    if place.is_dir():
-        names = sorted(file for file in place.iterdir() if file.suffix in (".bin", ".npy"))
+        documents = _corpus(place)
+        if "dtype" in getattr(section, "model_fields_set", ()):
+            log.warning("tokens_dataset.dtype has no effect: %s says of which type its ids are", MANIFEST)
     else:
-        names = [place.with_suffix(".bin") if place.suffix == ".idx" else place]
+        documents = _foreign_files(place, section.dtype)
+    log.info("%s: %d files of ids, %s documents", place, len(documents.files()), f"{len(documents):,}")
+    return documents
+
+
+def _foreign_files(place: Path, dtype: str) -> TokenFiles:
+    names = [place.with_suffix(".bin") if place.suffix == ".idx" else place]
+    if place.is_dir():
+        names = _names_in(place)
+    for file in names:
+        if file.with_suffix(".ends").exists():
+            raise DataError(
+                f"'{file}' is a shard of a corpus whose {MANIFEST} is not there",
+                hint="give the folder of the whole corpus; hekaton preprocess writes that file last",
+            )
+    files = [_foreign(file, dtype) for file in names]
+    known = {file: known_file(file) for one in files for file in (one.file, one.ends) if file}
+    contents = {file.name: f"{its.state.size:,} bytes, {its.content[:16]}" for file, its in known.items()}
+    identity = fingerprint(*(its.content for its in known.values()), *(one.dtype for one in files))
+    return TokenFiles(files, known=known, identity=identity, contents=contents)
+
+
+def _names_in(folder: Path) -> list[Path]:
+    """The files of ids in a folder. Hidden ones are other programs' own."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = [entry for entry in entries if entry.suffix in (".bin", ".npy")]
     if not names:
         raise DataError(
-            f"no tokenised files in '{place}': neither {MANIFEST} nor .bin or .npy files",
+            f"no tokenised files in '{folder}': neither {MANIFEST} nor .bin or .npy files",
             hint="hekaton preprocess makes a corpus",
         )
-    files = [_foreign(file, section.dtype) for file in names]
-    contents = {file.name: _sampled(file) for one in files for file in (one.file, one.ends) if file}
-    return TokenFiles(files, identity=fingerprint(*contents.values(), *(one.dtype for one in files)),
-                      contents=contents)  # fmt: skip
+    others = [entry.name for entry in entries if entry not in names and entry.suffix != ".idx"]
+    if others:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        log.warning("%s: not read as ids: %s%s", folder, ", ".join(others[:_SHOWN]), more)
+    return names
 
 
 def _corpus(folder: Path) -> TokenFiles:
+    """:raises DataError: for a file that is not what the manifest says."""
     manifest = CorpusManifest.read(folder)
     check_sizes(folder, manifest)
     files = [
@@ -188,8 +237,21 @@ def _corpus(folder: Path) -> TokenFiles:
     checksums = [
         checksum for shard in manifest.shards for checksum in (shard.ids_checksum, shard.ends_checksum)
     ]
+    known = {}
+    for shard in manifest.shards if files else ():
+        for file, checksum in (
+            (ids_file(folder, shard), shard.ids_checksum),
+            (ends_file(folder, shard), shard.ends_checksum),
+        ):
+            known[file] = known_file(file)
+            if known[file].content != checksum:
+                raise DataError(
+                    f"'{file}' has another checksum than when the corpus was made",
+                    hint="copy it again, or make the corpus anew: hekaton preprocess",
+                )
     return TokenFiles(
         files,
+        known=known,
         identity=fingerprint(*checksums),
         contents={f"{shard.name}.bin": f"{shard.tokens:,} ids, {shard.ids_checksum[:16]}"
                   for shard in manifest.shards},
@@ -202,7 +264,10 @@ def _foreign(file: Path, dtype: str) -> MappedIds:
     """A file that another program made."""
     index = file.with_suffix(".idx")
     try:
-        size = file.stat().st_size
+        found = file.stat()
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode):  # opening a FIFO waits for its writer
+            raise DataError(f"'{file}' is no regular file")
         if file.suffix == ".npy":
             return _npy(file)
         if index.is_file():
@@ -249,9 +314,3 @@ def _megatron(file: Path, index: Path, size: int) -> MegatronIds:
     if last * dtype.itemsize != size:
         raise DataError(f"'{file}' has {size:,} bytes, and its index says {last * dtype.itemsize:,}")
     return mapped
-
-
-def _sampled(file: Path) -> str:
-    with file.open("rb") as stream:
-        size = file.stat().st_size
-        return f"{size:,} bytes, {fingerprint(sample(stream.fileno(), size))[:16]}"

@@ -98,6 +98,11 @@ def build(section: Any, path: str | None) -> Mixture:
             raise DataError(f"entry {number} of [[mixture.sources]] names no dataset")
         if source.dataset == "mixture":
             raise DataError("a mixture cannot be a source of a mixture", hint="list its sources instead")
+    for number, source in enumerate(section.sources, 1):
+        steps = Counter(later.step for later in source.later)
+        twice = next((step for step, times in steps.items() if times > 1), None)
+        if twice is not None:
+            raise DataError(f"entry {number} of [[mixture.sources]] has two weights from step {twice} on")
     names = _names([source.name or source.dataset for source in section.sources])
     entries = [
         MixtureEntry(

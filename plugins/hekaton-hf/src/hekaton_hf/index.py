@@ -28,6 +28,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hekaton.data.contents import cache_folder, remove_unused
 from hekaton.data.identity import FileState, fingerprint, sample, settled_state
 from hekaton.errors import DataError
 from hekaton_hf.decoding import DocumentColumns, TextColumn
@@ -41,8 +42,6 @@ VERSION = "1"
 """Another one when files are read differently: indices of earlier versions are then made anew."""
 GROUP_BYTES = 64 << 20
 """Small files are indexed together up to this size."""
-KEPT_DAYS = 30
-"""An index that no run used for so long is removed."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,6 @@ class Index:
             os.utime(self.folder)
 
 
-def cache_folder() -> Path:
-    """``$HEKATON_CACHE``, else ``hekaton`` in the user's folder for caches."""
-    own = os.environ.get("HEKATON_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser().absolute() / "hekaton"
-
-
 def index_files(files: Sequence[DataFile], settings: Settings) -> list[Index]:
     """The index of all files, in their order.
 
@@ -123,7 +113,7 @@ def index_files(files: Sequence[DataFile], settings: Settings) -> list[Index]:
             if found[number] is None:
                 found[number] = group.load_or_build(progress, wait=wait)
     if progress.done:
-        _remove_unused(folder)
+        remove_unused(folder)
     return [index for index in found.values() if index is not None]
 
 
@@ -284,18 +274,3 @@ def _write(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove what no run has used for a long time."""
-    oldest = time.time() - KEPT_DAYS * 86400
-    for entry in folder.iterdir():
-        try:
-            if entry.stat().st_mtime > oldest:
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        except OSError:
-            log.debug("cannot remove '%s', which another run may be removing", entry)
