@@ -67,8 +67,7 @@ def build_component(
     :raises PluginError: when what is built is not of its kind.
     """
     record: Any = plugins.get(kind, name)
-    section = plugins.section_of(record)
-    built = record.build.load()(_section(config, section, settings or {}, name), *arguments)
+    built = record.build.load()(section_of(config, plugins, record, settings or {}), *arguments)
     if wrong := _wrong(kind, built):
         raise PluginError(
             f"{kind_name(kind)} '{name}' of {plugins.all(kind)[name].plugin}: "
@@ -78,7 +77,13 @@ def build_component(
     return built
 
 
-def _section(config: JobConfig, path: str | None, settings: Mapping[str, Any], name: str) -> Any:
+def section_of(config: JobConfig, plugins: Plugins, record: Component, settings: Mapping[str, Any]) -> Any:
+    """The section that a component is built with.
+
+    :param settings: values in place of those that the run sets.
+    :raises ConfigError: for settings that it does not take.
+    """
+    path, name = plugins.section_of(record), record.name
     if not settings:
         return config.section(path) if path else None
     if not path:

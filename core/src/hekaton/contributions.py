@@ -172,9 +172,15 @@ class Dataset(Component):
 
     ``build(section, path)`` is given ``dataset_path`` (``None`` when not set) and returns a
     :class:`hekaton.data.Documents`. ``encoder`` names what turns its documents into tokens.
+
+    ``check(section, path, here=True)`` raises what ``build`` would, as far as little reading tells, for
+    ``hekaton config check`` and before a run builds anything; with ``here=False``, of a run on other
+    machines, it looks at no files. Where ids were made with some tokenizer, it may return the
+    :class:`hekaton.data.MadeByTokenizer` that says so.
     """
 
     build: Ref
+    check: Ref | None = None
     encoder: str = "text"
 
 

@@ -80,7 +80,7 @@ def make_stream(
     entries = mixture.entries if mixture else [one]
     check_documents(documents)
     for part in mixture.parts if mixture else [documents]:
-        _check_tokenizer(part, tokenizer)
+        check_tokenizer(part, tokenizer)
     return Stream(
         [
             Source(
@@ -99,7 +99,7 @@ def make_stream(
     )
 
 
-def _check_tokenizer(documents: Documents, tokenizer: TextTokenizer) -> None:
+def check_tokenizer(documents: object, tokenizer: TextTokenizer) -> None:
     """:raises DataError: for documents that another tokenizer made."""
     if isinstance(documents, MadeByTokenizer) and documents.made_with not in (None, tokenizer.fingerprint):
         raise DataError(

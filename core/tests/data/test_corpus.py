@@ -21,7 +21,7 @@ from hekaton.data import contents
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.loader import build_loader
 from hekaton.errors import DataError
-from hekaton.sources import _check_tokenizer
+from hekaton.sources import check_tokenizer
 
 TEXTS = ["1 2 3", "", "4", "5 6 7 8", "9 10", " ", "11 12"]
 IDS = [[900, 1, 2, 3], [900, 4], [900, 5, 6, 7, 8], [900, 9, 10], [900, 11, 12]]
@@ -155,9 +155,9 @@ def test_what_is_no_manifest_is_an_error(tmp_path, content):
 
 def test_another_tokenizer_is_refused(made, number_tokenizer):
     documents = tokens(made)
-    _check_tokenizer(documents, number_tokenizer())
+    check_tokenizer(documents, number_tokenizer())
     with pytest.raises(DataError, match="made with another tokenizer than the run's"):
-        _check_tokenizer(documents, number_tokenizer(fingerprint="another"))
+        check_tokenizer(documents, number_tokenizer(fingerprint="another"))
     with pytest.raises(DataError, match="has the ids 1 to 900, and the tokenizer those below 500"):
         IdsEncoder(500).encode(list(IdsEncoder().cut(documents.fetch([0])[0])))
 

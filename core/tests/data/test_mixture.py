@@ -191,3 +191,5 @@ def test_a_mixture_is_its_documents_one_after_the_other():
 
 def test_sources_of_one_name_are_told_apart():
     assert mixtures._names(["web", "text", "web", "code"]) == ["web-1", "text", "web-2", "code"]
+    with pytest.raises(DataError, match="two sources of the mixture would be called 'web-1'"):
+        mixtures._names(["web", "web", "web-1"])

@@ -45,6 +45,9 @@ def run(arguments: list[str]) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         raise ConfigError(f"unknown verb 'data {verb}'", hint=choices_hint(verb, VERBS))
+    from hekaton.metrics import set_up_logging
+
+    set_up_logging(0, 1)
     if verb == "verify":
         return verify(rest)
     if verb == "stats":

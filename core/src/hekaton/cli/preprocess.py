@@ -41,16 +41,21 @@ def run(arguments: list[str]) -> int:
     from hekaton.config import load
     from hekaton.contributions import Dataset, Tokenizer
     from hekaton.corpus.preprocess import preprocess
+    from hekaton.metrics import set_up_logging
 
+    set_up_logging(0, 1)
     loaded = load([], [f"--plugins.{name}={','.join(getattr(flags, name))}"
                        for name in ("load", "disable") if getattr(flags, name)])  # fmt: skip
     config, plugins = loaded.config, loaded.plugins
     name, path = tokenizer_named(plugins, given.tokenizer)
     tokenizer = build_component(config, plugins, Tokenizer, name, path)
     settings = _settings(given.set, max_bad=given.max_bad)
-    documents = build_component(
-        config, plugins, Dataset, given.dataset, ",".join(given.sources) or None, settings=settings
-    )
+    try:
+        documents = build_component(
+            config, plugins, Dataset, given.dataset, ",".join(given.sources) or None, settings=settings
+        )
+    except DataError as e:  # its fields are options here
+        raise DataError(e.message, hint=_as_options(e.hint)) from e
     encoder = plugins.get(Dataset, given.dataset).encoder
     if encoder != "text":
         raise ConfigError(
@@ -70,6 +75,11 @@ def run(arguments: list[str]) -> int:
         f"out; {seconds:,.1f} s"
     )
     return 0
+
+
+def _as_options(hint: str) -> str:
+    hint = hint.replace("text_dataset.max_bad_rows = ", "--max_bad ")
+    return hint.replace("set text_dataset.text_column to", "--set text_column=NAME with")
 
 
 def tokenizer_named(plugins: Any, text: str) -> tuple[str, str | None]:

@@ -53,6 +53,11 @@ class CorpusManifest:
     shards: tuple[Shard, ...]
 
     @property
+    def made_with(self) -> str | None:
+        """As :class:`hekaton.data.MadeByTokenizer` has it."""
+        return self.tokenizer
+
+    @property
     def documents(self) -> int:
         return sum(shard.documents for shard in self.shards)
 

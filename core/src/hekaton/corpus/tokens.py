@@ -19,6 +19,7 @@ from hekaton.data import Integers, TokenIds
 from hekaton.data.contents import KnownFile, known_file
 from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
+from hekaton.urls import is_url
 
 log = logging.getLogger("hekaton")
 
@@ -173,20 +174,43 @@ def build(section: Any, path: str | None) -> TokenFiles:
 
     :raises DataError: when there is none, or it is damaged.
     """
-    if path is None:
-        raise DataError("dataset 'tokens' needs files to read", hint="set dataset_path, a folder or a file")
-    place = Path(path)
+    place = _place(path)
     if (place / MANIFEST).is_file():
         documents = _corpus(place)
         if "dtype" in getattr(section, "model_fields_set", ()):
             log.warning("tokens_dataset.dtype has no effect: %s says of which type its ids are", MANIFEST)
     else:
-        documents = _foreign_files(place, section.dtype)
+        documents = _hashed(_foreign_files(place, section.dtype))
     log.info("%s: %d files of ids, %s documents", place, len(documents.files()), f"{len(documents):,}")
     return documents
 
 
-def _foreign_files(place: Path, dtype: str) -> TokenFiles:
+def check(section: Any, path: str | None, *, here: bool = True) -> CorpusManifest | None:
+    """What can be said of the files without reading them through.
+
+    :raises DataError: as :func:`build`.
+    """
+    place = _place(path)
+    if not here:
+        return None
+    if not (place / MANIFEST).is_file():
+        _foreign_files(place, section.dtype)
+        return None
+    manifest = CorpusManifest.read(place)
+    check_sizes(place, manifest)
+    return manifest
+
+
+def _place(path: str | None) -> Path:
+    if path is None:
+        raise DataError("dataset 'tokens' needs files to read", hint="set dataset_path, a folder or a file")
+    if is_url(path):
+        raise DataError(f"dataset 'tokens' maps files into memory, and '{path}' is a URL", hint="copy it")
+    return Path(path)
+
+
+def _foreign_files(place: Path, dtype: str) -> list[MappedIds]:
+    """The files that other programs made."""
     names = [place.with_suffix(".bin") if place.suffix == ".idx" else place]
     if place.is_dir():
         names = _names_in(place)
@@ -196,7 +220,10 @@ def _foreign_files(place: Path, dtype: str) -> TokenFiles:
                 f"'{file}' is a shard of a corpus whose {MANIFEST} is not there",
                 hint="give the folder of the whole corpus; hekaton preprocess writes that file last",
             )
-    files = [_foreign(file, dtype) for file in names]
+    return [_foreign(file, dtype) for file in names]
+
+
+def _hashed(files: Sequence[MappedIds]) -> TokenFiles:
     known = {file: known_file(file) for one in files for file in (one.file, one.ends) if file}
     contents = {file.name: f"{its.state.size:,} bytes, {its.content[:16]}" for file, its in known.items()}
     identity = fingerprint(*(its.content for its in known.values()), *(one.dtype for one in files))

@@ -119,13 +119,21 @@ def build(section: Any, path: str | None) -> Mixture:
 
 
 def _names(names: Sequence[str]) -> list[str]:
-    """The names, with a number where several are the same."""
+    """The names, with a number where several are the same.
+
+    :raises DataError: where that gives one that another source has.
+    """
     counts = Counter(names)
     met: Counter[str] = Counter()
     different = []
     for name in names:
         met[name] += 1
         different.append(f"{name}-{met[name]}" if counts[name] > 1 else name)
+    for name, times in Counter(different).items():
+        if times > 1:
+            raise DataError(
+                f"two sources of the mixture would be called '{name}'", hint="give each a name of its own"
+            )
     return different
 
 

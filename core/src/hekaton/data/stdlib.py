@@ -65,12 +65,26 @@ def build_validation(section: Any, path: str | None) -> SourceFiles:
     return _standard_library("python_stdlib_validation", path, validation=True)
 
 
-def _standard_library(dataset: str, path: str | None, *, validation: bool) -> SourceFiles:
+def check(section: Any, path: str | None, *, here: bool = True) -> None:
+    """:raises DataError: when given a path."""
+    _takes_no_path("python_stdlib", path)
+
+
+def check_validation(section: Any, path: str | None, *, here: bool = True) -> None:
+    """:raises DataError: when given a path."""
+    _takes_no_path("python_stdlib_validation", path)
+
+
+def _takes_no_path(dataset: str, path: str | None) -> None:
     if path is not None:
         raise DataError(
             f"dataset '{dataset}' takes no dataset_path, but it is set to '{path}'",
             hint="leave out dataset_path, or choose a dataset that reads files",
         )
+
+
+def _standard_library(dataset: str, path: str | None, *, validation: bool) -> SourceFiles:
+    _takes_no_path(dataset, path)
     root = Path(sysconfig.get_path("stdlib"))
     names = [name for name in sorted(_source_files(root)) if _is_for_validation(name) == validation]
     if not names:

@@ -65,11 +65,13 @@ def hekaton_datasets() -> list[Dataset]:
         Dataset(
             "python_stdlib",
             build=Ref("hekaton.data.stdlib:build"),
+            check=Ref("hekaton.data.stdlib:check"),
             summary="source files of the running interpreter's standard library",
         ),
         Dataset(
             "python_stdlib_validation",
             build=Ref("hekaton.data.stdlib:build_validation"),
+            check=Ref("hekaton.data.stdlib:check_validation"),
             summary="files that python_stdlib leaves out",
         ),
         Dataset(
@@ -81,6 +83,7 @@ def hekaton_datasets() -> list[Dataset]:
         Dataset(
             "tokens",
             build=Ref("hekaton.corpus.tokens:build"),
+            check=Ref("hekaton.corpus.tokens:check"),
             section="tokens_dataset",
             encoder="ids",
             summary="token ids: a corpus of hekaton preprocess, .bin/.idx of Megatron-LM, .npy, raw files",

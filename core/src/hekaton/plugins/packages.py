@@ -20,7 +20,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "hekaton-gpt-oss": {"model": ("gpt_oss",), "hf adapter": ("gpt_oss",)},
     "hekaton-hf": {
-        "check": ("text_files_are_there", "assets_can_be_exported"),
+        "check": ("assets_can_be_exported",),
         "tokenizer": ("hf",),
         "dataset": ("c4", "c4_test", "c4_validation", "chat", "text"),
         "encoder": ("chat",),

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hekaton.components import section_of
 from hekaton.contributions import Dataset
 from hekaton.data.mixture import build
 from hekaton.errors import HekatonError
 from hekaton.rules.run import Run
+from hekaton.sources import check_tokenizer
+
+
+def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
+    """What datasets are given can be read, as far as they say so ahead of a run."""
+    for fields, dataset, path, settings in _used(run):
+        contributed = run.plugins.all(Dataset).get(dataset)
+        if contributed is None or dataset == "mixture":
+            continue
+        record: Any = contributed.record
+        try:
+            section = section_of(run.config, run.plugins, record, settings)
+            found = record.check.load()(section, path, here=run.here) if record.check else None
+            if run.here and not isinstance(run.tokenizer, HekatonError):
+                check_tokenizer(found, run.tokenizer)
+        except HekatonError as e:
+            yield run.violation(e.message, *fields, hint=e.hint)
+
+
+def _used(run: Run) -> Iterator[tuple[Sequence[str], str, str | None, Mapping[str, Any]]]:
+    """The datasets of a run: the fields that set them, name, path and settings of each."""
+    training, validation = run.config.training, run.config.validation
+    sections: dict[str, Any] = {"training": training}
+    if validation.enable and not validation.sets:
+        sections["validation"] = validation
+    for name, one in sections.items():
+        yield (f"{name}.dataset", f"{name}.dataset_path"), one.dataset, one.dataset_path, {}
+    entries: list[tuple[str, Any]] = []
+    if any(one.dataset == "mixture" for one in sections.values()):
+        mixture: Any = run.config.section("mixture")
+        entries += [("mixture.sources", entry) for entry in mixture.sources]
+    if validation.enable:
+        entries += [("validation.sets", entry) for entry in validation.sets]
+    for field, entry in entries:
+        yield (field,), entry.dataset, entry.dataset_path, entry.settings
 
 
 def validation_sets_hold_together(run: Run) -> Iterator[HekatonError]:

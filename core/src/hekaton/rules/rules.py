@@ -95,6 +95,7 @@ RULES: tuple[Rule, ...] = (
     sizes.weight_decay_shrinks,
     sizes.tokenizer_fits,
     sizes.model_fits_memory,
+    data.datasets_can_be_read,
     data.mixture_holds_together,
     data.validation_sets_hold_together,
     processes.batch_is_divisible,

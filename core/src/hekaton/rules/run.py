@@ -8,7 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from hekaton.building import MetaModel, build_meta, model_config
+from hekaton.components import build_component
 from hekaton.config import JobConfig
+from hekaton.contributions import Tokenizer
+from hekaton.data import TextTokenizer
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
@@ -45,6 +48,18 @@ class Run:
     def model(self) -> Any:
         """The model's configuration, ``None`` where it is refused, which a rule says."""
         return _model_settings(self)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer | HekatonError:
+        """The tokenizer, or why it cannot be read."""
+        settings = self.config.model
+        try:
+            built: TextTokenizer = build_component(
+                self.config, self.plugins, Tokenizer, settings.tokenizer, settings.hf_assets_path
+            )
+        except HekatonError as e:
+            return e
+        return built
 
     @cached_property
     def meta(self) -> MetaModel | HekatonError:

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 
 from hekaton.building import check_vocabulary
-from hekaton.components import build_component
-from hekaton.contributions import Tokenizer
 from hekaton.errors import HekatonError
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.rules.run import Run
@@ -55,13 +53,10 @@ def tokenizer_fits(run: Run) -> Iterator[HekatonError]:
     """The tokenizer can be read, and the model has a row for each of its ids."""
     if not run.here:
         return
-    settings = run.config.model
-    try:
-        tokenizer = build_component(
-            run.config, run.plugins, Tokenizer, settings.tokenizer, settings.hf_assets_path
-        )
-    except HekatonError as e:
-        yield run.violation(e.message, "model.hf_assets_path", "model.tokenizer", hint=e.hint)
+    tokenizer = run.tokenizer
+    if isinstance(tokenizer, HekatonError):
+        said = tokenizer
+        yield run.violation(said.message, "model.hf_assets_path", "model.tokenizer", hint=said.hint)
         return
     if run.model is None:
         return  # said by the rule that is about it

@@ -33,12 +33,14 @@ def hekaton_datasets() -> list[Dataset]:
         Dataset(
             "text",
             build=Ref("hekaton_hf.text:build"),
+            check=Ref("hekaton_hf.checks:check_text"),
             section="text_dataset",
             summary="local .jsonl, .json, .txt and .parquet files",
         ),
         Dataset(
             "chat",
             build=Ref("hekaton_hf.chat.dataset:build"),
+            check=Ref("hekaton_hf.checks:check_chat"),
             section="chat_dataset",
             encoder="chat",
             summary="conversations in local .jsonl, .json and .parquet files",
@@ -93,11 +95,6 @@ def hekaton_sections() -> list[Section]:
 @hookimpl
 def hekaton_checks() -> list[Check]:
     return [
-        Check(
-            "text_files_are_there",
-            rule=Ref("hekaton_hf.checks:text_files_are_there"),
-            summary="the files of dataset 'text' are there",
-        ),
         Check(
             "assets_can_be_exported",
             rule=Ref("hekaton_hf.checks:assets_can_be_exported"),

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from hekaton.rules import Run
 
 
-def text_files_are_there(run: Run) -> Iterator[HekatonError]:
-    """The files of datasets ``text`` and ``chat``, where the run is to start on this machine, are there. They
-    are not read."""
-    validation = run.config.validation
-    sections: dict[str, Any] = {"training": run.config.training, "validation": validation}
-    if not validation.enable or validation.sets:
-        del sections["validation"]
-    for name, section in sections.items():
-        if section.dataset in ("text", "chat") and (run.here or not section.dataset_path):
-            try:
-                files_of_text(section.dataset_path, dataset=section.dataset)
-            except DataError as e:
-                yield run.violation(e.message, f"{name}.dataset", f"{name}.dataset_path", hint=e.hint)
+def check_text(section: Any, path: str | None, *, here: bool = True) -> None:
+    """The files of dataset ``text`` are there. They are not read.
+
+    :raises DataError: when there are none.
+    """
+    if here or not path:
+        files_of_text(path)
+
+
+def check_chat(section: Any, path: str | None, *, here: bool = True) -> None:
+    """As :func:`check_text`, of dataset ``chat``."""
+    if here or not path:
+        files_of_text(path, dataset="chat")
 
 
 def assets_can_be_exported(run: Run) -> Iterator[HekatonError]:

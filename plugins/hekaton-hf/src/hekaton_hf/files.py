@@ -76,7 +76,9 @@ def find_files(path: str) -> FoundFiles:
             first = taken.setdefault(os.path.realpath(file.path), file.path)
             if first is file.path:
                 found.files.append(file)
-            elif first != file.path:
+            elif first == file.path:
+                found.skipped["file that is named twice"] += 1
+            else:
                 found.skipped["link to a file that is read already"] += 1
     return found
 

@@ -143,6 +143,7 @@ def _say(found: FoundFiles, reported: Reported, documents: str) -> None:
 
 
 _PLURALS = {
+    "file that is named twice": "files that are named twice",
     "link to a file that is read already": "links to files that are read already",
     "description of a dataset": "descriptions of a dataset",
     "special file": "special files",
