@@ -47,8 +47,15 @@ def digest(tensor: torch.Tensor) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, words.numel(), CHUNK):
         chunk = words[start : start + CHUNK]
-        total = total * _BASE + (chunk * numbers[: chunk.numel()]).sum()
+        total = total * _BASE + _weighted(chunk, numbers[: chunk.numel()])
     return total
+
+
+def _weighted(words: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The sum of the products, modulo 2**64."""
+    if words.device.type == "cpu":
+        return torch.dot(words.to(torch.int64), numbers)  # which CUDA has for floating-point numbers only
+    return (words * numbers).sum()
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
