@@ -51,6 +51,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 32, "intermediate_size": 192, "intermediate_size_mlp": 768, "num_local_experts": 16,
         "interleave_moe_layer_step": 2, "attention_chunk_size": 64,
     },
+    "gpt_oss": {
+        "head_dim": 32, "intermediate_size": 192, "num_local_experts": 16, "num_experts_per_tok": 4,
+        "sliding_window": 64,
+    },
 }  # fmt: skip
 
 

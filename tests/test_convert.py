@@ -381,7 +381,8 @@ def test_an_external_dcp_checkpoint_is_exported(step: Path, hf: Path, tmp_path: 
     assert all(torch.equal(written[name], tensor) for name, tensor in original.items())
 
 
-# Each with its largest tensor in MB: an embedding, and the experts of a layer, transposed and two in one there.
+# Each with its largest tensor in MB: an embedding; the experts of a layer, transposed and two in one there; and
+# the same as a file's tensors each.
 BIG_MODELS = {
     "llama3": (
         34,
@@ -399,6 +400,16 @@ from dataclasses import replace
 flavors["big"] = replace(
     flavors["debugmodel"], dim=512, n_layers=8, interleave_moe_layer_step=1,
     moe=replace(flavors["debugmodel"].moe, n_experts=16, hidden_dim=1024),
+)
+""",
+    ),
+    "qwen3": (
+        34,
+        """
+from dataclasses import replace
+flavors["big"] = replace(
+    flavors["debugmodel_moe"], dim=512, n_layers=9,
+    moe=replace(flavors["debugmodel_moe"].moe, n_experts=16, hidden_dim=1024),
 )
 """,
     ),

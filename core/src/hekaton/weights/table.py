@@ -23,7 +23,7 @@ class Entry:
     ours: tuple[str, ...]
     hf: tuple[str, ...]
     ops: tuple[Op, ...] = ()
-    layers: range | None = None
+    layers: Collection[int] | None = None
 
     @property
     def repeats(self) -> bool:
@@ -31,7 +31,7 @@ class Entry:
 
 
 def entry(
-    ours: str | tuple[str, ...], hf: str | tuple[str, ...], *ops: Op, layers: range | None = None
+    ours: str | tuple[str, ...], hf: str | tuple[str, ...], *ops: Op, layers: Collection[int] | None = None
 ) -> Entry:
     """An entry of a weight table.
 
@@ -63,7 +63,7 @@ class Own:
     value: float
     always: bool = True
     dtype: torch.dtype = torch.float32
-    layers: range | None = None
+    layers: Collection[int] | None = None
 
 
 MAX_REPEATS = 1_000_000

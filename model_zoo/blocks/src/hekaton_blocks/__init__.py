@@ -13,7 +13,7 @@ from hekaton_blocks.moe import MoE
 from hekaton_blocks.pattern import AttentionPattern
 from hekaton_blocks.rope import RopeScaling, YarnScaling, apply_rotary, rotary_table
 from hekaton_blocks.routing import MoEConfig, Router, Routing
-from hekaton_blocks.sizes import LayerCount
+from hekaton_blocks.sizes import LayerCount, check_heads
 
 __all__ = [
     "Attention",
@@ -35,6 +35,7 @@ __all__ = [
     "YarnScaling",
     "apply_rotary",
     "balance_terms",
+    "check_heads",
     "decoder_flops_per_token",
     "key_value_cache",
     "pack_documents",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hekaton.config.base import shortened
 from hekaton.errors import CheckpointError
-from hekaton.weights import Own
+from hekaton.weights import Entry, Op, Own, Unstack, entry
 from hekaton_blocks.rope import RopeScaling, Scaling, YarnScaling
 from hekaton_blocks.routing import MoEConfig
 from hekaton_blocks.sizes import MAX_LAYERS
 
+OURS, THEIRS = "layers.{i}.", "model.layers.{i}."
+ATTENTION = {
+    "attention_norm": "input_layernorm", "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+"""Modules of a layer with grouped-query attention, and their names in files."""
+FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 ROPE_KEYS = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -280,8 +288,84 @@ def check_experts(experts: MoEConfig, plain: MoEConfig, *, architecture: str) ->
         )
 
 
+def decoder_entries(
+    of_layers: Mapping[str, str],
+    *,
+    ops: Mapping[str, Op] | None = None,
+    layers: Collection[int] | None = None,
+    tied: bool = False,
+) -> list[Entry]:
+    """The entries of a decoder's ends, and of modules of its layers; see :func:`module_entries`.
+
+    :param tied: whether the output is the embedding.
+    """
+    return [
+        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
+        *module_entries(of_layers, ops=ops, layers=layers),
+        entry("norm.weight", "model.norm.weight"),
+        *([] if tied else [entry("output.weight", "lm_head.weight")]),
+    ]
+
+
+def module_entries(
+    of_layers: Mapping[str, str],
+    *,
+    ops: Mapping[str, Op] | None = None,
+    layers: Collection[int] | None = None,
+    ours: str = OURS,
+) -> list[Entry]:
+    """The entries of modules of layers.
+
+    :param of_layers: module -> its name in files, each without its ``.weight``.
+    :param ops: module -> what makes theirs from ours.
+    :param layers: those that have them; ``None`` for all.
+    """
+    ops = ops or {}
+    return [
+        entry(
+            f"{ours}{name}.weight",
+            f"{THEIRS}{there}.weight",
+            *([ops[name]] if name in ops else []),
+            layers=layers,
+        )
+        for name, there in of_layers.items()
+    ]
+
+
+def tied_output(tied: bool) -> dict[str, str]:
+    """For ``WeightTable.tied``."""
+    return {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
+
+
+def feed_forward_modules(ours: str, theirs: str) -> dict[str, str]:
+    """The modules of a feed-forward layer, by its names here and in files."""
+    return {f"{ours}.{name}": f"{theirs}.{there}" for name, there in FEED_FORWARD.items()}
+
+
+def separate_experts(
+    n_experts: int, *, layers: Collection[int] | None = None, ours: str = OURS
+) -> list[Entry]:
+    """The entries of experts that are stacked here, and a tensor each in files.
+
+    :param layers: those with experts; ``None`` for all.
+    """
+    return [
+        entry(
+            f"{ours}moe.experts.{name}",
+            f"{THEIRS}mlp.experts.{{e}}.{there}.weight",
+            Unstack(n_experts),
+            layers=layers,
+        )
+        for name, there in FEED_FORWARD.items()
+    ]
+
+
 def balance_tensors(
-    experts: MoEConfig | None, *, layers: range | None = None, bias: bool = True, prefix: str = "layers.{i}."
+    experts: MoEConfig | None,
+    *,
+    layers: Collection[int] | None = None,
+    bias: bool = True,
+    prefix: str = "layers.{i}.",
 ) -> list[Own]:
     """The buffers of a layer of experts that files do not have, for a table.
 

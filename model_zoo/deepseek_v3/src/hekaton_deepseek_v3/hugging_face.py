@@ -5,20 +5,26 @@ Scores of a sigmoid are V3, those of a softmax V2. Layouts are the same, but tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import Entry, Unstack, WeightTable, entry
+from hekaton.weights import Entry, WeightTable, entry
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import (
+    OURS,
+    THEIRS,
     YARN_KEYS,
     balance_tensors,
     check_known,
     decoder_content,
+    decoder_entries,
     decoder_fields,
+    feed_forward_modules,
     flag,
+    module_entries,
     number,
+    separate_experts,
     whole,
 )
 from hekaton_deepseek_v3.model import DeepSeekV3Config
@@ -52,87 +58,77 @@ _KNOWN = {
     "attention_bias": (False,), "mlp_bias": (False,), "tie_word_embeddings": (False,), "moe_layer_freq": (1,),
     "hidden_act": ("silu", "swish"), "rope_interleave": (True,),
 }  # fmt: skip
-_ATTENTION = {
+_LATENT = {
     "wq": "q_proj", "wq_a": "q_a_proj", "q_norm": "q_a_layernorm", "wq_b": "q_b_proj",
     "wkv_a": "kv_a_proj_with_mqa", "kv_norm": "kv_a_layernorm", "wkv_b": "kv_b_proj", "wo": "o_proj",
 }  # fmt: skip
-_FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_OF_MTP = ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")
+_COPIES = {"embed_tokens": "model.embed_tokens.weight", "shared_head.head": "lm_head.weight"}
+"""Of the layer for a second token: what repeats a tensor of the model."""
 
 
 def table(config: DeepSeekV3Config) -> WeightTable:
     """Names differ, and experts are one tensor here and one each there."""
-    layers, experts = config.n_layers, 0 if config.experts is None else config.experts.n_experts
-    left_out = {}
-    if config.experts is not None and config.experts.score == "sigmoid" and not config.n_mtp_layers:
-        names = [name for one in _layer(config, range(layers, layers + 1), moe=True) for name in one.hf]
-        of_layer = [f"model.layers.{{i}}.{name}.weight" for name in _OF_MTP]
-        left_out[f"multi-token prediction (model.layers.{layers})"] = {
-            name.replace("{i}", str(layers)).replace("{e}", str(expert))
-            for name in [*names, *of_layer]
-            for expert in range(experts if "{e}" in name else 1)
-        }
-    entries = [
-        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
-        *_layer(config, range(config.n_dense_layers), moe=False),
-        *_layer(config, range(config.n_dense_layers, layers), moe=True),
-        entry("norm.weight", "model.norm.weight"),
-        entry("output.weight", "lm_head.weight"),
-    ]
-    tied = {}
-    if config.n_mtp_layers:
-        further = range(layers, layers + 1)
-        entries += _layer(config, further, moe=True, ours="mtp_layers.{i}.")
-        for name in ("enorm", "hnorm", "eh_proj", "norm"):
-            there = f"model.layers.{{i}}.{'shared_head.norm' if name == 'norm' else name}.weight"
-            entries.append(entry(f"mtp_layers.{{i}}.{name}.weight", there, layers=further))
-        tied[f"model.layers.{layers}.embed_tokens.weight"] = "model.embed_tokens.weight"
-        tied[f"model.layers.{layers}.shared_head.head.weight"] = "lm_head.weight"
-    own = balance_tensors(config.experts, layers=range(config.n_dense_layers, layers), bias=False)
-    if config.n_mtp_layers:
-        further = range(layers, layers + 1)
-        own += balance_tensors(config.experts, layers=further, bias=False, prefix="mtp_layers.{i}.")
+    layers, experts, mtp = config.n_layers, config.experts, config.n_mtp_layers
+    dense, sparse = range(config.n_dense_layers), range(config.n_dense_layers, layers)
+    further = range(layers, layers + 1)
+    entries = decoder_entries(_attention(config), layers=range(layers))
+    entries += module_entries(feed_forward_modules("feed_forward", "mlp"), layers=dense)
+    own = balance_tensors(experts, layers=sparse, bias=False)
+    tied, left_out = {}, {}
+    if experts is not None:
+        entries += _expert_entries(experts, sparse)
+        second = _second_token(config, experts, further)
+        copies = {f"model.layers.{layers}.{name}.weight": of for name, of in _COPIES.items()}
+        if mtp:
+            entries, tied = entries + second, copies
+            own += balance_tensors(experts, layers=further, bias=False, prefix="mtp_layers.{i}.")
+        elif experts.score == "sigmoid":
+            names = [name.replace("{i}", str(layers)) for one in second for name in one.hf]
+            left_out[f"multi-token prediction (model.layers.{layers})"] = {
+                *copies,
+                *(
+                    name.replace("{e}", str(expert))
+                    for name in names
+                    for expert in range(experts.n_experts if "{e}" in name else 1)
+                ),
+            }
     return WeightTable(
         entries=entries,
-        layers=layers + config.n_mtp_layers,
-        experts=experts,
+        layers=layers + mtp,
+        experts=0 if experts is None else experts.n_experts,
         tied=tied,
         own=own,
         left_out=left_out,
     )
 
 
-def _layer(
-    config: DeepSeekV3Config, layers: range, *, moe: bool, ours: str = "layers.{i}."
-) -> Iterator[Entry]:
-    """The entries of layers of one kind."""
-    if not layers:
-        return
-    theirs = "model.layers.{i}."
-
-    def same(name: str, there: str) -> Entry:
-        return entry(f"{ours}{name}", f"{theirs}{there}", layers=layers)
-
-    yield same("attention_norm.weight", "input_layernorm.weight")
+def _attention(config: DeepSeekV3Config) -> dict[str, str]:
+    """The modules of a layer's attention, and its norms."""
     without = {"wq"} if config.q_lora_rank else {"wq_a", "q_norm", "wq_b"}
-    for name, there in _ATTENTION.items():
-        if name not in without:
-            yield same(f"attention.{name}.weight", f"self_attn.{there}.weight")
-    yield same("ffn_norm.weight", "post_attention_layernorm.weight")
-    if not moe:
-        for name, there in _FEED_FORWARD.items():
-            yield same(f"feed_forward.{name}.weight", f"mlp.{there}.weight")
-        return
-    experts = config.experts
-    assert experts is not None
-    yield same("moe.router.gate.weight", "mlp.gate.weight")
+    latent = {
+        f"attention.{name}": f"self_attn.{there}" for name, there in _LATENT.items() if name not in without
+    }
+    return {"attention_norm": "input_layernorm", **latent, "ffn_norm": "post_attention_layernorm"}
+
+
+def _expert_entries(experts: MoEConfig, layers: range, *, ours: str = OURS) -> list[Entry]:
+    modules = {"moe.router.gate": "mlp.gate"}
+    if experts.n_shared_experts:
+        modules |= feed_forward_modules("moe.shared_experts", "mlp.shared_experts")
+    entries = module_entries(modules, layers=layers, ours=ours)
+    entries += separate_experts(experts.n_experts, layers=layers, ours=ours)
     if experts.bias_rate is not None:
-        yield same("moe.expert_bias", "mlp.gate.e_score_correction_bias")
-    for name, there in _FEED_FORWARD.items():
-        each = f"{theirs}mlp.experts.{{e}}.{there}.weight"
-        yield entry(f"{ours}moe.experts.{name}", each, Unstack(experts.n_experts), layers=layers)
-        if experts.n_shared_experts:
-            yield same(f"moe.shared_experts.{name}.weight", f"mlp.shared_experts.{there}.weight")
+        there = f"{THEIRS}mlp.gate.e_score_correction_bias"
+        entries.append(entry(f"{ours}moe.expert_bias", there, layers=layers))
+    return entries
+
+
+def _second_token(config: DeepSeekV3Config, experts: MoEConfig, layers: range) -> list[Entry]:
+    """The entries of the layer for a second token."""
+    own = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "norm": "shared_head.norm"}
+    ours = "mtp_layers.{i}."
+    modules = module_entries(_attention(config) | own, layers=layers, ours=ours)
+    return modules + _expert_entries(experts, layers, ours=ours)
 
 
 def write_config(config: DeepSeekV3Config) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
-from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.init import Constant, Initializer
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import Refusal, RunFacts, TrainSpec
 from hekaton_blocks import (
     MoEConfig,
@@ -15,6 +15,16 @@ from hekaton_blocks import (
     key_value_cache,
     report_experts,
     update_experts,
+)
+from hekaton_blocks.tables import (
+    DEEP,
+    ENDS,
+    SMALL,
+    decoder_init,
+    decoder_plan,
+    feed_forward_init,
+    feed_forward_styles,
+    multiplied_by_experts,
 )
 from hekaton_deepseek_v3.model import DeepSeekV3, DeepSeekV3Config
 
@@ -71,10 +81,14 @@ def plan(config: DeepSeekV3Config) -> ParallelPlan:
     queries = {"wq": "gathering_colwise"}
     if config.q_lora_rank:
         queries = {"wq_a": "local_linear", "q_norm": "sequence_norm", "wq_b": "colwise"}
-    return ParallelPlan(
-        block=every,
-        tensor={
-            "tok_embeddings": "vocab_embedding",
+    dense, experts = config.n_dense_layers, config.experts
+    feed_forward = feed_forward_styles(
+        config.n_layers, sparse=range(dense, config.n_layers), experts=experts, layers=every
+    )
+    if config.n_mtp_layers:
+        feed_forward["mtp_layers.*.ffn_norm"] = "part_norm"
+    return decoder_plan(
+        {
             f"{every}.attention_norm": "local_norm",
             **{f"{every}.attention.{name}": style for name, style in queries.items()},
             f"{every}.attention.wkv_a": "local_linear",
@@ -82,12 +96,11 @@ def plan(config: DeepSeekV3Config) -> ParallelPlan:
             f"{every}.attention.shared_key": "gather_for_heads",
             f"{every}.attention.wkv_b": "colwise",
             f"{every}.attention.wo": "rowwise",
-            **_feed_forward(config),
-            **_ends(config),
+            **feed_forward,
         },
-        experts={f"{every}.moe": "grouped_experts"} if config.experts is not None else {},
-        context=[f"{every}.attention.inner"],
-        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
+        experts={f"{every}.moe": "grouped_experts"} if experts is not None else {},
+        layers=every,
+        ends=_ends(config),
     )
 
 
@@ -99,7 +112,7 @@ def _every(config: DeepSeekV3Config) -> str:
 def _ends(config: DeepSeekV3Config) -> dict[str, str]:
     """A layer for a second token stands between the last norm and the output, on parts of the sequence."""
     if not config.n_mtp_layers:
-        return {"norm": "sequence_norm", "output": "vocab_output"}
+        return ENDS
     return {
         "norm": "local_norm",
         "mtp_layers.*.{enorm,hnorm,norm}": "local_norm",
@@ -108,44 +121,20 @@ def _ends(config: DeepSeekV3Config) -> dict[str, str]:
     }
 
 
-def _feed_forward(config: DeepSeekV3Config) -> dict[str, str]:
-    """Experts and the shared ones work on each rank's part of the sequence."""
-    dense = ",".join(str(number) for number in range(config.n_dense_layers))
-    others = ",".join(str(number) for number in range(config.n_dense_layers, config.n_layers))
-    every = _every(config)
-    styles = {}
-    if dense:
-        styles[f"layers.{{{dense}}}.ffn_norm"] = "sequence_norm"
-        styles |= {"layers.*.feed_forward.{w1,w3}": "colwise", "layers.*.feed_forward.w2": "rowwise"}
-    if config.experts is not None:
-        styles[f"layers.{{{others}}}.ffn_norm"] = "part_norm"
-        styles |= {f"{every}.moe": "part_layer", f"{every}.moe.router.gate": "part_linear"}
-        if config.n_mtp_layers:
-            styles["mtp_layers.*.ffn_norm"] = "part_norm"
-        if config.experts.n_shared_experts:
-            styles[f"{every}.moe.shared_experts.{{w1,w2,w3}}"] = "part_linear"
-    return styles
-
-
 def init(config: DeepSeekV3Config) -> Mapping[str, Initializer]:
     """How the model starts."""
-    small, deep = TruncatedNormal(0.02), DepthScaled(0.02)
-    table: dict[str, Initializer] = {
-        "tok_embeddings.weight": Normal(1.0),
-        "**.norm.weight": Constant(1.0),
-        "**.*norm.weight": Constant(1.0),
-        "**.attention.{wq,wq_a,wq_b,wkv_a,wkv_b}.weight": small,
-        "**.attention.wo.weight": deep,
-        "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
+    of_layers: dict[str, Initializer] = {
+        "**.{q_norm,kv_norm}.weight": Constant(1.0),
+        "**.attention.{wq,wq_a,wq_b,wkv_a,wkv_b}.weight": SMALL,
+        "**.attention.wo.weight": DEEP,
+        **feed_forward_init(dense=config.n_dense_layers > 0, experts=config.experts),
     }
-    experts = config.experts
-    if config.n_dense_layers or (experts is not None and experts.n_shared_experts):
-        table |= {"**.w1.weight": small, "**.{w2,w3}.weight": deep}
-    if experts is not None:
-        table |= {"**.experts.w1": small, "**.experts.{w2,w3}": deep, "**.router.gate.weight": deep}
     if config.n_mtp_layers:
-        table["mtp_layers.*.eh_proj.weight"] = small
-    return table
+        of_layers |= {
+            "mtp_layers.*.{enorm,hnorm,norm}.weight": Constant(1.0),
+            "mtp_layers.*.eh_proj.weight": SMALL,
+        }
+    return decoder_init(config.dim, of_layers)
 
 
 def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
@@ -158,9 +147,8 @@ def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
     attention += config.q_lora_rank * (dim + queries) if config.q_lora_rank else dim * queries
     feed_forward = config.n_dense_layers * 3 * dim * config.inter_dim
     if (experts := config.experts) is not None:
-        active = 3 * dim * experts.hidden_dim * (experts.top_k + experts.n_shared_experts)
-        of_experts = active + dim * experts.n_experts
-        feed_forward += (config.n_layers - config.n_dense_layers + config.n_mtp_layers) * of_experts
+        with_experts = config.n_layers - config.n_dense_layers + config.n_mtp_layers
+        feed_forward += with_experts * multiplied_by_experts(dim, experts)
     layers = config.n_layers + config.n_mtp_layers
     ends = (1 + config.n_mtp_layers) * dim * config.vocab_size + config.n_mtp_layers * 2 * dim * dim
     return decoder_flops_per_token(

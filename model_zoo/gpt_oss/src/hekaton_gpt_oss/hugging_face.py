@@ -10,11 +10,15 @@ from hekaton.errors import CheckpointError
 from hekaton.weights import Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import (
+    ATTENTION,
+    OURS,
+    THEIRS,
     YARN_KEYS,
     balance_tensors,
     check_experts,
     check_known,
     decoder_content,
+    decoder_entries,
     decoder_fields,
     layer_count,
     number,
@@ -48,32 +52,19 @@ _KNOWN = {
 
 def table(config: GptOssConfig) -> WeightTable:
     """Names differ, and how the experts' matrices lie."""
-    ours, theirs = "layers.{i}.", "model.layers.{i}."
-    attention = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
-    linear = {f"attention.{name}": f"self_attn.{there}" for name, there in attention.items()}
-    linear["moe.router.gate"] = "mlp.router"
     experts = {"mlp1": "gate_up_proj", "mlp2": "down_proj"}
+    biased = {name: there for name, there in ATTENTION.items() if "norm" not in name}
+    biased["moe.router.gate"] = "mlp.router"
     return WeightTable(
         entries=[
-            entry("tok_embeddings.weight", "model.embed_tokens.weight"),
-            entry(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
+            *decoder_entries(ATTENTION | biased),
+            *(entry(f"{OURS}{name}.bias", f"{THEIRS}{there}.bias") for name, there in biased.items()),
+            entry(f"{OURS}attention.sinks", f"{THEIRS}self_attn.sinks"),
             *(
-                entry(f"{ours}{name}.{kind}", f"{theirs}{there}.{kind}")
-                for name, there in linear.items()
-                for kind in ("weight", "bias")
-            ),
-            entry(f"{ours}attention.sinks", f"{theirs}self_attn.sinks"),
-            entry(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
-            *(
-                entry(f"{ours}moe.experts.{name}_weight", f"{theirs}mlp.experts.{there}", Transpose())
+                entry(f"{OURS}moe.experts.{name}_{kind}", f"{THEIRS}mlp.experts.{there}{end}", *ops)
                 for name, there in experts.items()
+                for kind, end, ops in (("weight", "", [Transpose()]), ("bias", "_bias", []))
             ),
-            *(
-                entry(f"{ours}moe.experts.{name}_bias", f"{theirs}mlp.experts.{there}_bias")
-                for name, there in experts.items()
-            ),
-            entry("norm.weight", "model.norm.weight"),
-            entry("output.weight", "lm_head.weight"),
         ],
         layers=config.n_layers,
         own=balance_tensors(config.moe),

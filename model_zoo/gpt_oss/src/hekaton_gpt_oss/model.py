@@ -21,6 +21,7 @@ from hekaton_blocks import (
     Router,
     TransformerBlock,
     YarnScaling,
+    check_heads,
     rotary_table,
 )
 from hekaton_blocks.experts import grouped_linear, local, share
@@ -59,10 +60,7 @@ class GptOssConfig:
     rope_scaling: Annotated[YarnScaling | None, Mathematics] = SCALING
 
     def __post_init__(self) -> None:
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary positions turn channels in pairs")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        check_heads(self)
         scaling = self.rope_scaling
         if scaling is not None and (scaling.mscale, scaling.mscale_all_dim) != (1.0, 0.0):
             raise ConfigError("rope_scaling has an mscale or mscale_all_dim: the model has YaRN's own factor")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
-from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.init import Constant, Initializer
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
@@ -16,6 +16,16 @@ from hekaton_blocks import (
     key_value_cache,
     report_experts,
     update_experts,
+)
+from hekaton_blocks.tables import (
+    DEEP,
+    SMALL,
+    attention_init,
+    attention_styles,
+    decoder_init,
+    decoder_plan,
+    feed_forward_styles,
+    multiplied_by_experts,
 )
 from hekaton_gpt_oss.model import GptOss, GptOssConfig
 
@@ -39,49 +49,32 @@ flavors = {
 
 def plan(config: GptOssConfig) -> ParallelPlan:
     """How the model is cut."""
-    return ParallelPlan(
-        block="layers.*",
-        tensor={
-            "tok_embeddings": "vocab_embedding",
-            "layers.*.attention_norm": "sequence_norm",
-            "layers.*.attention": "head_parameters",
-            "layers.*.attention.{wq,wk,wv}": "colwise",
-            "layers.*.attention.wo": "rowwise",
-            "layers.*.ffn_norm": "part_norm",
-            "layers.*.moe": "part_layer",
-            "layers.*.moe.router.gate": "part_linear",
-            "norm": "sequence_norm",
-            "output": "vocab_output",
-        },
+    return decoder_plan(
+        attention_styles()
+        | {"layers.*.attention": "head_parameters"}
+        | feed_forward_styles(config.n_layers, sparse=range(config.n_layers), experts=config.moe),
         experts={"layers.*.moe": "biased_experts"},
-        context=["layers.*.attention.inner"],
-        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
     )
 
 
 def init(config: GptOssConfig) -> Mapping[str, Initializer]:
     """How the model starts. A sink of 0 weighs as much as one key without a score."""
-    small, deep = TruncatedNormal(0.02), DepthScaled(0.02)
-    return {
-        "tok_embeddings.weight": Normal(1.0),
-        "**.{attention_norm,ffn_norm,norm}.weight": Constant(1.0),
-        "**.attention.{wq,wk,wv}.weight": small,
-        "**.attention.wo.weight": deep,
+    of_layers = attention_init() | {
         "**.attention.sinks": Constant(0.0),
         "**.{wq,wk,wv,wo,gate}.bias": Constant(0.0),
-        "**.router.gate.weight": small,
-        "**.experts.mlp1_weight": small,
-        "**.experts.mlp2_weight": deep,
+        "**.router.gate.weight": SMALL,
+        "**.experts.mlp1_weight": SMALL,
+        "**.experts.mlp2_weight": DEEP,
         "**.experts.{mlp1_bias,mlp2_bias}": Constant(0.0),
-        "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
     }
+    return decoder_init(config.dim, of_layers)
 
 
 def flops_per_token(config: GptOssConfig, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
-    attention = config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
-    experts = 3 * config.moe.top_k * config.moe.hidden_dim + config.moe.n_experts
-    parameters = config.n_layers * config.dim * (attention + experts) + config.dim * config.vocab_size
+    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
+    layer = attention + multiplied_by_experts(config.dim, config.moe)
+    parameters = config.n_layers * layer + config.dim * config.vocab_size
     heads: Any = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
     local = -(-config.n_layers // 2)
     return decoder_flops_per_token(parameters, n_layers=config.n_layers - local, **heads) + (

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
-from hekaton.weights import RotaryHalves, WeightTable, entry
+from hekaton.weights import RotaryHalves, WeightTable
 from hekaton_blocks.hugging_face import (
+    ATTENTION,
     check_known,
     decoder_content,
+    decoder_entries,
     decoder_fields,
+    feed_forward_modules,
     flag,
     head_dim,
     key_heads,
     llama_scaling_content,
+    tied_output,
     whole,
 )
 from hekaton_llama3 import LLAMA_DEFAULTS
@@ -32,27 +36,17 @@ _KNOWN = {
 
 def table(config: Llama3Config) -> WeightTable:
     """Ours has Meta's names and interleaved rotary layout, theirs the halves of GPT-NeoX."""
-    ours, theirs = "layers.{i}.", "model.layers.{i}."
-    entries = [
-        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
-        entry(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight"),
-        entry(f"{ours}attention.wq.weight", f"{theirs}self_attn.q_proj.weight", RotaryHalves(config.n_heads)),
-        entry(
-            f"{ours}attention.wk.weight", f"{theirs}self_attn.k_proj.weight", RotaryHalves(config.n_kv_heads)
-        ),
-        entry(f"{ours}attention.wv.weight", f"{theirs}self_attn.v_proj.weight"),
-        entry(f"{ours}attention.wo.weight", f"{theirs}self_attn.o_proj.weight"),
-        entry(f"{ours}ffn_norm.weight", f"{theirs}post_attention_layernorm.weight"),
-        entry(f"{ours}feed_forward.w1.weight", f"{theirs}mlp.gate_proj.weight"),
-        entry(f"{ours}feed_forward.w2.weight", f"{theirs}mlp.down_proj.weight"),
-        entry(f"{ours}feed_forward.w3.weight", f"{theirs}mlp.up_proj.weight"),
-        entry("norm.weight", "model.norm.weight"),
-    ]
-    tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
-    if not tied:
-        entries.append(entry("output.weight", "lm_head.weight"))
-    old = f"{theirs}self_attn.rotary_emb.inv_freq"  # computed; older versions of transformers saved it
-    return WeightTable(entries=entries, layers=config.n_layers, tied=tied, ignored=[old])
+    of_layers = ATTENTION | feed_forward_modules("feed_forward", "mlp")
+    rotary = {"attention.wq": config.n_heads, "attention.wk": config.n_kv_heads}
+    ops = {name: RotaryHalves(heads) for name, heads in rotary.items()}
+    # Computed; older versions of transformers saved it.
+    frequencies = "model.layers.{i}.self_attn.rotary_emb.inv_freq"
+    return WeightTable(
+        entries=decoder_entries(of_layers, ops=ops, tied=config.tie_embeddings),
+        layers=config.n_layers,
+        tied=tied_output(config.tie_embeddings),
+        ignored=[frequencies],
+    )
 
 
 def write_config(config: Llama3Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hekaton_blocks import (
     LayerCount,
     RopeScaling,
     TransformerBlock,
+    check_heads,
     rotary_table,
 )
 
@@ -51,8 +52,7 @@ class Llama3Config:
                 f"dim = {self.dim} over n_heads = {self.n_heads} must be a whole and even number of "
                 "channels, which rotary positions turn in pairs"
             )
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        check_heads(self)
 
     @property
     def head_dim(self) -> int:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
-from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.init import Initializer
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from hekaton_blocks import RopeScaling, decoder_flops_per_token, key_value_cache
+from hekaton_blocks.tables import (
+    attention_init,
+    attention_styles,
+    decoder_init,
+    decoder_plan,
+    feed_forward_init,
+    feed_forward_styles,
+)
 from hekaton_llama3.model import Llama3, Llama3Config
 
 # Shapes as published: Llama 3.1 (8B, 70B, 405B) and Llama 3.2 (1B, 3B).
@@ -43,40 +51,13 @@ flavors = {
 
 def plan(config: Llama3Config) -> ParallelPlan:
     """How the model is cut."""
-    return ParallelPlan(
-        block="layers.*",
-        tensor={
-            "tok_embeddings": "vocab_embedding",
-            "layers.*.{attention_norm,ffn_norm}": "sequence_norm",
-            "layers.*.attention.{wq,wk,wv}": "colwise",
-            "layers.*.attention.wo": "rowwise",
-            "layers.*.feed_forward.{w1,w3}": "colwise",
-            "layers.*.feed_forward.w2": "rowwise",
-            "norm": "sequence_norm",
-            "output": "vocab_output",
-        },
-        context=["layers.*.attention.inner"],
-        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
-    )
+    return decoder_plan(attention_styles() | feed_forward_styles(config.n_layers))
 
 
 def init(config: Llama3Config) -> Mapping[str, Initializer]:
-    """How the model starts.
-
-    A tied embedding is drawn small: each token's hidden state begins as its own embedding, so at the scale of
-    a separate one the first logits would all but repeat the input.
-    """
-    output = TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5)
-    return {
-        "tok_embeddings.weight": TruncatedNormal(0.02) if config.tie_embeddings else Normal(1.0),
-        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
-        "layers.*.attention.{wq,wk,wv}.weight": TruncatedNormal(0.02),
-        "layers.*.feed_forward.w1.weight": TruncatedNormal(0.02),
-        "layers.*.attention.wo.weight": DepthScaled(0.02),
-        "layers.*.feed_forward.{w2,w3}.weight": DepthScaled(0.02),
-        "norm.weight": Constant(1.0),
-        "output.weight": output,
-    }
+    """How the model starts."""
+    of_layers = attention_init() | feed_forward_init()
+    return decoder_init(config.dim, of_layers, tie_embeddings=config.tie_embeddings)
 
 
 def flops_per_token(config: Llama3Config, seq_len: int) -> float:

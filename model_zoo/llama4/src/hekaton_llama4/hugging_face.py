@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import Entry, Fuse, Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import (
+    ATTENTION,
+    OURS,
+    THEIRS,
     balance_tensors,
     check_experts,
     check_known,
     decoder_content,
+    decoder_entries,
     decoder_fields,
+    feed_forward_modules,
     flag,
     head_dim,
     key_heads,
     llama_scaling_content,
+    module_entries,
     number,
     optional_number,
     whole,
@@ -35,28 +41,18 @@ _KNOWN = {
     "router_jitter_noise": (0, None),
     "attention_dropout": (0, None),
 }
-_OURS, _THEIRS = "layers.{i}.", "model.layers.{i}."
-_LAYER = {
-    "attention_norm": "input_layernorm", "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-}  # fmt: skip
-_FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 def table(config: Llama4Config) -> WeightTable:
     """Names differ, and the layout of experts."""
     sparse = config.layers_with_experts
-    entries = [
-        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
-        *(entry(f"{_OURS}{ours}.weight", f"{_THEIRS}{theirs}.weight") for ours, theirs in _LAYER.items()),
-        *_dense(config),
-        *_experts(config),
-        entry("norm.weight", "model.norm.weight"),
-        entry("output.weight", "lm_head.weight"),
-    ]
+    dense = [layer for layer in range(config.n_layers) if layer not in sparse]
     return WeightTable(
-        entries=entries,
+        entries=[
+            *decoder_entries(ATTENTION),
+            *module_entries(feed_forward_modules("feed_forward", "feed_forward"), layers=dense),
+            *([] if config.moe is None else _experts(config.moe, sparse)),
+        ],
         layers=config.n_layers,
         own=balance_tensors(config.moe, layers=sparse),
         prefix="language_model.",
@@ -64,30 +60,17 @@ def table(config: Llama4Config) -> WeightTable:
     )
 
 
-def _dense(config: Llama4Config) -> Iterator[Entry]:
-    for layer in range(config.n_layers):
-        if layer not in config.layers_with_experts:
-            for ours, theirs in _FEED_FORWARD.items():
-                yield entry(
-                    f"layers.{layer}.feed_forward.{ours}.weight",
-                    f"model.layers.{layer}.feed_forward.{theirs}.weight",
-                )
-
-
-def _experts(config: Llama4Config) -> Iterator[Entry]:
-    if config.moe is None:
-        return
-    ours, theirs, width = f"{_OURS}moe.", f"{_THEIRS}feed_forward.", config.moe.hidden_dim
-    layers = config.layers_with_experts
-    yield entry(f"{ours}router.gate.weight", f"{theirs}router.weight", layers=layers)
-    both = (f"{ours}experts.w1", f"{ours}experts.w3")
-    gate_and_up = f"{theirs}experts.gate_up_proj"
-    yield entry(both, gate_and_up, Transpose(), Fuse((width, width), dim=2), layers=layers)
-    yield entry(f"{ours}experts.w2", f"{theirs}experts.down_proj", Transpose(), layers=layers)
-    if config.moe.n_shared_experts:
-        for name, there in _FEED_FORWARD.items():
-            shared = f"{theirs}shared_expert.{there}.weight"
-            yield entry(f"{ours}shared_experts.{name}.weight", shared, layers=layers)
+def _experts(moe: MoEConfig, layers: range) -> list[Entry]:
+    ours, theirs = f"{OURS}moe.experts.", f"{THEIRS}feed_forward.experts."
+    modules = {"moe.router.gate": "feed_forward.router"}
+    if moe.n_shared_experts:
+        modules |= feed_forward_modules("moe.shared_experts", "feed_forward.shared_expert")
+    fused = Fuse((moe.hidden_dim, moe.hidden_dim), dim=2)
+    return [
+        *module_entries(modules, layers=layers),
+        entry((f"{ours}w1", f"{ours}w3"), f"{theirs}gate_up_proj", Transpose(), fused, layers=layers),
+        entry(f"{ours}w2", f"{theirs}down_proj", Transpose(), layers=layers),
+    ]
 
 
 def write_config(config: Llama4Config) -> dict[str, Any]:

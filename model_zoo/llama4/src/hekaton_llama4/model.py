@@ -11,7 +11,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from hekaton.config import AtResume
-from hekaton.errors import ConfigError
 from hekaton_blocks import (
     AttentionPattern,
     Decoder,
@@ -24,6 +23,7 @@ from hekaton_blocks import (
     RopeScaling,
     TransformerBlock,
     apply_rotary,
+    check_heads,
     rotary_table,
 )  # fmt: skip
 
@@ -69,10 +69,7 @@ class Llama4Config:
     rope_scaling: Annotated[RopeScaling | None, Mathematics] = None
 
     def __post_init__(self) -> None:
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary positions turn channels in pairs")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        check_heads(self)
 
     def has_positions(self, layer: int) -> bool:
         """Whether a layer, counted from 0, rotates queries and keys."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
-from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.init import Initializer
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
@@ -16,6 +16,15 @@ from hekaton_blocks import (
     key_value_cache,
     report_experts,
     update_experts,
+)
+from hekaton_blocks.tables import (
+    attention_init,
+    attention_styles,
+    decoder_init,
+    decoder_plan,
+    feed_forward_init,
+    feed_forward_styles,
+    multiplied_by_experts,
 )
 from hekaton_llama4.model import Llama4, Llama4Config
 
@@ -48,60 +57,20 @@ flavors |= {f"{name}_irope": config for name, config in flavors.items()}
 
 def plan(config: Llama4Config) -> ParallelPlan:
     """How the model is cut."""
-    return ParallelPlan(
-        block="layers.*",
-        tensor={
-            "tok_embeddings": "vocab_embedding",
-            "layers.*.attention_norm": "sequence_norm",
-            "layers.*.attention.{wq,wk,wv}": "colwise",
-            "layers.*.attention.wo": "rowwise",
-            **_feed_forward(config),
-            "norm": "sequence_norm",
-            "output": "vocab_output",
-        },
-        experts={"layers.*.moe": "grouped_experts"} if config.layers_with_experts else {},
-        context=["layers.*.attention.inner"],
-        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
-    )
-
-
-def _feed_forward(config: Llama4Config) -> dict[str, str]:
-    """Experts and the shared one work on each rank's part of the sequence."""
     sparse = config.layers_with_experts
-    dense = [layer for layer in range(config.n_layers) if layer not in sparse]
-    words = {}
-    if dense:
-        words[f"layers.{_any_of(dense)}.ffn_norm"] = "sequence_norm"
-        words |= {"layers.*.feed_forward.{w1,w3}": "colwise", "layers.*.feed_forward.w2": "rowwise"}
-    if sparse:
-        words[f"layers.{_any_of(sparse)}.ffn_norm"] = "part_norm"
-        words |= {"layers.*.moe": "part_layer", "layers.*.moe.router.gate": "part_linear"}
-        if config.moe is not None and config.moe.n_shared_experts:
-            words["layers.*.moe.shared_experts.{w1,w2,w3}"] = "part_linear"
-    return words
-
-
-def _any_of(layers: range | list[int]) -> str:
-    return f"{{{','.join(map(str, layers))}}}"
+    return decoder_plan(
+        attention_styles() | feed_forward_styles(config.n_layers, sparse=sparse, experts=config.moe),
+        experts={"layers.*.moe": "grouped_experts"} if sparse else {},
+    )
 
 
 def init(config: Llama4Config) -> Mapping[str, Initializer]:
     """How the model starts."""
-    small, deep = TruncatedNormal(0.02), DepthScaled(0.02)
     sparse = config.layers_with_experts
-    table: dict[str, Initializer] = {
-        "tok_embeddings.weight": Normal(1.0),
-        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
-        "layers.*.attention.{wq,wk,wv}.weight": small,
-        "layers.*.attention.wo.weight": deep,
-        "norm.weight": Constant(1.0),
-        "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
-    }
-    if len(sparse) < config.n_layers or (config.moe is not None and config.moe.n_shared_experts):
-        table |= {"**.w1.weight": small, "**.{w2,w3}.weight": deep}
-    if sparse:
-        table |= {"**.experts.w1": small, "**.experts.{w2,w3}": deep, "**.router.gate.weight": deep}
-    return table
+    feed_forward = feed_forward_init(
+        dense=len(sparse) < config.n_layers, experts=config.moe if sparse else None
+    )
+    return decoder_init(config.dim, attention_init() | feed_forward)
 
 
 def flops_per_token(config: Llama4Config, seq_len: int) -> float:
@@ -110,8 +79,7 @@ def flops_per_token(config: Llama4Config, seq_len: int) -> float:
     attention = 2 * dim * config.head_dim * (config.n_heads + config.n_kv_heads)
     feed_forward = (config.n_layers - len(sparse)) * 3 * dim * config.hidden_dim
     if config.moe is not None:
-        active = 3 * dim * config.moe.hidden_dim * (config.moe.top_k + config.moe.n_shared_experts)
-        feed_forward += len(sparse) * (active + dim * config.moe.n_experts)
+        feed_forward += len(sparse) * multiplied_by_experts(dim, config.moe)
     multiplied = config.n_layers * attention + feed_forward + dim * config.vocab_size
     with_positions = sum(map(config.has_positions, range(config.n_layers)))
     heads: dict[str, Any] = {"n_heads": config.n_heads, "head_dim": config.head_dim}

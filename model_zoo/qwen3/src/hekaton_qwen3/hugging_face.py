@@ -6,18 +6,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hekaton.weights import Unstack, WeightTable, entry
+from hekaton.weights import WeightTable
 from hekaton_blocks import MoEConfig
 from hekaton_blocks.hugging_face import (
+    ATTENTION,
     balance_tensors,
     check_experts,
     check_known,
     decoder_content,
+    decoder_entries,
     decoder_fields,
+    feed_forward_modules,
     flag,
     head_dim,
     key_heads,
     optional_number,
+    separate_experts,
+    tied_output,
     whole,
 )
 from hekaton_qwen3 import QWEN3_DEFAULTS, QWEN3_MOE_DEFAULTS
@@ -36,45 +41,20 @@ _ALWAYS_SPARSE = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
 
 def table(config: Qwen3Config) -> WeightTable:
     """Names alone differ, and ours has the experts of a layer in one tensor."""
-    ours, theirs = "layers.{i}.", "model.layers.{i}."
-    names = {
-        "attention_norm": "input_layernorm",
-        "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj",
-        "attention.q_norm": "self_attn.q_norm",
-        "attention.k_norm": "self_attn.k_norm",
-        "ffn_norm": "post_attention_layernorm",
-    }
-    projections = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
     moe = config.moe
+    of_layers = ATTENTION | {f"attention.{name}": f"self_attn.{name}" for name in ("q_norm", "k_norm")}
     if moe is None:
-        names |= {f"feed_forward.{name}": f"mlp.{there}" for name, there in projections.items()}
+        of_layers |= feed_forward_modules("feed_forward", "mlp")
     else:
-        names["moe.router.gate"] = "mlp.gate"
-    entries = [
-        entry("tok_embeddings.weight", "model.embed_tokens.weight"),
-        *(entry(f"{ours}{name}.weight", f"{theirs}{there}.weight") for name, there in names.items()),
-        entry("norm.weight", "model.norm.weight"),
-    ]
-    if moe is not None:
-        entries += [
-            entry(
-                f"{ours}moe.experts.{name}",
-                f"{theirs}mlp.experts.{{e}}.{there}.weight",
-                Unstack(moe.n_experts),
-            )
-            for name, there in projections.items()
-        ]
-    tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
-    if not tied:
-        entries.append(entry("output.weight", "lm_head.weight"))
+        of_layers["moe.router.gate"] = "mlp.gate"
     return WeightTable(
-        entries=entries,
+        entries=[
+            *decoder_entries(of_layers, tied=config.tie_embeddings),
+            *([] if moe is None else separate_experts(moe.n_experts)),
+        ],
         layers=config.n_layers,
         experts=moe.n_experts if moe is not None else 0,
-        tied=tied,
+        tied=tied_output(config.tie_embeddings),
         own=balance_tensors(moe),
     )
 

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field, PositiveInt
 
 from hekaton.config import AtResume
-from hekaton.errors import ConfigError
 from hekaton_blocks import (
     Attention,
     Decoder,
@@ -18,6 +17,7 @@ from hekaton_blocks import (
     MoE,
     MoEConfig,
     TransformerBlock,
+    check_heads,
     rotary_table,
 )
 
@@ -50,10 +50,7 @@ class Qwen3Config:
     moe: Annotated[MoEConfig | None, Mathematics] = None
 
     def __post_init__(self) -> None:
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary positions turn channels in pairs")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        check_heads(self)
 
 
 def block(config: Qwen3Config, number: int) -> TransformerBlock:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
-from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton.init import Constant, Initializer
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
@@ -14,6 +14,16 @@ from hekaton_blocks import (
     key_value_cache,
     report_experts,
     update_experts,
+)
+from hekaton_blocks.tables import (
+    SMALL,
+    attention_init,
+    attention_styles,
+    decoder_init,
+    decoder_plan,
+    feed_forward_init,
+    feed_forward_styles,
+    multiplied_by_experts,
 )
 from hekaton_qwen3.model import Qwen3, Qwen3Config
 
@@ -53,75 +63,29 @@ flavors = {
 
 def plan(config: Qwen3Config) -> ParallelPlan:
     """How the model is cut."""
-    if config.moe is None:
-        feed_forward = {
-            "layers.*.ffn_norm": "sequence_norm",
-            "layers.*.feed_forward.{w1,w3}": "colwise",
-            "layers.*.feed_forward.w2": "rowwise",
-        }
-    else:
-        feed_forward = {
-            "layers.*.ffn_norm": "part_norm",
-            "layers.*.moe": "part_layer",
-            "layers.*.moe.router.gate": "part_linear",
-        }
-    return ParallelPlan(
-        block="layers.*",
-        tensor={
-            "tok_embeddings": "vocab_embedding",
-            "layers.*.attention_norm": "sequence_norm",
-            "layers.*.attention.{wq,wk,wv}": "colwise",
-            "layers.*.attention.{q_norm,k_norm}": "head_norm",
-            "layers.*.attention.wo": "rowwise",
-            **feed_forward,
-            "norm": "sequence_norm",
-            "output": "vocab_output",
-        },
-        experts={"layers.*.moe": "grouped_experts"} if config.moe is not None else {},
-        context=["layers.*.attention.inner"],
-        stages=Stages(first=["tok_embeddings"], layers="layers", last=["norm", "output"]),
+    sparse = range(0 if config.moe is None else config.n_layers)
+    return decoder_plan(
+        attention_styles()
+        | {"layers.*.attention.{q_norm,k_norm}": "head_norm"}
+        | feed_forward_styles(config.n_layers, sparse=sparse, experts=config.moe),
+        experts={"layers.*.moe": "grouped_experts"} if sparse else {},
     )
 
 
 def init(config: Qwen3Config) -> Mapping[str, Initializer]:
-    """How the model starts.
-
-    A tied embedding is drawn small: each token's hidden state begins as its own embedding, so at the scale of
-    a separate one the first logits would all but repeat the input.
-    """
-    if config.moe is None:
-        feed_forward: dict[str, Initializer] = {
-            "layers.*.feed_forward.w1.weight": TruncatedNormal(0.02),
-            "layers.*.feed_forward.{w2,w3}.weight": DepthScaled(0.02),
-        }
-    else:
-        feed_forward = {
-            "layers.*.moe.router.gate.weight": TruncatedNormal(0.02),
-            "layers.*.moe.experts.w1": TruncatedNormal(0.02),
-            "layers.*.moe.experts.{w2,w3}": DepthScaled(0.02),
-        }
-    return {
-        "tok_embeddings.weight": TruncatedNormal(0.02) if config.tie_embeddings else Normal(1.0),
-        "layers.*.{attention_norm,ffn_norm}.weight": Constant(1.0),
-        "layers.*.attention.{q_norm,k_norm}.weight": Constant(1.0),
-        "layers.*.attention.{wq,wk,wv}.weight": TruncatedNormal(0.02),
-        "layers.*.attention.wo.weight": DepthScaled(0.02),
-        **feed_forward,
-        "norm.weight": Constant(1.0),
-        "output.weight": TruncatedNormal(config.dim**-0.5, cutoff=3 * config.dim**-0.5),
-    }
+    """How the model starts."""
+    of_layers = attention_init() | {"**.attention.{q_norm,k_norm}.weight": Constant(1.0)}
+    of_layers |= feed_forward_init(dense=config.moe is None, experts=config.moe, router=SMALL)
+    return decoder_init(config.dim, of_layers, tie_embeddings=config.tie_embeddings)
 
 
 def flops_per_token(config: Qwen3Config, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
-    heads = 2 * config.n_heads + 2 * config.n_kv_heads
-    width = config.hidden_dim
-    router = 0
-    if config.moe is not None:
-        width, router = config.moe.top_k * config.moe.hidden_dim, config.moe.n_experts
-    layer = config.dim * (config.head_dim * heads + 3 * width + router)
+    dim, moe = config.dim, config.moe
+    attention = 2 * dim * config.head_dim * (config.n_heads + config.n_kv_heads)
+    feed_forward = 3 * dim * config.hidden_dim if moe is None else multiplied_by_experts(dim, moe)
     return decoder_flops_per_token(
-        config.n_layers * layer + config.dim * config.vocab_size,
+        config.n_layers * (attention + feed_forward) + dim * config.vocab_size,
         n_layers=config.n_layers,
         n_heads=config.n_heads,
         head_dim=config.head_dim,
