@@ -15,13 +15,13 @@ from hekaton.cli import main
 from hekaton.errors import CheckpointError
 from hekaton.identity.values import model_meanings
 from hekaton.loss import IGNORE_INDEX
+from hekaton.multi_token import MultiToken
 from hekaton.plugins import Plugins
 from hekaton.testing import run_command
 from hekaton.weights import whole
 from hekaton.weights.counterpart import adapter_of, build_format, read_config
 from hekaton_deepseek_v3.hugging_face import table
 from hekaton_deepseek_v3.model import DeepSeekV3
-from hekaton_deepseek_v3.multi_token import MultiToken
 from hekaton_deepseek_v3.spec import flavors
 
 PLUGINS = Plugins.discover()

@@ -143,7 +143,12 @@ def hekaton_objectives() -> list[Objective]:
     return [
         Objective(
             "next_token", build=Ref("hekaton.loss:next_token"), summary="cross-entropy of the next token"
-        )
+        ),
+        Objective(
+            "multi_token",
+            build=Ref("hekaton.multi_token:multi_token"),
+            summary="the next token and the one after it",
+        ),
     ]
 
 
@@ -164,6 +169,11 @@ def hekaton_optimizers() -> list[Optimizer]:
 @hookimpl
 def hekaton_sections() -> list[Section]:
     return [
+        Section(
+            "multi_token",
+            schema=Ref("hekaton.config.sections.multi_token:MultiTokenSection"),
+            summary="weight of the token after the next",
+        ),
         Section("muon", schema=Ref("hekaton.config.sections.muon:MuonSection"), summary="settings of Muon"),
         Section(
             "tokens_dataset",

@@ -6,13 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping
 
 NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "hekaton-deepseek-v3": {
-        "model": ("deepseek_v3",),
-        "hf adapter": ("deepseek_v3",),
-        "objective": ("multi_token",),
-        "section": ("multi_token",),
-        "check": ("second_token_is_trained",),
-    },
+    "hekaton-deepseek-v3": {"model": ("deepseek_v3",), "hf adapter": ("deepseek_v3",)},
     "hekaton-float8": {
         "converter": ("quantize.linear.float8",),
         "section": ("quantize.linear.float8",),

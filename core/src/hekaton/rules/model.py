@@ -46,3 +46,24 @@ def optimizer_groups_match(run: Run) -> Iterator[HekatonError]:
         group_names(trained_names(meta.model), run.config.optimizer, what=run.config.model.name)
     except HekatonError as e:
         yield run.violation(e.message, "optimizer.groups", hint=e.hint)
+
+
+def second_token_is_trained(run: Run) -> Iterator[HekatonError]:
+    """A layer for a second token is there to be trained, and nothing else predicts one."""
+    if run.model is None:
+        return
+    asked = run.config.training.objective == "multi_token"
+    has_layer = getattr(run.model, "n_mtp_layers", 0)
+    if asked and not has_layer:
+        yield run.violation(
+            'training.objective = "multi_token" is for a model with a layer for a second token',
+            "training.objective",
+            hint="set n_mtp_layers = 1 in [model.overrides] of a model that has it, such as deepseek_v3",
+        )
+    if has_layer and not asked:
+        yield run.violation(
+            f"n_mtp_layers = {has_layer} is a layer for a second token, which the run does not train",
+            "model.overrides.n_mtp_layers",
+            "training.objective",
+            hint='add training.objective = "multi_token"',
+        )

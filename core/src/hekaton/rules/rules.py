@@ -81,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     processes.degrees_fit,
     model.model_accepts,
     model.optimizer_groups_match,
+    model.second_token_is_trained,
     layout.model_divides,
     layout.sequence_divides,
     layout.microbatches_fit,

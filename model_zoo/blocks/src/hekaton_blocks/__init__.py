@@ -10,6 +10,7 @@ from hekaton_blocks.experts import GroupedExperts
 from hekaton_blocks.feed_forward import FeedForward
 from hekaton_blocks.flops import decoder_flops_per_token
 from hekaton_blocks.moe import MoE
+from hekaton_blocks.multi_token import MultiTokenDecoder, MultiTokenLayer
 from hekaton_blocks.pattern import AttentionPattern
 from hekaton_blocks.rope import RopeScaling, YarnScaling, apply_rotary, rotary_table
 from hekaton_blocks.routing import MoEConfig, Router, Routing
@@ -27,6 +28,8 @@ __all__ = [
     "LayerCount",
     "MoE",
     "MoEConfig",
+    "MultiTokenDecoder",
+    "MultiTokenLayer",
     "PackedDocuments",
     "RopeScaling",
     "Router",

@@ -153,6 +153,13 @@ def wholes(content: Mapping[str, Any], key: str, *, least: int = 0) -> list[int]
     return [_whole(one, f"{key}[{index}]", least=least) for index, one in enumerate(value)]
 
 
+def step_of(numbers: Sequence[int], layers: int) -> int | None:
+    """``n``, where these are each ``n``-th of so many layers; 0 where there are none, ``None`` where they are
+    others."""
+    step = min(numbers) + 1 if numbers else 0
+    return step if list(numbers) == list(range(step - 1, layers, step) if step else ()) else None
+
+
 def number(content: Mapping[str, Any], key: str, *, most: float = 1e30) -> float:
     """:raises CheckpointError: for a value that is no number above 0 and up to ``most``."""
     value: Any = content.get(key)

@@ -1,6 +1,6 @@
 """DeepSeek V2 and V3 for hekaton."""
 
-from hekaton.contributions import Check, HFAdapter, Model, Objective, Ref, Section, hookimpl
+from hekaton.contributions import HFAdapter, Model, Ref, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -28,38 +28,5 @@ def hekaton_hf_adapters() -> list[HFAdapter]:
             model_types=("deepseek_v3", "deepseek_v2"),
             defaults=Ref("hekaton_deepseek_v3.hugging_face:defaults"),
             summary="weights and config.json as transformers' DeepseekV3ForCausalLM or DeepseekV2ForCausalLM",
-        )
-    ]
-
-
-@hookimpl
-def hekaton_objectives() -> list[Objective]:
-    return [
-        Objective(
-            "multi_token",
-            build=Ref("hekaton_deepseek_v3.multi_token:multi_token"),
-            summary="the next token and the one after it",
-        )
-    ]
-
-
-@hookimpl
-def hekaton_sections() -> list[Section]:
-    return [
-        Section(
-            "multi_token",
-            schema=Ref("hekaton_deepseek_v3.settings:MultiTokenSection"),
-            summary="weight of the token after the next",
-        )
-    ]
-
-
-@hookimpl
-def hekaton_checks() -> list[Check]:
-    return [
-        Check(
-            "second_token_is_trained",
-            rule=Ref("hekaton_deepseek_v3.settings:second_token_is_trained"),
-            summary="a layer for a second token has its objective",
         )
     ]

@@ -11,22 +11,7 @@ from typing import Any
 from hekaton.errors import CheckpointError
 from hekaton.weights import Entry, WeightTable, entry
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import (
-    OURS,
-    THEIRS,
-    YARN_KEYS,
-    balance_tensors,
-    check_known,
-    decoder_content,
-    decoder_entries,
-    decoder_fields,
-    feed_forward_modules,
-    flag,
-    module_entries,
-    number,
-    separate_experts,
-    whole,
-)
+from hekaton_blocks import hugging_face as hf
 from hekaton_deepseek_v3.model import DeepSeekV3Config
 
 V3, V2 = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM"
@@ -71,9 +56,9 @@ def table(config: DeepSeekV3Config) -> WeightTable:
     layers, experts, mtp = config.n_layers, config.experts, config.n_mtp_layers
     dense, sparse = range(config.n_dense_layers), range(config.n_dense_layers, layers)
     further = range(layers, layers + 1)
-    entries = decoder_entries(_attention(config), layers=range(layers))
-    entries += module_entries(feed_forward_modules("feed_forward", "mlp"), layers=dense)
-    own = balance_tensors(experts, layers=sparse, bias=False)
+    entries = hf.decoder_entries(_attention(config), layers=range(layers))
+    entries += hf.module_entries(hf.feed_forward_modules("feed_forward", "mlp"), layers=dense)
+    own = hf.balance_tensors(experts, layers=sparse, bias=False)
     tied, left_out = {}, {}
     if experts is not None:
         entries += _expert_entries(experts, sparse)
@@ -81,7 +66,7 @@ def table(config: DeepSeekV3Config) -> WeightTable:
         copies = {f"model.layers.{layers}.{name}.weight": of for name, of in _COPIES.items()}
         if mtp:
             entries, tied = entries + second, copies
-            own += balance_tensors(experts, layers=further, bias=False, prefix="mtp_layers.{i}.")
+            own += hf.balance_tensors(experts, layers=further, bias=False, prefix="mtp_layers.{i}.")
         elif experts.score == "sigmoid":
             names = [name.replace("{i}", str(layers)) for one in second for name in one.hf]
             left_out[f"multi-token prediction (model.layers.{layers})"] = {
@@ -111,14 +96,14 @@ def _attention(config: DeepSeekV3Config) -> dict[str, str]:
     return {"attention_norm": "input_layernorm", **latent, "ffn_norm": "post_attention_layernorm"}
 
 
-def _expert_entries(experts: MoEConfig, layers: range, *, ours: str = OURS) -> list[Entry]:
+def _expert_entries(experts: MoEConfig, layers: range, *, ours: str = hf.OURS) -> list[Entry]:
     modules = {"moe.router.gate": "mlp.gate"}
     if experts.n_shared_experts:
-        modules |= feed_forward_modules("moe.shared_experts", "mlp.shared_experts")
-    entries = module_entries(modules, layers=layers, ours=ours)
-    entries += separate_experts(experts.n_experts, layers=layers, ours=ours)
+        modules |= hf.feed_forward_modules("moe.shared_experts", "mlp.shared_experts")
+    entries = hf.module_entries(modules, layers=layers, ours=ours)
+    entries += hf.separate_experts(experts.n_experts, layers=layers, ours=ours)
     if experts.bias_rate is not None:
-        there = f"{THEIRS}mlp.gate.e_score_correction_bias"
+        there = f"{hf.THEIRS}mlp.gate.e_score_correction_bias"
         entries.append(entry(f"{ours}moe.expert_bias", there, layers=layers))
     return entries
 
@@ -127,7 +112,7 @@ def _second_token(config: DeepSeekV3Config, experts: MoEConfig, layers: range) -
     """The entries of the layer for a second token."""
     own = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "norm": "shared_head.norm"}
     ours = "mtp_layers.{i}."
-    modules = module_entries(_attention(config) | own, layers=layers, ours=ours)
+    modules = hf.module_entries(_attention(config) | own, layers=layers, ours=ours)
     return modules + _expert_entries(experts, layers, ours=ours)
 
 
@@ -138,7 +123,9 @@ def write_config(config: DeepSeekV3Config) -> dict[str, Any]:
     """
     scaling, experts = config.rope_scaling, config.experts
     v2 = experts is not None and experts.score == "softmax"
-    content = decoder_content(config, model_type="deepseek_v2" if v2 else "deepseek_v3", context=CONTEXT) | {
+    content = hf.decoder_content(
+        config, model_type="deepseek_v2" if v2 else "deepseek_v3", context=CONTEXT
+    ) | {
         "architectures": [V2 if v2 else V3],
         "first_k_dense_replace": config.n_dense_layers,
         "num_key_value_heads": config.n_heads,
@@ -150,7 +137,7 @@ def write_config(config: DeepSeekV3Config) -> dict[str, Any]:
         "intermediate_size": config.inter_dim,
         "rope_scaling": None
         if scaling is None
-        else {"type": "yarn", **{key: getattr(scaling, name) for name, key in YARN_KEYS.items()}},
+        else {"type": "yarn", **{key: getattr(scaling, name) for name, key in hf.YARN_KEYS.items()}},
         "num_nextn_predict_layers": config.n_mtp_layers,
     }
     return content if experts is None else content | _experts_content(experts, v2=v2)
@@ -210,22 +197,22 @@ def read_config(content: Mapping[str, Any]) -> DeepSeekV3Config:
         "scoring_func": ("softmax",) if v2 else ("sigmoid",),
         "topk_method": ("greedy", "group_limited_greedy") if v2 else ("noaux_tc",),
         "norm_topk_prob": (False,) if v2 else (True, False),
-        "num_key_value_heads": (whole(content, "num_attention_heads"), None),
+        "num_key_value_heads": (hf.whole(content, "num_attention_heads"), None),
     }
-    check_known(content, known, model="deepseek_v3")
-    whole({"num_nextn_predict_layers": 0, **content}, "num_nextn_predict_layers", least=0)
-    fields = decoder_fields(content, model="deepseek_v3", kinds=("default", "yarn"))
-    dense = whole(content, "first_k_dense_replace", least=0)
+    hf.check_known(content, known, model="deepseek_v3")
+    hf.whole({"num_nextn_predict_layers": 0, **content}, "num_nextn_predict_layers", least=0)
+    fields = hf.decoder_fields(content, model="deepseek_v3", kinds=("default", "yarn"))
+    dense = hf.whole(content, "first_k_dense_replace", least=0)
     return DeepSeekV3Config(
         **fields,
         n_dense_layers=min(dense, fields["n_layers"]),
-        inter_dim=whole(content, "intermediate_size"),
+        inter_dim=hf.whole(content, "intermediate_size"),
         moe=_experts(content, v2=v2) if dense < fields["n_layers"] else None,
-        q_lora_rank=0 if content["q_lora_rank"] is None else whole(content, "q_lora_rank"),
-        kv_lora_rank=whole(content, "kv_lora_rank"),
-        qk_nope_head_dim=whole(content, "qk_nope_head_dim"),
-        qk_rope_head_dim=whole(content, "qk_rope_head_dim"),
-        v_head_dim=whole(content, "v_head_dim"),
+        q_lora_rank=0 if content["q_lora_rank"] is None else hf.whole(content, "q_lora_rank"),
+        kv_lora_rank=hf.whole(content, "kv_lora_rank"),
+        qk_nope_head_dim=hf.whole(content, "qk_nope_head_dim"),
+        qk_rope_head_dim=hf.whole(content, "qk_rope_head_dim"),
+        v_head_dim=hf.whole(content, "v_head_dim"),
     )
 
 
@@ -236,15 +223,15 @@ def _is_v2(content: Mapping[str, Any]) -> bool:
 def _experts(content: Mapping[str, Any], *, v2: bool) -> MoEConfig:
     grouped = not v2 or content["topk_method"] == "group_limited_greedy"
     return MoEConfig(
-        n_experts=whole(content, "n_routed_experts"),
-        top_k=whole(content, "num_experts_per_tok"),
-        hidden_dim=whole(content, "moe_intermediate_size"),
-        n_shared_experts=whole(content, "n_shared_experts"),
+        n_experts=hf.whole(content, "n_routed_experts"),
+        top_k=hf.whole(content, "num_experts_per_tok"),
+        hidden_dim=hf.whole(content, "moe_intermediate_size"),
+        n_shared_experts=hf.whole(content, "n_shared_experts"),
         score="softmax" if v2 else "sigmoid",
-        renormalise=flag(content, "norm_topk_prob"),
-        route_scale=number(content, "routed_scaling_factor", most=1e6),
-        n_groups=whole(content, "n_group") if grouped else 1,
-        n_limited_groups=whole(content, "topk_group") if grouped else 1,
+        renormalise=hf.flag(content, "norm_topk_prob"),
+        route_scale=hf.number(content, "routed_scaling_factor", most=1e6),
+        n_groups=hf.whole(content, "n_group") if grouped else 1,
+        n_limited_groups=hf.whole(content, "topk_group") if grouped else 1,
         group_score="max" if v2 else "sum_of_top2",
         bias_rate=None if v2 else 1e-3,
         sequence_balance=1e-3 if v2 else 1e-4,

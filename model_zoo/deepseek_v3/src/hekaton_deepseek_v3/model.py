@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -13,13 +13,14 @@ from hekaton.config import AtResume
 from hekaton.errors import ConfigError
 from hekaton_blocks import (
     AttentionPattern,
-    Decoder,
     DocumentAttention,
     Documents,
     FeedForward,
     LayerCount,
     MoE,
     MoEConfig,
+    MultiTokenDecoder,
+    MultiTokenLayer,
     TransformerBlock,
     YarnScaling,
     apply_rotary,
@@ -157,55 +158,18 @@ def _feed_forward(config: DeepSeekV3Config, number: int) -> dict[str, nn.Module]
     return {"feed_forward": FeedForward(config.dim, config.inter_dim)}
 
 
-class MultiTokenLayer(TransformerBlock):
-    """Predicts the token after the next from the hidden state of a token and the next token (section 2.2).
-
-    As published, the hidden state is that after the last norm, and what is joined begins with the token.
-    """
-
-    def __init__(self, config: DeepSeekV3Config, number: int) -> None:
-        super().__init__(config, Attention(config), **_feed_forward(config, number))
-        self.enorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.hnorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.eh_proj = nn.Linear(2 * config.dim, config.dim, bias=False)
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(self, x: torch.Tensor, *context: Any) -> torch.Tensor:
-        """:param x: (batch, seq, dim); :param context: first the embedded next tokens; :returns: as ``x``"""
-        embedded, *others = context
-        joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(x)), dim=-1))
-        return self.norm(super().forward(joined, *others))
+def second_token(config: DeepSeekV3Config, number: int) -> MultiTokenLayer:
+    """The layer for a second token."""
+    return MultiTokenLayer(config, Attention(config), **_feed_forward(config, number))
 
 
-class DeepSeekV3(Decoder):
+class DeepSeekV3(MultiTokenDecoder):
     """The decoder."""
 
     def __init__(self, config: DeepSeekV3Config) -> None:
-        super().__init__(config, block)
-        further = range(config.n_layers, config.n_layers + config.n_mtp_layers)
-        self.mtp_layers = nn.ModuleDict({str(i): MultiTokenLayer(config, i) for i in further})
+        super().__init__(config, block, second_token)
 
     def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Cosines and sines."""
         config = self.config
         return (rotary_table(positions, config.qk_rope_head_dim, config.rope_theta, config.rope_scaling),)
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-        next_tokens: torch.Tensor | None = None,
-    ) -> Any:
-        """Logits of the next token, as every :class:`~hekaton_blocks.Decoder` gives them.
-
-        :param next_tokens: (batch, seq) ids of the tokens that follow; those of a model with ``mtp_layers``.
-        :returns: (batch, seq, vocab_size). With ``next_tokens`` two of them, the second for the tokens after
-            the next.
-        """
-        if next_tokens is None:
-            return super().forward(tokens, positions, documents)
-        context = self.context(tokens, positions, documents)
-        h = self.hidden(tokens, context)
-        (layer,) = self.mtp_layers.values()
-        return self.output(h), self.output(layer(h, self.tok_embeddings(next_tokens), *context))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from hekaton.init import Constant, Initializer
 from hekaton.parallel.plan import ParallelPlan
-from hekaton.spec import Refusal, RunFacts, TrainSpec
+from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
     YarnScaling,
@@ -14,18 +14,10 @@ from hekaton_blocks import (
     decoder_flops_per_token,
     key_value_cache,
     report_experts,
+    tables,
     update_experts,
 )
-from hekaton_blocks.tables import (
-    DEEP,
-    ENDS,
-    SMALL,
-    decoder_init,
-    decoder_plan,
-    feed_forward_init,
-    feed_forward_styles,
-    multiplied_by_experts,
-)
+from hekaton_blocks.multi_token import MULTI_TOKEN_ENDS, second_token_has_both_ends
 from hekaton_deepseek_v3.model import DeepSeekV3, DeepSeekV3Config
 
 V2_SCALING = YarnScaling(factor=40.0, mscale=0.707, mscale_all_dim=0.707)
@@ -82,12 +74,10 @@ def plan(config: DeepSeekV3Config) -> ParallelPlan:
     if config.q_lora_rank:
         queries = {"wq_a": "local_linear", "q_norm": "sequence_norm", "wq_b": "colwise"}
     dense, experts = config.n_dense_layers, config.experts
-    feed_forward = feed_forward_styles(
+    feed_forward = tables.feed_forward_styles(
         config.n_layers, sparse=range(dense, config.n_layers), experts=experts, layers=every
     )
-    if config.n_mtp_layers:
-        feed_forward["mtp_layers.*.ffn_norm"] = "part_norm"
-    return decoder_plan(
+    return tables.decoder_plan(
         {
             f"{every}.attention_norm": "local_norm",
             **{f"{every}.attention.{name}": style for name, style in queries.items()},
@@ -100,7 +90,7 @@ def plan(config: DeepSeekV3Config) -> ParallelPlan:
         },
         experts={f"{every}.moe": "grouped_experts"} if experts is not None else {},
         layers=every,
-        ends=_ends(config),
+        ends=MULTI_TOKEN_ENDS if config.n_mtp_layers else tables.ENDS,
     )
 
 
@@ -109,32 +99,20 @@ def _every(config: DeepSeekV3Config) -> str:
     return "{layers,mtp_layers}.*" if config.n_mtp_layers else "layers.*"
 
 
-def _ends(config: DeepSeekV3Config) -> dict[str, str]:
-    """A layer for a second token stands between the last norm and the output, on parts of the sequence."""
-    if not config.n_mtp_layers:
-        return ENDS
-    return {
-        "norm": "local_norm",
-        "mtp_layers.*.{enorm,hnorm,norm}": "local_norm",
-        "mtp_layers.*.eh_proj": "local_linear",
-        "output": "gathering_vocab_output",
-    }
-
-
 def init(config: DeepSeekV3Config) -> Mapping[str, Initializer]:
     """How the model starts."""
     of_layers: dict[str, Initializer] = {
         "**.{q_norm,kv_norm}.weight": Constant(1.0),
-        "**.attention.{wq,wq_a,wq_b,wkv_a,wkv_b}.weight": SMALL,
-        "**.attention.wo.weight": DEEP,
-        **feed_forward_init(dense=config.n_dense_layers > 0, experts=config.experts),
+        "**.attention.{wq,wq_a,wq_b,wkv_a,wkv_b}.weight": tables.SMALL,
+        "**.attention.wo.weight": tables.DEEP,
+        **tables.feed_forward_init(dense=config.n_dense_layers > 0, experts=config.experts),
     }
     if config.n_mtp_layers:
         of_layers |= {
             "mtp_layers.*.{enorm,hnorm,norm}.weight": Constant(1.0),
-            "mtp_layers.*.eh_proj.weight": SMALL,
+            "mtp_layers.*.eh_proj.weight": tables.SMALL,
         }
-    return decoder_init(config.dim, of_layers)
+    return tables.decoder_init(config.dim, of_layers)
 
 
 def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
@@ -148,7 +126,7 @@ def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
     feed_forward = config.n_dense_layers * 3 * dim * config.inter_dim
     if (experts := config.experts) is not None:
         with_experts = config.n_layers - config.n_dense_layers + config.n_mtp_layers
-        feed_forward += with_experts * multiplied_by_experts(dim, experts)
+        feed_forward += with_experts * tables.multiplied_by_experts(dim, experts)
     layers = config.n_layers + config.n_mtp_layers
     ends = (1 + config.n_mtp_layers) * dim * config.vocab_size + config.n_mtp_layers * 2 * dim * dim
     return decoder_flops_per_token(
@@ -160,24 +138,13 @@ def flops_per_token(config: DeepSeekV3Config, seq_len: int) -> float:
     )
 
 
-def check(config: DeepSeekV3Config, facts: RunFacts) -> Iterator[Refusal]:
-    """A layer for a second token needs both ends of the model."""
-    if config.n_mtp_layers and facts.pp > 1:
-        yield Refusal(
-            "predicts a second token with the embedding, which the first stage of a pipeline has, and the "
-            "output, which the last has",
-            ["n_mtp_layers", "parallelism.pipeline_parallel_degree"],
-            hint="choose n_mtp_layers = 0 or pipeline_parallel_degree = 1",
-        )
-
-
 train_spec = TrainSpec(
     name="deepseek_v3",
     model=DeepSeekV3,
     flavors=flavors,
     plan=plan,
     init=init,
-    check=check,
+    check=second_token_has_both_ends,
     flops_per_unit=flops_per_token,
     cache=key_value_cache,
     before_step=update_experts,

@@ -9,22 +9,7 @@ from typing import Any
 from hekaton.errors import CheckpointError
 from hekaton.weights import Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import (
-    ATTENTION,
-    OURS,
-    THEIRS,
-    YARN_KEYS,
-    balance_tensors,
-    check_experts,
-    check_known,
-    decoder_content,
-    decoder_entries,
-    decoder_fields,
-    layer_count,
-    number,
-    optional_number,
-    whole,
-)
+from hekaton_blocks import hugging_face as hf
 from hekaton_gpt_oss.model import ALPHA, GptOssConfig
 
 CONTEXT = 131_072
@@ -53,21 +38,21 @@ _KNOWN = {
 def table(config: GptOssConfig) -> WeightTable:
     """Names differ, and how the experts' matrices lie."""
     experts = {"mlp1": "gate_up_proj", "mlp2": "down_proj"}
-    biased = {name: there for name, there in ATTENTION.items() if "norm" not in name}
+    biased = {name: there for name, there in hf.ATTENTION.items() if "norm" not in name}
     biased["moe.router.gate"] = "mlp.router"
     return WeightTable(
         entries=[
-            *decoder_entries(ATTENTION | biased),
-            *(entry(f"{OURS}{name}.bias", f"{THEIRS}{there}.bias") for name, there in biased.items()),
-            entry(f"{OURS}attention.sinks", f"{THEIRS}self_attn.sinks"),
+            *hf.decoder_entries(hf.ATTENTION | biased),
+            *(entry(f"{hf.OURS}{name}.bias", f"{hf.THEIRS}{there}.bias") for name, there in biased.items()),
+            entry(f"{hf.OURS}attention.sinks", f"{hf.THEIRS}self_attn.sinks"),
             *(
-                entry(f"{OURS}moe.experts.{name}_{kind}", f"{THEIRS}mlp.experts.{there}{end}", *ops)
+                entry(f"{hf.OURS}moe.experts.{name}_{kind}", f"{hf.THEIRS}mlp.experts.{there}{end}", *ops)
                 for name, there in experts.items()
                 for kind, end, ops in (("weight", "", [Transpose()]), ("bias", "_bias", []))
             ),
         ],
         layers=config.n_layers,
-        own=balance_tensors(config.moe),
+        own=hf.balance_tensors(config.moe),
     )
 
 
@@ -78,14 +63,14 @@ def write_config(config: GptOssConfig) -> dict[str, Any]:
     """
     moe, scaling = config.moe, config.rope_scaling
     plain = MoEConfig(n_experts=moe.n_experts, top_k=moe.top_k, hidden_dim=moe.hidden_dim, renormalise=True)
-    check_experts(moe, plain, architecture="GptOssForCausalLM")
+    hf.check_experts(moe, plain, architecture="GptOssForCausalLM")
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
-        keys = {name: key for name, key in YARN_KEYS.items() if "mscale" not in name}
+        keys = {name: key for name, key in hf.YARN_KEYS.items() if "mscale" not in name}
         rope = {"rope_type": "yarn", **{key: getattr(scaling, name) for name, key in keys.items()}}
     return {
         "architectures": ["GptOssForCausalLM"],
-        **decoder_content(config, model_type="gpt_oss", context=CONTEXT),
+        **hf.decoder_content(config, model_type="gpt_oss", context=CONTEXT),
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "attention_bias": True,
@@ -111,23 +96,23 @@ def read_config(content: Mapping[str, Any]) -> GptOssConfig:
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
     content = {"rope_theta": _THETA, **DEFAULTS, **content}
-    layers = _layer_types(layer_count(content))
-    check_known(content, _KNOWN | {"layer_types": (layers, None)}, model="gpt_oss")
-    fields = decoder_fields(content, model="gpt_oss", kinds=("default", "yarn"))
+    layers = _layer_types(hf.layer_count(content))
+    hf.check_known(content, _KNOWN | {"layer_types": (layers, None)}, model="gpt_oss")
+    fields = hf.decoder_fields(content, model="gpt_oss", kinds=("default", "yarn"))
     scaling = fields["rope_scaling"]
     if scaling is not None and (scaling.mscale, scaling.mscale_all_dim) != (1.0, 0.0):
         raise CheckpointError("mscale: the model gpt_oss knows only YaRN's own factor")
     return GptOssConfig(
         **fields,
-        n_kv_heads=whole(content, "num_key_value_heads"),
-        head_dim=whole(content, "head_dim"),
-        window=whole(content, "sliding_window"),
+        n_kv_heads=hf.whole(content, "num_key_value_heads"),
+        head_dim=hf.whole(content, "head_dim"),
+        window=hf.whole(content, "sliding_window"),
         moe=MoEConfig(
-            n_experts=whole(content, "num_local_experts"),
-            top_k=whole(content, "num_experts_per_tok"),
-            hidden_dim=whole(content, "intermediate_size"),
+            n_experts=hf.whole(content, "num_local_experts"),
+            top_k=hf.whole(content, "num_experts_per_tok"),
+            hidden_dim=hf.whole(content, "intermediate_size"),
             renormalise=True,
-            batch_balance=optional_number(content, "router_aux_loss_coef", most=1e3),
+            batch_balance=hf.optional_number(content, "router_aux_loss_coef", most=1e3),
         ),
-        swiglu_limit=number(content, "swiglu_limit"),
+        swiglu_limit=hf.number(content, "swiglu_limit"),
     )

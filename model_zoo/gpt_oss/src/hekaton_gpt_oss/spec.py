@@ -15,17 +15,8 @@ from hekaton_blocks import (
     decoder_flops_per_token,
     key_value_cache,
     report_experts,
+    tables,
     update_experts,
-)
-from hekaton_blocks.tables import (
-    DEEP,
-    SMALL,
-    attention_init,
-    attention_styles,
-    decoder_init,
-    decoder_plan,
-    feed_forward_styles,
-    multiplied_by_experts,
 )
 from hekaton_gpt_oss.model import GptOss, GptOssConfig
 
@@ -49,31 +40,31 @@ flavors = {
 
 def plan(config: GptOssConfig) -> ParallelPlan:
     """How the model is cut."""
-    return decoder_plan(
-        attention_styles()
+    return tables.decoder_plan(
+        tables.attention_styles()
         | {"layers.*.attention": "head_parameters"}
-        | feed_forward_styles(config.n_layers, sparse=range(config.n_layers), experts=config.moe),
+        | tables.feed_forward_styles(config.n_layers, sparse=range(config.n_layers), experts=config.moe),
         experts={"layers.*.moe": "biased_experts"},
     )
 
 
 def init(config: GptOssConfig) -> Mapping[str, Initializer]:
     """How the model starts. A sink of 0 weighs as much as one key without a score."""
-    of_layers = attention_init() | {
+    of_layers = tables.attention_init() | {
         "**.attention.sinks": Constant(0.0),
         "**.{wq,wk,wv,wo,gate}.bias": Constant(0.0),
-        "**.router.gate.weight": SMALL,
-        "**.experts.mlp1_weight": SMALL,
-        "**.experts.mlp2_weight": DEEP,
+        "**.router.gate.weight": tables.SMALL,
+        "**.experts.mlp1_weight": tables.SMALL,
+        "**.experts.mlp2_weight": tables.DEEP,
         "**.experts.{mlp1_bias,mlp2_bias}": Constant(0.0),
     }
-    return decoder_init(config.dim, of_layers)
+    return tables.decoder_init(config.dim, of_layers)
 
 
 def flops_per_token(config: GptOssConfig, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
     attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    layer = attention + multiplied_by_experts(config.dim, config.moe)
+    layer = attention + tables.multiplied_by_experts(config.dim, config.moe)
     parameters = config.n_layers * layer + config.dim * config.vocab_size
     heads: Any = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
     local = -(-config.n_layers // 2)

@@ -7,20 +7,7 @@ from typing import Any
 
 from hekaton.errors import CheckpointError
 from hekaton.weights import RotaryHalves, WeightTable
-from hekaton_blocks.hugging_face import (
-    ATTENTION,
-    check_known,
-    decoder_content,
-    decoder_entries,
-    decoder_fields,
-    feed_forward_modules,
-    flag,
-    head_dim,
-    key_heads,
-    llama_scaling_content,
-    tied_output,
-    whole,
-)
+from hekaton_blocks import hugging_face as hf
 from hekaton_llama3 import LLAMA_DEFAULTS
 from hekaton_llama3.model import Llama3Config
 
@@ -36,15 +23,15 @@ _KNOWN = {
 
 def table(config: Llama3Config) -> WeightTable:
     """Ours has Meta's names and interleaved rotary layout, theirs the halves of GPT-NeoX."""
-    of_layers = ATTENTION | feed_forward_modules("feed_forward", "mlp")
+    of_layers = hf.ATTENTION | hf.feed_forward_modules("feed_forward", "mlp")
     rotary = {"attention.wq": config.n_heads, "attention.wk": config.n_kv_heads}
     ops = {name: RotaryHalves(heads) for name, heads in rotary.items()}
     # Computed; older versions of transformers saved it.
     frequencies = "model.layers.{i}.self_attn.rotary_emb.inv_freq"
     return WeightTable(
-        entries=decoder_entries(of_layers, ops=ops, tied=config.tie_embeddings),
+        entries=hf.decoder_entries(of_layers, ops=ops, tied=config.tie_embeddings),
         layers=config.n_layers,
-        tied=tied_output(config.tie_embeddings),
+        tied=hf.tied_output(config.tie_embeddings),
         ignored=[frequencies],
     )
 
@@ -52,12 +39,12 @@ def table(config: Llama3Config) -> WeightTable:
 def write_config(config: Llama3Config) -> dict[str, Any]:
     """The content of ``config.json``."""
     context = CONTEXT if config.rope_scaling is None else LONG_CONTEXT
-    return decoder_content(config, model_type="llama", context=context) | {
+    return hf.decoder_content(config, model_type="llama", context=context) | {
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.hidden_dim,
         "mlp_bias": False,
-        "rope_scaling": llama_scaling_content(config.rope_scaling),
+        "rope_scaling": hf.llama_scaling_content(config.rope_scaling),
         "tie_word_embeddings": config.tie_embeddings,
     }
 
@@ -68,14 +55,14 @@ def read_config(content: Mapping[str, Any]) -> Llama3Config:
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
     content = {**LLAMA_DEFAULTS, **content}
-    check_known(content, _KNOWN, model="llama3")
+    hf.check_known(content, _KNOWN, model="llama3")
     config = Llama3Config(
-        **decoder_fields(content, model="llama3", kinds=("default", "llama3")),
-        n_kv_heads=key_heads(content),
-        hidden_dim=whole(content, "intermediate_size"),
-        tie_embeddings=flag(content, "tie_word_embeddings"),
+        **hf.decoder_fields(content, model="llama3", kinds=("default", "llama3")),
+        n_kv_heads=hf.key_heads(content),
+        hidden_dim=hf.whole(content, "intermediate_size"),
+        tie_embeddings=hf.flag(content, "tie_word_embeddings"),
     )
-    if head_dim(content) * config.n_heads != config.dim:
+    if hf.head_dim(content) * config.n_heads != config.dim:
         raise CheckpointError(
             f"head_dim = {content['head_dim']}: the model llama3 knows only hidden_size / num_attention_heads"
             f" = {config.head_dim}"

@@ -7,15 +7,7 @@ from collections.abc import Mapping
 from hekaton.init import Initializer
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
-from hekaton_blocks import RopeScaling, decoder_flops_per_token, key_value_cache
-from hekaton_blocks.tables import (
-    attention_init,
-    attention_styles,
-    decoder_init,
-    decoder_plan,
-    feed_forward_init,
-    feed_forward_styles,
-)
+from hekaton_blocks import RopeScaling, decoder_flops_per_token, key_value_cache, tables
 from hekaton_llama3.model import Llama3, Llama3Config
 
 # Shapes as published: Llama 3.1 (8B, 70B, 405B) and Llama 3.2 (1B, 3B).
@@ -51,13 +43,13 @@ flavors = {
 
 def plan(config: Llama3Config) -> ParallelPlan:
     """How the model is cut."""
-    return decoder_plan(attention_styles() | feed_forward_styles(config.n_layers))
+    return tables.decoder_plan(tables.attention_styles() | tables.feed_forward_styles(config.n_layers))
 
 
 def init(config: Llama3Config) -> Mapping[str, Initializer]:
     """How the model starts."""
-    of_layers = attention_init() | feed_forward_init()
-    return decoder_init(config.dim, of_layers, tie_embeddings=config.tie_embeddings)
+    of_layers = tables.attention_init() | tables.feed_forward_init()
+    return tables.decoder_init(config.dim, of_layers, tie_embeddings=config.tie_embeddings)
 
 
 def flops_per_token(config: Llama3Config, seq_len: int) -> float:

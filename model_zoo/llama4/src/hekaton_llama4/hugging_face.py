@@ -9,38 +9,15 @@ from typing import Any
 from hekaton.errors import CheckpointError
 from hekaton.weights import Entry, Fuse, Transpose, WeightTable, entry
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import (
-    ATTENTION,
-    OURS,
-    THEIRS,
-    balance_tensors,
-    check_experts,
-    check_known,
-    decoder_content,
-    decoder_entries,
-    decoder_fields,
-    feed_forward_modules,
-    flag,
-    head_dim,
-    key_heads,
-    llama_scaling_content,
-    module_entries,
-    number,
-    optional_number,
-    whole,
-    wholes,
-)
+from hekaton_blocks import hugging_face as hf
 from hekaton_llama4.model import Llama4Config
 
 CONTEXT = 262_144
 """Positions in the published ``config.json`` of Scout."""
 _KNOWN = {
-    "attention_bias": (False,),
-    "tie_word_embeddings": (False,),
-    "hidden_act": ("silu", "swish"),  # two names of one function
-    "router_jitter_noise": (0, None),
-    "attention_dropout": (0, None),
-}
+    "attention_bias": (False,), "tie_word_embeddings": (False,), "router_jitter_noise": (0, None),
+    "attention_dropout": (0, None), "hidden_act": ("silu", "swish"),
+}  # fmt: skip
 
 
 def table(config: Llama4Config) -> WeightTable:
@@ -49,25 +26,25 @@ def table(config: Llama4Config) -> WeightTable:
     dense = [layer for layer in range(config.n_layers) if layer not in sparse]
     return WeightTable(
         entries=[
-            *decoder_entries(ATTENTION),
-            *module_entries(feed_forward_modules("feed_forward", "feed_forward"), layers=dense),
+            *hf.decoder_entries(hf.ATTENTION),
+            *hf.module_entries(hf.feed_forward_modules("feed_forward", "feed_forward"), layers=dense),
             *([] if config.moe is None else _experts(config.moe, sparse)),
         ],
         layers=config.n_layers,
-        own=balance_tensors(config.moe, layers=sparse),
+        own=hf.balance_tensors(config.moe, layers=sparse),
         prefix="language_model.",
         others={"vision": ("vision_model.", "multi_modal_projector.")},
     )
 
 
 def _experts(moe: MoEConfig, layers: range) -> list[Entry]:
-    ours, theirs = f"{OURS}moe.experts.", f"{THEIRS}feed_forward.experts."
+    ours, theirs = f"{hf.OURS}moe.experts.", f"{hf.THEIRS}feed_forward.experts."
     modules = {"moe.router.gate": "feed_forward.router"}
     if moe.n_shared_experts:
-        modules |= feed_forward_modules("moe.shared_experts", "feed_forward.shared_expert")
+        modules |= hf.feed_forward_modules("moe.shared_experts", "feed_forward.shared_expert")
     fused = Fuse((moe.hidden_dim, moe.hidden_dim), dim=2)
     return [
-        *module_entries(modules, layers=layers),
+        *hf.module_entries(modules, layers=layers),
         entry((f"{ours}w1", f"{ours}w3"), f"{theirs}gate_up_proj", Transpose(), fused, layers=layers),
         entry(f"{ours}w2", f"{theirs}down_proj", Transpose(), layers=layers),
     ]
@@ -80,11 +57,11 @@ def write_config(config: Llama4Config) -> dict[str, Any]:
     """
     return {
         "architectures": ["Llama4ForCausalLM"],
-        **decoder_content(config, model_type="llama4_text", context=CONTEXT),
+        **hf.decoder_content(config, model_type="llama4_text", context=CONTEXT),
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size_mlp": config.hidden_dim,
-        "rope_scaling": llama_scaling_content(config.rope_scaling),
+        "rope_scaling": hf.llama_scaling_content(config.rope_scaling),
         "moe_layers": list(config.layers_with_experts),
         "interleave_moe_layer_step": config.interleave_moe_layer_step,
         "no_rope_layers": [int(config.has_positions(layer)) for layer in range(config.n_layers)],
@@ -100,7 +77,7 @@ def write_config(config: Llama4Config) -> dict[str, Any]:
 
 def _experts_content(moe: MoEConfig) -> dict[str, Any]:
     plain = _routing(moe.n_experts, moe.top_k, moe.hidden_dim)
-    check_experts(moe, plain, architecture="Llama4ForCausalLM")
+    hf.check_experts(moe, plain, architecture="Llama4ForCausalLM")
     return {
         "num_local_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,
@@ -122,24 +99,24 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
 
     :raises CheckpointError: for what this model cannot do, and what transformers does not read either.
     """
-    check_known(content, _KNOWN, model="llama4")
-    fields = decoder_fields(content, model="llama4", kinds=("default", "llama3"))
+    hf.check_known(content, _KNOWN, model="llama4")
+    fields = hf.decoder_fields(content, model="llama4", kinds=("default", "llama3"))
     step = _step(content, fields["n_layers"])
     experts = ("num_local_experts", "num_experts_per_tok", "intermediate_size")
-    balance = optional_number(content, "router_aux_loss_coef", most=1e3)
+    balance = hf.optional_number(content, "router_aux_loss_coef", most=1e3)
     chunk = content["attention_chunk_size"]
     config = Llama4Config(
         **fields,
-        n_kv_heads=key_heads(content),
-        head_dim=head_dim(content),
-        hidden_dim=whole(content, "intermediate_size_mlp"),
-        moe=_routing(*(whole(content, key) for key in experts), batch_balance=balance) if step else None,
-        interleave_moe_layer_step=step or whole(content, "interleave_moe_layer_step"),
+        n_kv_heads=hf.key_heads(content),
+        head_dim=hf.head_dim(content),
+        hidden_dim=hf.whole(content, "intermediate_size_mlp"),
+        moe=_routing(*(hf.whole(content, key) for key in experts), batch_balance=balance) if step else None,
+        interleave_moe_layer_step=step or hf.whole(content, "interleave_moe_layer_step"),
         every_n_layers_nope=_nope_interval(content, fields["n_layers"]),
-        attention_chunk_size=None if chunk is None else whole(content, "attention_chunk_size"),
-        qk_norm=flag(content, "use_qk_norm"),
-        attn_scale=number(content, "attn_scale") if flag(content, "attn_temperature_tuning") else 0.0,
-        floor_scale=whole(content, "floor_scale"),
+        attention_chunk_size=None if chunk is None else hf.whole(content, "attention_chunk_size"),
+        qk_norm=hf.flag(content, "use_qk_norm"),
+        attn_scale=hf.number(content, "attn_scale") if hf.flag(content, "attn_temperature_tuning") else 0.0,
+        floor_scale=hf.whole(content, "floor_scale"),
     )
     listed = content["layer_types"]
     if listed is not None and listed != _layer_types(config):
@@ -152,23 +129,21 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
 
 def _step(content: Mapping[str, Any], layers: int) -> int:
     """Each so-manieth layer has experts; 0 for none."""
-    listed, step = wholes(content, "moe_layers"), whole(content, "interleave_moe_layer_step")
-    if listed is None:
-        return step
-    step = min(listed) + 1 if listed else 0
-    if listed != (list(range(step - 1, layers, step)) if step else []):
+    listed, step = hf.wholes(content, "moe_layers"), hf.whole(content, "interleave_moe_layer_step")
+    found = step if listed is None else hf.step_of(listed, layers)
+    if found is None:
         raise CheckpointError(f"moe_layers = {listed!r}: the model llama4 has experts in each n-th layer")
-    return step
+    return found
 
 
 def _nope_interval(content: Mapping[str, Any], layers: int) -> int:
     """Each so-manieth layer is without positions; 0 for none."""
-    listed = wholes(content, "no_rope_layers")
+    listed = hf.wholes(content, "no_rope_layers")
     if not listed:
-        return whole(content, "no_rope_layer_interval")
-    with_positions = [bool(one) for one in listed[:layers]]
-    interval = with_positions.index(False) + 1 if False in with_positions else 0
-    if with_positions != [not interval or (layer + 1) % interval > 0 for layer in range(layers)]:
+        return hf.whole(content, "no_rope_layer_interval")
+    without = [layer for layer, positions in enumerate(listed[:layers]) if not positions]
+    interval = hf.step_of(without, layers) if len(listed) >= layers else None
+    if interval is None:
         raise CheckpointError(
             f"no_rope_layers = {listed!r}: in the model llama4 each n-th layer is without positions"
         )

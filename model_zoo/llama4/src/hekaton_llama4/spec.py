@@ -15,16 +15,8 @@ from hekaton_blocks import (
     decoder_flops_per_token,
     key_value_cache,
     report_experts,
+    tables,
     update_experts,
-)
-from hekaton_blocks.tables import (
-    attention_init,
-    attention_styles,
-    decoder_init,
-    decoder_plan,
-    feed_forward_init,
-    feed_forward_styles,
-    multiplied_by_experts,
 )
 from hekaton_llama4.model import Llama4, Llama4Config
 
@@ -58,8 +50,9 @@ flavors |= {f"{name}_irope": config for name, config in flavors.items()}
 def plan(config: Llama4Config) -> ParallelPlan:
     """How the model is cut."""
     sparse = config.layers_with_experts
-    return decoder_plan(
-        attention_styles() | feed_forward_styles(config.n_layers, sparse=sparse, experts=config.moe),
+    return tables.decoder_plan(
+        tables.attention_styles()
+        | tables.feed_forward_styles(config.n_layers, sparse=sparse, experts=config.moe),
         experts={"layers.*.moe": "grouped_experts"} if sparse else {},
     )
 
@@ -67,10 +60,10 @@ def plan(config: Llama4Config) -> ParallelPlan:
 def init(config: Llama4Config) -> Mapping[str, Initializer]:
     """How the model starts."""
     sparse = config.layers_with_experts
-    feed_forward = feed_forward_init(
+    feed_forward = tables.feed_forward_init(
         dense=len(sparse) < config.n_layers, experts=config.moe if sparse else None
     )
-    return decoder_init(config.dim, attention_init() | feed_forward)
+    return tables.decoder_init(config.dim, tables.attention_init() | feed_forward)
 
 
 def flops_per_token(config: Llama4Config, seq_len: int) -> float:
@@ -79,20 +72,13 @@ def flops_per_token(config: Llama4Config, seq_len: int) -> float:
     attention = 2 * dim * config.head_dim * (config.n_heads + config.n_kv_heads)
     feed_forward = (config.n_layers - len(sparse)) * 3 * dim * config.hidden_dim
     if config.moe is not None:
-        feed_forward += len(sparse) * multiplied_by_experts(dim, config.moe)
+        feed_forward += len(sparse) * tables.multiplied_by_experts(dim, config.moe)
     multiplied = config.n_layers * attention + feed_forward + dim * config.vocab_size
     with_positions = sum(map(config.has_positions, range(config.n_layers)))
-    heads: dict[str, Any] = {"n_heads": config.n_heads, "head_dim": config.head_dim}
-    return decoder_flops_per_token(
-        multiplied, n_layers=config.n_layers - with_positions, seq_len=seq_len, **heads
-    ) + decoder_flops_per_token(0, n_layers=with_positions, seq_len=_reach(config, seq_len), **heads)
-
-
-def _reach(config: Llama4Config, seq_len: int) -> int:
-    """The length of the sequence that costs as much in chunks: theirs, weighted by their tokens."""
-    chunk = config.attention_chunk_size or seq_len
-    whole, rest = divmod(seq_len, chunk)
-    return round((whole * chunk**2 + rest**2) / seq_len)
+    heads: dict[str, Any] = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
+    return decoder_flops_per_token(multiplied, n_layers=config.n_layers - with_positions, **heads) + (
+        decoder_flops_per_token(0, n_layers=with_positions, chunk=config.attention_chunk_size, **heads)
+    )
 
 
 train_spec = TrainSpec(

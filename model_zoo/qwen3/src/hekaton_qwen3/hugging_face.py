@@ -8,23 +8,7 @@ from typing import Any
 
 from hekaton.weights import WeightTable
 from hekaton_blocks import MoEConfig
-from hekaton_blocks.hugging_face import (
-    ATTENTION,
-    balance_tensors,
-    check_experts,
-    check_known,
-    decoder_content,
-    decoder_entries,
-    decoder_fields,
-    feed_forward_modules,
-    flag,
-    head_dim,
-    key_heads,
-    optional_number,
-    separate_experts,
-    tied_output,
-    whole,
-)
+from hekaton_blocks import hugging_face as hf
 from hekaton_qwen3 import QWEN3_DEFAULTS, QWEN3_MOE_DEFAULTS
 from hekaton_qwen3.model import Qwen3Config
 
@@ -42,20 +26,20 @@ _ALWAYS_SPARSE = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
 def table(config: Qwen3Config) -> WeightTable:
     """Names alone differ, and ours has the experts of a layer in one tensor."""
     moe = config.moe
-    of_layers = ATTENTION | {f"attention.{name}": f"self_attn.{name}" for name in ("q_norm", "k_norm")}
+    of_layers = hf.ATTENTION | {f"attention.{name}": f"self_attn.{name}" for name in ("q_norm", "k_norm")}
     if moe is None:
-        of_layers |= feed_forward_modules("feed_forward", "mlp")
+        of_layers |= hf.feed_forward_modules("feed_forward", "mlp")
     else:
         of_layers["moe.router.gate"] = "mlp.gate"
     return WeightTable(
         entries=[
-            *decoder_entries(of_layers, tied=config.tie_embeddings),
-            *([] if moe is None else separate_experts(moe.n_experts)),
+            *hf.decoder_entries(of_layers, tied=config.tie_embeddings),
+            *([] if moe is None else hf.separate_experts(moe.n_experts)),
         ],
         layers=config.n_layers,
         experts=moe.n_experts if moe is not None else 0,
-        tied=tied_output(config.tie_embeddings),
-        own=balance_tensors(moe),
+        tied=hf.tied_output(config.tie_embeddings),
+        own=hf.balance_tensors(moe),
     )
 
 
@@ -65,7 +49,7 @@ def write_config(config: Qwen3Config) -> dict[str, Any]:
     :raises CheckpointError: for experts of another kind than transformers' model has.
     """
     sparse = config.moe is not None
-    common = decoder_content(config, model_type="qwen3_moe" if sparse else "qwen3", context=CONTEXT)
+    common = hf.decoder_content(config, model_type="qwen3_moe" if sparse else "qwen3", context=CONTEXT)
     return {
         "architectures": ["Qwen3MoeForCausalLM" if sparse else "Qwen3ForCausalLM"],
         **common,
@@ -82,7 +66,7 @@ def _experts_content(moe: MoEConfig) -> dict[str, Any]:
     plain = MoEConfig(
         n_experts=moe.n_experts, top_k=moe.top_k, hidden_dim=moe.hidden_dim, renormalise=moe.renormalise
     )
-    check_experts(moe, plain, architecture="Qwen3MoeForCausalLM")
+    hf.check_experts(moe, plain, architecture="Qwen3MoeForCausalLM")
     return {
         "num_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,
@@ -103,15 +87,15 @@ def read_config(content: Mapping[str, Any]) -> Qwen3Config:
         content.get("model_type") == "qwen3_moe"
     )
     content = {**(QWEN3_MOE_DEFAULTS if sparse else QWEN3_DEFAULTS), **content}
-    check_known(content, _KNOWN | (_ALWAYS_SPARSE if sparse else {}), model="qwen3")
-    fields = decoder_fields(content, model="qwen3")
+    hf.check_known(content, _KNOWN | (_ALWAYS_SPARSE if sparse else {}), model="qwen3")
+    fields = hf.decoder_fields(content, model="qwen3")
     del fields["rope_scaling"]  # always none
     return Qwen3Config(
         **fields,
-        n_kv_heads=key_heads(content),
-        head_dim=head_dim(content),
-        hidden_dim=whole(content, "intermediate_size"),
-        tie_embeddings=flag(content, "tie_word_embeddings"),
+        n_kv_heads=hf.key_heads(content),
+        head_dim=hf.head_dim(content),
+        hidden_dim=hf.whole(content, "intermediate_size"),
+        tie_embeddings=hf.flag(content, "tie_word_embeddings"),
         moe=_experts(content) if sparse else None,
     )
 
@@ -120,9 +104,9 @@ def _experts(content: Mapping[str, Any]) -> MoEConfig:
     """transformers' name for the number of experts is ``num_experts`` in files, and both since 5."""
     content = {"num_experts": content["num_local_experts"], **content}
     return MoEConfig(
-        n_experts=whole(content, "num_experts"),
-        top_k=whole(content, "num_experts_per_tok"),
-        hidden_dim=whole(content, "moe_intermediate_size"),
-        renormalise=flag(content, "norm_topk_prob"),
-        batch_balance=optional_number(content, "router_aux_loss_coef", most=1e3),
+        n_experts=hf.whole(content, "num_experts"),
+        top_k=hf.whole(content, "num_experts_per_tok"),
+        hidden_dim=hf.whole(content, "moe_intermediate_size"),
+        renormalise=hf.flag(content, "norm_topk_prob"),
+        batch_balance=hf.optional_number(content, "router_aux_loss_coef", most=1e3),
     )

@@ -13,17 +13,8 @@ from hekaton_blocks import (
     decoder_flops_per_token,
     key_value_cache,
     report_experts,
+    tables,
     update_experts,
-)
-from hekaton_blocks.tables import (
-    SMALL,
-    attention_init,
-    attention_styles,
-    decoder_init,
-    decoder_plan,
-    feed_forward_init,
-    feed_forward_styles,
-    multiplied_by_experts,
 )
 from hekaton_qwen3.model import Qwen3, Qwen3Config
 
@@ -64,26 +55,26 @@ flavors = {
 def plan(config: Qwen3Config) -> ParallelPlan:
     """How the model is cut."""
     sparse = range(0 if config.moe is None else config.n_layers)
-    return decoder_plan(
-        attention_styles()
+    return tables.decoder_plan(
+        tables.attention_styles()
         | {"layers.*.attention.{q_norm,k_norm}": "head_norm"}
-        | feed_forward_styles(config.n_layers, sparse=sparse, experts=config.moe),
+        | tables.feed_forward_styles(config.n_layers, sparse=sparse, experts=config.moe),
         experts={"layers.*.moe": "grouped_experts"} if sparse else {},
     )
 
 
 def init(config: Qwen3Config) -> Mapping[str, Initializer]:
     """How the model starts."""
-    of_layers = attention_init() | {"**.attention.{q_norm,k_norm}.weight": Constant(1.0)}
-    of_layers |= feed_forward_init(dense=config.moe is None, experts=config.moe, router=SMALL)
-    return decoder_init(config.dim, of_layers, tie_embeddings=config.tie_embeddings)
+    of_layers = tables.attention_init() | {"**.attention.{q_norm,k_norm}.weight": Constant(1.0)}
+    of_layers |= tables.feed_forward_init(dense=config.moe is None, experts=config.moe, router=tables.SMALL)
+    return tables.decoder_init(config.dim, of_layers, tie_embeddings=config.tie_embeddings)
 
 
 def flops_per_token(config: Qwen3Config, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
     dim, moe = config.dim, config.moe
     attention = 2 * dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    feed_forward = 3 * dim * config.hidden_dim if moe is None else multiplied_by_experts(dim, moe)
+    feed_forward = 3 * dim * config.hidden_dim if moe is None else tables.multiplied_by_experts(dim, moe)
     return decoder_flops_per_token(
         config.n_layers * (attention + feed_forward) + dim * config.vocab_size,
         n_layers=config.n_layers,

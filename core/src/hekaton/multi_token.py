@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ class MultiToken(NextToken):
     def __init__(self, *, weight: float, needs_positions: bool = False) -> None:
         """:param weight: of the second term."""
         super().__init__(needs_positions=needs_positions)
-        self.weights: Mapping[str, float] = {"next_token": 1.0, SECOND: weight}
+        self.weights = {"next_token": 1.0, SECOND: weight}  # type: ignore[misc]
 
     def inputs(self, seq_len: int) -> Sequence[BatchTensor]:
         """Those of ``next_token``, and ``next_tokens``: the token after each, any where there is none."""
