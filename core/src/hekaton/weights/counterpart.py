@@ -182,7 +182,7 @@ def identify(
     *,
     model: str | None,
     flavor: str | None,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
     what: str,
 ) -> Counterpart:
     """Which model and flavor a ``config.json`` describes.
@@ -192,7 +192,7 @@ def identify(
         fits none.
     """
     found = counterpart_of(plugins, content, model=model, what=what)
-    spec = found.spec
+    spec, overrides = found.spec, overrides or {}
     there = override(found.config, overrides, spec.name)
     if flavor is not None:
         by_flavor = {flavor: override(spec.flavor(flavor), overrides, spec.name)}

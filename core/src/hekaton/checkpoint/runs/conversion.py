@@ -72,7 +72,7 @@ def import_weights(
     _check_paths(source, target)
     weights = build_format(plugins, format_name).open(source)
     found = identify(
-        plugins, weights.config, model=model, flavor=flavor, overrides=overrides or {}, what=str(source)
+        plugins, weights.config, model=model, flavor=flavor, overrides=overrides, what=str(source)
     )
     tensors = found.from_hf(weights, leave_out=leave_out, what=str(source))
     for notice in found.table.notices(weights.tensors):
