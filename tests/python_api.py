@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -91,6 +92,34 @@ def twice() -> None:
     assert all(step.good for step in found[0].steps)
     assert found[0].config["training"]["steps"] == 5
     assert found[2].steps == []
+
+
+def from_elsewhere() -> None:
+    """Behind a URL, and on two processes."""
+    write()
+    run = hekaton.train("run.toml", checkpoint={"enable": True, "interval": 2})
+    shutil.copytree("outputs/checkpoint", "moved")
+    url = f"file://{Path.cwd()}/moved"
+    loaded = hekaton.load(url)
+    same(loaded.model, run.model)
+    assert loaded.source == f"{url}/step-4"
+    same(hekaton.load(url, step=2).model, hekaton.load("moved/step-2").model)
+    fails(lambda: hekaton.load(f"file://{Path.cwd()}/nowhere"), "nowhere")
+    fails(lambda: hekaton.load("nosuch://bucket/run"), "fsspec knows no file system 'nosuch'")
+
+
+def sharded(folder: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    whole, parts = hekaton.load(folder), hekaton.load(folder, mesh=mesh)
+    local = sum(parameter.to_local().numel() for parameter in parts.model.parameters())
+    count = sum(parameter.numel() for parameter in whole.model.parameters())
+    assert abs(local - count / 2) < 0.01 * count
+    ids = torch.tensor([whole.encode("def f(")])
+    with torch.no_grad():
+        assert torch.equal(parts.model(ids), whole.model(ids))
+    fails(lambda: hekaton.load(folder, mesh=torch.distributed.init_device_mesh("cpu", (2, 1))), "of one dim")
+    torch.distributed.destroy_process_group()
 
 
 def initial_weights() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -27,7 +27,8 @@ from hekaton.distributed import plain
 from hekaton.errors import CheckpointError, DataError, HekatonError
 from hekaton.identity.kept import TOKENIZER
 from hekaton.mesh import ParallelDims
-from hekaton.parallel.fsdp import DTYPES
+from hekaton.parallel.fsdp import DTYPES, tied_across
+from hekaton.parallel.plan import ParallelPlan, blocks
 from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.urls import is_url
@@ -36,6 +37,9 @@ from hekaton.weights.counterpart import build_format, counterpart_of
 from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.table import listed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger("hekaton")
 
@@ -87,6 +91,7 @@ def load_checkpoint(
     assets: str | None = None,
     model: str | None = None,
     flavor: str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Load the model of a checkpoint that any layout saved, as the run had it, converters included.
 
@@ -95,6 +100,7 @@ def load_checkpoint(
     :param dtype: of the model, a name in :data:`DTYPES`; by default that of most of the weights.
     :param assets: the tokenizer's folder, where it is no longer where the run's configuration says.
     :param model: the model's name, and ``flavor`` its flavor, of a checkpoint that does not say them.
+    :param mesh: of one dim, over which the parameters are sharded; each process reads its own part.
     :raises CheckpointError: where there is no such step, it is damaged or not whole, or cannot be built.
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
     """
@@ -114,6 +120,7 @@ def load_checkpoint(
         _check_names(meta.model, stored.tensors, what=str(step))
         try:
             with stored.verified():
+                _shard(meta.model, meta.plan, mesh)
                 _fill(meta.model, stored.tensors, device=device)
         except CheckpointError as error:
             if step == steps[-1]:
@@ -141,10 +148,11 @@ def load_folder(
     assets: str | None = None,
     model: str | None = None,
     leave_out: Collection[str] = (),
+    mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Load a model from a folder in another format, with the tokenizer in it.
 
-    :param dtype: as in :func:`load_checkpoint`, and so are ``assets`` and ``model``.
+    :param dtype: as in :func:`load_checkpoint`, and so are ``assets``, ``model`` and ``mesh``.
     :param leave_out: other models in the folder that are not read, such as ``vision``.
     :raises CheckpointError: for a folder that is of no model, or damaged.
     """
@@ -160,6 +168,7 @@ def load_folder(
     tokenizer = _tokenizer_of_folder(assets or str(folder), plugins, format_name)
     check_vocabulary(tokenizer, found.config, what=str(folder))
     _check_names(built, tensors, what=str(folder))
+    _shard(built, found.spec.plan(found.config), mesh)
     _fill(built, tensors, device=device)
     return LoadedModel(
         source=str(folder),
@@ -314,6 +323,18 @@ def _check_names(model: nn.Module, tensors: Mapping[str, LazyTensor], *, what: s
     if lines:
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise CheckpointError(f"{what} does not fit its model", hint="\n".join([*lines[:_SHOWN], *more]))
+
+
+def _shard(model: nn.Module, plan: ParallelPlan, mesh: DeviceMesh | None) -> None:
+    """Shard the parameters of a model on the meta device, a block at a time as for training."""
+    if mesh is None:
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    entangled = tied_across(model, plan)
+    for block in (module for _, module in blocks(model, plan) if module not in entangled):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, device: torch.device) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hekaton.building import build_meta, materialize
+from hekaton.checkpoint.disk.folders import is_there, reason_of
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.config.job import config_of
 from hekaton.errors import CheckpointError, ConfigError
@@ -19,7 +24,10 @@ from hekaton.loading import LoadedModel, load_checkpoint, load_folder
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
-from hekaton.urls import is_url
+from hekaton.urls import UrlPath, check_url, is_url
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def load(
@@ -29,6 +37,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     hf_assets_path: str | PathLike[str] | None = None,
+    mesh: DeviceMesh | None = None,
     plugins: Sequence[str] = (),
     leave_out: Collection[str] = (),
 ) -> LoadedModel:
@@ -38,10 +47,13 @@ def load(
     >>> logits = trained.model(torch.tensor([trained.encode("def ")]))  # doctest: +SKIP
 
     :param path: a run's folder or its checkpoint folder, of which the newest good step is loaded; a step
-        folder; or a folder in the format of Hugging Face, with ``config.json``.
+        folder; or a folder in the format of Hugging Face, with ``config.json``. Behind a URL likewise: its
+        files are copied to a temporary folder first.
     :param step: of a run, in place of the newest one.
     :param dtype: of the weights; by default as most of them are stored.
     :param hf_assets_path: the tokenizer's folder, where it is not where the run or the folder has it.
+    :param mesh: of one dim, over which the parameters are sharded as by FSDP: each of its processes calls
+        this and reads its own part.
     :param plugins: modules or ``.py`` files to load as plugins.
     :param leave_out: other models in a Hugging Face folder that are not read, such as ``vision``.
     :returns: the model in eval mode, its tokenizer and its configuration.
@@ -51,20 +63,28 @@ def load(
     location = os_path(path)
     found = Plugins.discover(load=list(plugins))
     found.check()
-    common: dict[str, Any] = {
+    if mesh is not None and (mesh.ndim != 1 or torch.device(device).type != mesh.device_type):
+        raise ConfigError(f"a mesh of one dim on '{device}' was expected, not {mesh}")
+    options: dict[str, Any] = {
         "device": torch.device(device),
         "dtype": None if dtype is None else dtype_name(dtype),
         "assets": None if hf_assets_path is None else os_path(hf_assets_path),
+        "mesh": mesh,
     }
-    if not is_url(location) and (Path(location) / "config.json").is_file():
-        if step is not None:
-            raise CheckpointError(
-                f"step = {step} is of a run, and '{location}' is a folder of another format"
-            )
-        return load_folder(Path(location), found, format_name="hf", leave_out=leave_out, **common)
-    if leave_out:
-        raise CheckpointError("leave_out is of folders in another format: a checkpoint holds one model")
-    return load_checkpoint(location if step is None else _step(location, step), found, **common)
+    with contextlib.ExitStack() as after:
+        source, place = location, location
+        if is_url(location):
+            source = _behind(location, step)
+            place = str(after.enter_context(_fetched(UrlPath(source))))
+        elif step is not None:
+            source = place = _step(location, step)
+        if (Path(place) / "config.json").is_file():
+            loaded = load_folder(Path(place), found, format_name="hf", leave_out=leave_out, **options)
+        elif leave_out:
+            raise CheckpointError("leave_out is of folders in another format: a checkpoint holds one model")
+        else:
+            loaded = load_checkpoint(place, found, **options)
+        return dataclasses.replace(loaded, source=source) if is_url(source) else loaded
 
 
 def build(
@@ -119,3 +139,31 @@ def _step(location: str, number: int) -> str:
         there = ", ".join(str(one) for one in sorted(one for one in steps if one is not None))
         raise CheckpointError(f"there is no step {number} in '{location}'", hint=f"there are: {there}")
     return str(steps[number].folder)
+
+
+def _behind(url: str, step: int | None) -> str:
+    """The folder that is to be loaded: the step, the newest good one, or one in another format."""
+    check_url(url)
+    if step is not None:
+        return _step(url, step)
+    if is_there(UrlPath(url) / "config.json"):
+        return url
+    good = [one for one in find_steps(url) if one.status == "good"]
+    if not good:
+        raise CheckpointError(f"no step in '{url}' can be loaded")
+    return str(good[-1].folder)
+
+
+@contextlib.contextmanager
+def _fetched(folder: UrlPath) -> Iterator[Path]:
+    """The files of a folder behind a URL in a temporary one of the same name."""
+    with tempfile.TemporaryDirectory(prefix="hekaton-") as temporary:
+        place = Path(temporary, folder.name)
+        place.mkdir()
+        try:
+            for name in folder.files():
+                with (folder / name).open() as source, (place / name).open("wb") as target:
+                    shutil.copyfileobj(source, target, 2**24)
+        except OSError as error:
+            raise CheckpointError(f"cannot read '{folder}': {reason_of(error)}") from error
+        yield place
