@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hekaton.components import build_component
 from hekaton.contributions import Dataset, Encoder, Order, RowMaker
-from hekaton.data import MadeByTokenizer
+from hekaton.data import ChecksRows, MadeByTokenizer
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Source
 from hekaton.data.loader import check_documents
@@ -81,6 +81,8 @@ def make_stream(
     check_documents(documents)
     for part in mixture.parts if mixture else [documents]:
         check_tokenizer(part, tokenizer)
+        if isinstance(part, ChecksRows):
+            part.check_rows(rows)
     return Stream(
         [
             Source(

@@ -91,10 +91,13 @@ class Encoded:
 
     :param ids: (n,), with the marks around a document where the encoder puts any; none skips the document.
     :param targets: (n,), which of the tokens a model is trained to predict; ``None`` for all.
+    :param breaks: where texts begin, in a document that is a file of many: ascending places in ``ids``. Only
+        row makers that have ``takes_joined`` read such.
     """
 
     ids: TokenIds
     targets: npt.NDArray[np.bool_] | None = None
+    breaks: Integers | None = None
 
 
 @runtime_checkable
@@ -124,6 +127,16 @@ class KnownFiles(Protocol):
     def files(self) -> Mapping[str, str]:
         """Name of each file -> a few words that change with its content, such as its size and a digest. The
         names are the same on all machines: relative to the folder that all files lie in."""
+
+
+@runtime_checkable
+class ChecksRows(Protocol):
+    """A dataset that cannot be read by any number of rows."""
+
+    def check_rows(self, rows: int) -> None:
+        """:param rows: of the global batch.
+        :raises DataError: when they are too many, saying what to do.
+        """
 
 
 @runtime_checkable

@@ -59,6 +59,7 @@ class Span:
     :param document: the number of the (first) document in the row.
     :param offset: of the first token in the document.
     :param starts: where in ``ids`` each further document begins, none of which is empty.
+    :param breaks: where in ``ids`` a text begins within a document, as in :class:`Encoded`.
     """
 
     document: int
@@ -66,6 +67,12 @@ class Span:
     ids: TokenIds
     targets: npt.NDArray[np.bool_] | None = None
     starts: Integers = field(default_factory=lambda: _NONE)
+    breaks: Integers = field(default_factory=lambda: _NONE)
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether its first token begins a text within a document."""
+        return bool(len(self.breaks)) and self.breaks[0] == 0
 
     @property
     def last_document(self) -> int:
@@ -81,9 +88,12 @@ class Span:
             if passed:
                 document, offset = document + passed, count - int(starts[passed - 1])
             before, after = starts[: passed - (offset == 0)], starts[passed:] - count
+        breaks, later = self.breaks, self.breaks
+        if len(breaks):
+            breaks, later = breaks[breaks < count], breaks[breaks >= count] - count
         return (
-            Span(self.document, self.offset, self.ids[:count], targets[0], before),
-            Span(document, offset, self.ids[count:], targets[1], after),
+            Span(self.document, self.offset, self.ids[:count], targets[0], before, breaks),
+            Span(document, offset, self.ids[count:], targets[1], after, later),
         )
 
 
@@ -166,6 +176,7 @@ class Feed:
     def append(self, document: int, part: Part, encoded: Encoded) -> None:
         """Add a part's tokens. A document that has none is skipped."""
         ids, targets = encoded.ids, encoded.targets
+        breaks = _NONE if encoded.breaks is None else encoded.breaks
         if part.is_first and part.is_last and not len(ids):
             self.empty_documents += 1
             self.skipped += 1
@@ -178,10 +189,11 @@ class Feed:
             self._skip -= dropped
             offset, ids = offset + dropped, ids[dropped:]
             targets = None if targets is None else targets[dropped:]
+            breaks = breaks[breaks >= dropped] - dropped
             if part.is_last and not len(ids):
                 raise self._beyond(document)
         if len(ids):
-            self.spans.append(Span(document, offset, ids, targets))
+            self.spans.append(Span(document, offset, ids, targets, breaks=breaks))
             self.available += len(ids)
 
     def append_joined(self, document: int, ids: TokenIds, ends: Integers) -> None:
@@ -216,6 +228,7 @@ class SourceReader:
         self._rows = rows
         self._count = len(source.documents)
         self._last = None if source.epochs is None else source.epochs * self._count
+        self._takes_joined = joined
         self._tokens_per_document = float("inf")  # ask for one until we know
         self._any_tokens = False
         self._joined: JoinedDocuments | None = None
@@ -240,6 +253,11 @@ class SourceReader:
             if not parts:
                 break
             encoded = encoder.encode([part for *_, part in parts])
+            if not self._takes_joined and any(one.breaks is not None for one in encoded):
+                raise DataError(
+                    "the row maker takes documents of one text each, and those of the dataset have many",
+                    hint='set training.packing = "documents" or "concat"',
+                )
             for (feed, document, part), one in zip(parts, encoded, strict=True):
                 feed.append(document, part, one)
                 if feed.empty_documents >= self._count:

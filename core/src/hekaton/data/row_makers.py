@@ -206,11 +206,13 @@ def lay_out(spans: Sequence[Span], ahead: Span | None, out: Mapping[str, Integer
             labels[start : end - 1] = tokens[start + 1 : end]
         else:
             labels[start : end - 1] = np.where(span.targets[1:], span.ids[1:], IGNORE_INDEX)
-        if positions is not None and len(span.starts):
+        if positions is not None and (len(span.starts) or len(span.breaks)):
             within = span.starts + start
+            if len(span.breaks):
+                within = np.union1d(within, span.breaks[span.breaks > 0] + start)
             labels[within - 1] = IGNORE_INDEX
             begins += within.tolist()
-        ends_document = following is None or following.document != span.last_document
+        ends_document = following is None or following.document != span.last_document or following.begins_anew
         if following is not None and not (ends_document and positions is not None):
             is_target = following.targets is None or following.targets[0]
             labels[end - 1] = following.ids[0] if is_target else IGNORE_INDEX

@@ -45,6 +45,13 @@ def hekaton_datasets() -> list[Dataset]:
             encoder="chat",
             summary="conversations in local .jsonl, .json and .parquet files",
         ),
+        Dataset(
+            "stream",
+            build=Ref("hekaton_hf.stream.documents:build"),
+            section="stream_dataset",
+            encoder="stream",
+            summary=".jsonl and .parquet files behind URLs, read while training",
+        ),
         Dataset("c4", build=Ref("hekaton_hf.c4:build_train"), summary="C4, English; downloads 305 GB"),
         Dataset(
             "c4_validation",
@@ -67,7 +74,12 @@ def hekaton_encoders() -> list[Encoder]:
             build=Ref("hekaton_hf.chat.encoder:build"),
             section="chat_dataset",
             summary="conversations, by a chat template",
-        )
+        ),
+        Encoder(
+            "stream",
+            build=Ref("hekaton_hf.stream.documents:build_encoder"),
+            summary="the texts of parts of files",
+        ),
     ]
 
 
@@ -83,6 +95,11 @@ def hekaton_sections() -> list[Section]:
             "text_dataset",
             schema=Ref("hekaton_hf.sections:TextDatasetSection"),
             summary="what the documents of dataset 'text' are",
+        ),
+        Section(
+            "stream_dataset",
+            schema=Ref("hekaton_hf.sections:StreamDatasetSection"),
+            summary="what the texts of dataset 'stream' are, and how they are read",
         ),
         Section(
             "chat_dataset",

@@ -1,0 +1,230 @@
+"""Files behind URLs: which there are, and reading them through failures."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+
+from hekaton.errors import DataError
+from hekaton_hf.files import format_of
+
+log = logging.getLogger("hekaton")
+
+Result = TypeVar("Result")
+
+FIRST_WAIT = 0.5
+"""Seconds to the second attempt; each later one waits twice as long, up to ``LONGEST_WAIT``."""
+LONGEST_WAIT = 60.0
+_NOT_AGAIN = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_STATES = ("ETag", "etag", "md5Hash", "md5", "sha256", "LastModified", "last_modified", "mtime", "created")
+"""What file systems say of a file that changes with it; the first that there is."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL.
+
+    :param state: size, and what else the file system says that changes with the content.
+    """
+
+    url: str
+    state: str
+
+    @property
+    def path(self) -> PurePosixPath:
+        return PurePosixPath(urlsplit(self.url).path or self.url)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long failures are borne.
+
+    :param attempts: of each reading.
+    :param stalled: seconds after which a reading that goes on is named in the log.
+    """
+
+    attempts: int
+    stalled: float
+
+
+def find_remote(urls: str, patience: Patience) -> list[RemoteFile]:
+    """The files that URLs mean, split by commas: each a file, or a pattern where there are folders to list.
+
+    :raises DataError: when one matches nothing, cannot be reached, or is of a format that cannot be read.
+    """
+    found: dict[str, RemoteFile] = {}
+    for url in filter(None, (part.strip() for part in urls.split(","))):
+        for file in _matching(url, patience):
+            if format_of(file.path) not in ("jsonl", "parquet"):  # type: ignore[arg-type]
+                raise DataError(
+                    f"cannot read '{file.url}': not a format that streams have",
+                    hint="they are .jsonl (.ndjson), compressed or not, and .parquet",
+                )
+            found.setdefault(file.url, file)
+    return list(found.values())
+
+
+def _matching(url: str, patience: Patience) -> Iterator[RemoteFile]:
+    def listed() -> list[tuple[str, dict[str, Any]]]:
+        system, path = fsspec.core.url_to_fs(url)
+        if any(magic in path for magic in "*[") or ("?" in path and not url.startswith("http")):
+            infos = system.glob(path, detail=True)
+            return [(system.unstrip_protocol(name), infos[name]) for name in sorted(infos)]
+        return [(url, system.info(path))]
+
+    try:
+        names = tried(listed, url, patience)
+    except (ValueError, ImportError) as e:
+        raise DataError(f"cannot read '{url}': {e}") from e
+    if not names:
+        raise DataError(f"no files match '{url}'")
+    for name, info in names:
+        if info.get("type") == "directory":
+            raise DataError(f"'{name}' is a folder", hint="name its files by a pattern: .../*.jsonl.gz")
+        state = next((str(info[key]) for key in _STATES if info.get(key) is not None), "")
+        yield RemoteFile(name, f"{info.get('size')} bytes, {state}")
+
+
+def tried(call: Callable[[], Result], url: str, patience: Patience) -> Result:
+    """What a call returns, which may fail some times.
+
+    :raises DataError: when it failed as often as it may, or with what another attempt does not mend.
+    """
+    began, wait = time.monotonic(), FIRST_WAIT
+    for attempt in range(1, patience.attempts + 1):
+        try:
+            with _stall_named(url, patience.stalled):
+                return call()
+        except _NOT_AGAIN as e:
+            raise DataError(f"cannot read '{url}': {_said(e)}") from e
+        except (OSError, EOFError, TimeoutError) as e:
+            error = e
+        except (ValueError, ImportError):
+            raise
+        except Exception as e:  # clients of stores raise what they like
+            error = OSError(_said(e))
+        if attempt < patience.attempts:
+            log.warning(
+                "reading '%s' failed: %s; attempt %d of %d follows in %.1f s",
+                url, _said(error), attempt + 1, patience.attempts, wait,
+            )  # fmt: skip
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+    seconds = time.monotonic() - began
+    raise DataError(
+        f"cannot read '{url}': {patience.attempts} attempts failed in {seconds:.0f} s, the last with: "
+        f"{_said(error)}",
+        hint="see whether the store can be reached, or set stream_dataset.attempts higher",
+    )
+
+
+def _said(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _stall_named(url: str, seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+
+    def say() -> None:
+        log.warning("reading '%s' has been waiting for %.0f s", url, time.monotonic() - began)
+
+    timer = threading.Timer(seconds, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class PatientFile(io.RawIOBase):
+    """A file behind a URL that is opened again where it was when reading it fails."""
+
+    def __init__(self, file: RemoteFile, patience: Patience) -> None:
+        """:raises DataError: when it cannot be opened."""
+        self._url, self._patience = file.url, patience
+        self._place = 0
+        self._stream: Any = None
+        self._size = tried(self._open, self._url, patience)
+
+    def _open(self) -> int:
+        system, path = fsspec.core.url_to_fs(self._url)
+        size = int(system.info(path)["size"] or 0)
+        self._stream = system.open(path, "rb")
+        return size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        """``size`` bytes, or as many as there are: readers of parquet files take fewer for the end."""
+        wanted = self._size - self._place if size < 0 else min(size, self._size - self._place)
+        pieces = []
+        while wanted > 0:
+            pieces.append(self._piece(wanted))
+            wanted -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _piece(self, wanted: int) -> bytes:
+        def once() -> bytes:
+            try:
+                if self._stream is None:
+                    self._open()
+                if self._stream.tell() != self._place:
+                    self._stream.seek(self._place)
+                content: bytes = self._stream.read(wanted)
+                if not content:
+                    raise EOFError(f"it ends at byte {self._place:,} of {self._size:,}")
+                return content
+            except BaseException:
+                self._stream, broken = None, self._stream
+                with _ignored():
+                    if broken is not None:
+                        broken.close()
+                raise
+
+        content = tried(once, self._url, self._patience)
+        self._place += len(content)
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed and self._stream is not None:
+            with _ignored():
+                self._stream.close()
+        super().close()
+
+
+@contextmanager
+def _ignored() -> Iterator[None]:
+    """Closing what failed may fail as well."""
+    try:
+        yield
+    except Exception as e:
+        log.debug("closing failed: %s", e)

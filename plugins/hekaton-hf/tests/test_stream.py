@@ -1,0 +1,295 @@
+"""Streams: the same tokens as from files at hand, through failures, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import _socket
+import gzip
+import http.server
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from hekaton.data.byte import ByteTokenizer
+from hekaton.data.loader import build_loader
+from hekaton.data.order import Sequential
+from hekaton.data.row_makers import BestFit, InOrder
+from hekaton.errors import DataError
+from hekaton.testing import check_encoder, check_row_maker
+from hekaton_hf.sections import StreamDatasetSection
+from hekaton_hf.stream import documents, remote
+from hekaton_hf.stream.documents import StreamEncoder, build
+
+TEXTS = [f"text {number} " + "x" * (number * 7 % 50) for number in range(40)]
+TEXTS[5] = ""
+TEXTS[17] = "größe 🎉 " * 30
+
+
+def jsonl(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def parquet(texts):
+    out = io.BytesIO()
+    pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), out)
+    return out.getvalue()
+
+
+class Flaky:
+    """A file of memory that reads little at once, slowly, and fails in the middle as often as it is told."""
+
+    failures = 0
+    seconds = 0.0
+
+    def __init__(self, file):
+        self._file = file
+        self.tell, self.seek, self.close = file.tell, file.seek, lambda: None
+
+    def read(self, size=-1):
+        time.sleep(Flaky.seconds)
+        if Flaky.failures and self.tell():
+            Flaky.failures -= 1
+            raise ConnectionResetError("the peer went away")
+        return self._file.read(min(size, 100))
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(Flaky, "failures", 0)
+    monkeypatch.setattr(Flaky, "seconds", 0.0)
+    yield
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    opened = MemoryFileSystem._open
+
+    def flaky_open(system, path, mode="rb", **options):
+        file = opened(system, path, mode, **options)
+        return Flaky(file) if mode == "rb" else file
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", flaky_open)
+
+
+def put(**files):
+    """Files in memory, named as a___b for a.b."""
+    for name, content in files.items():
+        fsspec.filesystem("memory").pipe(f"/data/{name.replace('___', '.')}", content)
+
+
+def section(**settings):
+    return StreamDatasetSection(**{"shuffle_buffer": 1, **settings})
+
+
+def loader(found, **settings):
+    options = {"seq_len": 37, "global_batch_size": 1, "rows": range(1), "seed": 0, **settings}
+    encoder = StreamEncoder(ByteTokenizer())
+    return build_loader(
+        found, ByteTokenizer(), encoder=encoder, order=Sequential(len(found)), repeat=False, **options
+    )
+
+
+def steps(loader):
+    read = []
+    while True:
+        try:
+            read.append({name: value.tolist() for name, value in loader.next_step().items()})
+        except StopIteration:
+            return read
+
+
+class Held:
+    fingerprint = "held"
+
+    def __len__(self):
+        return len(TEXTS)
+
+    def fetch(self, indices):
+        return [TEXTS[index] for index in indices]
+
+
+def expected(**settings):
+    """Of the texts one after the other, as documents at hand."""
+    options = {
+        "seq_len": 37,
+        "global_batch_size": 1,
+        "rows": range(1),
+        "seed": 0,
+        "repeat": False,
+        **settings,
+    }
+    return steps(build_loader(Held(), ByteTokenizer(), order=Sequential(len(TEXTS)), **options))
+
+
+@pytest.mark.parametrize("packing", ["documents", "concat"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_are_those_of_the_texts(packing, workers, monkeypatch):
+    monkeypatch.setattr(documents, "GROUP", 300)
+    put(
+        a___jsonl=jsonl(TEXTS[:11]),
+        b___jsonl___gz=gzip.compress(jsonl(TEXTS[11:25])),
+        c___parquet=parquet(TEXTS[25:]),
+    )
+    found = build(section(), "memory://data/*")
+    assert len(found) == 3
+    assert steps(loader(found, packing=packing, num_workers=workers)) == expected(packing=packing)
+
+
+def test_rows_are_the_same_however_they_are_read(monkeypatch):
+    """Alone, together, and resumed at any row, on which every layout rests."""
+    monkeypatch.setattr(documents, "GROUP", 100)
+    put(a___jsonl=jsonl(TEXTS[:23]), b___jsonl=jsonl(TEXTS[23:]))
+    found = build(section(parts_per_file=2, shuffle_buffer=5), "memory://data/*.jsonl")
+    parts = found.fetch(range(len(found)))
+    encoder = StreamEncoder(ByteTokenizer())
+    check_encoder(encoder, parts)
+    for maker in (InOrder(29), InOrder(29, packs_documents=False)):
+        check_row_maker(maker, parts, encoder, rows=3, steps=20)
+
+
+def test_the_buffer_shuffles_within_its_size_and_parts_share_a_file():
+    put(a___jsonl=jsonl(map(str, range(100))))
+    found = build(section(parts_per_file=3, shuffle_buffer=10), "memory://data/a.jsonl")
+    read = [[int(text) for text in part.texts()] for part in found.fetch(range(3))]
+    for number, texts in enumerate(read):
+        assert sorted(texts) == list(range(number, 100, 3))
+        assert texts != sorted(texts)
+        for start in range(0, len(texts), 10):
+            assert sorted(texts[start : start + 10]) == list(range(number, 100, 3))[start : start + 10]
+    other = build(section(parts_per_file=3, shuffle_buffer=11), "memory://data/a.jsonl")
+    assert other.fingerprint != found.fingerprint
+    put(a___jsonl=jsonl(map(str, range(101))))
+    changed = build(section(parts_per_file=3, shuffle_buffer=10), "memory://data/a.jsonl")
+    assert changed.fingerprint != found.fingerprint
+
+
+def test_failures_are_borne(flaky, caplog):
+    put(
+        a___jsonl=jsonl(TEXTS[:11]),
+        b___jsonl___gz=gzip.compress(jsonl(TEXTS[11:25])),
+        c___parquet=parquet(TEXTS[25:]),
+    )
+    Flaky.failures = 5
+    found = build(
+        section(attempts=6), "memory://data/a.jsonl,memory://data/b.jsonl.gz,memory://data/c.parquet"
+    )
+    assert steps(loader(found)) == expected()
+    assert Flaky.failures == 0
+    assert (
+        "reading 'memory://data/a.jsonl' failed: ConnectionResetError: the peer went away; attempt 2 of 6"
+        in caplog.text
+    )
+
+
+def test_too_many_failures_are_an_error(flaky):
+    put(a___jsonl=jsonl(TEXTS))
+    Flaky.failures = 100
+    found = build(section(attempts=3), "memory://data/a.jsonl")
+    with pytest.raises(DataError, match=r"cannot read 'memory://data/a.jsonl': 3 attempts failed in \d+ s, the last with: "
+                       "ConnectionResetError: the peer went away\n  see whether the store can be reached"):  # fmt: skip
+        steps(loader(found))
+    assert Flaky.failures == 97
+
+
+def test_a_stalled_reading_is_named(flaky, caplog):
+    put(a___jsonl=jsonl(TEXTS[:1]))
+    Flaky.seconds = 0.3
+    steps(loader(build(section(stalled_seconds=0.05), "memory://data/a.jsonl")))
+    assert "reading 'memory://data/a.jsonl' has been waiting for 0 s" in caplog.text
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server of this folder on this machine."""
+    monkeypatch.setattr(socket.socket, "connect", _socket.socket.connect)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{serving.server_port}"
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+def test_files_of_a_web_server(server, tmp_path):
+    pytest.importorskip("aiohttp", reason="http needs it")
+    (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS[:20]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS[20:])))
+    found = build(section(), f"{server}/a.jsonl, {server}/b.jsonl.gz")
+    assert steps(loader(found)) == expected()
+    with pytest.raises(DataError, match=r"cannot read '.*nothing.jsonl': FileNotFoundError"):
+        build(section(), f"{server}/nothing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("files", "url", "message"),
+    [
+        ({}, "memory://data/*.jsonl", r"no files match 'memory://data/\*.jsonl'"),
+        ({}, "memory://data/a.jsonl", "cannot read 'memory://data/a.jsonl': FileNotFoundError"),
+        ({}, "nosuch://a.jsonl", "cannot read 'nosuch://a.jsonl': Protocol not known: nosuch"),
+        ({"a___csv": b"x"}, "memory://data/a.csv", "cannot read 'memory://data/a.csv': not a format that streams"),
+        ({"a___jsonl": b"x"}, "memory://data", "'memory://data' is a folder"),
+        (None, None, "dataset 'stream' needs files to read"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_there(files, url, message):
+    put(**files or {})
+    with pytest.raises(DataError, match=message):
+        build(section(), url)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a___jsonl", jsonl(["x"]) + b"{", "'memory://data/a.jsonl', line 2: not JSON"),
+        ("a___jsonl", jsonl(["x"]) + b'{"txt": 1}', "line 2: there is no 'text', but 'txt'"),
+        ("a___jsonl", jsonl(["x", 3]), "line 2: 'text' is not text but a number"),
+        ("a___jsonl___gz", gzip.compress(jsonl(TEXTS))[:-20], "cannot read 'memory://data/a.jsonl.gz': "),
+        ("a___jsonl___gz", b"no gzip", "cannot read 'memory://data/a.jsonl.gz': "),
+        ("a___parquet", b"no parquet", "cannot read 'memory://data/a.parquet': "),
+        ("a___parquet", parquet(["x"])[:-6], "cannot read 'memory://data/a.parquet': "),
+    ],
+)
+def test_content_that_cannot_be_read(name, content, message, caplog):
+    put(**{name: content})
+    url = f"memory://data/{name.replace('___', '.')}"
+    with pytest.raises(DataError) as e:
+        steps(loader(build(section(), url)))
+    assert message in str(e.value)
+    if "line 2" in message:
+        assert steps(loader(build(section(max_bad_rows=1), url)))[0]["tokens"][0][:3] == [256, ord("x"), 257]
+        assert f"skipping '{url}', line 2: " in caplog.text
+
+
+def test_what_streams_cannot_do_is_said():
+    put(a___parquet=parquet(TEXTS))
+    with pytest.raises(
+        DataError, match=r"no column 'body' in 'memory://data/a.parquet'\n.* is one of: id, text"
+    ):
+        steps(loader(build(section(text_column="body"), "memory://data/a.parquet")))
+    found = build(section(), "memory://data/a.parquet")
+    with pytest.raises(
+        DataError, match=r"8 rows .* and the stream has 1 of 1 files\n  set stream_dataset.parts_per_file = 8"
+    ):
+        found.check_rows(8)
+    with pytest.raises(DataError, match=r'set training\.packing = "documents" or "concat"'):
+        steps(loader(found, maker=BestFit(8)))
