@@ -1,15 +1,18 @@
 """Run by test_faults.py on several processes: undisturbed steps with all checks on, and steps with one bit flipped."""
 
 import json
+import math
 import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+import hekaton.trainer
 from hekaton.config import load
 from hekaton.distributed import this_process
 from hekaton.errors import TrainingError
+from hekaton.optim import local
 from hekaton.rules import check
 from hekaton.testing.distributed import shared_meshes
 from hekaton.trainer import Trainer
@@ -45,6 +48,8 @@ def outcome(case: dict, folder: str) -> str:
             flip = case.get("flip") if last else None
             if flip and flip["what"] in ("gradient", "buffer"):
                 flip_in_one_pass(trainer, **flip)
+            if flip and flip["what"] == "nan":
+                return said_of_bad_step(trainer, **flip)
             trainer.train_step()
             if flip and flip["what"] in ("parameter", "moment"):
                 flip_bit(found(trainer, **flip), flip["ranks"])
@@ -54,6 +59,35 @@ def outcome(case: dict, folder: str) -> str:
     finally:
         trainer.loader.close()
     return ""
+
+
+def said_of_bad_step(trainer: Trainer, *, what: str, name: str, ranks: list[int]) -> str:
+    """What changes in a step in which one rank's gradient, already summed, has a NaN; in the next it must."""
+    clip = hekaton.trainer.clip_grad_norm
+    parameters = [parameter for part in trainer.model_parts for parameter in part.parameters()]
+
+    def poisoned(those, *arguments, **named):
+        gradient = found(trainer, what="gradient", name=name, ranks=ranks)
+        if gradient is not None and dist.get_rank() in ranks:
+            local(gradient).view(-1)[0] = math.nan
+        return clip(those, *arguments, **named)
+
+    before = [local(parameter).clone() for parameter in parameters]
+    hekaton.trainer.clip_grad_norm = poisoned
+    try:
+        trainer.train_step()
+    finally:
+        hekaton.trainer.clip_grad_norm = clip
+    changed = [
+        str(tuple(new.shape))
+        for old, new in zip(before, map(local, parameters), strict=True)
+        if not old.equal(new)
+    ]
+    trainer.step += 1
+    trainer.train_step()
+    if all(old.equal(new) for old, new in zip(before, map(local, parameters), strict=True)):
+        changed.append("nothing in the step after it")
+    return ", ".join(changed)
 
 
 def flip_in_one_pass(trainer: Trainer, **flip) -> None:

@@ -46,6 +46,7 @@ def case(layout: str, *flags: str, steps: int = 2, model=MODEL, **flip) -> dict:
 
 
 ACCUMULATED = ["--training.local_batch_size", "1"]
+SKIP = ["--fault.nonfinite", "skip"]
 QUICK = {
     "undisturbed replicate2 tp2": case("replicate2 tp2", *ACCUMULATED),
     "undisturbed shard2 pp2": case("shard2 pp2"),
@@ -53,6 +54,9 @@ QUICK = {
     "norm": case("replicate2 tp2", what="parameter", name=NORM, ranks=[3]),
     "moment": case("replicate4", what="moment", name=NORM, ranks=[1]),
     "gradient": case("replicate2 tp2", what="gradient", name=WQ, ranks=[1]),
+    "skipped replicate2 tp2": case("replicate2 tp2", *SKIP, *ACCUMULATED, what="nan", name=WQ, ranks=[1]),
+    "skipped shard2 pp2": case("shard2 pp2", *SKIP, what="nan", name=WQ, ranks=[2]),
+    "ended": case("replicate4", what="nan", name=NORM, ranks=[3]),
     "buffer": case("shard4", model=DENOISER, what="buffer", name="layers.3.router.counts", ranks=[3]),
 }
 MORE = {
@@ -80,6 +84,8 @@ NAMED = {
 DRIFTED = "step 2: replicas that must be equal to the bit are not"
 TWO_RESULTS = "step 2: the first microbatch was computed twice from the same state, with other results"
 
+NOT_FINITE = "the gradient norm is not finite (NaN or infinite)"
+
 
 def launched(cases: dict[str, dict], folder: Path, *, timeout: float = 1700) -> dict[str, str]:
     """What each run said, which all of its ranks must have said alike."""
@@ -106,7 +112,10 @@ def launched(cases: dict[str, dict], folder: Path, *, timeout: float = 1700) -> 
 def check_said(said: dict[str, str]) -> None:
     """Nothing of what nobody disturbed; of a flipped bit one line, with tensor, rank and host."""
     for name, text in said.items():
-        if name.startswith("undisturbed"):
+        if name == "ended":
+            assert text.splitlines()[0] == f"step 2: {NOT_FINITE}; no weight was changed by it"
+            continue
+        if name.startswith(("undisturbed", "skipped")):
             assert text == "", name
             continue
         first, line, *_ = text.splitlines()

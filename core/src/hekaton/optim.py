@@ -29,7 +29,7 @@ class _OnShards(torch.optim.Optimizer):
         parameters, gradients = lists[:2]
         gradients[:] = [_placed_like(*pair) for pair in zip(gradients, parameters, strict=True)]
         for tensors in lists:
-            tensors[:] = [_local(tensor) for tensor in tensors]
+            tensors[:] = [local(tensor) for tensor in tensors]
         return has_complex
 
 
@@ -142,9 +142,10 @@ def _placed_like(gradient: Any, parameter: Any) -> Any:
     return gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
-def _local(tensor: Any) -> torch.Tensor:
-    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach()
+def local(tensor: Any) -> torch.Tensor:
+    """This rank's part of a DTensor, or a plain tensor as it is; detached, in the same memory."""
+    mine: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return mine.detach()
 
 
 def clip_grad_norm(
@@ -169,7 +170,7 @@ def clip_grad_norm(
         norm = nn.utils.get_total_norm(grads)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not norms:  # every parameter of this rank is frozen; other ranks send norms of this kind
-        norms.append(next((one.new_zeros(()) for one in map(_local, parameters)), torch.zeros(())))
+        norms.append(next((one.new_zeros(()) for one in map(local, parameters)), torch.zeros(())))
     total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if pipeline is not None and pipeline.size() > 1:
         squared = total.square()

@@ -62,11 +62,13 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._step = step
         self._more = more
         self._ending = contextlib.ExitStack()
+        self._named = contextlib.ExitStack()
         self._loggers: list[MetricLogger] = []
 
     def __enter__(self) -> Reporter:
         with contextlib.ExitStack() as opened:
-            loggers = self._open_loggers(opened)
+            opened.enter_context(self._named)
+            loggers = self._open_loggers(self._named)
             self._console = Console(
                 steps=self._steps, step=self._step, colour=not self._settings.disable_color_printing
             )
@@ -84,6 +86,13 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         log_all(self._loggers, step, metrics)
+
+    def go_back(self, step: int) -> None:
+        """The run goes on after ``step`` once more: what was logged after it is no longer shown."""
+        self._named.close()
+        self._step = step
+        self._loggers[1:] = [*self._open_loggers(self._named), *self._more]
+        self._console.advance(step)
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ import torch
 from hekaton.assembly import assemble
 from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
-from hekaton.checkpoint.runs.resume import open_checkpoints
+from hekaton.checkpoint.runs.resume import Checkpoints, open_checkpoints
 from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.config import Loaded
 from hekaton.control import Request, RunControl
@@ -24,7 +25,8 @@ from hekaton.distributed import Process, all_sum, set_timeout
 from hekaton.draws import Draw
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
-from hekaton.finiteness import FiniteWatch, check_weights
+from hekaton.fault.bad_steps import BadSteps
+from hekaton.finiteness import check_weights
 from hekaton.forward_backward import TOTAL
 from hekaton.identity.built import of_run
 from hekaton.identity.handshake import agree
@@ -89,6 +91,7 @@ class Trainer:
         agree(of_run(assembled, documents, self.validation.documents))
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
+        self.bad_steps = BadSteps(assembled, self.loader)
         flops = assembled.meta.spec.flops_per_unit
         self.meter = Meter(
             process.device,
@@ -129,28 +132,29 @@ class Trainer:
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
             known_end = KnownEnd(self.control, config.fault.save_before_seconds)
-            watch = FiniteWatch(self.process.device, rank=self.process.rank)
             first = self.step + 1
             self.meter.start()
             while self.step < steps:
                 checkpoints.poll()
                 self.step += 1
                 losses, grad_norm = self.train_step()
+                if self.bad_steps.go_back:
+                    self._go_back(checkpoints, reporter)
+                    continue
                 self.where.at("after the optimizer")
-                watch.note(self.step, grad_norm)
                 self.faults.after_step(self.step)
                 metrics: Mapping[str, float] = {}
                 if self.step == first or reporter.due(self.step):
                     metrics = self._metrics(losses, grad_norm)
                     reporter.log(self.step, metrics)
-                    watch.report()
+                    self.bad_steps.settle()
                 reporter.advance(self.step)
                 if self.step == first:
                     set_timeout(config.comm.train_timeout_seconds)
                 if checkpoints.due(self.step):
                     self.where.at("save")
                     with self._left_out():
-                        checkpoints.save(self.step, good=self._is_good(losses, grad_norm))
+                        checkpoints.save(self.step, good=self._is_good(losses))
                 if self.validation.due(self.step):
                     self.where.at("validation")
                     with self._left_out():
@@ -166,10 +170,11 @@ class Trainer:
                 if asked.save and not checkpoints.due(self.step):
                     log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))
                     with self._left_out():
-                        checkpoints.save(self.step, good=self._is_good(losses, grad_norm))
+                        checkpoints.save(self.step, good=self._is_good(losses))
                 if asked.stop:
                     log.info("stopping after step %d: %s", self.step, "; ".join(asked.reasons))
                     break
+            self.bad_steps.settle()
             log_skipped(self.loader, self.meshes.batch["dp"].get_group(), device=self.process.device)
         return asked if self.step < steps else Request()
 
@@ -179,12 +184,13 @@ class Trainer:
         :returns: this rank's part of the loss and its terms (their sum over ranks is the mean over the step),
             and the gradient norm before clipping; all stay on the device.
         """
+        self.bad_steps.begin()
         with self._phase("data"):
             batch = batch_on(self.process.device, self.loader.next_step())
         with self._phase("forward_backward"):
             losses = self.forward_backward(batch, self._draw(), first=self.faults.replay(self.step))
         with self._phase("optimizer"):
-            grad_norm = self.optimizer_step()
+            grad_norm = self.optimizer_step(losses)
         self._watch_sources()
         self.meter.add(self._global_batch_size * self.loader.units_per_row)
         return losses, grad_norm
@@ -204,25 +210,45 @@ class Trainer:
         if self._ended and self.loader.all_ended():
             self.control.ask(save=True, stop=True, reason="all sources of the mixture are read to their end")
 
-    def optimizer_step(self) -> torch.Tensor:
-        """Clip, step, forget the gradients; :returns: the gradient norm before clipping."""
-        before_step = self.assembled.meta.spec.before_step
-        if before_step is not None:
-            with torch.no_grad():
-                before_step(self.model_parts, self.meshes)
+    def optimizer_step(self, losses: Losses | None = None) -> torch.Tensor:
+        """Clip, step unless the gradients are bad, forget them; the schedule goes on in any case.
+
+        :param losses: of the step, as :meth:`train_step` returns them; without them no spike is found.
+        :returns: the gradient norm before clipping.
+        """
         parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
         grad_norm = clip_grad_norm(
             parameters, self.config.training.max_norm, pipeline=self.meshes.dense["pp"].get_group()
         )
+        loss = None if losses is None else partial(self._whole_loss, losses)
+        with self.bad_steps.left_out(self.step, grad_norm, loss) as left_out:
+            if not left_out:
+                self._update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.learning_rate.steps_done += 1
+        return grad_norm
+
+    def _update(self) -> None:
+        before_step = self.assembled.meta.spec.before_step
+        if before_step is not None:
+            with torch.no_grad():
+                before_step(self.model_parts, self.meshes)
         self.learning_rate.apply()
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad()
-        self.learning_rate.steps_done += 1
         for converter in self.assembled.meta.converters:
             if isinstance(converter, SteppingConverter):
                 converter.after_step(self.model_parts)
-        return grad_norm
+
+    def _go_back(self, checkpoints: Checkpoints, reporter: Reporter) -> None:
+        """To the last good step, but not with the data: that goes on after the bad step."""
+        bad = self.step
+        self.where.at("load")
+        with self._left_out():
+            self.step, cursor = checkpoints.go_back(bad)
+        self.bad_steps.went_back(bad, self.step, cursor)
+        reporter.go_back(self.step)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -273,8 +299,13 @@ class Trainer:
         whole = all_sum(torch.stack(list(losses.values())), self.meshes.report.get_group())
         return dict(zip(losses, whole.tolist(), strict=True))
 
-    def _is_good(self, losses: Losses, grad_norm: torch.Tensor) -> bool:
-        return math.isfinite(self._whole(losses)[TOTAL]) and math.isfinite(grad_norm.item())
+    def _whole_loss(self, losses: Losses) -> float:
+        return self._whole(losses)[TOTAL]
+
+    def _is_good(self, losses: Losses) -> bool:
+        """Whether the weights are: no gradient that is not finite has come to them."""
+        self.bad_steps.settle()
+        return math.isfinite(self._whole_loss(losses)) or self.bad_steps.left_out_last
 
     def _draw(self) -> Draw:
         return self.assembled.draw(self.step, rows=self.loader.rows)

@@ -138,14 +138,14 @@ class OnlyWith:
 
     field: str
     values: tuple[object, ...] = (True,)
-    above: int | None = None
+    above: float | None = None
     given: bool = False
 
     def holds(self, value: Any) -> bool:
         if self.given:
             return value is not None
         if self.above is not None:
-            return isinstance(value, int) and value > self.above
+            return isinstance(value, int | float) and value > self.above
         return value in self.values
 
     def __str__(self) -> str:

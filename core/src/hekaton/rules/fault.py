@@ -42,3 +42,16 @@ def faults_are_looked_for(run: Run) -> Iterator[str]:
             "fault.compare_replicas_every: no parameter has a second copy (data_parallel_replicate_degree "
             "and tensor_parallel_degree are 1): only buffers and the optimizer's counters are compared"
         )
+
+
+def rollback_has_checkpoints(run: Run) -> Iterator[HekatonError]:
+    """A run goes back to what it saved itself."""
+    fault, checkpoint = run.config.fault, run.config.checkpoint
+    for name, value in (("nonfinite", fault.nonfinite), ("spike", fault.spike)):
+        if value == "rollback" and (not checkpoint.enable or checkpoint.load_only):
+            yield run.violation(
+                f'fault.{name} = "rollback" needs checkpoints that this run saves',
+                f"fault.{name}",
+                "checkpoint.enable" if not checkpoint.enable else "checkpoint.load_only",
+                hint="set checkpoint.enable = true and checkpoint.load_only = false",
+            )

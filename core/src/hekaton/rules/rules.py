@@ -114,6 +114,7 @@ RULES: tuple[Rule, ...] = (
     checkpoint.hugging_face_knows_the_model,
     external_weights.initial_weights_are_of_the_model,
     fault.replay_repeats,
+    fault.rollback_has_checkpoints,
     fault.faults_are_looked_for,
     effects.precision_is_used,
     effects.validation_is_other_data,

@@ -57,6 +57,13 @@ class Checkpoints(Protocol):
     def resume(self) -> int:
         """Restore the state from where the run left off. :returns: the steps that are done."""
 
+    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
+        """Restore everything but the data's position from the last good step before step ``before``.
+
+        :returns: that step, and the position of every row of the global batch then.
+        :raises CheckpointError: where there is none.
+        """
+
     def poll(self) -> None:
         """Called before every step: finish a save that was written meanwhile, or raise its error."""
 
@@ -89,6 +96,9 @@ class NoCheckpoints:
 
     def resume(self) -> int:
         return 0
+
+    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
+        raise AssertionError("a run without checkpoints was to go back")  # a rule
 
     def poll(self) -> None:
         pass
@@ -285,6 +295,29 @@ class RunCheckpoints:
         if settings.load_only and self._run.rank == 0:
             log.warning("there is no checkpoint to load in %s: the run starts from step 0", self._folder)
         return 0
+
+    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
+        """Restore everything but the data's position from the last good step before step ``before``.
+
+        :returns: that step, and the position of every row of the global batch then.
+        :raises CheckpointError: where there is none.
+        """
+        if self._background is not None:
+            self._background.wait()
+        parts, _ = self._run.gather()
+
+        def choose(manifest: Manifest) -> list[str]:
+            if manifest.step >= before:
+                raise NotWhole(f"it is not before step {before}")
+            if manifest.model_only:
+                raise NotWhole("it holds the model only")
+            return list(manifest.parts)
+
+        loaded = self._manager.load(parts, choose=choose, optional=["rng"])
+        if loaded is None:
+            raise CheckpointError(f"{self._folder} has no step before step {before} to go back to")
+        self._run.restore(loaded, parts, without=["data_loader"])
+        return loaded.step, parts["data_loader"]["cursor"]
 
     def _start_from(self, path: Folder, parts: Parts, whole: Mapping[str, Any]) -> int:
         settings = self._settings

@@ -61,7 +61,7 @@ class RunState:
         parts = {
             "model": model_tensors(self.parts),
             "optimizer": optimizer,
-            "data_loader": {"cursor": self._whole_cursor()},
+            "data_loader": {"cursor": whole_cursor(self.loader.cursor(), self.readers)},
             "rng": rng_tensors(self.rank),
         }
         return parts, optimizer_rest
@@ -78,7 +78,7 @@ class RunState:
             restore_optimizers(self.parts, self.optimizers, parts["optimizer"], info["optimizer"])
         if "lr_scheduler" in info and "lr_scheduler" not in without:
             self.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
-        if "data_loader" in loaded.parts:
+        if "data_loader" in loaded.parts and "data_loader" not in without:
             rows, cursor = self.loader.rows, parts["data_loader"]["cursor"]
             try:
                 check_cursor(cursor)
@@ -91,9 +91,13 @@ class RunState:
         if "rng" in loaded.parts:
             restore_rng(parts["rng"])
 
-    def _whole_cursor(self) -> torch.Tensor:
-        """The position of every row of the global batch, (global_batch_size, 2)."""
-        mine = self.loader.cursor()
-        pieces = [torch.empty_like(mine) for _ in range(self.readers.size())]
-        dist.all_gather(pieces, mine, group=self.readers)
-        return torch.cat(pieces)
+
+def whole_cursor(mine: torch.Tensor, readers: dist.ProcessGroup) -> torch.Tensor:
+    """The position of every row of the global batch: (global_batch_size, cursor width).
+
+    :param mine: that of the rows of this rank.
+    :param readers: the ranks that read the rows, in the order of their rows; each of them calls this.
+    """
+    pieces = [torch.empty_like(mine) for _ in range(readers.size())]
+    dist.all_gather(pieces, mine, group=readers)
+    return torch.cat(pieces)

@@ -1,0 +1,237 @@
+"""Steps whose gradients must not reach the weights: not finite, or of a loss far above that of recent steps.
+
+Whether a step is bad is known when its gradients are there, before anything but them and the buffers has
+changed. On CUDA the host would have to wait for the device to know it too. A fused optimizer can be told on
+the device: it leaves weights and moments as they are where ``found_inf`` is 1, as ``torch.amp.GradScaler``
+has it do. The host then reads the flag of a step at the end of the next, when the device has long written it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from hekaton.checkpoint.runs.run_state import whole_cursor
+from hekaton.errors import TrainingError
+from hekaton.finiteness import CURE
+from hekaton.optim import local
+
+if TYPE_CHECKING:
+    from hekaton.assembly import Assembled
+    from hekaton.data.loader import Loader
+
+log = logging.getLogger("hekaton")
+
+FILE = "skipped_data.jsonl"
+"""In the run folder: a line for each bad step, with the data that no weights have seen."""
+FEWEST = 5
+"""Losses that a median needs."""
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A step whose flags are on their way to the host."""
+
+    step: int
+    flags: torch.Tensor
+    written: Any
+    """The event after which the host has the flags; ``None`` on a CPU."""
+    cursors: tuple[torch.Tensor, torch.Tensor]
+
+
+def decides_on_device(device: torch.device, optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Whether bad steps are left out without the host knowing of it: on a CPU it knows in any case."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return device.type == "cuda" and devices <= {"cuda"} and takes_found_inf(optimizers)
+
+
+def takes_found_inf(optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Whether all of them take ``found_inf``, by the mark that ``torch.amp.GradScaler`` looks for."""
+    return all(getattr(one, "_step_supports_amp_scaling", False) for one in optimizers)
+
+
+class BadSteps:
+    """Leaves out the updates of bad steps, on all ranks alike, and ends the run or has it go back."""
+
+    def __init__(self, assembled: Assembled, loader: Loader) -> None:
+        """:param loader: the training data."""
+        self._settings = settings = assembled.config.fault
+        self._optimizers = list(assembled.optimizers)
+        self._device = assembled.process.device
+        self._rank = assembled.process.rank
+        self._readers = assembled.meshes.batch["dp"].get_group()
+        self._loader = loader
+        self._path = Path(assembled.config.job.dump_folder, FILE)
+        policies = {settings.nonfinite, *([settings.spike] if settings.spike_factor else [])}
+        self._goes_on = policies != {"abort"}
+        self._on_device = (
+            "rollback" not in policies
+            and not settings.spike_factor
+            and decides_on_device(self._device, self._optimizers)
+        )
+        self._buffers = [local(buffer) for part in assembled.parts for buffer in part.buffers()]
+        self._before: list[torch.Tensor] = []
+        self._cursor = loader.cursor()
+        self._losses: deque[float] = deque(maxlen=settings.spike_window)
+        self._unread: _Unread | None = None
+        self._in_a_row = 0
+        self._furthest = 0
+        self.go_back = False
+        """Whether the run is to load its last good step: call :meth:`went_back` then."""
+        self.left_out_last = False
+        """Whether the last step that was read is one that changed nothing."""
+
+    def begin(self) -> None:
+        """Called before the data of a step is read."""
+        if self._goes_on:
+            self._before = [buffer.clone() for buffer in self._buffers]
+            self._cursor = self._loader.cursor()
+
+    @contextlib.contextmanager
+    def left_out(
+        self, step: int, grad_norm: torch.Tensor, loss: Callable[[], float] | None
+    ) -> Iterator[bool]:
+        """The context in which the optimizers may step, unless it gives true.
+
+        :param grad_norm: over all ranks: a scalar.
+        :param loss: gives the loss over all ranks; collective, called where spikes are looked for.
+        :raises TrainingError: on every rank, where the run is to end: at this step, or for the step before.
+        """
+        flags = torch.stack([~torch.isfinite(grad_norm), torch.zeros_like(grad_norm, dtype=torch.bool)])
+        flags = flags.to(self._device, torch.float32)
+        value = loss() if loss is not None and self._settings.spike_factor else None
+        if value is not None and self._is_spike(value):
+            flags[1] = 1.0
+        if dist.is_initialized() and dist.get_world_size() > 1:  # also of a norm that is wrong on one rank
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        cursors = (self._cursor, self._loader.cursor()) if self._goes_on else (self._cursor, self._cursor)
+        if self._on_device:
+            with self._told(flags[0]):
+                yield False
+            self._restore_buffers(flags[0])
+            self.settle()
+            self._send(step, flags, cursors)
+            return
+        self._read(step, flags, cursors, value)
+        yield self.left_out_last
+        if value is not None and not self.left_out_last:
+            self._losses.append(value)
+
+    def settle(self) -> None:
+        """Read the flags that are still under way. Called by all ranks after the same step.
+
+        :raises TrainingError: as :meth:`left_out`.
+        """
+        if self._unread is None:
+            return
+        unread, self._unread = self._unread, None
+        if unread.written is not None:
+            unread.written.synchronize()
+        self._read(unread.step, unread.flags, unread.cursors, None)
+
+    def went_back(self, bad: int, step: int, cursor: torch.Tensor) -> None:
+        """The run has loaded ``step``, and its data goes on after step ``bad``.
+
+        :param cursor: the position of every row of the global batch at ``step``.
+        """
+        self.go_back = False
+        now = whole_cursor(self._loader.cursor(), self._readers)
+        self._record(bad, f"back to step {step}, without the data in between", cursor, now)
+
+    def _is_spike(self, loss: float) -> bool:
+        if len(self._losses) < FEWEST:
+            return False
+        return loss > self._settings.spike_factor * statistics.median(self._losses)
+
+    @contextlib.contextmanager
+    def _told(self, bad: torch.Tensor) -> Iterator[None]:
+        told: list[Any] = list(self._optimizers)
+        for optimizer in told:
+            optimizer.found_inf = bad
+        try:
+            yield
+        finally:
+            for optimizer in told:
+                del optimizer.found_inf
+
+    @torch.no_grad()
+    def _restore_buffers(self, bad: torch.Tensor | None = None) -> None:
+        """Give buffers the values that they had before the step: where ``bad`` is not 0, or in any case."""
+        for buffer, before in zip(self._buffers, self._before, strict=False):
+            buffer.copy_(before if bad is None else torch.where(bad != 0, before, buffer))
+
+    def _send(self, step: int, flags: torch.Tensor, cursors: tuple[torch.Tensor, torch.Tensor]) -> None:
+        if flags.device.type != "cuda":
+            self._unread = _Unread(step, flags, None, cursors)
+            return
+        there = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
+        event_class: Any = torch.cuda.Event
+        written = event_class()
+        written.record()
+        self._unread = _Unread(step, there, written, cursors)
+
+    def _read(
+        self, step: int, flags: torch.Tensor, cursors: tuple[torch.Tensor, torch.Tensor], loss: float | None
+    ) -> None:
+        """Act on the flags of a step, which all ranks have alike."""
+        nonfinite, spike = (bool(flag) for flag in flags.tolist())
+        self.left_out_last = nonfinite or spike
+        if not self.left_out_last:
+            if step > self._furthest:
+                self._in_a_row = 0
+            return
+        policy = self._settings.nonfinite if nonfinite else self._settings.spike
+        reason = "the gradient norm is not finite (NaN or infinite)"
+        if not nonfinite:
+            assert loss is not None
+            usual = statistics.median(self._losses)
+            reason = f"the loss is {loss:.4g}, and {usual:.4g} in the median of recent steps"
+        if policy == "abort":
+            raise TrainingError(
+                f"step {step}: {reason}; no weight was changed by it",
+                hint=f'{CURE}; or leave such steps out: fault.nonfinite, fault.spike = "skip" or "rollback"',
+            )
+        self._in_a_row += 1
+        self._furthest = max(self._furthest, step) if policy == "rollback" else self._furthest
+        if self._in_a_row > self._settings.bad_steps_in_a_row:
+            raise TrainingError(
+                f"step {step}: {reason}, after {self._in_a_row - 1} bad steps "
+                "(fault.bad_steps_in_a_row); no weight was changed by it",
+                hint=CURE,
+            )
+        if policy == "rollback":
+            self.go_back = True
+            if self._rank == 0:
+                log.warning("step %d: %s: going back to the last good step", step, reason)
+            return
+        if not self._on_device:
+            self._restore_buffers()
+        before, after = (whole_cursor(cursor, self._readers) for cursor in cursors)
+        self._record(step, f"{reason}: skipped", before, after)
+
+    def _record(self, step: int, what: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Log what is left out, row by row: where each was before and after it.
+
+        :param before, after: (global_batch_size, cursor width).
+        """
+        if self._rank != 0:
+            return
+        log.warning("step %d: %s (rows: %s)", step, what, self._path)
+        rows = {
+            str(row): {"from": one.tolist(), "to": other.tolist()}
+            for row, (one, other) in enumerate(zip(before, after, strict=True))
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as stream:
+            stream.write(json.dumps({"step": step, "what": what, "rows": rows}) + "\n")
