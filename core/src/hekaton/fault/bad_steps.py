@@ -152,7 +152,7 @@ class BadSteps:
     def _is_spike(self, loss: float) -> bool:
         if len(self._losses) < FEWEST:
             return False
-        return loss > self._settings.spike_factor * statistics.mean(self._losses)
+        return loss > self._settings.spike_factor * statistics.median(self._losses)
 
     @contextlib.contextmanager
     def _told(self, bad: torch.Tensor) -> Iterator[None]:
