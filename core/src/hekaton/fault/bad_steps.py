@@ -57,8 +57,11 @@ def decides_on_device(device: torch.device, optimizers: list[torch.optim.Optimiz
 
 
 def takes_found_inf(optimizers: list[torch.optim.Optimizer]) -> bool:
-    """Whether all of them take ``found_inf``, by the mark that ``torch.amp.GradScaler`` looks for."""
-    return all(getattr(one, "_step_supports_amp_scaling", False) for one in optimizers)
+    """Whether all of them take ``found_inf``, as the fused Adam and AdamW of torch do."""
+    adam = (torch.optim.Adam, torch.optim.AdamW)
+    return all(
+        isinstance(one, adam) and all(group["fused"] for group in one.param_groups) for one in optimizers
+    )
 
 
 class BadSteps:
