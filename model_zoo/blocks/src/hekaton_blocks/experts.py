@@ -70,11 +70,17 @@ def grouped_linear(
         if bias is None:
             return out
         return out + bias.repeat_interleave(counts, dim=0, output_size=len(rows))
-    parts = rows.split(sizes(counts, len(rows)))
-    biases = [None] * len(weights) if bias is None else bias.unbind()
-    each = zip(parts, weights.unbind(), biases, strict=True)
+    rows_of = sizes(counts, len(rows))
+    # One token has few experts, and a product of no rows takes its time too.
+    used = [number for number, size in enumerate(rows_of) if size] or [0]
+    parts = rows.split([rows_of[number] for number in used])
+    # The gradient of one expert at a time would be as large as that of all.
+    each: Any = weights.unbind() if torch.is_grad_enabled() else weights
+    if bias is None:
+        return torch.cat([part @ each[number].T for number, part in zip(used, parts, strict=True)])
+    biases: Any = bias.unbind() if torch.is_grad_enabled() else bias
     return torch.cat(
-        [part @ weight.T if its is None else torch.addmm(its, part, weight.T) for part, weight, its in each]
+        [torch.addmm(biases[number], part, each[number].T) for number, part in zip(used, parts, strict=True)]
     )
 
 

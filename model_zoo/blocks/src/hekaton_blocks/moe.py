@@ -97,6 +97,8 @@ class MoE(nn.Module):
         ).view_as(x)
         if self.shared_experts is not None:
             out = out + self.shared_experts(x)
+        if not torch.is_grad_enabled():
+            return out  # nothing is trained on the terms
         if config.sequence_balance:
             out = add_term(out, SEQUENCE_BALANCE, self._sequence_balance(routing, rows=len(x)))
         if config.batch_balance:
