@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hekaton.assembly import Assembled
 from hekaton.contributions import Logger
+from hekaton.errors import ConfigError, HekatonError
 from hekaton.metrics import Console, MetricLogger, ResumableLogger, log_all
 from hekaton.surroundings import writing_to
 
@@ -111,8 +112,21 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             if settings.save_for_all_ranks:
                 folder /= f"rank_{process.rank}"
             with writing_to(folder):
-                logger = OptionalLogger(name, self._assembled.build(Logger, name, folder))
+                logger = OptionalLogger(name, self._opened(name, folder))
             opened.callback(logger.close)
             logger.resume(self._step)
             loggers.append(logger)
         return loggers
+
+    def _opened(self, name: str, folder: Path) -> MetricLogger:
+        """:raises ConfigError: for what the library behind a logger says to its settings."""
+        try:
+            built: MetricLogger = self._assembled.build(Logger, name, folder)
+        except (HekatonError, OSError):
+            raise
+        except Exception as e:
+            said = f"{type(e).__name__}: {str(e).strip()}"
+            raise ConfigError(
+                f"logger '{name}' cannot be opened: {said}", hint=f"leave '{name}' out of metrics.loggers"
+            ) from e
+        return built

@@ -3,6 +3,7 @@
 import pytest
 from mlflow.tracking import MlflowClient
 
+from hekaton.cli import main
 from hekaton.reporting import OptionalLogger
 from hekaton.testing import check_plugin
 from hekaton_mlflow.logger import CONTINUED_BY, build
@@ -59,3 +60,22 @@ def test_a_server_that_is_gone_is_reported(tmp_path, caplog):
     logger.close()
     (message,) = [record.getMessage() for record in caplog.records if record.name == "hekaton"]
     assert message.startswith("logger 'mlflow' failed when the run started and is left out from here on: ")
+
+
+TINY = [
+    "--model.tokenizer", "byte", "--model.overrides",
+    '{"dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 258}',
+    "--training.steps", "1", "--training.seq_len", "16", "--training.local_batch_size", "1",
+    "--activation_checkpoint.mode", "none", "--metrics.loggers", "mlflow",
+]  # fmt: skip
+
+
+def test_an_address_that_mlflow_has_no_store_for_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "check", *TINY, "--mlflow.tracking_uri", "nope://x"]) == 2
+    said = "error: mlflow.tracking_uri = \"nope://x\": MLflow has no store for 'nope://', but for file, http"
+    assert capsys.readouterr().err.startswith(said)
+    assert main(["config", "check", *TINY, "--mlflow.tracking_uri", "http://127.0.0.1:9"]) == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nope://x")
+    assert main(["train", *TINY]) == 2
+    assert "error: logger 'mlflow' cannot be opened: Unsupported" in capsys.readouterr().err
