@@ -288,8 +288,29 @@ def test_what_streams_cannot_do_is_said():
         steps(loader(build(section(text_column="body"), "memory://data/a.parquet")))
     found = build(section(), "memory://data/a.parquet")
     with pytest.raises(
-        DataError, match=r"8 rows .* and the stream has 1 of 1 files\n  set stream_dataset.parts_per_file = 8"
+        DataError, match=r"8 rows .* and the stream has 1\n  set stream_dataset.parts_per_file = 8"
     ):
         found.check_rows(8)
     with pytest.raises(DataError, match=r'set training\.packing = "documents" or "concat"'):
         steps(loader(found, maker=BestFit(8)))
+
+
+def test_a_dataset_by_name(tmp_path):
+    pytest.importorskip("datasets", reason="optional")
+    from hekaton_hf.sections import HubStreamSection
+    from hekaton_hf.stream.hub import build as build_hub
+
+    for number in range(3):
+        part = TEXTS[number * 10 : number * 10 + 10] if number < 2 else TEXTS[20:]
+        (tmp_path / f"train-{number}.jsonl").write_bytes(jsonl(part))
+    found = build_hub(HubStreamSection(shuffle_buffer=1), str(tmp_path))
+    assert len(found) == 3
+    assert steps(loader(found)) == expected()
+    with pytest.raises(
+        DataError, match="4 rows of the global batch read parts of their own, and the stream has 3"
+    ):
+        found.check_rows(4)
+    with pytest.raises(DataError, match=r"(?s)no column 'body' in shard 0 of .*is one of: text"):
+        steps(loader(build_hub(HubStreamSection(text_column="body"), str(tmp_path))))
+    with pytest.raises(DataError, match=r"cannot open the dataset '.*nothing'"):
+        build_hub(HubStreamSection(), str(tmp_path / "nothing"))

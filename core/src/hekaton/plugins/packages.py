@@ -16,9 +16,9 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-hf": {
         "check": ("assets_can_be_exported",),
         "tokenizer": ("hf",),
-        "dataset": ("c4", "c4_test", "c4_validation", "chat", "stream", "text"),
+        "dataset": ("c4", "c4_test", "c4_validation", "chat", "hub_stream", "stream", "text"),
         "encoder": ("chat", "stream"),
-        "section": ("chat_dataset", "hf_tokenizer", "stream_dataset", "text_dataset"),
+        "section": ("chat_dataset", "hf_tokenizer", "hub_stream", "stream_dataset", "text_dataset"),
         "checkpoint format": ("hf",),
         "command": ("convert_from_hf", "convert_to_hf", "download"),
     },

@@ -52,6 +52,13 @@ def hekaton_datasets() -> list[Dataset]:
             encoder="stream",
             summary=".jsonl and .parquet files behind URLs, read while training",
         ),
+        Dataset(
+            "hub_stream",
+            build=Ref("hekaton_hf.stream.hub:build"),
+            section="hub_stream",
+            encoder="stream",
+            summary="a dataset of the Hugging Face Hub by name, read while training",
+        ),
         Dataset("c4", build=Ref("hekaton_hf.c4:build_train"), summary="C4, English; downloads 305 GB"),
         Dataset(
             "c4_validation",
@@ -95,6 +102,11 @@ def hekaton_sections() -> list[Section]:
             "text_dataset",
             schema=Ref("hekaton_hf.sections:TextDatasetSection"),
             summary="what the documents of dataset 'text' are",
+        ),
+        Section(
+            "hub_stream",
+            schema=Ref("hekaton_hf.sections:HubStreamSection"),
+            summary="which dataset of the Hub is read, and what its texts are",
         ),
         Section(
             "stream_dataset",

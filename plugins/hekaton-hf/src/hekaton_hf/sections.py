@@ -52,3 +52,22 @@ class StreamDatasetSection(SectionModel):
 
     stalled_seconds: float = Field(default=60.0, gt=0, le=86400)
     """A reading that takes longer is named in the log."""
+
+
+class HubStreamSection(SectionModel):
+    """Which dataset of the Hub ``hub_stream`` reads, and what its texts are."""
+
+    config: str = ""
+    """The configuration of the dataset, where it has several."""
+
+    split: str = "train"
+    """The split."""
+
+    revision: str | None = None
+    """A commit, branch or tag of the dataset; a run that is to be repeated names a commit."""
+
+    text_column: str = "text"
+    """Column that holds a text."""
+
+    shuffle_buffer: int = Field(default=1000, ge=1, le=1_000_000)
+    """Texts of a shard that are read ahead and shuffled among each other; 1 leaves them in their order."""

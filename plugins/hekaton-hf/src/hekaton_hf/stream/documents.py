@@ -52,13 +52,7 @@ class StreamPart:
         :raises DataError: naming the file and row of one that cannot be read.
         """
         mine = (text for number, text in enumerate(self._all()) if number % self.parts == self.number)
-        size, window, windows = self.section.shuffle_buffer, [], 0
-        for text in mine:
-            window.append(text)
-            if len(window) == size:
-                yield from _shuffled(window, self.seed + windows)
-                window, windows = [], windows + 1
-        yield from _shuffled(window, self.seed + windows)
+        return buffered(mine, self.section.shuffle_buffer, self.seed)
 
     def _all(self) -> Iterator[str]:
         url, bad = self.file.url, 0
@@ -113,6 +107,27 @@ def _text(line: bytes, column: str) -> str:
     return text_in(row, column)[0]
 
 
+def buffered(texts: Iterator[str], size: int, seed: int) -> Iterator[str]:
+    """Texts in another order: each ``size`` of them are shuffled among each other."""
+    window: list[str] = []
+    windows = 0
+    for text in texts:
+        window.append(text)
+        if len(window) == size:
+            yield from _shuffled(window, seed + windows)
+            window, windows = [], windows + 1
+    yield from _shuffled(window, seed + windows)
+
+
+def check_parts(rows: int, parts: int, *, hint: str) -> None:
+    """:raises DataError: where a row of the global batch would have to read what another one does."""
+    if parts < rows:
+        raise DataError(
+            f"{rows:,} rows of the global batch read parts of their own, and the stream has {parts:,}",
+            hint=hint,
+        )
+
+
 def _shuffled(window: Sequence[str], seed: int) -> Iterator[str]:
     if not window:
         return
@@ -135,13 +150,9 @@ class Streams:
 
     def check_rows(self, rows: int) -> None:
         """:raises DataError: where a row would have to read what another one does."""
-        if len(self) < rows:
-            least = -(-rows // len(self._files))
-            raise DataError(
-                f"{rows:,} rows of the global batch read parts of their own, and the stream has "
-                f"{len(self):,} of {len(self._files):,} files",
-                hint=f"set stream_dataset.parts_per_file = {least}, or name more files",
-            )
+        least = -(-rows // len(self._files))
+        hint = f"set stream_dataset.parts_per_file = {least}, or name more files"
+        check_parts(rows, len(self), hint=hint)
 
     def fetch(self, indices: Sequence[int]) -> list[StreamPart]:
         parts = self._section.parts_per_file

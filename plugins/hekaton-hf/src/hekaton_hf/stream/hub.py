@@ -1,0 +1,111 @@
+"""Dataset ``hub_stream``: a dataset of the Hugging Face Hub by name, read while training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hekaton.data.identity import fingerprint
+from hekaton.errors import DataError
+from hekaton_hf.decoding import text_in
+from hekaton_hf.sections import HubStreamSection
+from hekaton_hf.stream.documents import buffered, check_parts
+
+log = logging.getLogger("hekaton")
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """One shard of a dataset."""
+
+    shard: Any
+    name: str
+    seed: int
+    section: HubStreamSection
+
+    def texts(self) -> Iterator[str]:
+        """The texts, in the order that the buffer gives them.
+
+        :raises DataError: naming the row of one that is none, or when the Hub cannot be reached.
+        """
+        return buffered(self._all(), self.section.shuffle_buffer, self.seed)
+
+    def _all(self) -> Iterator[str]:
+        column = self.section.text_column
+        rows = iter(self.shard)
+        number = 0
+        while True:
+            number += 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as e:  # what its readers raise has no bounds
+                raise DataError(f"cannot read {self.name}, row {number:,}: {type(e).__name__}: {e}") from e
+            if column not in row:
+                raise DataError(
+                    f"no column '{column}' in {self.name}",
+                    hint=f"hub_stream.text_column is one of: {', '.join(row)}",
+                )
+            try:
+                yield text_in(row, column)[0]
+            except ValueError as e:
+                raise DataError(f"{self.name}, row {number:,}: {e}") from e
+
+
+class HubStream:
+    """The shards of a dataset that ``datasets`` reads as a stream."""
+
+    def __init__(self, stream: Any, section: HubStreamSection, *, name: str, identity: str) -> None:
+        self._stream, self._section, self._name = stream, section, name
+        self._count = int(stream.num_shards)
+        self.fingerprint = fingerprint(
+            "hub_stream", identity, section.text_column, str(section.shuffle_buffer), str(self._count)
+        )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def check_rows(self, rows: int) -> None:
+        """:raises DataError: where a row would have to read what another one does."""
+        check_parts(rows, len(self), hint="choose a smaller training.global_batch_size")
+
+    def fetch(self, indices: Sequence[int]) -> list[HubPart]:
+        return [
+            HubPart(
+                self._stream.shard(num_shards=self._count, index=index),
+                f"shard {index} of '{self._name}'", index << 20, self._section,
+            )
+            for index in indices
+        ]  # fmt: skip
+
+
+def build(section: HubStreamSection, path: str | None) -> HubStream:
+    """The dataset of this name.
+
+    :raises DataError: when ``datasets`` is not installed, or the dataset cannot be opened.
+    """
+    if not path:
+        raise DataError(
+            "dataset 'hub_stream' needs the name of a dataset",
+            hint='set dataset_path, for example dataset_path = "HuggingFaceFW/fineweb"',
+        )
+    try:
+        import datasets
+    except ImportError as e:
+        raise DataError(
+            "dataset 'hub_stream' reads with the library datasets, which is not installed",
+            hint='pip install "hekaton-hf[datasets]"',
+        ) from e
+    try:
+        stream = datasets.load_dataset(
+            path, section.config or None, split=section.split, revision=section.revision, streaming=True
+        )
+    except Exception as e:  # it raises nothing narrower
+        said = (str(e).strip().splitlines() or [""])[0]
+        raise DataError(f"cannot open the dataset '{path}': {type(e).__name__}: {said}") from e
+    features = f"{path}, {section.config}, {section.split}, {section.revision}, {stream.features}"
+    log.info("hub_stream: %s shards of '%s'", f"{int(stream.num_shards):,}", path)
+    return HubStream(stream, section, name=path, identity=features)
