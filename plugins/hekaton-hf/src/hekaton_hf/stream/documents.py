@@ -23,7 +23,7 @@ from hekaton_hf.files import format_of
 from hekaton_hf.readers import whole_lines
 from hekaton_hf.readers.files import decompressed_file
 from hekaton_hf.sections import StreamDatasetSection
-from hekaton_hf.stream.remote import Patience, PatientFile, RemoteFile, find_remote
+from hekaton_hf.stream.remote import Patience, PatientFile, StreamFile, find_remote
 
 log = logging.getLogger("hekaton")
 
@@ -40,7 +40,7 @@ class StreamPart:
     :param seed: of the order of texts within the buffer.
     """
 
-    file: RemoteFile
+    file: StreamFile
     number: int
     parts: int
     seed: int
@@ -138,7 +138,7 @@ def _shuffled(window: Sequence[str], seed: int) -> Iterator[str]:
 class Streams:
     """Parts of files behind URLs. An order shuffles the parts; a buffer the texts of each."""
 
-    def __init__(self, files: Sequence[RemoteFile], section: StreamDatasetSection) -> None:
+    def __init__(self, files: Sequence[StreamFile], section: StreamDatasetSection) -> None:
         self._files, self._section = files, section
         self.fingerprint = fingerprint(
             "stream", *(f"{file.url}, {file.state}" for file in files), str(section.parts_per_file),

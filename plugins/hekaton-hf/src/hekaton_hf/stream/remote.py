@@ -31,7 +31,7 @@ _STATES = ("ETag", "etag", "md5Hash", "md5", "sha256", "LastModified", "last_mod
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class StreamFile:
     """A file behind a URL.
 
     :param state: size, and what else the file system says that changes with the content.
@@ -57,12 +57,12 @@ class Patience:
     stalled: float
 
 
-def find_remote(urls: str, patience: Patience) -> list[RemoteFile]:
+def find_remote(urls: str, patience: Patience) -> list[StreamFile]:
     """The files that URLs mean, split by commas: each a file, or a pattern where there are folders to list.
 
     :raises DataError: when one matches nothing, cannot be reached, or is of a format that cannot be read.
     """
-    found: dict[str, RemoteFile] = {}
+    found: dict[str, StreamFile] = {}
     for url in filter(None, (part.strip() for part in urls.split(","))):
         for file in _matching(url, patience):
             if format_of(file.path) not in ("jsonl", "parquet"):  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def find_remote(urls: str, patience: Patience) -> list[RemoteFile]:
     return list(found.values())
 
 
-def _matching(url: str, patience: Patience) -> Iterator[RemoteFile]:
+def _matching(url: str, patience: Patience) -> Iterator[StreamFile]:
     def listed() -> list[tuple[str, dict[str, Any]]]:
         system, path = fsspec.core.url_to_fs(url)
         if any(magic in path for magic in "*[") or ("?" in path and not url.startswith("http")):
@@ -92,7 +92,7 @@ def _matching(url: str, patience: Patience) -> Iterator[RemoteFile]:
         if info.get("type") == "directory":
             raise DataError(f"'{name}' is a folder", hint="name its files by a pattern: .../*.jsonl.gz")
         state = next((str(info[key]) for key in _STATES if info.get(key) is not None), "")
-        yield RemoteFile(name, f"{info.get('size')} bytes, {state}")
+        yield StreamFile(name, f"{info.get('size')} bytes, {state}")
 
 
 def tried(call: Callable[[], Result], url: str, patience: Patience) -> Result:
@@ -152,7 +152,7 @@ def _stall_named(url: str, seconds: float) -> Iterator[None]:
 class PatientFile(io.RawIOBase):
     """A file behind a URL that is opened again where it was when reading it fails."""
 
-    def __init__(self, file: RemoteFile, patience: Patience) -> None:
+    def __init__(self, file: StreamFile, patience: Patience) -> None:
         """:raises DataError: when it cannot be opened."""
         self._url, self._patience = file.url, patience
         self._place = 0
