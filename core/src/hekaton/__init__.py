@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hekaton.api.models import load as load
     from hekaton.api.records import PastRun as PastRun
     from hekaton.api.records import runs as runs
-    from hekaton.api.training import Run as Run
+    from hekaton.api.training import TrainedRun as TrainedRun
     from hekaton.api.training import train as train
     from hekaton.errors import HekatonError as HekatonError
     from hekaton.loading import LoadedModel as LoadedModel
@@ -35,7 +35,7 @@ _MODULES = {
     "HekatonError": "hekaton.errors",
     "LoadedModel": "hekaton.loading",
     "PastRun": "hekaton.api.records",
-    "Run": "hekaton.api.training",
+    "TrainedRun": "hekaton.api.training",
     "build": "hekaton.api.models",
     "load": "hekaton.api.models",
     "runs": "hekaton.api.records",

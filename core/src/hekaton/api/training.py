@@ -26,7 +26,7 @@ from hekaton.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedRun:
     """A run that has ended.
 
     :param folder: what it wrote is there, and :func:`hekaton.load` and :func:`hekaton.runs` take it.
@@ -53,7 +53,7 @@ class Run:
         return f"run in {self.folder}, step {self.step}{loss}"
 
 
-def train(*files: str | PathLike[str], **fields: Any) -> Run:
+def train(*files: str | PathLike[str], **fields: Any) -> TrainedRun:
     """Train in this process, on one device, and return the run.
 
     The same as ``hekaton train`` with these files: the same numbers, files and messages, and a run that has
@@ -109,14 +109,14 @@ class _Kept:
         """Nothing is left to write."""
 
 
-def _run(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -> Run:
+def _run(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -> TrainedRun:
     import tomllib
 
     config, assembled = trainer.config, trainer.assembled
     assert assembled.tokenizer is not None
     if ended_by.again and not config.checkpoint.enable:
         logging.getLogger("hekaton").info("notice: nothing is saved, since checkpoint.enable is not set")
-    return Run(
+    return TrainedRun(
         folder=Path(config.job.dump_folder),
         step=trainer.step,
         metrics=metrics,
