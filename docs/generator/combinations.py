@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from generator.markdown import table
 from hekaton.combinations import Combination
 from hekaton_float8.combinations import TABLE as FLOAT8
+from hekaton_mx.combinations import TABLE as MX
 
 INTRODUCTION = """\
 # Combinations of converters
@@ -18,7 +19,9 @@ notice, before anything is built.
 
 def page() -> str:
     """The page as Markdown."""
-    return "\n".join([INTRODUCTION, "## quantize.linear.float8\n", _rows(FLOAT8)])
+    tables = {"quantize.linear.float8": FLOAT8, "quantize.linear.mx": MX}
+    parts = [f"## {name}\n\n{_rows(entries)}" for name, entries in tables.items()]
+    return "\n".join([INTRODUCTION, *parts])
 
 
 def _rows(entries: Sequence[Combination]) -> str:

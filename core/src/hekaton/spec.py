@@ -146,7 +146,8 @@ class ModelConverter(Protocol):
 
 @runtime_checkable
 class SteppingConverter(ModelConverter, Protocol):
-    """A converter that has something to do after each optimizer step."""
+    """A converter that has something to do when the parameters have new values."""
 
     def after_step(self, model_parts: Sequence[nn.Module]) -> None:
-        """Called after each optimizer step with the parallelised model parts of this rank."""
+        """Called before the first step, once checkpoints are loaded, and after each optimizer step, with the
+        parallelised model parts of this rank."""

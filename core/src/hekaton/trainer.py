@@ -114,6 +114,7 @@ class Trainer:
             return Request()
         self.where.at("load")
         self.step = checkpoints.resume()
+        self._tell_converters()
         if self.step >= steps:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
         log_shares(self.loader, step=self.step)
@@ -237,6 +238,10 @@ class Trainer:
         self.learning_rate.apply()
         for optimizer in self.optimizers:
             optimizer.step()
+        self._tell_converters()
+
+    def _tell_converters(self) -> None:
+        """That the parameters have new values."""
         for converter in self.assembled.meta.converters:
             if isinstance(converter, SteppingConverter):
                 converter.after_step(self.model_parts)
@@ -247,6 +252,7 @@ class Trainer:
         self.where.at("load")
         with self._left_out():
             self.step, cursor = checkpoints.go_back(bad)
+        self._tell_converters()
         self.bad_steps.went_back(bad, self.step, cursor)
         reporter.go_back(self.step)
 

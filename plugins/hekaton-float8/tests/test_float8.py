@@ -13,6 +13,8 @@ from hekaton.cli import main
 from hekaton.config import load
 from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
+from hekaton.parallel.plan import module_names
+from hekaton.patterns import resolve
 from hekaton.plugins import Plugins
 from hekaton.testing import check_converter, check_plugin, check_rule
 from hekaton_float8 import LINEAR
@@ -46,6 +48,31 @@ def choices(*flags):
     loaded = load([], [*PLAIN, "--model.converters", LINEAR, *flags])
     meta = build_meta(loaded.config, loaded.plugins, ParallelDims())
     return {choice.layer: choice.left for choice in meta.draft.choices[LINEAR]}, meta.model
+
+
+def styles(*flags):
+    loaded = load(
+        [], [*PLAIN, "--model.overrides", json.dumps(SIZES | {"n_kv_heads": 4}), *CONVERTED[:2], *flags]
+    )
+    meta = build_meta(loaded.config, loaded.plugins, ParallelDims(tp=2))
+    plan = resolve(meta.plan.tensor, module_names(meta.model), what="plan")
+    return {name: style for name, style in plan.items() if name.startswith(("layers.1.", "norm", "output"))}
+
+
+def test_under_tensor_parallel_the_plan_gathers_in_float8_what_converted_layers_alone_read():
+    output = ["--quantize.linear.float8.filter_fqns", "output"]
+    assert styles(*output) == {
+        "layers.1.attention_norm": "float8_sequence_norm", "layers.1.ffn_norm": "float8_sequence_norm",
+        "layers.1.attention.wq": "colwise", "layers.1.attention.wk": "colwise",
+        "layers.1.attention.wv": "colwise", "layers.1.attention.wo": "float8_rowwise",
+        "layers.1.feed_forward.w1": "colwise", "layers.1.feed_forward.w3": "colwise",
+        "layers.1.feed_forward.w2": "float8_rowwise", "norm": "sequence_norm", "output": "vocab_output",
+    }  # fmt: skip
+    left = styles("--quantize.linear.float8.filter_fqns", "output,wk,w2")
+    changed = {name for name, style in left.items() if style.startswith("float8")}
+    assert changed == {"layers.1.ffn_norm", "layers.1.attention.wo"}
+    rowwise = styles(*output, f"--{LINEAR}.recipe_name", "rowwise")
+    assert not any(style.startswith("float8") for style in rowwise.values())
 
 
 def test_the_plugin_keeps_the_rules():
@@ -154,6 +181,17 @@ def test_checkpoints_are_those_of_the_model_without_it(tmp_path, capsys):
             [GATHER, f"--{LINEAR}.recipe_name", "rowwise"],
             "float8 all-gather with a rowwise recipe",
             'set recipe_name = "tensorwise", or enable_fsdp_float8_all_gather = false',
+        ),
+        (
+            [GATHER, "--parallelism.tensor_parallel_degree", "2", "--parallelism.data_parallel_shard_degree", "2"],
+            "float8 all-gather under tensor parallel without precomputed scales",
+            "set precompute_float8_dynamic_scale_for_fsdp = true",
+        ),
+        (
+            ["--model.converters", f"{LINEAR},lora", f"--{LINEAR}.filter_fqns", "output",
+             "--parallelism.tensor_parallel_degree", "2"],
+            "tensorwise float8 with lora under tensor parallel",
+            'set recipe_name = "rowwise"',
         ),
         (
             [GATHER, "--training.enable_cpu_offload"],

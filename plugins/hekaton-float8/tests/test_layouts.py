@@ -31,6 +31,19 @@ def test_scales_of_each_ranks_own_part_are_noticed():
 
 
 @pytest.mark.slow
+def test_what_tensor_parallel_ranks_gather_is_cast_with_the_scale_of_the_whole():
+    run_processes(SCRIPT, "cast_before_a_gather", processes=2, timeout=110)
+    with pytest.raises(AssertionError, match=r"gathered\._scale"):
+        run_processes(SCRIPT, "cast_before_a_gather", processes=2, own_scale=True, timeout=110)
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_compute_what_one_process_does():
+    """With inputs and gradients that are gathered in float8, on parts of the sequence and without."""
+    check_layouts(*RUN, layouts=["tp2"], rows=2, steps=2, tolerance=1e-6)
+
+
+@pytest.mark.slow
 def test_ranks_that_gather_in_float8_compute_what_one_process_does_as_far_as_float8_goes():
     """The scales of inputs are those of a rank's rows: they and the rounding differ."""
     check_layouts(*RUN, *GATHER, layouts=["shard2"], rows=2, steps=2, tolerance=1e-2)

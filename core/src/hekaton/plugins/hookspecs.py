@@ -107,7 +107,7 @@ def hekaton_converters() -> list[Converter]:  # type: ignore[empty-body]
     :returns: one record per converter. ``build(section, dims)`` is called with the converter's own
         configuration section and the :class:`hekaton.mesh.ParallelDims` of the run, and must return an object
         with ``convert(draft)``, which returns the :class:`hekaton.draft.Draft`, changed; an optional
-        ``after_step(model_parts)`` runs after each optimizer step.
+        ``after_step(model_parts)`` runs before the first and after each optimizer step.
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: ``hekaton_lora`` contributes ``lora``.

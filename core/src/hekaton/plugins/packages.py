@@ -9,6 +9,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-deepseek-v3": {"model": ("deepseek_v3",), "hf adapter": ("deepseek_v3",)},
     "hekaton-float8": {
         "converter": ("quantize.linear.float8",),
+        "parallel style": ("float8_gathering_colwise", "float8_rowwise", "float8_sequence_norm"),
         "section": ("quantize.linear.float8",),
         "check": ("float8_can_be_combined",),
     },
@@ -31,6 +32,11 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "section": ("lora",),
     },
     "hekaton-mlflow": {"logger": ("mlflow",), "section": ("mlflow",)},
+    "hekaton-mx": {
+        "converter": ("quantize.linear.mx",),
+        "section": ("quantize.linear.mx",),
+        "check": ("mx_can_be_combined",),
+    },
     "hekaton-parallel": {
         "parallel style": (
             "biased_experts", "colwise", "gather_for_heads", "gathering_colwise", "gathering_vocab_output",

@@ -1,11 +1,16 @@
 """Linear layers whose products are computed in float8, by torchao, for hekaton."""
 
-from hekaton.contributions import Check, Converter, Ref, Section, hookimpl
+from hekaton.contributions import Check, Converter, ParallelStyle, Ref, Section, hookimpl
 
 HEKATON_API = ">=1,<2"
 
 LINEAR = "quantize.linear.float8"
 TORCHAO = ("torchao>=0.18",)
+_STYLES = {
+    "float8_sequence_norm": "norm of this rank's part of the sequence, gathered afterwards in float8",
+    "float8_gathering_colwise": "linear layer sharded by its outputs, which gathers its input in float8",
+    "float8_rowwise": "linear layer sharded by its inputs, which gathers gradients in float8",
+}
 
 
 @hookimpl
@@ -18,6 +23,16 @@ def hekaton_converters() -> list[Converter]:
             summary="products of linear layers in float8",
             needs=TORCHAO,
         )
+    ]
+
+
+@hookimpl
+def hekaton_parallel_styles() -> list[ParallelStyle]:
+    return [
+        ParallelStyle(
+            style, build=Ref(f"hekaton_float8.tensor_parallel:{style}"), section=LINEAR, summary=summary
+        )
+        for style, summary in _STYLES.items()
     ]
 
 

@@ -59,6 +59,28 @@ TABLE = (
         fields=(CONVERTERS,),
     ),
     Combination(
+        when="tensorwise float8 with lora under tensor parallel",
+        applies=lambda run: (
+            _recipe(run) == "tensorwise"
+            and "lora" in run.config.model.converters
+            and run.config.parallelism.tensor_parallel_degree > 1
+        ),
+        reason="inputs are gathered in float8, and adapters read them in the precision of the run",
+        instead='set recipe_name = "rowwise", which gathers them in the precision of the run',
+        fields=(CONVERTERS, "parallelism.tensor_parallel_degree"),
+    ),
+    Combination(
+        when="float8 all-gather under tensor parallel without precomputed scales",
+        applies=lambda run: (
+            _gathers(run)
+            and run.config.parallelism.tensor_parallel_degree > 1
+            and not _section(run).precompute_float8_dynamic_scale_for_fsdp
+        ),
+        reason="torchao takes the scale of the part of a weight that a tensor-parallel rank has",
+        instead="set precompute_float8_dynamic_scale_for_fsdp = true: scales of whole weights",
+        fields=(f"{LINEAR}.enable_fsdp_float8_all_gather", "parallelism.tensor_parallel_degree"),
+    ),
+    Combination(
         when="float8 all-gather with a rowwise recipe",
         applies=lambda run: _gathers(run) and _recipe(run) != "tensorwise",
         reason="ranks would need scales of rows that other ranks have, which torchao does not gather",

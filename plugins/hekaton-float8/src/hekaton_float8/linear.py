@@ -15,6 +15,7 @@ from hekaton.layer_choices import choose_linear_layers, replace_layers
 from hekaton.mesh import ParallelDims
 from hekaton_float8 import LINEAR
 from hekaton_float8.sections import Float8Section
+from hekaton_float8.tensor_parallel import read_only_by, with_float8_styles
 
 
 class LinearFloat8:
@@ -40,6 +41,9 @@ class LinearFloat8:
             tp=self._dims.tp,
             too_small=TOO_SMALL[recipe],
         )
+        converted = {choice.layer for choice in choices if not choice.left}
+        if self._dims.tp > 1 and recipe == "tensorwise" and draft.plan.tensor:
+            draft = with_float8_styles(draft, converted, read_only_by(draft.model, converted))
         config = as_torchao(self._section, gathers=self._gathers)
         replace_layers(draft.model, choices, lambda layer: Float8Linear.from_float(layer, config=config))
         return replace(draft, choices={**draft.choices, LINEAR: choices})

@@ -1,0 +1,43 @@
+"""Linear layers whose products are computed in MXFP8, by torchao, for hekaton."""
+
+from hekaton.contributions import Check, Converter, Ref, Section, hookimpl
+
+HEKATON_API = ">=1,<2"
+
+LINEAR = "quantize.linear.mx"
+TORCHAO = ("torchao>=0.18",)
+
+
+@hookimpl
+def hekaton_converters() -> list[Converter]:
+    return [
+        Converter(
+            LINEAR,
+            build=Ref("hekaton_mx.linear:LinearMX"),
+            section=LINEAR,
+            summary="products of linear layers in MXFP8",
+            needs=TORCHAO,
+        )
+    ]
+
+
+@hookimpl
+def hekaton_sections() -> list[Section]:
+    return [
+        Section(
+            LINEAR,
+            schema=Ref("hekaton_mx.sections:LinearMXSection"),
+            summary="settings of converter 'quantize.linear.mx'",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_checks() -> list[Check]:
+    return [
+        Check(
+            "mx_can_be_combined",
+            rule=Ref("hekaton_mx.combinations:mx_can_be_combined"),
+            summary="MXFP8 with other converters, layouts and devices",
+        )
+    ]

@@ -1,0 +1,130 @@
+"""The converter ``quantize.linear.mx``: the products of linear layers in MXFP8, under the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torchao.prototype.moe_training.mxfp8_linear import _to_mxfp8_then_scaled_mm
+from torchao.prototype.mx_formats.config import ScaleCalculationMode
+from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
+
+from hekaton.draft import Draft
+from hekaton.layer_choices import choose_linear_layers, replace_layers
+from hekaton.mesh import ParallelDims
+from hekaton_mx import LINEAR
+from hekaton_mx.sections import LinearMXSection
+
+BLOCK = 32
+"""Neighbouring values that share a scale."""
+
+
+class LinearMX:
+    """Products of linear layers in MXFP8, as the section says.
+
+    A weight stays a parameter of the model's own precision under its own name: checkpoints and exports are as
+    without the converter.
+    """
+
+    def __init__(self, section: LinearMXSection, dims: ParallelDims) -> None:
+        self._section = section
+        self._dims = dims
+
+    def convert(self, draft: Draft) -> Draft:
+        """:raises ConfigError: as :func:`hekaton.layer_choices.choose_linear_layers`."""
+        choices = choose_linear_layers(
+            draft,
+            self._section.filter_fqns,
+            field=f"{LINEAR}.filter_fqns",
+            multiple=BLOCK,
+            tp=self._dims.tp,
+            too_small=lambda outputs, inputs: "",
+        )
+        recipe = recipe_of(self._section)
+        replace_layers(draft.model, choices, lambda layer: MXFP8Linear(layer, recipe))
+        return replace(draft, choices={**draft.choices, LINEAR: choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How torchao multiplies.
+
+    :param emulated: round to MXFP8, and multiply in float32 or bfloat16.
+    :param wgrad_with_hp: compute gradients of weights in their own precision.
+    """
+
+    emulated: bool
+    scales: ScaleCalculationMode
+    wgrad_with_hp: bool
+
+
+def recipe_of(section: LinearMXSection) -> Recipe:
+    """The recipe that a section names."""
+    return Recipe(
+        emulated="emulated" in section.recipe_name or not torch.cuda.is_available(),
+        scales=ScaleCalculationMode(section.scale_calculation_mode),
+        wgrad_with_hp="wgrad_with_hp" in section.recipe_name,
+    )
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """``x @ weight.T`` in MXFP8, as are the products of its backward.
+
+    :param x: (..., inputs); :param weight: (outputs, inputs)
+    :returns: (..., outputs), in the precision of ``x``; what is float64 is multiplied as float32.
+    """
+    rows = x.flatten(0, -2)
+    # In the gradient of the weight, 32 neighbouring rows share a scale: rows of 0 fill up the last block.
+    rows = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK))
+    if x.dtype == torch.float64:
+        rows, weight = rows.float(), weight.float()
+    out: torch.Tensor = _to_mxfp8_then_scaled_mm(
+        rows,
+        weight,
+        kernel_preference=KernelPreference.EMULATED if recipe.emulated else KernelPreference.AUTO,
+        scale_calculation_mode=recipe.scales,
+        wgrad_with_hp=recipe.wgrad_with_hp,
+    )
+    return out[: x.shape[:-1].numel()].unflatten(0, x.shape[:-1]).to(x.dtype)
+
+
+class MXFP8Linear(nn.Linear):
+    """A linear layer whose products are in MXFP8, with the parameters of the one that it replaces.
+
+    Of a weight that is cut each rank multiplies its part: where parts are multiples of 32, the blocks that
+    share a scale are those of the whole.
+    """
+
+    def __init__(self, layer: nn.Linear, recipe: Recipe) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.recipe = recipe
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """:param x: (..., inputs); :returns: (..., outputs)"""
+        out = self._on_parts(x) if isinstance(self.weight, DTensor) else product(x, self.weight, self.recipe)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _on_parts(self, x: Any) -> torch.Tensor:
+        weight: Any = self.weight
+        mesh, (cut,) = weight.device_mesh, weight.placements
+        last = Shard(x.dim() - 1)
+        if not isinstance(x, DTensor):
+            x = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
+        if cut.is_replicate():
+            (given,) = x.placements
+            summed, result = (Partial() if given.is_shard() else given), given
+            part = x.to_local()
+        elif cut.is_shard(0):
+            part, summed, result = x.to_local(grad_placements=[Partial()]), cut, last
+        else:
+            part, summed, result = x.redistribute(placements=[last]).to_local(), cut, Partial()
+        out = product(part, weight.to_local(grad_placements=[summed]), self.recipe)
+        return DTensor.from_local(out, mesh, [result], run_check=False)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.recipe}"
