@@ -196,7 +196,7 @@ def test_lifecycle_hooks_and_converters_are_called(train, tmp_path):
         "world_size": 1,
         "started": ["llama3", 0],
         "steps": [[1, ["data_wait_share"]], [2, ["data_wait_share"]], [3, []], [4, ["data_wait_share"]]],
-        "after_step": 4,
+        "after_step": 5,  # before the first step too
         "frozen": 5,  # two in each of two layers, and the last
         "saved": [4, "step-4"],
         "ended": [4, True],
