@@ -68,7 +68,9 @@ def test_a_run_keeps_its_checkpoints_behind_a_url(tmp_path, capsys):
         "step-1", "step-2", "step-3",
     ]  # fmt: skip
     store.rm("/run", recursive=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "metrics.jsonl", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "accounting.jsonl", "config.toml", "metrics.jsonl", "other",
+    ]  # fmt: skip
     assert main(["train", *flags, "--checkpoint.folder", "s3b://bucket"]) == 2
     said = capsys.readouterr().err
     assert "error: checkpoint.folder = 's3b://bucket': fsspec knows no file system 's3b'" in said

@@ -26,14 +26,16 @@ def run(
     result: Callable[[Trainer, Request], T],
     *,
     loggers: Sequence[MetricLogger] = (),
+    since: float | None = None,
 ) -> T:
     """Train, and return ``result(trainer, ended_by)``, which is called while the process group is there.
 
     :param loaded: the configuration, with the defaults of the device.
     :param loggers: get the metrics beside the loggers that are configured.
+    :param since: when the process began to work on this run, in seconds since the epoch; now by default.
     :raises HekatonError: for what the configuration asks for and cannot have, and what goes wrong in a run.
     """
-    where = Whereabouts()
+    where = Whereabouts(since=since)
     folder = loaded.config.job.dump_folder
     with process_group(process, loaded.config.comm, dump_folder=folder, where=where):
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.

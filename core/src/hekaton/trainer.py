@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from hekaton.accounting import Accounts
 from hekaton.assembly import assemble
 from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
@@ -63,6 +64,12 @@ class Trainer:
         self.where = where or Whereabouts()
         self._loggers = loggers
         self.config = config = loaded.config
+        self._accounts = Accounts(
+            Path(config.job.dump_folder),
+            writes=process.rank == 0 and not config.checkpoint.load_only,
+            since=self.where.since,
+        )
+        self.where.follow.append(self._accounts.enter)
         self.plugins = loaded.plugins
         self.process = process
         self.step = 0
@@ -133,6 +140,7 @@ class Trainer:
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
             known_end = KnownEnd(self.control, config.fault.save_before_seconds)
+            self._accounts.write(self.step, resumed=True)
             first = self.step + 1
             self.meter.start()
             while self.step < steps:
@@ -146,19 +154,21 @@ class Trainer:
                 self.faults.after_step(self.step)
                 metrics: Mapping[str, float] = {}
                 if self.step == first or reporter.due(self.step):
+                    self.where.at("waiting for the device")
                     metrics = self._metrics(losses, grad_norm)
+                    self.where.at("after the optimizer")
                     reporter.log(self.step, metrics)
                     self.bad_steps.settle()
+                    self._accounts.write(self.step)
                 reporter.advance(self.step)
                 if self.step == first:
                     set_timeout(config.comm.train_timeout_seconds)
                 if checkpoints.due(self.step):
-                    self.where.at("save")
-                    with self._left_out():
+                    with self._left_out("save"):
                         checkpoints.save(self.step, good=self._is_good(losses))
+                    self._accounts.write(self.step)
                 if self.validation.due(self.step):
-                    self.where.at("validation")
-                    with self._left_out():
+                    with self._left_out("validation"):
                         validation = self.validation()
                     reporter.log(self.step, validation)
                     metrics = {**metrics, **validation}
@@ -170,11 +180,13 @@ class Trainer:
                 asked = self.control.agreed()
                 if asked.save and not checkpoints.due(self.step):
                     log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))
-                    with self._left_out():
+                    with self._left_out("save"):
                         checkpoints.save(self.step, good=self._is_good(losses))
+                    self._accounts.write(self.step)
                 if asked.stop:
                     log.info("stopping after step %d: %s", self.step, "; ".join(asked.reasons))
                     break
+            self.where.at("end")
             self.bad_steps.settle()
             log_skipped(self.loader, self.meshes.batch["dp"].get_group(), device=self.process.device)
         return asked if self.step < steps else Request()
@@ -249,12 +261,13 @@ class Trainer:
     def _go_back(self, checkpoints: Checkpoints, reporter: Reporter) -> None:
         """To the last good step, but not with the data: that goes on after the bad step."""
         bad = self.step
-        self.where.at("load")
-        with self._left_out():
+        with self._left_out("load"):
             self.step, cursor = checkpoints.go_back(bad)
         self._tell_converters()
         self.bad_steps.went_back(bad, self.step, cursor)
         reporter.go_back(self.step)
+        self._accounts.write(bad)
+        self._accounts.write(self.step, resumed=True)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -283,6 +296,7 @@ class Trainer:
         return Profiler(self.config.profiling, folder, rank=self.process.rank, step=self.step)
 
     def _run_ended(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._accounts.write(self.step)
         self.plugins.call("hekaton_run_ended", step=self.step, error=error)
 
     def _check_weights(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -317,8 +331,10 @@ class Trainer:
         return self.assembled.draw(self.step, rows=self.loader.rows)
 
     @contextlib.contextmanager
-    def _left_out(self) -> Iterator[None]:
+    def _left_out(self, phase: str) -> Iterator[None]:
+        self.where.at("waiting for the device")
         self._wait_for_device()
+        self.where.at(phase)
         began = time.perf_counter()
         yield
         self._wait_for_device()

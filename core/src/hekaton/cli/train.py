@@ -67,9 +67,10 @@ def run(arguments: list[str]) -> int:
         run_fake(loaded, process)
         return 0
 
+    from hekaton.accounting import process_start
     from hekaton.running import run as run_here
 
-    ended_by = run_here(loaded, process, lambda trainer, ended_by: ended_by)
+    ended_by = run_here(loaded, process, lambda trainer, ended_by: ended_by, since=process_start())
     if not ended_by.again:
         return 0
     checkpoint = loaded.config.checkpoint

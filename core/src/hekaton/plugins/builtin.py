@@ -52,6 +52,11 @@ def hekaton_commands() -> list[Command]:
             run=Ref("hekaton.cli.preprocess:run"),
             summary="tokenise texts once, for dataset 'tokens'",
         ),
+        Command(
+            "report",
+            run=Ref("hekaton.cli.report:run"),
+            summary="where the time of a run went, and its curves",
+        ),
         Command("data", run=Ref("hekaton.cli.data:run"), summary="verify, count or show data"),
         Command(
             "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"

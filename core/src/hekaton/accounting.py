@@ -1,0 +1,177 @@
+"""Where the wall time of a run goes: every second, over restarts, under one name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hekaton.errors import DataError
+
+log = logging.getLogger("hekaton")
+
+NAME = "accounting.jsonl"
+"""In the run folder: a line for each stretch of the run's time, written where numbers are shown or saved."""
+
+NAMES = {
+    "start": "start-up",
+    "load": "load",
+    "data": "data wait",
+    "forward_backward": "compute",
+    "waiting for the device": "compute",
+    "optimizer": "optimizer",
+    "save": "save",
+    "validation": "validation",
+    "after the optimizer": "between steps",
+    "after the step": "between steps",
+    "end": "end",
+}
+"""Phase of a run -> the name that its seconds are under."""
+COMPILE = "compile"
+"""The forward and backward passes of the first step of each start, whether anything is compiled or not: they
+warm up all that comes after them."""
+LOST = "lost work"
+DOWN = "down"
+OF_STEPS = ("data wait", COMPILE, "compute", "optimizer", "between steps")
+USEFUL = ("compute", "optimizer")
+
+
+def process_start() -> float:
+    """When this process was started, in seconds since the epoch; on other systems than Linux, now."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.time()
+
+
+class Accounts:
+    """Adds up the seconds of each phase of this process, and appends them to a file on rank 0.
+
+    On CUDA these are the host's seconds: it runs ahead of the device, and is in ``compute`` when it waits.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool, since: float | None = None) -> None:
+        """:param writes: whether this process is the one that writes; :param since: when the process began to
+        work on this run, in seconds since the epoch."""
+        self._path = folder / NAME if writes else None
+        now = time.time()
+        self._began = now if since is None else max(since, _last_end(folder / NAME))
+        self._phase = "start"
+        self._entered = time.perf_counter() - (now - self._began)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._step = 0
+        self._warm = False
+
+    def enter(self, phase: str) -> None:
+        """What comes from here on belongs to ``phase``."""
+        now = time.perf_counter()
+        name = NAMES.get(self._phase, self._phase)
+        if self._phase == "forward_backward" and not self._warm:
+            name, self._warm = COMPILE, phase != "forward_backward"
+        self._seconds[name] += now - self._entered
+        self._phase, self._entered = phase, now
+
+    def write(self, step: int, *, resumed: bool = False) -> None:
+        """Append what was added up since the last time.
+
+        :param step: the last step that is done; :param resumed: the run goes on after it, and steps after it
+            that were done before are lost.
+        """
+        self.enter(self._phase)
+        seconds = {name: round(spent, 6) for name, spent in self._seconds.items()}
+        ended = self._began + sum(self._seconds.values())
+        line = {"began": self._began, "ended": ended, "from": step if resumed else self._step, "step": step}
+        self._seconds.clear()
+        self._began, self._step = ended, step
+        if self._path is None:
+            return
+        text = json.dumps({**line, "resumed": resumed, "seconds": seconds}) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(self._path, flags, 0o666)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.warning("the run's time is no longer written to %s: %s", self._path, error.strerror)
+            self._path = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """The time of a run.
+
+    :param seconds: name -> seconds; they add up to ``total``.
+    :param starts: how often the run was started.
+    :param step: the last step that is done.
+    """
+
+    seconds: dict[str, float]
+    total: float
+    starts: int
+    step: int
+
+    @property
+    def goodput(self) -> float:
+        """The share of wall time in which steps were computed that count."""
+        return sum(self.seconds.get(name, 0.0) for name in USEFUL) / self.total if self.total else 0.0
+
+
+def read_account(folder: Path) -> Account:
+    """Add up ``accounting.jsonl`` of a run folder.
+
+    :raises DataError: when there is none, or nothing in it.
+    """
+    lines = _lines(folder / NAME)
+    if not lines:
+        raise DataError(
+            f"{folder / NAME} has nothing of a run", hint="give the folder job.dump_folder of a run"
+        )
+    return add_up(lines)
+
+
+def add_up(lines: Sequence[dict[str, Any]]) -> Account:
+    """:param lines: of ``accounting.jsonl``, in their order."""
+    seconds: dict[str, float] = defaultdict(float)
+    for index, line in enumerate(lines):
+        back_to = min(
+            (later["step"] for later in lines[index + 1 :] if later["resumed"]), default=line["step"]
+        )
+        done = line["step"] - line["from"]
+        lost = min(1.0, max(0, line["step"] - back_to) / done) if done > 0 else 0.0
+        for name, spent in line["seconds"].items():
+            share = lost if name in OF_STEPS else 0.0
+            seconds[name] += spent * (1 - share)
+            seconds[LOST] += spent * share
+        if index:
+            seconds[DOWN] += max(0.0, line["began"] - lines[index - 1]["ended"])
+    starts = sum("start-up" in line["seconds"] for line in lines)
+    return Account(dict(seconds), lines[-1]["ended"] - lines[0]["began"], starts, lines[-1]["step"])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines; the last one of a process that was killed may be cut off."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            one = json.loads(line)
+            found.append({key: one[key] for key in ("began", "ended", "from", "step", "resumed", "seconds")})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _last_end(path: Path) -> float:
+    return max((line["ended"] for line in _lines(path)), default=0.0)

@@ -1,0 +1,78 @@
+"""``hekaton report RUN_FOLDER``: where the time of a run went, and its curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hekaton.accounting import read_account
+from hekaton.errors import ConfigError
+from hekaton.paths import expanded
+
+USAGE = """\
+usage: hekaton report RUN_FOLDER [--svg FILE]
+
+Say where the wall time of a run went, over all of its starts, and which share of it computed steps that count
+(goodput). RUN_FOLDER is the run's job.dump_folder.
+
+  --svg FILE    also write a plot of the loss and of the rate, by step"""
+WIDTH, HEIGHT, MARGIN = 720, 200, 48
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``hekaton report ARGUMENTS``."""
+    if not arguments or set(arguments) & {"-h", "--help"}:
+        print(USAGE)
+        return 0
+    folder, *rest = arguments
+    if rest and (len(rest) != 2 or rest[0] != "--svg"):
+        raise ConfigError(f"unknown argument '{rest[0]}' of hekaton report", hint=USAGE.splitlines()[0])
+    account = read_account(Path(expanded(folder)))
+    for name, seconds in sorted(account.seconds.items(), key=lambda one: -one[1]):
+        print(f"{name:<14} {seconds:>12,.1f} s {seconds / account.total:>7.1%}")
+    print(f"{'total':<14} {account.total:>12,.1f} s")
+    print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
+    if rest:
+        Path(expanded(rest[1])).write_text(plot(_metrics(Path(expanded(folder), "metrics.jsonl"))))
+    return 0
+
+
+def plot(lines: Sequence[dict[str, Any]]) -> str:
+    """An SVG with a curve of the loss, and one of the rate of work, by step.
+
+    :param lines: of ``metrics.jsonl``.
+    """
+    names = {name for line in lines for name in line}
+    rates = sorted(name for name in names if name.endswith("_per_second") and "/" not in name)
+    panels = [_panel(name, lines, top=index * HEIGHT) for index, name in enumerate(["loss", *rates])]
+    size = f'width="{WIDTH}" height="{HEIGHT * len(panels)}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">{"".join(panels)}</svg>\n'
+    )
+
+
+def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int) -> str:
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    title = f'<text x="{MARGIN}" y="{top + 16}" font-size="12">{name}</text>'
+    if not points:
+        return title
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
+    across, up = (right - left) or 1, (high - low) or 1
+    drawn = " ".join(
+        f"{MARGIN + (step - left) / across * (WIDTH - 2 * MARGIN):.1f},"
+        f"{top + HEIGHT - 24 - (value - low) / up * (HEIGHT - MARGIN):.1f}"
+        for step, value in points
+    )
+    said = f"steps {left} to {right}, {low:.4g} to {high:.4g}"
+    return (
+        f'{title}<text x="{MARGIN}" y="{top + HEIGHT - 6}" font-size="10">{said}</text>'
+        f'<polyline fill="none" stroke="steelblue" points="{drawn}"/>'
+    )
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(f"there is no {path} to plot", hint='set metrics.loggers = "jsonl"')
+    return [json.loads(line) for line in path.read_text().splitlines()]
