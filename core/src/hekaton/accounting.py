@@ -63,7 +63,9 @@ class Accounts:
         work on this run, in seconds since the epoch."""
         self._path = folder / NAME if writes else None
         now = time.time()
-        self._began = now if since is None else max(since, _last_end(folder / NAME))
+        self._began = now
+        if since is not None:
+            self._began = max(since, _last_end(folder / NAME) if writes else 0.0)
         self._phase = "start"
         self._entered = time.perf_counter() - (now - self._began)
         self._seconds: dict[str, float] = defaultdict(float)

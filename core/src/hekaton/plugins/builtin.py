@@ -54,7 +54,7 @@ def hekaton_commands() -> list[Command]:
         ),
         Command(
             "report",
-            run=Ref("hekaton.cli.report:run"),
+            run=Ref("hekaton.cli.run_report:run"),
             summary="where the time of a run went, and its curves",
         ),
         Command("data", run=Ref("hekaton.cli.data:run"), summary="verify, count or show data"),
