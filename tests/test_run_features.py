@@ -298,7 +298,7 @@ def test_load_only_leaves_all_as_it_is(train, tmp_path):
     assert times() == before
     train(*load_only, "--job.save_config_file", "mine.toml")
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"checkpoint", "config.toml", "metrics.jsonl", "mine.toml"}
+    assert names == {"accounting.jsonl", "checkpoint", "config.toml", "metrics.jsonl", "mine.toml"}
 
 
 def test_the_first_step_is_saved_when_asked_for(train, tmp_path):
