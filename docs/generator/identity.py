@@ -15,6 +15,7 @@ from hekaton.config.base import (
 )
 from hekaton.config.job import config_class
 from hekaton.identity.code import COMPUTES_NOTHING
+from hekaton.identity.variables import COMPARED, NOT_COMPARED, VARIABLES
 
 INTRODUCTION = """\
 # What a run has in common
@@ -28,6 +29,14 @@ Versions of Python, of torch, and of every distribution that contributes somethi
 does, must be the same. Of these distributions another version is a notice:
 """
 
+
+ENVIRONMENT = """\
+Of a process's environment and its machine these must be the same as well:
+"""
+
+FREE = """\
+These are not compared:
+"""
 
 RESUME = """\
 ## At a resume
@@ -59,6 +68,14 @@ def page() -> str:
         table(["field", "why it may differ"], free),
         VERSIONS,
         table(["distribution", "why"], versions),
+        ENVIRONMENT,
+        table(
+            ["variable or property", "what it changes"],
+            [[code(name), reason] for name, reason in VARIABLES.items()]
+            + [[name, reason] for name, reason in COMPARED.items()],
+        ),
+        FREE,
+        table(["of a machine", "why"], [[name, reason] for name, reason in NOT_COMPARED.items()]),
         RESUME,
         table(["section", "fields"], _by_section(fields, "nothing")),
         REFUSED,

@@ -191,6 +191,7 @@ def test_configuration_source_and_version_are_compared_before_anything_is_built(
         agents=True,
         prepare=f"mount --bind model.py {model}; mount --bind METADATA {metadata}",
         of_second=[word for name, value in differing.items() for word in (f"--{name}", value)],
+        environment={"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "2"},
     )
     for machine in machines:
         for name, value in differing.items():
@@ -198,6 +199,9 @@ def test_configuration_source_and_version_are_compared_before_anything_is_built(
             assert f", {value} on rank 1 (" in machine.error
         assert "\n  hekaton: 0.1.0 on rank 0 (" in machine.error
         assert "\n  source of hekaton_llama3/model.py: " in machine.error
+        for name in ("instructions of the processor", "random numbers of the processor"):
+            assert f"\n  {name}: " in machine.error
+        assert "\n  threads of the process: 1 on rank 0 (" in machine.error
         assert "parameters" not in machine.console, "the model was built"
         assert "Traceback" not in machine.console
         assert machine.status == 2
@@ -254,14 +258,22 @@ def test_a_broken_line_in_the_data_of_one_machine_is_reported(folder: Path) -> N
 
 
 def test_machines_that_are_alike_train_though_one_is_late_and_its_clock_wrong(folder: Path) -> None:
-    """They have the same host name, too."""
+    """They have the same host name, too. The locale of the second one is that of ASCII, and its sets have another
+    order: its replica is equal to the bit all the same."""
+    (folder / "data" / "b.txt").write_text("Größe, Maß und Länge, naïveté. " * 20, encoding="utf-8")
     (folder / "clock").mkdir()
     (folder / "clock" / "sitecustomize.py").write_text(
         "import time\nright = time.time\ntime.time = lambda: right() + 3600\n"
     )
     machines = run_on_two_machines(
-        "run.toml", folder=folder, prepare="sleep 12", environment={"PYTHONPATH": str(folder / "clock")}
-    )
+        "run.toml", "--parallelism.data_parallel_replicate_degree", "2", "--fault.compare_replicas_every", "1",
+        folder=folder,
+        prepare="sleep 12",
+        environment={
+            "PYTHONPATH": str(folder / "clock"), "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+        },
+    )  # fmt: skip
     assert [machine.status for machine in machines] == [0, 0], machines
     manifests = list((folder / "outputs" / "checkpoint").glob("step-*/manifest.json"))
     assert sorted(path.parent.name for path in manifests) == ["step-2", "step-3"]

@@ -32,7 +32,7 @@ class ExternalRun:
 def read_external_run(path: Path) -> ExternalRun | None:
     """What a run that was here before kept; ``None`` where there is none, or the file is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return ExternalRun(id=str(content["id"]), step=int(content["step"]), group=str(content["group"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
@@ -41,6 +41,6 @@ def read_external_run(path: Path) -> ExternalRun | None:
 def configuration_beside(folder: Path) -> dict[str, Any]:
     """The resolved configuration that a run wrote to its folder; empty where it wrote none."""
     try:
-        return tomllib.loads((folder / "config.toml").read_text())
+        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}

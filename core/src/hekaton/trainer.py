@@ -95,7 +95,8 @@ class Trainer:
         self._stops_at_ends = isinstance(documents, Mixture) and documents.stops
         self._ended: list[str] = []
         self.validation = make_validation(assembled)
-        agree(of_run(assembled, documents, self.validation.documents))
+        encoder = str(self.loader.identity()["encoder"])
+        agree(of_run(assembled, documents, self.validation.documents, encoder=encoder))
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
         self.bad_steps = BadSteps(assembled, self.loader)

@@ -20,7 +20,7 @@ def test_the_positions_have_the_numbers_of_splitmix64():
 
 
 def test_a_digest_computed_by_hand(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setitem(module.CHUNK, "cpu", 2)
     numbers = [int(number) for number in position_numbers(2)]
     words = [5, -7, 11]
     expected = ((5 * numbers[0] - 7 * numbers[1]) * module._BASE + 11 * numbers[0]) % 2**64
@@ -41,7 +41,7 @@ def test_each_bit_counts(dtype):
 
 
 def test_the_order_counts_within_a_chunk_and_across_chunks(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setitem(module.CHUNK, "cpu", 4)
     tensor = torch.arange(12.0)
     seen = {digest(tensor).item()}
     for first in range(12):

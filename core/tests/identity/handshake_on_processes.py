@@ -1,5 +1,6 @@
 """Four ranks on two machines, of which some have something else: run by test_handshake.py."""
 
+import contextlib
 import json
 import logging
 import os
@@ -69,6 +70,25 @@ def run(folder: str) -> None:
     with patch.dict(os.environ, LOCAL_WORLD_SIZE="1" if on(3) else "3"):
         logged.lines.clear()
         said["machines"] = [told(compared()), logged.lines.copy() if on(0) else []]
+
+    with patch.object(torch, "get_num_threads", lambda: 2 if on(3) else 1):
+        said["threads"] = told(compared())
+    with patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2" if on(1) else "AVX512"):
+        said["instructions"] = told(compared())
+    normal_ = torch.Tensor.normal_
+    if on(2):  # as torch draws without AVX2, which multiplies and adds in another order
+        torch.Tensor.normal_ = lambda self, **given: normal_(self, **given).mul_(1 + 1e-7)  # type: ignore[method-assign]
+    said["draws"] = told(compared())
+    torch.Tensor.normal_ = normal_  # type: ignore[method-assign]
+    own_locale = {"PYTHONHASHSEED": str(RANK), "LC_ALL": "C" if on(1) else "C.UTF-8"}
+    with patch.dict(os.environ, own_locale):
+        said["locale"] = told(compared())
+
+    schedule = root / f"schedule{RANK // 2}"
+    schedule.mkdir(exist_ok=True)
+    (schedule / "own.csv").write_text("F0,F1\n" if RANK > 1 else "F0,B0\n", encoding="utf-8")
+    with contextlib.chdir(schedule):
+        said["schedule"] = told(compared("--parallelism.pipeline_parallel_schedule_csv", "own.csv"))
 
     weights = root / f"weights{RANK // 2}"
     weights.mkdir(exist_ok=True)

@@ -93,6 +93,38 @@ def test_another_number_of_processes_on_a_machine_gives_a_notice(said: dict[str,
     ]  # fmt: skip
 
 
+PROCESSOR = (
+    "start all processes on the same kind of processor, or have it compute alike: ATEN_CPU_CAPABILITY=avx2 "
+    "(or default), OMP_NUM_THREADS=1, on all machines"
+)
+
+
+def test_processors_that_compute_otherwise_are_reported(said: dict[str, Any]) -> None:
+    assert said["threads"] == differ(
+        "threads of the process: 1 on ranks 0-2, 2 on rank 3 (b)", cure=PROCESSOR
+    )
+    assert said["instructions"] == differ(
+        "instructions of the processor: AVX512 on ranks 0, 2-3, AVX2 on rank 1 (a)", cure=PROCESSOR
+    )
+
+
+def test_processors_that_draw_other_random_numbers_are_reported(said: dict[str, Any]) -> None:
+    _, line, cure = said["draws"].split("\n")
+    assert line.startswith("  random numbers of the processor: ")
+    assert " on ranks 0-1, 3, " in line
+    assert line.endswith(" on rank 2 (b)")
+    assert cure == f"  {PROCESSOR}"
+
+
+def test_locale_and_hash_seed_are_not_compared(said: dict[str, Any]) -> None:
+    assert said["locale"] == ""
+
+
+def test_files_that_the_configuration_names_are_compared_by_their_content(said: dict[str, Any]) -> None:
+    assert "  parallelism.pipeline_parallel_schedule_csv: content: 6 bytes, " in said["schedule"]
+    assert said["schedule"].endswith(" on ranks 2-3 (b)\n  give all machines the same files")
+
+
 def test_initial_weights_are_compared_by_one_process_of_each_machine(said: dict[str, Any]) -> None:
     start, end = said["initial weights"].split("\n")[1].split(" on rank 0 (a), ")
     assert start.startswith("  initial_load_path: a.bin: 5 bytes, ")

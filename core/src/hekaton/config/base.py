@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
@@ -211,6 +211,12 @@ def may_differ(field: FieldInfo, inside: tuple[type[SectionModel], ...]) -> str:
 def is_idle(field: FieldInfo) -> bool:
     """Whether a field never has an effect of its own."""
     return any(isinstance(mark, Renamed | NoEffect) for mark in field.metadata)
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Whether a field holds a path: it is declared as :data:`PathField`, or as that or nothing."""
+    marks = [*field.metadata, *(mark for one in get_args(field.annotation) for mark in get_args(one)[1:])]
+    return any(isinstance(mark, AfterValidator) and mark.func is _expanded for mark in marks)
 
 
 def section_class(field: FieldInfo) -> type[SectionModel] | None:

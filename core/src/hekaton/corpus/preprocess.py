@@ -90,7 +90,7 @@ def _claim(folder: Path, plan: str) -> None:
         if (folder / MANIFEST).exists():
             raise DataError(f"there is a corpus in '{folder}' already", hint="choose another folder")
         if there.exists():
-            if there.read_text() != plan:
+            if there.read_text(encoding="utf-8") != plan:
                 raise DataError(
                     f"'{folder}' has what other data, another tokenizer or other options left unfinished",
                     hint="repeat that call, or remove the folder",

@@ -104,7 +104,7 @@ def _hash_all(path: Path, descriptor: int, size: int) -> str:
 def _kept(kept: Path) -> str:
     """The hash that a file of the cache holds, empty where there is none."""
     try:
-        content = kept.read_text()[:33]
+        content = kept.read_text(encoding="utf-8")[:33]
         if re.fullmatch("[0-9a-f]{32}", content):
             with contextlib.suppress(OSError):  # a cache that can only be read is nobody's to clear
                 os.utime(kept)
@@ -117,7 +117,7 @@ def _kept(kept: Path) -> str:
 def _keep(kept: Path, content: str) -> None:
     unfinished = kept.with_name(f"{kept.name}.unfinished-{os.getpid()}")
     try:
-        unfinished.write_text(content)
+        unfinished.write_text(content, encoding="utf-8")
         unfinished.replace(kept)
         remove_unused(kept.parent)
     except OSError as e:

@@ -15,8 +15,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-CHUNK = 2**20
-"""Words of a chunk: its products take 8 MiB."""
+CHUNK = {"cpu": 2**18}
+"""Words of a chunk by kind of device: on a CPU their products, 2 MiB, stay in its cache, in half the time."""
+LARGE_CHUNK = 2**20
+"""Words of a chunk on all other devices, where each costs a few kernels."""
 _BASE = 0x5851F42D4C957F2D
 """An odd number (Knuth's multiplier of a linear congruential generator of 64 bits)."""
 
@@ -43,10 +45,11 @@ def digests(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tens
 def digest(tensor: torch.Tensor) -> torch.Tensor:
     """The digest of a plain tensor of any shape and precision: an int64 scalar on its device."""
     words = _words(tensor.detach())
-    numbers = _numbers(tensor.device, CHUNK)
+    size = CHUNK.get(tensor.device.type, LARGE_CHUNK)
+    numbers = _numbers(tensor.device, size)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, words.numel(), CHUNK):
-        chunk = words[start : start + CHUNK]
+    for start in range(0, words.numel(), size):
+        chunk = words[start : start + size]
         total = total * _BASE + _weighted(chunk, numbers[: chunk.numel()])
     return total
 

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from hekaton.plugins import Plugins
 
 
-def of_run(assembled: Assembled, documents: Documents, validation: Mapping[str, Documents]) -> list[Subject]:
+def of_run(
+    assembled: Assembled, documents: Documents, validation: Mapping[str, Documents], *, encoder: str
+) -> list[Subject]:
     """What is known before step 1. All processes have these subjects, in this order.
 
+    :param encoder: the fingerprint of what encodes the documents.
     :param validation: what it is called -> the documents that are validated on.
     """
     stages = assembled.built.layout.stages
@@ -34,7 +37,10 @@ def of_run(assembled: Assembled, documents: Documents, validation: Mapping[str, 
     return [
         Subject(
             name="data",
-            values=data_values(assembled, documents, validation),
+            values={
+                **data_values(assembled, documents, validation),
+                "encoding of the training data": encoder,
+            },
             details=lambda: files_of_data(assembled, documents, validation),
             absent="not there",
             cure="give all machines the same files: training.dataset_path, validation.dataset_path, "

@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
+from hekaton.config import as_dict
+from hekaton.config.base import dotted, is_path, may_differ, walk
 from hekaton.data.identity import fingerprint, sample
 from hekaton.environment import launched
 from hekaton.identity import code
-from hekaton.identity.values import Values, common_values
+from hekaton.identity.values import Values, common_values, config_values
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
     from hekaton.plugins import Plugins
+
+
+DRAWN = 256
+"""Random numbers of each kind that are compared; torch draws 16 and more at once."""
+READ_INTO_VALUES = "job.config_file"
+"""Of these files the values are compared, and not how they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,18 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             values=device_values(device),
             cure="start all processes on the same kind of device, or choose one: CUDA_VISIBLE_DEVICES",
         ),
+        Subject(
+            name="processor",
+            values=processor_values(device),
+            cure="start all processes on the same kind of processor, or have it compute alike: "
+            "ATEN_CPU_CAPABILITY=avx2 (or default), OMP_NUM_THREADS=1, on all machines",
+        ),
+        Subject(
+            name="files",
+            values=named_files(config),
+            absent="not there",
+            cure="give all machines the same files",
+        ),
         Subject(name="machines", values=machine_values(device), must_agree=False),
         Subject(
             name="initial weights",
@@ -97,6 +117,27 @@ def device_values(device: torch.device) -> dict[str, Any]:
     }
 
 
+def processor_values(device: torch.device) -> dict[str, Any]:
+    """What the processor draws, and, where it is the device, how it computes.
+
+    Initial weights are drawn on the processor whatever the device is, by each process for its own part, and
+    ``normal_`` gives other last bits without AVX2 and on ARM.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = xxhash.xxh3_64()
+    for dtype in (torch.float32, torch.float64):
+        normal = torch.empty(DRAWN, dtype=dtype).normal_(generator=generator)
+        uniform = torch.empty(DRAWN, dtype=dtype).uniform_(generator=generator)
+        drawn.update(torch.stack([normal, uniform, uniform.erfinv()]).numpy().tobytes())
+    values = {"random numbers of the processor": drawn.hexdigest()}
+    if device.type != "cpu":
+        return values
+    return values | {
+        "instructions of the processor": torch.backends.cpu.get_cpu_capability(),
+        "threads of the process": torch.get_num_threads(),
+    }
+
+
 def machine_values(device: torch.device) -> dict[str, Any]:
     """How many processes the launcher started on this machine, and how many devices they see."""
     processes = {"processes on the machine": os.environ.get("LOCAL_WORLD_SIZE")}
@@ -113,6 +154,23 @@ def initial_weights(config: JobConfig) -> dict[str, str]:
     root = Path(location)
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     return {f"initial_load_path: {path.relative_to(root).as_posix()}": _sampled(path) for path in files}
+
+
+def named_files(config: JobConfig) -> dict[str, str]:
+    """The files that fields of the configuration name, with a digest of size and samples of each, but for
+    those that may differ."""
+    values = config_values(as_dict(config))
+    names = [
+        dotted(path)
+        for path, field, inside in walk(type(config))
+        if is_path(field) and not may_differ(field, inside)
+    ]
+    paths = {name: values.get(name) for name in names if name != READ_INTO_VALUES}
+    return {
+        f"{name}: content": _sampled(Path(path))
+        for name, path in paths.items()
+        if path and Path(path).is_file()
+    }
 
 
 def _sampled(path: Path) -> str:

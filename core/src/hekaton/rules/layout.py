@@ -136,7 +136,7 @@ def split_backward_keeps_parameters(run: Run) -> Iterator[HekatonError]:
         return
     schedule, csv = settings.pipeline_parallel_schedule, settings.pipeline_parallel_schedule_csv
     if csv:
-        text = Path(csv).read_text(errors="replace") if Path(csv).is_file() else ""
+        text = Path(csv).read_text(encoding="utf-8", errors="replace") if Path(csv).is_file() else ""
         splits = re.search(r"\d[IW]\d", text) is not None
         what, field = f"the schedule of '{csv}'", "parallelism.pipeline_parallel_schedule_csv"
     else:

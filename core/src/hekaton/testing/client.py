@@ -124,6 +124,6 @@ def _ask(connection: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
 
 def _log() -> str:
     try:
-        return (server_folder() / "log").read_text()
+        return (server_folder() / "log").read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""

@@ -97,7 +97,7 @@ def other_threads() -> list[str]:
 
 def _name_of(task: Path) -> str:
     try:
-        return (task / "comm").read_text().strip()
+        return (task / "comm").read_text(encoding="utf-8").strip()
     except (FileNotFoundError, ProcessLookupError):  # it has ended
         return ""
 

@@ -54,12 +54,12 @@ class RunningProcess:
     @property
     def stdout(self) -> str:
         """What it has written so far."""
-        return self.stdout_file.read_text(errors="replace")
+        return self.stdout_file.read_text(encoding="utf-8", errors="replace")
 
     @property
     def stderr(self) -> str:
         """What it has written so far."""
-        return self.stderr_file.read_text(errors="replace")
+        return self.stderr_file.read_text(encoding="utf-8", errors="replace")
 
     def poll(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""

@@ -28,14 +28,16 @@ def train_steps(
     :raises AssertionError: with the name and the error of the first run that failed.
     """
     asked, result = Path(folder, f"runs-on-{processes}.json"), Path(folder, f"steps-on-{processes}.json")
-    asked.write_text(json.dumps({name: list(arguments) for name, arguments in runs.items()}))
+    asked.write_text(
+        json.dumps({name: list(arguments) for name, arguments in runs.items()}), encoding="utf-8"
+    )
     run_processes(
         __file__, "record", processes=processes, timeout=timeout, steps=steps, folder=str(folder),
         asked=str(asked), result=str(result),
     )  # fmt: skip
     return {
         name: [(loss, norm) for loss, norm in numbers]
-        for name, numbers in json.loads(result.read_text()).items()
+        for name, numbers in json.loads(result.read_text(encoding="utf-8")).items()
     }
 
 
@@ -46,14 +48,14 @@ def record(asked: str, steps: int, folder: str, result: str) -> None:
     dist.init_process_group("gloo")
     numbers = {}
     with shared_meshes():
-        for name, arguments in json.loads(Path(asked).read_text()).items():
+        for name, arguments in json.loads(Path(asked).read_text(encoding="utf-8")).items():
             print(f"-- {name}", flush=True)  # read when a process ends without an exception
             try:
                 numbers[name] = _train([*arguments, "--job.dump_folder", folder], steps)
             except Exception as e:
                 raise AssertionError(f"{name}: hekaton train {' '.join(arguments)}") from e
     if dist.get_rank() == 0:
-        Path(result).write_text(json.dumps(numbers))
+        Path(result).write_text(json.dumps(numbers), encoding="utf-8")
     dist.destroy_process_group()
 
 
