@@ -7,13 +7,22 @@ import dataclasses
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
+from hekaton.building import model_config
 from hekaton.checkpoint.disk.manifest import MANIFEST, Manifest
 from hekaton.cli import main
+from hekaton.config import AtResume, load
+from hekaton.config.base import dotted, marks, walk
+from hekaton.contributions import Model
+from hekaton.errors import HekatonError
 from hekaton.identity import code
+from hekaton.meta import on_meta
+from hekaton.spec import TrainSpec
 
 RUN = """
 [model]
@@ -108,6 +117,70 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     without_identity(runs.folder / "copy" / "checkpoint" / "step-2")
     runs.train("old", 3, "--optimizer.lr", "0.1", "--checkpoint.load_step", "2", folder="copy")
     return runs
+
+
+def test_every_field_of_the_core_declares_what_a_change_means() -> None:
+    undeclared = [
+        dotted(path)
+        for path, field, inside in walk(type(load([], []).config))
+        if inside[-1].__module__.startswith("hekaton.config.sections")
+        and not marks(field, AtResume)
+        and "at_resume" not in vars(inside[-1])
+    ]
+    assert undeclared == []
+
+
+@pytest.mark.parametrize("name", sorted(load([], []).plugins.all(Model)))
+def test_every_field_of_a_model_changes_its_tensors_or_declares_what_a_change_means(name: str) -> None:
+    """What is not declared is a notice: that is right only where another value does not fit the checkpoint."""
+    loaded = load([], ["--model.name", name])
+    spec, _ = model_config(loaded.config, loaded.plugins)
+    settings = spec.flavors[max((one for one in spec.flavors if one in DEBUG), key=DEBUG.index)]
+    before = shapes(spec, settings)
+    unseen = [
+        ".".join(path)
+        for path, value in undeclared_fields(settings)
+        if not any(other != before for other in changed_shapes(spec, settings, path, value))
+    ]
+    assert [one for one in unseen if one not in UNUSED.get(name, ())] == []
+
+
+DEBUG = ("debugmodel", "debugmodel_moe")
+"""Flavors, the one with most of a model's parts last."""
+UNUSED = {"qwen3": ("hidden_dim",)}
+"""Fields of a feed-forward layer that a model with experts in every layer does not have."""
+
+
+def shapes(spec: TrainSpec, settings: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in on_meta(spec, settings).state_dict().items()}
+
+
+def undeclared_fields(settings: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if any(isinstance(mark, AtResume) for mark in getattr(hints[field.name], "__metadata__", ())):
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from undeclared_fields(value, (*at, field.name))
+        else:
+            yield (*at, field.name), value
+
+
+def changed_shapes(
+    spec: TrainSpec, settings: Any, path: tuple[str, ...], value: Any
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The tensors with other values of a field, of those that the model takes."""
+    assert isinstance(value, int), f"{'.'.join(path)} is no number of anything: declare what a change means"
+    for other in [not value] if isinstance(value, bool) else [value + 1, value * 2, value // 2]:
+        with contextlib.suppress(HekatonError, ValueError):
+            yield shapes(spec, replaced(settings, path, other))
+
+
+def replaced(settings: Any, path: tuple[str, ...], value: Any) -> Any:
+    name, *rest = path
+    inner = replaced(getattr(settings, name), tuple(rest), value) if rest else value
+    return dataclasses.replace(settings, **{name: inner})
 
 
 def without_identity(step: Path) -> None:

@@ -45,6 +45,8 @@ class DataloaderSection(SectionModel):
 class TrainingSection(SectionModel):
     """Data, batch, length, precision."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+
     dataset: Annotated[str, NameOf(Dataset)] = "python_stdlib"
     """The dataset, by name."""
     dataset_path: Annotated[PathField | None, AtResume("nothing"), SameContent] = None
@@ -89,6 +91,8 @@ class TrainingSection(SectionModel):
 class ValidationSet(SectionModel):
     """One dataset that is validated on: an entry of ``[[validation.sets]]``."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+
     name: str = ""
     """Its name in the metrics; that of its dataset when not set."""
     dataset: Annotated[str, NameOf(Dataset)] = ""
@@ -106,6 +110,8 @@ class ValidationSet(SectionModel):
 
 class ValidationSection(SectionModel):
     """Loss on data that is not trained on."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
 
     switch: ClassVar[str] = "enable"
 

@@ -1,10 +1,10 @@
 """The section of the dataset ``mixture``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from hekaton.config.base import NameOf, PathField, SectionModel
+from hekaton.config.base import AtResumeMeaning, NameOf, PathField, SectionModel
 from hekaton.contributions import Dataset
 
 Weight = Annotated[float, Field(ge=0, le=1e9)]
@@ -12,6 +12,8 @@ Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 class LaterWeight(SectionModel):
     """A weight that holds from some step on."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
 
     step: PositiveInt = 1
     """Steps done before the first one that it holds in."""
@@ -21,6 +23,8 @@ class LaterWeight(SectionModel):
 
 class MixtureSource(SectionModel):
     """One dataset of a mixture: an entry of ``[[mixture.sources]]``."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
 
     name: str = ""
     """Its name in the log; that of its dataset when not set."""
@@ -40,6 +44,8 @@ class MixtureSource(SectionModel):
 
 class MixtureSection(SectionModel):
     """What ``dataset = "mixture"`` is made of."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
 
     sources: list[MixtureSource] = []
     """The datasets, with ``dataset``, ``dataset_path``, ``weight`` (of tokens), ``later`` (weights by step),

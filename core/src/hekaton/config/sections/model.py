@@ -36,6 +36,8 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 class ModelSection(SectionModel):
     """Which model, in which size, with which tokenizer."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+
     name: Annotated[str, NameOf(Model), AtResume("refusal")] = "llama3"
     """The model, by name."""
     flavor: str = "debugmodel"
@@ -62,6 +64,8 @@ class ModelSection(SectionModel):
 class OptimizerGroup(SectionModel):
     """Parameters that are treated apart: an entry of ``[[optimizer.groups]]``."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+
     match: str = "*"
     """Pattern of parameter names; ``*`` stands for any characters, as in ``*norm*``."""
     lr_factor: Annotated[float, Field(ge=0, le=1000)] = 1.0
@@ -72,6 +76,8 @@ class OptimizerGroup(SectionModel):
 
 class OptimizerSection(SectionModel):
     """How weights follow gradients."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
 
     name: Annotated[str, NameOf(Optimizer), AtResume("refusal")] = "AdamW"
     """The optimizer, by name."""
@@ -97,6 +103,8 @@ class OptimizerSection(SectionModel):
 class LRSchedulerSection(SectionModel):
     """How the learning rate changes over the run."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+
     name: Annotated[str, NameOf(LRSchedule)] = "warmup_stable_decay"
     """The schedule, by name."""
     warmup_steps: NonNegativeInt = 200
@@ -113,6 +121,8 @@ class LRSchedulerSection(SectionModel):
 
 class CompileSection(SectionModel):
     """Compilation with ``torch.compile``."""
+
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
 
     switch: ClassVar[str] = "enable"
 

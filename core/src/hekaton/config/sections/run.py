@@ -172,6 +172,8 @@ class CheckpointSection(SectionModel):
 class DebugSection(SectionModel):
     """Reproducing what happened."""
 
+    at_resume: ClassVar[AtResumeMeaning] = "notice"
+
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the initial weights and of the order of the data; 0 when not set."""
     deterministic: bool = False
