@@ -27,7 +27,7 @@ from hekaton.meta import on_meta
 from hekaton.objective import ObjectiveContext, TrainingObjective
 from hekaton.overrides import override
 from hekaton.parallel.apply import Layout, parallelize
-from hekaton.parallel.context import ContextGroup, use_attention_backend
+from hekaton.parallel.context import ContextGroup, check_sequences, use_attention_backend
 from hekaton.parallel.contract import needed_inputs, run_end
 from hekaton.parallel.experts import ExpertGroup, expert_entries
 from hekaton.parallel.fsdp import DTYPES, needs_fsdp
@@ -175,6 +175,10 @@ def parallelize_model(
     layout = make_layout(meta, dims, config, plugins, context_group, expert_group)
     if config.model.attention_backend is not None:
         use_attention_backend(meta.model, meta.plan.context, config.model.attention_backend)
+    if layout.context is not None:
+        length = config.training.seq_len
+        declared = [*objective.inputs(length), *objective.targets(length)]
+        check_sequences(declared, layout.context, degree=dims.cp)
     shapes = _stage_shapes(meta, objective, layout, dims, config) if layout.stages is not None else ()
     parts = parallelize(meta.model, layout, meshes, dims, config)
     return BuiltModel(parts=parts, layout=layout, context=context_group, shapes=shapes)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from hekaton.errors import ConfigError
+from hekaton.objective import BatchTensor
 from hekaton.parallel.contract import check_attention
 from hekaton.parallel.plan import matching
 
@@ -105,6 +107,23 @@ def apply_context_parallel(model: nn.Module, patterns: Sequence[str], strategy: 
         if strategy.passes is not None:
             check_attention(name, module, strategy.passes)
         module.forward = strategy.replace(module)
+
+
+def check_sequences(tensors: Sequence[BatchTensor], strategy: ContextStrategy, *, degree: int) -> None:
+    """Check that context parallel can split what an objective declares, whatever its sequences are of.
+
+    :raises ConfigError: naming a tensor with a sequence that cannot be cut evenly.
+    """
+    stretches = 2 * degree if strategy.order is head_tail else degree
+    for one in tensors:
+        length = None if one.sequence is None else one.shape[one.sequence]
+        if length is not None and length % stretches:
+            twice = " (twice, for head-tail load balancing)" if stretches > degree else ""
+            raise ConfigError(
+                f"'{one.name}' has a sequence of {length}, which is not divisible by "
+                f"parallelism.context_parallel_degree = {degree}{twice}",
+                hint=f"choose sizes that make it a multiple of {stretches}",
+            )
 
 
 def split_sequence(

@@ -12,6 +12,7 @@ from hekaton.draws import Draw
 from hekaton.objective import Batch, TrainingObjective, check_declared
 
 
+@torch.no_grad()
 def check_objective(
     objective: TrainingObjective, batch: Batch, *, seq_len: int, model: Callable[..., Any], seed: int = 0
 ) -> None:

@@ -99,7 +99,9 @@ class DocumentAttention(nn.Module):
         pattern = self.pattern
         ids = documents.ids if isinstance(documents, PackedDocuments) else documents
         if queries_at is not None and keys_at is not None:
-            return self._kernel(q, k, v, sinks, pattern.mask(ids, queries_at, keys_at))
+            everything = ids is None and not pattern.causal and not pattern.is_local
+            mask = None if everything else pattern.mask(ids, queries_at, keys_at)
+            return self._kernel(q, k, v, sinks, mask)
         backend = self.chosen or self.backends[self._usual(documents, q)]
         if backend.attend is not None:
             assert backend.prepare is not None
