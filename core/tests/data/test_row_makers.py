@@ -7,10 +7,13 @@ import pytest
 
 from hekaton.data import Encoded, Whole
 from hekaton.data.encoders import IdsEncoder, TextEncoder
+from hekaton.data.feed import Source
 from hekaton.data.loader import build_loader
 from hekaton.data.order import Sequential, Shuffled
 from hekaton.data.row_makers import BestFit, InOrder, OnePerRow
+from hekaton.data.rows import RowReader, Stream
 from hekaton.testing import check_encoder, check_order, check_row_maker
+from hekaton.testing.data import _Held
 
 X = -100
 LENGTHS = [5, 2, 9, 1, 4, 30, 3, 0, 6, 7]
@@ -132,3 +135,45 @@ def test_best_fit_cuts_what_is_longer_than_a_row():
     rows = rows_of(BestFit(4), [np.arange(10, 16), np.arange(20, 22)], IdsEncoder(), 2)
     assert [row["tokens"] for row in rows] == [[10, 11, 12, 13], [14, 15, 20, 21]]
     assert [row["labels"] for row in rows] == [[11, 12, 13, 14], [15, X, 21, X]]
+
+
+class Readings:
+    """A document is one unit: a column of measured numbers, or nothing."""
+
+    fingerprint = "readings"
+
+    def cut(self, document):
+        yield Whole(document)
+
+    def encode(self, parts):
+        return [Encoded(np.array(part.content, np.float32).reshape(-1, 3)) for part in parts]
+
+
+class ReadingRows:
+    """Numbers in place of tokens, with one value for each row."""
+
+    unit, units_per_row, ahead, cursor_width = "readings", 1, 1, 2
+
+    def empty(self, rows):
+        return {"values": np.zeros((rows, 3), np.float32), "present": np.zeros(rows, np.float32)}
+
+    def make(self, feed, out):
+        spans = feed.take(1)
+        if spans:
+            out["values"][...], out["present"][...] = spans[0].ids[0], 1
+        return len(spans)
+
+
+def test_rows_of_numbers_that_are_no_tokens():
+    documents = [[1.5, 2, 3], [], [4, 5.25, 6], [7, 8, 9.75]]
+    check_encoder(Readings(), documents)
+    check_row_maker(ReadingRows(), [document for document in documents if document], Readings())
+    source = Source(_Held(documents), Readings(), Sequential(4), epochs=1)
+    reader = RowReader(Stream([source], ReadingRows(), 2, repeat=False), [0, 1], np.zeros((2, 2), np.int64))
+    steps = [reader.next() for _ in range(2)]
+    assert [step.tensors["values"].tolist() for step in steps] == [
+        [[1.5, 2, 3], [7, 8, 9.75]],
+        [[4, 5.25, 6], [0, 0, 0]],
+    ]
+    assert steps[1].tensors["present"].tolist() == [1, 0]
+    assert steps[0].skipped + steps[1].skipped == 1

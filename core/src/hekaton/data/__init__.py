@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 TokenIds: TypeAlias = npt.NDArray[np.int32]
 Integers: TypeAlias = npt.NDArray[np.int64]
+Values: TypeAlias = npt.NDArray[Any]
+"""What rows are made of: token ids, or numbers of another kind."""
 
 
 @runtime_checkable
@@ -87,15 +89,17 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The tokens of a part of a document.
+    """The tokens of a part of a document, or what else it is a sequence of.
 
     :param ids: (n,), with the marks around a document where the encoder puts any; none skips the document.
+        Where documents are no texts: (n, ...) of any type, n units that a row maker knows how to take, such
+        as one image each.
     :param targets: (n,), which of the tokens a model is trained to predict; ``None`` for all.
     :param breaks: where texts begin, in a document that is a file of many: ascending places in ``ids``. Only
         row makers that have ``takes_joined`` read such.
     """
 
-    ids: TokenIds
+    ids: Values
     targets: npt.NDArray[np.bool_] | None = None
     breaks: Integers | None = None
 

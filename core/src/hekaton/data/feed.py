@@ -24,6 +24,7 @@ from hekaton.data import (
     JoinedDocuments,
     Part,
     TokenIds,
+    Values,
 )
 from hekaton.data.encoders import IDS_PART, IdsEncoder
 from hekaton.data.pieces import PIECE
@@ -64,7 +65,7 @@ class Span:
 
     document: int
     offset: int
-    ids: TokenIds
+    ids: Values
     targets: npt.NDArray[np.bool_] | None = None
     starts: Integers = field(default_factory=lambda: _NONE)
     breaks: Integers = field(default_factory=lambda: _NONE)

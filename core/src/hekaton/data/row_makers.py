@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from hekaton.data import Integers
+from hekaton.data import Integers, Values
 from hekaton.data.feed import Feed, Span
 from hekaton.loss import IGNORE_INDEX
 
@@ -36,10 +36,10 @@ class BatchRowMaker(Protocol):
     def cursor_width(self) -> int:
         """2 where a row is where it is by the documents and tokens read; 3 with ``Feed.made``."""
 
-    def empty(self, rows: int) -> dict[str, Integers]:
-        """Tensors of so many rows of padding, (rows, ...) each."""
+    def empty(self, rows: int) -> dict[str, Values]:
+        """Tensors of so many rows of padding, (rows, ...) each, of any type."""
 
-    def make(self, feed: Feed, out: Mapping[str, Integers]) -> int:
+    def make(self, feed: Feed, out: Mapping[str, Values]) -> int:
         """Make the next row: take its tokens from ``feed`` and write it into ``out``.
 
         :param out: a row of each of the tensors of :meth:`empty`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hekaton.data import Integers
+from hekaton.data import Integers, Values
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
@@ -53,7 +53,7 @@ class Sequences:
     :param sources: of each row, the number of its source; -1 for padding.
     """
 
-    tensors: dict[str, Integers]
+    tensors: dict[str, Values]
     cursor: Integers
     left: bool
     skipped: int
@@ -92,7 +92,7 @@ class RowReader:
                 self._readers[number].fill(feeds, stream.maker.ahead)
                 for index, row in together:
                     made = stream.maker.make(
-                        row.feeds[number], {name: values[index] for name, values in tensors.items()}
+                        row.feeds[number], {name: values[index, ...] for name, values in tensors.items()}
                     )
                     if made:
                         row.taken[number] += made

@@ -13,6 +13,15 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "section": ("quantize.linear.float8",),
         "check": ("float8_can_be_combined",),
     },
+    "hekaton-flux": {
+        "model": ("flux",),
+        "hf adapter": ("flux",),
+        "dataset": ("shapes", "shapes_validation"),
+        "encoder": ("captioned_images",),
+        "row maker": ("images",),
+        "objective": ("flow_matching",),
+        "section": ("flow_matching",),
+    },
     "hekaton-gpt-oss": {"model": ("gpt_oss",), "hf adapter": ("gpt_oss",)},
     "hekaton-hf": {
         "check": ("assets_can_be_exported",),

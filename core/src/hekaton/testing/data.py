@@ -53,13 +53,14 @@ def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
     together = encoder.encode(flat)
     assert len(together) == len(flat), f"{len(together)} answers for {len(flat)} parts"
     for part, encoded in zip(flat, together, strict=True):
-        assert encoded.ids.ndim == 1, f"ids are of shape {encoded.ids.shape}"
-        assert np.issubdtype(encoded.ids.dtype, np.integer), f"ids are {encoded.ids.dtype}"
+        assert encoded.ids.ndim, "ids are a single number"
+        if encoded.ids.ndim == 1:  # of tokens; what has more dimensions is of units of another kind
+            assert np.issubdtype(encoded.ids.dtype, np.integer), f"ids are {encoded.ids.dtype}"
         (alone,) = encoder.encode([part])
         assert np.array_equal(alone.ids, encoded.ids), "ids depend on what is encoded together"
         if encoded.targets is None:
             continue
-        assert encoded.targets.shape == encoded.ids.shape, "targets have another shape than ids"
+        assert encoded.targets.shape == encoded.ids.shape[:1], "targets have another shape than ids"
         assert encoded.targets.dtype == np.bool_, f"targets are {encoded.targets.dtype}, not bool"
         assert alone.targets is not None, "targets depend on what is encoded together"
         assert np.array_equal(alone.targets, encoded.targets), "targets depend on what is encoded together"

@@ -1,0 +1,67 @@
+"""FLUX.1's tables: flavors, how it is cut, how it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from hekaton.init import Constant, Initializer, Normal
+from hekaton.parallel.plan import ParallelPlan
+from hekaton.spec import TrainSpec
+from hekaton_flux.model import Flux, FluxConfig
+
+_PUBLISHED = {"dim": 3_072, "n_heads": 24, "n_double_blocks": 19, "n_single_blocks": 38}
+
+# Shapes of the published models (src/flux/util.py of black-forest-labs/flux).
+flavors = {
+    "debugmodel": FluxConfig(
+        dim=128, n_heads=4, n_double_blocks=2, n_single_blocks=2, axes=(4, 14, 14),
+        channels=16, text_dim=64, pooled_dim=32,
+    ),
+    "dev": FluxConfig(**_PUBLISHED, guidance=True),
+    "schnell": FluxConfig(**_PUBLISHED),
+}  # fmt: skip
+
+
+def plan(config: FluxConfig) -> ParallelPlan:
+    """How the model is cut. Queries, keys and values are one matrix in the published layout, and so is what a
+    single block computes from its input: no style of tensor parallel cuts these."""
+    return ParallelPlan(
+        block="{double_blocks,single_blocks}.*",
+        context=["{double_blocks,single_blocks}.*.inner"],
+    )
+
+
+def init(config: FluxConfig) -> Mapping[str, Initializer]:
+    """How the model starts: every modulation and the output at 0, so that each block is the identity and the
+    velocity 0 (adaLN-Zero; Peebles and Xie, 2022); other matrices with the variance of Glorot and Bengio
+    (2010), except those of the conditions."""
+    dim, hidden = config.dim, config.hidden_dim
+    zero, condition = Constant(0.0), Normal(0.02)
+    embedders = "{time_in,vector_in,guidance_in}" if config.guidance else "{time_in,vector_in}"
+    return {
+        "img_in.weight": _glorot(config.channels, dim),
+        "txt_in.weight": _glorot(config.text_dim, dim),
+        f"{embedders}.{{in_layer,out_layer}}.weight": condition,
+        "double_blocks.*.{img_attn,txt_attn}.qkv.weight": _glorot(dim, 3 * dim),
+        "double_blocks.*.{img_attn,txt_attn}.proj.weight": _glorot(dim, dim),
+        "double_blocks.*.{img_mlp,txt_mlp}.{0,2}.weight": _glorot(dim, hidden),
+        "double_blocks.*.{img_mod,txt_mod}.lin.{weight,bias}": zero,
+        "single_blocks.*.linear1.weight": _glorot(dim, 3 * dim + hidden),
+        "single_blocks.*.linear2.weight": _glorot(dim + hidden, dim),
+        "single_blocks.*.modulation.lin.{weight,bias}": zero,
+        "**.norm.{query_norm,key_norm}.weight": Constant(1.0),
+        "final_layer.linear.{weight,bias}": zero,
+        "final_layer.adaLN_modulation.1.{weight,bias}": zero,
+        f"{{img_in,txt_in,{embedders[1:-1]}}}.**.bias": zero,
+        "**.{qkv,proj,linear1,linear2,0,2}.bias": zero,
+    }
+
+
+def _glorot(inputs: int, outputs: int) -> Normal:
+    return Normal(math.sqrt(2 / (inputs + outputs)))
+
+
+train_spec = TrainSpec(
+    name="flux", model=Flux, flavors=flavors, plan=plan, init=init, objective="flow_matching"
+)

@@ -1,0 +1,140 @@
+"""Images with texts: the drawn shapes, the frozen encoders, and rows of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from hekaton.errors import ConfigError, DataError
+from hekaton.testing import check_encoder, check_plugin, check_row_maker
+from hekaton_flux import images
+from hekaton_flux.encoders import TrialEncoders, frozen_encoders
+from hekaton_flux.images import BACKGROUND, COLORS, CaptionedImage, draw
+from hekaton_flux.rows import ImageEncoder, ImageRows
+from hekaton_flux.settings import FlowMatchingSection
+
+SECTION = FlowMatchingSection(image_size=32, text_length=4)
+ENCODERS = TrialEncoders(4)
+
+
+def test_the_package_keeps_its_contracts():
+    check_plugin("hekaton_flux")
+
+
+def test_a_shape_has_its_color_and_area():
+    areas = {"circle": np.pi * 0.25**2, "square": (2 * 0.85 * 0.25) ** 2, "triangle": 1.8 * 0.99 * 0.25**2}
+    for shape, area in areas.items():
+        pixels = draw("red", shape, size=200, center=(0.5, 0.5), radius=0.25)
+        inside = (pixels == COLORS["red"]).all(axis=-1)
+        assert ((pixels == BACKGROUND).all(axis=-1) | inside).all()
+        assert inside.mean() == pytest.approx(area, rel=0.03), shape
+
+
+def test_an_image_follows_from_its_index():
+    shapes = images.build(SECTION, None)
+    three, again = shapes.fetch([3])[0], shapes.fetch([9, 3])[1]
+    assert three.text == again.text
+    assert np.array_equal(three.pixels, again.pixels)
+    some = shapes.fetch(range(200))
+    assert len({image.text for image in some}) == len(COLORS) * 3
+    for image in some:
+        there = [name for name, color in COLORS.items() if (image.pixels == color).all(axis=-1).any()]
+        assert there == [image.text.split()[1]]
+    other = images.build_validation(SECTION, None)
+    assert [image.text for image in other.fetch(range(20))] != [image.text for image in some[:20]]
+    with pytest.raises(DataError, match="take no dataset_path, but it is set to 'there'"):
+        images.check(SECTION, "there")
+
+
+def test_latents_of_the_encoders_for_trials_are_mean_colors_and_edges():
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8, :4] = 255
+    latents, std = ENCODERS.image(pixels)
+    assert latents.shape == (4, 2, 2)
+    assert not std.any()
+    # Half of the first block is 1, half of it -1; its left half is brighter by 2.
+    assert latents[:, 0, 0].tolist() == [0, 0, 0, 2]
+    assert latents[:, 1, 1].tolist() == [-1, -1, -1, 0]
+    green = np.broadcast_to(np.array(COLORS["green"], np.uint8), (16, 16, 3))
+    assert np.array_equal(ENCODERS.pixels(ENCODERS.image(green)[0]), green)
+
+
+def test_texts_of_the_encoders_for_trials_differ_by_words_and_their_order():
+    red, blue = ENCODERS.text("a red circle")[0], ENCODERS.text("a blue circle")[0]
+    assert np.array_equal(red[[0, 2, 3]], blue[[0, 2, 3]])
+    assert not np.array_equal(red[1], blue[1])
+    assert not np.array_equal(ENCODERS.text("circle red")[0], ENCODERS.text("red circle")[0])
+    assert not any(values.any() for values in ENCODERS.text(""))
+
+
+def test_encoder_and_rows_keep_their_contracts():
+    documents = images.build(SECTION, None).fetch(range(7))
+    check_encoder(ImageEncoder(ENCODERS, SECTION), documents)
+    rows = ImageRows(ENCODERS, SECTION)
+    check_row_maker(rows, documents, ImageEncoder(ENCODERS, SECTION), steps=4)
+    with pytest.raises(
+        DataError, match=r"an image has the shape \(16, 32, 3\), flow_matching.image_size is 32"
+    ):
+        list(ImageEncoder(ENCODERS, SECTION).encode(list(ImageEncoder(ENCODERS, SECTION).cut(
+            CaptionedImage(np.zeros((16, 32, 3), np.uint8), "")
+        ))))  # fmt: skip
+
+
+def test_encoders_are_named_all_or_none(tmp_path):
+    with pytest.raises(ConfigError, match="names some encoders, and not pooled_encoder, autoencoder"):
+        frozen_encoders(FlowMatchingSection(text_encoder=str(tmp_path)))
+    missing = str(tmp_path / "missing")
+    with pytest.raises(ConfigError, match=r"flow_matching.text_encoder = '.*missing' is no folder"):
+        frozen_encoders(
+            FlowMatchingSection(text_encoder=missing, pooled_encoder=missing, autoencoder=missing)
+        )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Small encoders of transformers and diffusers with random weights."""
+    from diffusers import AutoencoderKL
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    words = {word: at for at, word in enumerate(["<pad>", "<end>", "a", "red", "blue", "circle"])}
+    backend = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+    t5 = T5EncoderModel(T5Config(vocab_size=6, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    clip = CLIPTextModel(CLIPTextConfig(
+        vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=7, eos_token_id=1, bos_token_id=2,
+    ))  # fmt: skip
+    autoencoder = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, latent_channels=3, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    for name, model in {"t5": t5, "clip": clip, "autoencoder": autoencoder}.items():
+        model.eval().save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder, t5, clip, autoencoder
+
+
+def test_pretrained_encoders_give_what_transformers_and_diffusers_do(folders):
+    folder, t5, clip, autoencoder = folders
+    paths = {"text_encoder": "t5", "pooled_encoder": "clip", "autoencoder": "autoencoder"}
+    section = FlowMatchingSection(text_length=4, **{name: str(folder / path) for name, path in paths.items()})
+    encoders = frozen_encoders(section)
+    assert encoders is frozen_encoders(section)
+    states, pooled = encoders.text("a red circle")
+    with torch.no_grad():
+        assert torch.equal(torch.from_numpy(states), t5(torch.tensor([[2, 3, 5, 0]])).last_hidden_state[0])
+        ids = torch.tensor([[2, 3, 5, 0, 0, 0, 0]])
+        assert torch.equal(torch.from_numpy(pooled), clip(ids).pooler_output[0])
+        pixels = draw("blue", "circle", size=32, center=(0.5, 0.5), radius=0.3)
+        found = autoencoder.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1).latent_dist
+    latents, std = map(torch.from_numpy, encoders.image(pixels))
+    assert latents.shape == (3, 4, 4)
+    torch.testing.assert_close(latents, 0.3611 * (found.mean[0] - 0.1159))
+    torch.testing.assert_close(std, 0.3611 * found.std[0])
+    assert (encoders.sizes.latent_channels, encoders.sizes.text_dim, encoders.sizes.pooled_dim) == (3, 12, 8)
