@@ -17,7 +17,7 @@ from hekaton.testing import check_converter, check_layouts, check_plugin
 from hekaton_mx import LINEAR
 from hekaton_mx.combinations import mx_can_be_combined
 from hekaton_mx.linear import LinearMX
-from hekaton_mx.sections import LinearMXSection
+from hekaton_mx.sections import MXSection
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 128, "vocab_size": 258}
 PLAIN = [
@@ -37,7 +37,7 @@ def test_the_converter_keeps_its_contract():
         spec.flavors["debugmodel"], dim=64, n_heads=2, n_kv_heads=2, n_layers=1, hidden_dim=64
     )
     spec = dataclasses.replace(spec, flavors={"small": small})
-    draft = check_converter(LinearMX(LinearMXSection(filter_fqns=["wk"]), ParallelDims()), spec, "small")
+    draft = check_converter(LinearMX(MXSection(filter_fqns=["wk"]), ParallelDims()), spec, "small")
     left = {choice.layer: bool(choice.left) for choice in draft.choices[LINEAR]}
     assert left["layers.0.attention.wk"]
     assert not left["layers.0.attention.wq"]

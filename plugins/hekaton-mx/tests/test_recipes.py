@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hekaton_mx.linear import MXFP8Linear, recipe_of
-from hekaton_mx.sections import LinearMXSection
+from hekaton_mx.sections import MXSection
 
 LARGEST, LARGEST_EXPONENT = 448.0, 8
 
@@ -73,7 +73,7 @@ def computed(tokens=64, **section):
     x, weight, upstream = operands(tokens)
     plain = torch.nn.Linear(96, 64, bias=False)
     plain.weight.data.copy_(weight)
-    layer = MXFP8Linear(plain, recipe_of(LinearMXSection(**section)))
+    layer = MXFP8Linear(plain, recipe_of(MXSection(**section)))
     x.requires_grad_()
     output = layer(x.unflatten(0, (2, -1))).flatten(0, 1)
     output.backward(upstream)

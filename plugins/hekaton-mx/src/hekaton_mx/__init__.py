@@ -26,7 +26,7 @@ def hekaton_sections() -> list[Section]:
     return [
         Section(
             LINEAR,
-            schema=Ref("hekaton_mx.sections:LinearMXSection"),
+            schema=Ref("hekaton_mx.sections:MXSection"),
             summary="settings of converter 'quantize.linear.mx'",
         )
     ]

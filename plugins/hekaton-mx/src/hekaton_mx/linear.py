@@ -17,7 +17,7 @@ from hekaton.draft import Draft
 from hekaton.layer_choices import choose_linear_layers, replace_layers
 from hekaton.mesh import ParallelDims
 from hekaton_mx import LINEAR
-from hekaton_mx.sections import LinearMXSection
+from hekaton_mx.sections import MXSection
 
 BLOCK = 32
 """Neighbouring values that share a scale."""
@@ -30,7 +30,7 @@ class LinearMX:
     without the converter.
     """
 
-    def __init__(self, section: LinearMXSection, dims: ParallelDims) -> None:
+    def __init__(self, section: MXSection, dims: ParallelDims) -> None:
         self._section = section
         self._dims = dims
 
@@ -62,7 +62,7 @@ class Recipe:
     wgrad_with_hp: bool
 
 
-def recipe_of(section: LinearMXSection) -> Recipe:
+def recipe_of(section: MXSection) -> Recipe:
     """The recipe that a section names."""
     return Recipe(
         emulated="emulated" in section.recipe_name or not torch.cuda.is_available(),

@@ -8,7 +8,7 @@ from hekaton.config import SectionModel
 from hekaton.config.base import NoEffect
 
 
-class LinearMXSection(SectionModel):
+class MXSection(SectionModel):
     """Products of linear layers in MXFP8 (OCP Microscaling Formats 1.0): values in E4M3, 32
     neighbours of which share a scale that is a power of 2. Weights are kept, updated and saved in their own
     precision."""
