@@ -10,9 +10,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hekaton.errors import DataError
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
+    from hekaton.failures.whereabouts import Whereabouts
 
 log = logging.getLogger("hekaton")
 
@@ -50,6 +54,14 @@ def process_start() -> float:
         return time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except OSError:
         return time.time()
+
+
+def accounts_of(config: JobConfig, *, rank: int, where: Whereabouts) -> Accounts:
+    """The accounts of a run, which follow where it is."""
+    writes = rank == 0 and not config.checkpoint.load_only
+    accounts = Accounts(Path(config.job.dump_folder), writes=writes, since=where.since)
+    where.follow.append(accounts.enter)
+    return accounts
 
 
 class Accounts:

@@ -157,6 +157,13 @@ def set_timeout(seconds: int) -> None:
         set_group_timeout(seconds, group)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait for what the current stream of a device has to do: not for all of its streams, since a checkpoint
+    may be on its way to the host."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def all_sum(value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The sum of ``value`` over the processes of ``group``, in place."""
     if group.size() > 1:

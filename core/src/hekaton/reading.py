@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 
 from hekaton.assembly import Assembled
+from hekaton.control import RunControl
 from hekaton.data.loader import Loader, identity_of
+from hekaton.data.mixture import Mixture
 from hekaton.distributed import all_sum
 from hekaton.objective import Batch
 from hekaton.sources import make_stream
@@ -155,6 +157,33 @@ def shares_of_sources(loader: Loader, readers: dist.ProcessGroup) -> dict[str, f
         for one, (tokens, epochs) in zip(progress, whole, strict=True)
         for what, value in {"tokens": tokens, "share": tokens / total, "epochs": epochs}.items()
     }
+
+
+class SourceEnds:
+    """Looks for sources of a mixture that rows of this rank have read to the end.
+
+    :param control: is asked to stop the run where the mixture says so, or nothing is left.
+    """
+
+    def __init__(self, loader: Loader, documents: Documents, control: RunControl) -> None:
+        self._loader = loader
+        self._stops = isinstance(documents, Mixture) and documents.stops
+        self._control = control
+        self._ended: list[str] = []
+
+    def look(self, step: int) -> None:
+        """Called after each step."""
+        new = [name for name in self._loader.ended_names() if name not in self._ended]
+        self._ended += new
+        for name in new:
+            log.info("step %d: source '%s' is read to its end in rows of this process", step, name)
+            if self._stops:
+                self._control.ask(
+                    save=True, stop=True, reason=f"source '{name}' is read to its end, and "
+                    'mixture.when_a_source_ends = "stop"',
+                )  # fmt: skip
+        if self._ended and self._loader.all_ended():
+            self._control.ask(save=True, stop=True, reason="all sources of the mixture are read to their end")
 
 
 def log_skipped(loader: Loader, readers: dist.ProcessGroup, *, device: torch.device) -> None:

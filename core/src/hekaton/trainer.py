@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from hekaton.accounting import Accounts
+from hekaton.accounting import accounts_of
 from hekaton.assembly import assemble
 from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
@@ -21,8 +21,7 @@ from hekaton.checkpoint.runs.resume import Checkpoints, open_checkpoints
 from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.config import Loaded
 from hekaton.control import Request, RunControl
-from hekaton.data.mixture import Mixture
-from hekaton.distributed import Process, all_sum, set_timeout
+from hekaton.distributed import Process, all_sum, set_timeout, wait_for
 from hekaton.draws import Draw
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
@@ -35,12 +34,19 @@ from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
-from hekaton.reading import batch_on, log_shares, log_skipped, run_loader, shares_of_sources
+from hekaton.reading import (
+    SourceEnds,
+    batch_on,
+    log_shares,
+    log_skipped,
+    run_loader,
+    shares_of_sources,
+)
 from hekaton.reporting import Reporter
 from hekaton.sources import open_dataset
-from hekaton.spec import SteppingConverter
 from hekaton.stop_signals import KnownEnd, stop_on_signals
 from hekaton.surroundings import collected_garbage, set_determinism, write_config
+from hekaton.updating import tell_converters, update
 from hekaton.validation import make_validation
 
 log = logging.getLogger("hekaton")
@@ -64,12 +70,7 @@ class Trainer:
         self.where = where or Whereabouts()
         self._loggers = loggers
         self.config = config = loaded.config
-        self._accounts = Accounts(
-            Path(config.job.dump_folder),
-            writes=process.rank == 0 and not config.checkpoint.load_only,
-            since=self.where.since,
-        )
-        self.where.follow.append(self._accounts.enter)
+        self._accounts = accounts_of(config, rank=process.rank, where=self.where)
         self.plugins = loaded.plugins
         self.process = process
         self.step = 0
@@ -92,8 +93,7 @@ class Trainer:
             global_batch_size=self._global_batch_size,
             settings=config.training.dataloader,
         )
-        self._stops_at_ends = isinstance(documents, Mixture) and documents.stops
-        self._ended: list[str] = []
+        self._ends = SourceEnds(self.loader, documents, self.control)
         self.validation = make_validation(assembled)
         encoder = str(self.loader.identity()["encoder"])
         agree(of_run(assembled, documents, self.validation.documents, encoder=encoder))
@@ -122,7 +122,7 @@ class Trainer:
             return Request()
         self.where.at("load")
         self.step = checkpoints.resume()
-        self._tell_converters()
+        tell_converters(self.assembled)
         if self.step >= steps:
             log.info("step %d of %d is done already: nothing to train", self.step, steps)
         log_shares(self.loader, step=self.step)
@@ -205,24 +205,9 @@ class Trainer:
             losses = self.forward_backward(batch, self._draw(), first=self.faults.replay(self.step))
         with self._phase("optimizer"):
             grad_norm = self.optimizer_step(losses)
-        self._watch_sources()
+        self._ends.look(self.step)
         self.meter.add(self._global_batch_size * self.loader.units_per_row)
         return losses, grad_norm
-
-    def _watch_sources(self) -> None:
-        """Say which sources of a mixture rows of this rank have read to the end, and stop where that is asked
-        for or nothing is left."""
-        new = [name for name in self.loader.ended_names() if name not in self._ended]
-        self._ended += new
-        for name in new:
-            log.info("step %d: source '%s' is read to its end in rows of this process", self.step, name)
-            if self._stops_at_ends:
-                self.control.ask(
-                    save=True, stop=True, reason=f"source '{name}' is read to its end, and "
-                    'mixture.when_a_source_ends = "stop"',
-                )  # fmt: skip
-        if self._ended and self.loader.all_ended():
-            self.control.ask(save=True, stop=True, reason="all sources of the mixture are read to their end")
 
     def optimizer_step(self, losses: Losses | None = None) -> torch.Tensor:
         """Clip, step unless the gradients are bad, forget them; the schedule goes on in any case.
@@ -237,34 +222,18 @@ class Trainer:
         loss = None if losses is None else partial(self._whole_loss, losses)
         with self.bad_steps.left_out(self.step, grad_norm, loss) as left_out:
             if not left_out:
-                self._update()
+                update(self.assembled)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.learning_rate.steps_done += 1
         return grad_norm
-
-    def _update(self) -> None:
-        before_step = self.assembled.meta.spec.before_step
-        if before_step is not None:
-            with torch.no_grad():
-                before_step(self.model_parts, self.meshes)
-        self.learning_rate.apply()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self._tell_converters()
-
-    def _tell_converters(self) -> None:
-        """That the parameters have new values."""
-        for converter in self.assembled.meta.converters:
-            if isinstance(converter, SteppingConverter):
-                converter.after_step(self.model_parts)
 
     def _go_back(self, checkpoints: Checkpoints, reporter: Reporter) -> None:
         """To the last good step, but not with the data: that goes on after the bad step."""
         bad = self.step
         with self._left_out("load"):
             self.step, cursor = checkpoints.go_back(bad)
-        self._tell_converters()
+        tell_converters(self.assembled)
         self.bad_steps.went_back(bad, self.step, cursor)
         reporter.go_back(self.step)
         self._accounts.write(bad)
@@ -277,20 +246,7 @@ class Trainer:
             yield
 
     def _state(self) -> RunState:
-        assembled = self.assembled
-        assert assembled.tokenizer is not None
-        return RunState(
-            meta=assembled.meta,
-            dims=self.dims,
-            parts=self.model_parts,
-            optimizers=self.optimizers,
-            learning_rate=self.learning_rate,
-            loader=self.loader,
-            readers=self.meshes.batch["dp"].get_group(),
-            rank=self.process.rank,
-            tokenizer=assembled.tokenizer,
-            identity=self._identity,
-        )
+        return RunState.of(self.assembled, self.loader, self._identity)
 
     def _profiler(self) -> Profiler:
         folder = Path(self.config.job.dump_folder)
@@ -334,14 +290,9 @@ class Trainer:
     @contextlib.contextmanager
     def _left_out(self, phase: str) -> Iterator[None]:
         self.where.at("waiting for the device")
-        self._wait_for_device()
+        wait_for(self.process.device)
         self.where.at(phase)
         began = time.perf_counter()
         yield
-        self._wait_for_device()
+        wait_for(self.process.device)
         self.meter.leave_out(time.perf_counter() - began)
-
-    def _wait_for_device(self) -> None:
-        if self.process.device.type == "cuda":
-            # Not for all of it: a checkpoint may be on its way to the host.
-            torch.cuda.current_stream(self.process.device).synchronize()

@@ -1,7 +1,6 @@
 """What the converter makes of a model, what a run with it trains and saves, and what is refused."""
 
 import dataclasses
-import importlib.metadata
 import json
 
 import pytest
@@ -16,7 +15,7 @@ from hekaton.mesh import ParallelDims
 from hekaton.parallel.plan import module_names
 from hekaton.patterns import resolve
 from hekaton.plugins import Plugins
-from hekaton.testing import check_converter, check_plugin, check_rule
+from hekaton.testing import check_converter, check_plugin, check_requirement, check_rule
 from hekaton_float8 import LINEAR
 from hekaton_float8.combinations import TABLE, float8_can_be_combined
 from hekaton_float8.linear import TOO_SMALL, LinearFloat8
@@ -252,27 +251,8 @@ def test_every_entry_of_the_table_says_what_to_do_instead():
         assert entry.instead, entry.when
 
 
-@pytest.mark.parametrize(
-    ("installed", "reason"),
-    [
-        (None, "needs torchao>=0.18, which is not installed"),
-        ("0.9.1", "needs torchao>=0.18, and 0.9.1 is installed"),
-    ],
-)
-def test_without_torchao_only_a_run_that_names_it_is_refused(installed, reason, monkeypatch, capsys):
-    version = importlib.metadata.version
-
-    def found(name):
-        if name == "torchao" and installed is None:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return installed if name == "torchao" else version(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", found)
-    assert main(["config", "check", *PLAIN]) == 0
-    assert main(["config", "check", *RUN]) == 2
-    assert reason in capsys.readouterr().err
-    assert main(["plugins"]) == 0
-    assert f"unavailable: {reason}" in capsys.readouterr().out
+def test_without_torchao_only_a_run_that_names_it_is_refused():
+    check_requirement("torchao>=0.18", too_old="0.9.1", without=PLAIN, using=RUN)
 
 
 def test_a_converter_named_twice_is_an_error_also_under_an_earlier_name(capsys):

@@ -1,7 +1,6 @@
 """What the converter makes of a model, what a run with it trains and saves, and what is refused."""
 
 import dataclasses
-import importlib.metadata
 import json
 
 import pytest
@@ -13,7 +12,7 @@ from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_converter, check_layouts, check_plugin
+from hekaton.testing import check_converter, check_layouts, check_plugin, check_requirement
 from hekaton_mx import LINEAR
 from hekaton_mx.combinations import mx_can_be_combined
 from hekaton_mx.linear import LinearMX
@@ -96,14 +95,8 @@ def test_a_gpu_without_mxfp8_is_refused(capability, refused, monkeypatch):
         )
 
 
-def test_without_torchao_only_a_run_that_names_it_is_refused(monkeypatch, capsys):
-    version = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda name: "0.9.1" if name == "torchao" else version(name)
-    )
-    assert main(["config", "check", *PLAIN]) == 0
-    assert main(["config", "check", *RUN]) == 2
-    assert "needs torchao>=0.18, and 0.9.1 is installed" in capsys.readouterr().err
+def test_without_torchao_only_a_run_that_names_it_is_refused():
+    check_requirement("torchao>=0.18", too_old="0.9.1", without=PLAIN, using=RUN)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from torchao.optim import AdamW8bit as Torchaos
 
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.cli import main
-from hekaton.testing import check_layouts, check_optimizer, check_plugin, run_command
+from hekaton.testing import check_layouts, check_optimizer, check_plugin, check_requirement, run_command
 from hekaton_torchao.adamw import AdamW8bit, build
 from hekaton_torchao.sections import AdamW8bitSection
 
@@ -133,29 +133,12 @@ def test_a_cut_within_a_block_is_refused(tmp_path):
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize(
-    ("installed", "reason"),
-    [
-        (None, "needs torchao>=0.18, which is not installed"),
-        ("0.9.1", "needs torchao>=0.18, and 0.9.1 is installed"),
-    ],
-)
-def test_without_torchao_only_a_run_that_names_it_is_refused(installed, reason, monkeypatch, capsys):
-    version = importlib.metadata.version
-
-    def without(name):
-        if name != "torchao":
-            return version(name)
-        if installed is None:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return installed
-
-    monkeypatch.setattr(importlib.metadata, "version", without)
-    assert main(["plugins"]) == 0
-    assert f"unavailable: {reason}" in capsys.readouterr().out
-    assert main(["config", "check", *MODEL]) == 0
+def test_without_torchao_only_a_run_that_names_it_is_refused(monkeypatch, capsys):
+    check_requirement("torchao>=0.18", too_old="0.9.1", without=MODEL, using=[*MODEL, *EIGHT_BITS])
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.1")
     assert main(["config", "check", *MODEL, *EIGHT_BITS]) == 2
     said = capsys.readouterr().err
+    reason = "needs torchao>=0.18, and 0.9.1 is installed"
     assert f"error: optimizer 'AdamW8bit' {reason} (optimizer.name)\n  from: --optimizer.name" in said
     assert "pip install 'torchao>=0.18'" in said
     check_plugin("hekaton_torchao")

@@ -2,10 +2,13 @@
 
     from hekaton.testing import check_adapter, check_converter, check_encoder, check_layouts, check_model
     from hekaton.testing import check_objective, check_optimizer, check_order, check_plugin, check_row_maker
-    from hekaton.testing import check_rule, check_run_hooks, run_command
+    from hekaton.testing import check_requirement, check_rule, check_run_hooks, run_command
 
     def test_plugin():
         check_plugin("my_package")
+
+    def test_without_what_it_needs():
+        check_requirement("some_package>=2", too_old="1.9", without=["run.toml"], using=["other.toml"])
 
     def test_model():
         check_model(train_spec, flavor="tiny")
@@ -53,12 +56,13 @@ from hekaton.testing.model_layouts import check_before_step
 from hekaton.testing.objective import check_objective
 from hekaton.testing.optimizer import check_optimizer
 from hekaton.testing.plugin import check_plugin
+from hekaton.testing.requirement import check_requirement
 from hekaton.testing.rule import check_rule
 from hekaton.testing.run_hooks import check_run_hooks
 
 __all__ = [
     "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_encoder",
     "check_layouts", "check_model", "check_objective", "check_optimizer", "check_order", "check_plugin",
-    "check_row_maker", "check_rule", "check_run_hooks", "run_command", "run_processes",
+    "check_requirement", "check_row_maker", "check_rule", "check_run_hooks", "run_command", "run_processes",
     "start_command", "start_function",
 ]  # fmt: skip

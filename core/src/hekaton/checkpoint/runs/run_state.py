@@ -24,6 +24,7 @@ from hekaton.errors import CheckpointError
 from hekaton.identity.kept import Identity
 
 if TYPE_CHECKING:
+    from hekaton.assembly import Assembled
     from hekaton.building import MetaModel
     from hekaton.data import TextTokenizer
     from hekaton.data.loader import Loader
@@ -54,6 +55,23 @@ class RunState:
     rank: int
     tokenizer: TextTokenizer
     identity: Identity
+
+    @classmethod
+    def of(cls, assembled: Assembled, loader: Loader, identity: Identity) -> RunState:
+        """The state of a run that is assembled, and whose data ``loader`` reads."""
+        assert assembled.tokenizer is not None
+        return cls(
+            meta=assembled.meta,
+            dims=assembled.dims,
+            parts=assembled.parts,
+            optimizers=assembled.optimizers,
+            learning_rate=assembled.learning_rate,
+            loader=loader,
+            readers=assembled.meshes.batch["dp"].get_group(),
+            rank=assembled.process.rank,
+            tokenizer=assembled.tokenizer,
+            identity=identity,
+        )
 
     def gather(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """The tensors of the run by part, and the optimizers' rest. Every reader calls this."""
