@@ -49,8 +49,8 @@ USEFUL = ("compute", "optimizer")
 def process_start() -> float:
     """When this process was started, in seconds since the epoch; on other systems than Linux, now."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
         return time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except OSError:
         return time.time()
@@ -178,7 +178,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             one = json.loads(line)
             found.append({key: one[key] for key in ("began", "ended", "from", "step", "resumed", "seconds")})

@@ -35,7 +35,9 @@ def run(arguments: list[str]) -> int:
     print(f"{'total':<14} {account.total:>12,.1f} s")
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
     if rest:
-        Path(expanded(rest[1])).write_text(plot(_metrics(Path(expanded(folder), "metrics.jsonl"))))
+        Path(expanded(rest[1])).write_text(
+            plot(_metrics(Path(expanded(folder), "metrics.jsonl"))), encoding="utf-8"
+        )
     return 0
 
 
@@ -75,4 +77,4 @@ def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int) -> str:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"there is no {path} to plot", hint='set metrics.loggers = "jsonl"')
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
