@@ -54,8 +54,19 @@ def test_a_file_out_of_bounds_is_rejected(problems, toml, message):
         (["--training.steps", str(2**63)], "an integer of more than 64 bits\n  from: --training.steps"),
         (["--job.description", "\udcff"], "job.description: character 1 is not valid Unicode"),
         (["--model.overrides", '{"\\ud800": 1}'], "model.overrides: character 1 is not valid Unicode"),
+        (["--model.overrides", '{"dim": 8, "dim": 16}'], "it has the key 'dim' twice"),
     ],
-    ids=["JSON", "key of a table", "33 levels", "long flag", "digits", "64 bits", "bytes", "surrogate"],
+    ids=[
+        "JSON",
+        "key of a table",
+        "33 levels",
+        "long flag",
+        "digits",
+        "64 bits",
+        "bytes",
+        "surrogate",
+        "key twice",
+    ],
 )
 def test_flags_out_of_bounds_are_rejected(problems, flags, message):
     said = problems("", *flags)

@@ -80,6 +80,7 @@ def problems_of_export(assets, *flags):
     ("file", "content", "said"),
     [
         ("generation_config.json", "[]", "a JSON object was expected"),
+        ("generation_config.json", '{"top_k": 1, "top_k": 2}', "it has the key 'top_k' twice"),
         ("config.json", "{", "cannot read"),
         (
             "special_tokens_map.json",

@@ -12,7 +12,7 @@ from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_converter, check_layouts, check_plugin, check_requirement
+from hekaton.testing import check_converter, check_layouts, check_plugin, check_requirement, run_command
 from hekaton_mx import LINEAR
 from hekaton_mx.combinations import mx_can_be_combined
 from hekaton_mx.linear import LinearMX
@@ -97,6 +97,17 @@ def test_a_gpu_without_mxfp8_is_refused(capability, refused, monkeypatch):
 
 def test_without_torchao_only_a_run_that_names_it_is_refused():
     check_requirement("torchao>=0.18", too_old="0.9.1", without=PLAIN, using=RUN)
+
+
+def test_checkpoints_are_of_the_plain_model(tmp_path):
+    """Saved with the converter, loaded without it, and the other way round."""
+    for steps, converters in (("1", LINEAR), ("2", ""), ("3", LINEAR)):
+        done = run_command(
+            "train", *PLAIN, "--model.converters", converters, "--training.steps", steps,
+            "--lr_scheduler.total_steps", "9", "--checkpoint.enable", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert steps == "1" or f"resumed at step {int(steps) - 1}" in done.stderr
 
 
 @pytest.mark.slow

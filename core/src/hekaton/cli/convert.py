@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.config.base import shortened
 from hekaton.contributions import CheckpointFormat
 from hekaton.errors import ConfigError, choices_hint
+from hekaton.json_text import KeyTwice, parsed
 
 if TYPE_CHECKING:
     from hekaton.weights import LazyTensor
@@ -90,7 +90,9 @@ def _names(text: str) -> list[str]:
 
 def _table(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parsed(text)
+    except KeyTwice as error:
+        raise argparse.ArgumentTypeError(f"{shortened(text)}: {error}") from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -7,7 +7,6 @@ pydantic-settings was tried: it cannot give the form ``--section.no-field``, nor
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from hekaton.config.base import (
 )
 from hekaton.config.plain import MAX_DEPTH, check_plain
 from hekaton.errors import ConfigError
+from hekaton.json_text import KeyTwice, parsed
 
 HELP = ("-h", "--help")
 
@@ -192,7 +192,9 @@ def _number(text: str) -> Any:
 
 def _json_or(text: str, otherwise: Any) -> Any:
     try:
-        return json.loads(text)
+        return parsed(text)
+    except KeyTwice as error:
+        raise ConfigError(f"{shortened(text)}: {error}", hint="give it once") from None
     except ValueError:
         return otherwise
     except RecursionError:

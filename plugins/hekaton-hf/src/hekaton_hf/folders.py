@@ -10,6 +10,7 @@ from typing import Any
 
 from hekaton.checkpoint.disk.folders import read_file, reason_of
 from hekaton.errors import CheckpointError
+from hekaton.json_text import parsed
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_JSON = 1 << 26
@@ -19,7 +20,7 @@ MAX_JSON = 1 << 26
 def read_json(file: Path) -> dict[str, Any]:
     """:raises CheckpointError: when it is missing, cannot be read, or is not a JSON object."""
     try:
-        content = json.loads(read_file(file, limit=MAX_JSON).decode())
+        content = parsed(read_file(file, limit=MAX_JSON).decode())
     except FileNotFoundError as error:
         raise CheckpointError(f"'{file}' is missing") from error
     except OSError as error:
