@@ -205,6 +205,7 @@ def interrupted() -> None:
     """Ctrl-C in the middle of a run of many steps."""
     write()
     log = logging.getLogger("hekaton")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background ignores it
     threading.Thread(target=interrupt, daemon=True).start()
     run = hekaton.train("run.toml", training={"steps": 100_000}, checkpoint={"enable": True})
     assert 0 < run.step < 100_000

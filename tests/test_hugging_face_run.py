@@ -166,8 +166,8 @@ def test_a_model_without_an_adapter_is_refused_before_anything_is_built(train, t
     )
     flags = ["--model.name", "lonely", "--plugins.load", "lonely.py"]
     last = ["--checkpoint.last_save_model_only", "--checkpoint.last_save_in_hf"]
-    assert train(*flags, *last, status=2).startswith(
+    assert (
         "error: checkpoint.initial_load_in_hf = true and checkpoint.last_save_in_hf = true: no plugin says what "
         "model 'lonely' is in the layout of Hugging Face\n"
-    )
+    ) in train(*flags, *last, status=2)
     assert not (tmp_path / "outputs").exists()

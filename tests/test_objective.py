@@ -118,7 +118,7 @@ def test_an_unknown_one_is_refused_with_the_choices(run: Path, plugin: list[str]
         "unknown objective 'next_tokn' (training.objective)\n"
         "  from: --training.objective\n"
         "  did you mean 'next_token'?\n"
-        "  choose one of: constant, multi_token, next_token, other_terms"
+        "  choose one of: constant, flow_matching, multi_token, next_token, other_terms"
     )
 
 

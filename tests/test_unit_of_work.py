@@ -29,7 +29,7 @@ def build(section, seq_len):
 
 @hookimpl
 def hekaton_row_makers():
-    return [RowMaker("images", build=Ref("printed:build"), summary="a row is an image")]
+    return [RowMaker("one_image", build=Ref("printed:build"), summary="a row is an image")]
 
 
 @hookimpl
@@ -46,7 +46,7 @@ def test_a_row_maker_that_counts_images_sets_the_unit_of_speed_and_operations(tm
         "train", "--plugins.load", str(plugin), "--model.name", "llama3", "--model.flavor", "debugmodel",
         "--model.tokenizer", "byte", "--training.dataset", "python_stdlib", "--training.steps", "2",
         "--training.seq_len", str(SEQ_LEN), "--training.local_batch_size", str(ROWS),
-        "--training.packing", "images", "--metrics.log_freq", "1", "--model.overrides", json.dumps(SIZES),
+        "--training.packing", "one_image", "--metrics.log_freq", "1", "--model.overrides", json.dumps(SIZES),
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -231,7 +231,7 @@ class AdaptValues:
         qkv = "layers.*.attention.{wq,wk,wv}"
         tensor = {pattern: style for pattern, style in draft.plan.tensor.items() if pattern != qkv}
         init = dict(draft.init)
-        values = init.pop(f"{qkv}.weight")
+        values = init.pop("**.attention.{wq,wk,wv}.weight")
         attention = "layers.*.attention"
         init |= {f"{attention}.{{wq,wk}}.weight": values, f"{attention}.wv.{{base,a,b}}.weight": values}
         draft = replace(draft, plan=replace(draft.plan, tensor=tensor), init=init, merges=merges)

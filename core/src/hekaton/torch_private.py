@@ -80,6 +80,10 @@ PRIVATE_NAMES = (
     PrivateName(
         "torch.distributed.pipelining.schedules._PipelineScheduleRuntime._load_csv", "reads such a schedule"
     ),
+    PrivateName(
+        "torch.distributed.tensor.parallel.RowwiseParallel._prepare_output_fn",
+        "the output of a row-wise layer, whose gradient is sent in float8",
+    ),
     PrivateName("torch.distributed._symmetric_memory", "memory that asynchronous tensor parallel needs"),
     PrivateName(
         "torch._inductor.config._micro_pipeline_tp", "turns inductor's asynchronous tensor parallel on"

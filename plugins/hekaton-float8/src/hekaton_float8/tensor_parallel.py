@@ -189,7 +189,7 @@ class _Rowwise(RowwiseParallel):
         return outputs.to_local() if use_local_output else outputs
 
 
-@torch._dynamo.allow_in_graph
+@torch.compiler.allow_in_graph
 class CastAndGather(torch.autograd.Function):
     """A DTensor cast to E4M3 with one scale, and gathered; its gradient is summed and cut again."""
 
@@ -203,7 +203,7 @@ class CastAndGather(torch.autograd.Function):
         return grads[0].redistribute(placements=ctx.placements), None
 
 
-@torch._dynamo.allow_in_graph
+@torch.compiler.allow_in_graph
 class ScatterAndGatherGradients(torch.autograd.Function):
     """Partial sums that are added up, in parts or whole, and whose gradient is cast to E5M2 and gathered."""
 
