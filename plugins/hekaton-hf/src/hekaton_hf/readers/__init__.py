@@ -6,10 +6,12 @@ Only the text is looked at. What else a row has may be of any type, and of anoth
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from hekaton_hf.decoding import DocumentColumns
 
 Places = npt.NDArray[np.int64]
 
@@ -40,6 +42,18 @@ class Rows(Protocol):
 
     def recoded(self) -> None:
         """Places in the content are none in the file."""
+
+
+def keep_document(row: dict[str, Any], reader: DocumentColumns, rows: Rows, *, where: str) -> None:
+    """Tell of the document of a row, which has no place of its own in the file."""
+    try:
+        text, replaced = reader.document(row)
+    except ValueError as error:
+        rows.bad(where, str(error))
+        return
+    rows.text(text, 0, 0)
+    if replaced:
+        rows.replaced(where)
 
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hekaton_hf.decoding import JSON_DECODER, MARKED, DocumentColumns, UnreadableError, kind_of, parse_object
-from hekaton_hf.readers import Rows, whole_lines
+from hekaton_hf.readers import Rows, keep_document, whole_lines
 
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _LONGEST_WORD = len("-Infinity") + len("\\uXXXX\\uXXXX")
@@ -73,14 +73,7 @@ def read_json_values(blocks: Iterator[bytes], rows: Rows, reader: DocumentColumn
     for number, value in enumerate(values, 1):
         if isinstance(value, dict):
             rows.keys(value, bool(reader.columns(list(value))))
-            try:
-                text, replaced = reader.document(value)
-            except ValueError as e:
-                rows.bad(f"row {number}", str(e))
-                continue
-            rows.text(text, 0, 0)
-            if replaced:
-                rows.replaced(f"row {number}")
+            keep_document(value, reader, rows, where=f"row {number}")
         else:
             rows.bad(f"row {number}", f"a JSON object was expected, not {kind_of(value)}")
 

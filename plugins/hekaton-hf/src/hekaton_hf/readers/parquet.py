@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hekaton_hf.decoding import BLOCK, DocumentColumns, TextColumn, UnreadableError, decode
-from hekaton_hf.readers import Rows
+from hekaton_hf.readers import Rows, keep_document
 
 _ROWS = 256
 """Rows that are decoded at once."""
@@ -48,14 +48,7 @@ def _read_rows(file: pq.ParquetFile, rows: Rows, reader: DocumentColumns) -> Non
     for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
         for row in batch.to_pylist():
             number += 1
-            try:
-                text, replaced = reader.document(row)
-            except ValueError as e:
-                rows.bad(f"row {number}", str(e))
-                continue
-            rows.text(text, 0, 0)
-            if replaced:
-                rows.replaced(f"row {number}")
+            keep_document(row, reader, rows, where=f"row {number}")
 
 
 def _holds_text(kind: pa.DataType) -> bool:
