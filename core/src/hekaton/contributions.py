@@ -201,9 +201,13 @@ class Encoder(Component):
 
     ``build(section, tokenizer)`` is given the run's tokenizer and returns a
     :class:`hekaton.data.DocumentEncoder`.
+
+    ``gives``: what documents are encoded to. Row makers say what they take, and a run whose two differ is
+    refused.
     """
 
     build: Ref
+    gives: str = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +215,12 @@ class RowMaker(Component):
     """What makes documents into the rows of a batch, for ``[training] packing``.
 
     ``build(section, seq_len)`` returns a :class:`hekaton.data.row_makers.BatchRowMaker`.
+
+    ``takes``: what its documents are encoded to, see :class:`Encoder`.
     """
 
     build: Ref
+    takes: str = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +240,12 @@ class Objective(Component):
 
     ``build(section, context)`` is given a :class:`hekaton.objective.ObjectiveContext` and returns a
     :class:`hekaton.objective.TrainingObjective`.
+
+    ``takes``: what the rows of its batches are made of, as row makers say it.
     """
 
     build: Ref
+    takes: str = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

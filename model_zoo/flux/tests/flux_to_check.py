@@ -7,7 +7,7 @@ from hekaton_flux.model import FluxConfig
 from hekaton_flux.spec import init, train_spec
 
 CONFIG = FluxConfig(
-    dim=32, n_heads=2, n_double_blocks=1, n_single_blocks=1, axes=(4, 6, 6), channels=8, text_dim=12, pooled_dim=6,
+    dim=32, n_heads=2, n_double_blocks=1, n_single_blocks=1, axes=(4, 6, 6), channels=16, text_dim=64, pooled_dim=32,
     guidance=True,
 )  # fmt: skip
 

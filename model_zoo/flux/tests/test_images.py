@@ -1,9 +1,12 @@
 """Images with texts: the drawn shapes, the frozen encoders, and rows of them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from hekaton.cli import main
 from hekaton.errors import ConfigError, DataError
 from hekaton.testing import check_encoder, check_plugin, check_row_maker
 from hekaton_flux import images
@@ -138,3 +141,30 @@ def test_pretrained_encoders_give_what_transformers_and_diffusers_do(folders):
     torch.testing.assert_close(latents, 0.3611 * (found.mean[0] - 0.1159))
     torch.testing.assert_close(std, 0.3611 * found.std[0])
     assert (encoders.sizes.latent_channels, encoders.sizes.text_dim, encoders.sizes.pooled_dim) == (3, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--training.packing", "documents"],
+            "makes rows of tokens, and dataset 'shapes' gives images with texts",
+        ),
+        (
+            ["--training.dataset", "python_stdlib"],
+            "rows of images with texts, and dataset 'python_stdlib' gives tokens",
+        ),
+        (
+            ["--model.name", "llama3"],
+            "makes rows of images with texts, and objective 'next_token' is computed from tokens",
+        ),
+        (
+            ["--model.name", "llama3", "--training.objective", "flow_matching"],
+            "objective 'flow_matching' trains the model flux",
+        ),
+    ],
+)
+def test_what_is_made_for_images_is_refused_with_what_is_made_for_texts(flags, said, capsys):
+    file = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
+    assert main(["config", "check", file, *flags]) == 2
+    assert said in capsys.readouterr().err

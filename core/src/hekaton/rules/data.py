@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hekaton.components import section_of
-from hekaton.contributions import Dataset
+from hekaton.config.base import toml_value
+from hekaton.contributions import Dataset, Encoder, Objective, RowMaker
 from hekaton.data.mixture import build
 from hekaton.errors import HekatonError
 from hekaton.rules.run import Run
@@ -27,6 +28,41 @@ def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
                 check_tokenizer(found, run.tokenizer)
         except HekatonError as e:
             yield run.violation(e.message, *fields, hint=e.hint)
+
+
+def rows_are_made_of_what_datasets_give(run: Run) -> Iterator[HekatonError]:
+    """The row maker takes what the encoder of each dataset gives, and the objective what it makes."""
+    makers, name = run.plugins.all(RowMaker), run.config.training.packing
+    if name not in makers:
+        return
+    takes = makers[name].record.takes
+    trained_for = run.config.training.objective
+    if not trained_for and not isinstance(run.meta, HekatonError):
+        trained_for = run.meta.spec.objective
+    objective = run.plugins.all(Objective).get(trained_for)
+    if objective is not None and objective.record.takes != takes:
+        yield run.violation(
+            f"training.packing = {toml_value(name)} makes rows of {takes}, and objective '{trained_for}' is "
+            f"computed from {objective.record.takes}",
+            "training.packing",
+            "training.objective" if run.config.training.objective else "model.name",
+        )
+    for fields, dataset, _, _ in _used(run):
+        contributed = run.plugins.all(Dataset).get(dataset)
+        if contributed is None or dataset == "mixture":
+            continue
+        encoder = run.plugins.all(Encoder).get(contributed.record.encoder)
+        if encoder is None or encoder.record.gives == takes:
+            continue
+        gives = encoder.record.gives
+        fitting = [other for other, one in makers.items() if one.record.takes == gives]
+        yield run.violation(
+            f"training.packing = {toml_value(name)} makes rows of {takes}, and dataset '{dataset}' gives "
+            f"{gives}",
+            "training.packing",
+            *fields,
+            hint=f"row makers of {gives}: {', '.join(sorted(fitting)) or 'none'}",
+        )
 
 
 def _used(run: Run) -> Iterator[tuple[Sequence[str], str, str | None, Mapping[str, Any]]]:

@@ -32,6 +32,7 @@ def hekaton_objectives() -> list[Objective]:
         Objective(
             "flow_matching",
             build=Ref("hekaton_flux.objective:flow_matching"),
+            takes="images with texts",
             summary="the velocity from image to noise, in latents",
         )
     ]
@@ -66,6 +67,7 @@ def hekaton_encoders() -> list[Encoder]:
             "captioned_images",
             build=Ref("hekaton_flux.rows:encoder"),
             section="flow_matching",
+            gives="images with texts",
             summary="images to latents, and their texts, by frozen encoders",
         )
     ]
@@ -78,6 +80,7 @@ def hekaton_row_makers() -> list[RowMaker]:
             "images",
             build=Ref("hekaton_flux.rows:row_maker"),
             section="flow_matching",
+            takes="images with texts",
             summary="one image in each row, with its text",
         )
     ]

@@ -30,7 +30,11 @@ def hekaton_converters() -> list[Converter]:
 def hekaton_parallel_styles() -> list[ParallelStyle]:
     return [
         ParallelStyle(
-            style, build=Ref(f"hekaton_float8.tensor_parallel:{style}"), section=LINEAR, summary=summary
+            style,
+            build=Ref(f"hekaton_float8.tensor_parallel:{style}"),
+            section=LINEAR,
+            summary=summary,
+            needs=TORCHAO,
         )
         for style, summary in _STYLES.items()
     ]
