@@ -36,7 +36,7 @@ def rows_are_made_of_what_datasets_give(run: Run) -> Iterator[HekatonError]:
     if name not in makers:
         return
     takes = makers[name].record.takes
-    trained_for = run.config.training.objective
+    trained_for = run.config.training.objective or ""
     if not trained_for and not isinstance(run.meta, HekatonError):
         trained_for = run.meta.spec.objective
     objective = run.plugins.all(Objective).get(trained_for)

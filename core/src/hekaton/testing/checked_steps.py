@@ -10,11 +10,12 @@ from torch import nn
 
 from hekaton.building import build_meta, build_objective, give_memory, initialize_parts, parallelize_model
 from hekaton.config import Loaded, load
+from hekaton.contributions import Dataset, Encoder, Objective, RowMaker
 from hekaton.distributed import all_sum
-from hekaton.errors import ConfigErrors, HekatonError, UnknownName
 from hekaton.forward_backward import ForwardBackward
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.objective import Batch
+from hekaton.plugins import Plugins
 from hekaton.rules import check
 from hekaton.spec import TrainSpec
 from hekaton.testing import checked_model
@@ -41,31 +42,43 @@ class CheckedSteps:
         return float(all_sum(total.clone(), self.meshes.report.get_group()))
 
 
-def loaded_for(
-    spec: TrainSpec, flavor: str, layout: str, *flags: str, plugins: Sequence[str] = ()
-) -> Loaded | None:
-    """The configuration of a run of the model under a layout; ``None`` where a rule refuses that.
+def loaded_for(spec: TrainSpec, flavor: str, layout: str, *flags: str, plugins: Sequence[str] = ()) -> Loaded:
+    """The configuration of a run of the model under a layout.
 
     :param layout: short name, see :class:`~hekaton.testing.distributed.NamedLayout`.
     :param plugins: those to load that are not installed.
     :param flags: further ones, which count more than those of the layout.
+    :raises HekatonError: where a rule refuses that run.
     """
     checked_model.train_spec = dataclasses.replace(spec, configure=None, defaults={})
     named = NamedLayout(layout)
+    loads = ["--plugins.load", ",".join([checked_model.__name__, *plugins])]
     loaded = load([], [
-        "--plugins.load", ",".join([checked_model.__name__, *plugins]), "--model.name", checked_model.NAME,
+        *loads, "--model.name", checked_model.NAME,
         "--model.flavor", flavor, "--model.tokenizer", "byte", "--activation_checkpoint.mode", "none",
         "--training.seq_len", str(SEQ_LEN), "--training.local_batch_size", str(ROWS // named.dp),
-        "--training.mixed_precision_param", "float32", *named.flags, *flags,
+        "--training.mixed_precision_param", "float32",
+        *_data_for(spec.objective, load([], loads).plugins), *named.flags, *flags,
     ])  # fmt: skip
-    try:
-        check(loaded, world_size=named.processes, device_type="cpu", here=False)
-    except HekatonError as e:
-        problems = e.problems if isinstance(e, ConfigErrors) else [e]
-        if any(isinstance(problem, UnknownName) for problem in problems):
-            raise
-        return None
+    check(loaded, world_size=named.processes, device_type="cpu", here=False)
     return loaded
+
+
+def _data_for(objective: str, plugins: Plugins) -> list[str]:
+    """Flags for a row maker and a dataset of what the objective is computed from, as far as there are any.
+    They are not read: rules compare the kinds."""
+    contributed = plugins.all(Objective).get(objective)
+    if contributed is None or contributed.record.takes == RowMaker.takes:  # as is the default
+        return []
+    kind, encoders = contributed.record.takes, plugins.all(Encoder)
+    makers = [name for name, one in plugins.all(RowMaker).items() if one.record.takes == kind]
+    datasets = [
+        name
+        for name, one in plugins.all(Dataset).items()
+        if one.record.encoder in encoders and encoders[one.record.encoder].record.gives == kind
+    ]
+    flags = ["--training.packing", makers[0]] if makers else []
+    return flags + (["--training.dataset", datasets[0]] if datasets else [])
 
 
 def checked_steps(loaded: Loaded, expected: PlainRun, *, world_size: int) -> CheckedSteps:

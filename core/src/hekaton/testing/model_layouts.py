@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from hekaton.contributions import ContextParallel, ParallelStyle
-from hekaton.errors import HekatonError
+from hekaton.errors import ConfigErrors, HekatonError, UnknownName
 from hekaton.forward_backward import TOTAL
 from hekaton.parallel.contract import described
 from hekaton.parallel.plan import ParallelPlan
@@ -31,6 +31,8 @@ from hekaton.testing.spec_places import imported, place_of
 LOSS_WITHIN, GRADIENTS_WITHIN = 1e-4, 1e-3
 """Relative differences that rounding in float32 explains; what is wrong differs by far more."""
 SECONDS_A_LAYOUT = 100.0
+PLAIN = "shard2"
+"""The layout that no model may refuse."""
 
 
 def check_claimed_layouts(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def _launch(spec: TrainSpec, flavor: str, layouts: Sequence[str], folder: Path, 
 def claimed(plan: ParallelPlan) -> list[str]:
     """The layouts of two processes that a plan says the model can have, by their short names."""
     plugins = Plugins.discover()
-    layouts = ["shard2"]
+    layouts = [PLAIN]
     if plan.tensor and plugins.all(ParallelStyle):
         layouts.append("tp2")
     if plan.context and plugins.all(ContextParallel):
@@ -160,8 +162,12 @@ def _run(
     reference = folder / "reference.pt"
     if not layout:
         return state_on_one_process(spec, flavor, reference, plugins=plugins)
-    loaded = loaded_for(spec, flavor, layout, plugins=plugins)
-    if loaded is None:
+    try:
+        loaded = loaded_for(spec, flavor, layout, plugins=plugins)
+    except HekatonError as e:
+        problems = e.problems if isinstance(e, ConfigErrors) else [e]
+        if layout == PLAIN or any(isinstance(problem, UnknownName) for problem in problems):
+            raise
         _refused(folder, layout).touch()
         return []
     expected = alone()
