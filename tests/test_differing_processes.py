@@ -61,6 +61,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
     content = json.loads(changed.read_text())
     content["added_tokens"][-1]["normalized"] = not content["added_tokens"][-1]["normalized"]
     changed.write_text(json.dumps(content))
+    shutil.copytree(folder / "data tokenizer", folder / "template tokenizer")
+    for name, template in (("data", "{{ messages }}"), ("template", "{{ messages[0] }}")):
+        (folder / f"{name} tokenizer" / "chat_template.jinja").write_text(template)
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for _ in range(8)))
     (folder / "container_plugin.py").write_text(PLUGIN)
     data = ["--training.dataset_path", str(folder / "data")]
     plugin = [*data, "--plugins.load", str(folder / "container_plugin.py")]
@@ -78,6 +83,16 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
                 str(folder / f"{name} tokenizer"),
             ]
             for name in ("data", "other")
+        ],
+        "template": [
+            [
+                *data,
+                *["--model.tokenizer", "hf", "--model.overrides.vocab_size", "2048"],
+                *["--model.hf_assets_path", str(folder / f"{name} tokenizer")],
+                *["--validation.enable", "--validation.dataset", "chat", "--validation.seq_len", "32"],
+                *["--validation.dataset_path", str(folder / "chats.jsonl")],
+            ]
+            for name in ("data", "template")
         ],
         "fewer devices": [[*data], [*data]],
         "no such model": [[*data], [*data, "--model.name", "lama3"]],
@@ -141,6 +156,12 @@ def test_a_different_tokenizer_file_is_reported(said):
     error = error_of(said, "tokenizer")
     assert "\n  tokenizer: tokenizer.json: " in error
     assert "token: " not in error, "its marks are the same"
+
+
+def test_another_chat_template_of_what_is_validated_on_is_reported(said):
+    error = error_of(said, "template")
+    assert "\n  encoding of the validation data: " in error
+    assert "tokenizer: " not in error, "that is the same"
 
 
 def test_too_few_devices_on_one_machine_are_reported(said):

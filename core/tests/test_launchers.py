@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
@@ -28,6 +29,7 @@ HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
 def environment(monkeypatch):
     """Sets variables, and takes all of them back, those too that the code under test set."""
     kept = dict(os.environ)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, port: [name])
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "PMI", "MPI_")) or name in OURS:
             del os.environ[name]
@@ -118,6 +120,29 @@ def test_processes_that_cannot_be_made_one_run_are_refused(environment, variable
     with pytest.raises(ConfigError) as caught:
         adopt_launcher()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [(socket.EAI_NONAME, True), (socket.EAI_NODATA, True), (socket.EAI_AGAIN, False)],
+)
+def test_a_first_node_without_an_address_is_refused_at_once(environment, monkeypatch, error, refused):
+    """Not where the name server alone does not answer: the processes try for some minutes to meet."""
+
+    def unknown(name, port):
+        raise socket.gaierror(error, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    environment(SRUN)
+    if not refused:
+        adopt_launcher()
+        assert os.environ["MASTER_ADDR"] == "gpu07"
+        return
+    with pytest.raises(
+        ConfigError, match="rank 0 is on the node 'gpu07', and this machine knows no address"
+    ) as caught:
+        adopt_launcher()
+    assert "set MASTER_ADDR to an address of that node" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ configuration must have the same value on all of them, but for these:
 """
 
 VERSIONS = """\
-Versions of Python, of torch, and of every distribution that contributes something or is required by one that
-does, must be the same. Of these distributions another version is a notice:
+Versions of Python, of torch, of the libraries of NVIDIA and the Triton that torch requires, and of every
+distribution that contributes something or is required by one that does, must be the same; those of its extras
+where they were imported. Of these distributions another version is a notice:
 """
 
 

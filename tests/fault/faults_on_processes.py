@@ -104,10 +104,13 @@ def flip_in_one_pass(trainer: Trainer, **flip) -> None:
     trainer.forward_backward._run = disturbed
 
 
-def found(trainer: Trainer, *, what: str, name: str, ranks: list[int]) -> torch.Tensor | None:
+def found(
+    trainer: Trainer, *, what: str, name: str, ranks: list[int], key: str = "exp_avg"
+) -> torch.Tensor | None:
+    """:param key: of a moment in the optimizer's state."""
     for part in trainer.model_parts:
         parameters, buffers = dict(part.named_parameters()), dict(part.named_buffers())
-        if name in buffers and what == "buffer":
+        if name in buffers:
             return buffers[name]
         if name in parameters:
             if what == "parameter":
@@ -115,9 +118,7 @@ def found(trainer: Trainer, *, what: str, name: str, ranks: list[int]) -> torch.
             if what == "gradient":
                 return parameters[name].grad
             return next(
-                o.state[parameters[name]]["exp_avg"]
-                for o in trainer.optimizers
-                if parameters[name] in o.state
+                o.state[parameters[name]][key] for o in trainer.optimizers if parameters[name] in o.state
             )
     return None
 

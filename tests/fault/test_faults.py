@@ -30,8 +30,28 @@ DENOISER = [
     "--plugins.load", str(TOYS), "--model.name", "denoiser", "--model.overrides", "{}",
     "--model.tokenizer", "byte", "--training.objective", "masked_denoising",
 ]  # fmt: skip
+EXPERTS = {
+    "dim": 32, "n_layers": 2, "n_dense_layers": 1, "n_heads": 2, "inter_dim": 32, "vocab_size": 264,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "moe": {"n_experts": 4, "hidden_dim": 32, "n_groups": 2, "n_limited_groups": 1, "top_k": 2, "n_shared_experts": 1},
+}  # fmt: skip
+DEEPSEEK = [
+    "--model.name", "deepseek_v3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--model.overrides", json.dumps(EXPERTS),
+]  # fmt: skip
+FLUX = [
+    "--model.name", "flux", "--model.flavor", "debugmodel", "--model.tokenizer", "byte",
+    "--model.overrides", json.dumps({"n_double_blocks": 1, "n_single_blocks": 1}),
+    "--training.dataset", "shapes", "--training.packing", "images",
+    "--flow_matching.image_size", "32", "--flow_matching.text_length", "4",
+]  # fmt: skip
+LORA = [*MODEL, "--model.converters", '["lora"]']
+IN_8_BITS = ["--optimizer.name", "AdamW8bit", "--adamw_8bit.min_size", "0", "--adamw_8bit.block_size", "16"]
 NORM = "layers.0.attention_norm.weight"
 WQ = "layers.1.attention.wq.weight"
+W1, BIAS, GATE = (f"layers.1.moe.{name}" for name in ("experts.w1", "expert_bias", "router.gate.weight"))
+ADAPTER = "layers.1.attention.wq.lora_a"
+QKV = "double_blocks.0.img_attn.qkv.weight"
 
 
 def case(layout: str, *flags: str, steps: int = 2, model=MODEL, **flip) -> dict:
@@ -69,6 +89,22 @@ MORE = {
     "stage": case("pp2 replicate2", what="parameter", name=WQ, ranks=[3]),
     "part": case("replicate2 shard2", what="moment", name=WQ, ranks=[1]),
     "gradient of a stage": case("shard2 pp2", what="gradient", name=WQ, ranks=[2]),
+    "experts": case("replicate2 shard2 ep2", model=DEEPSEEK, what="parameter", name=W1, ranks=[3]),
+    "moment of experts": case("replicate4", model=DEEPSEEK, what="moment", name=W1, ranks=[1]),
+    "bias of a router": case("replicate4", model=DEEPSEEK, what="parameter", name=BIAS, ranks=[2]),
+    "router": case("replicate2 tp2", model=DEEPSEEK, what="parameter", name=GATE, ranks=[0]),
+    "adapter": case("replicate4", model=LORA, what="parameter", name=ADAPTER, ranks=[2]),
+    "moment of an adapter": case("replicate2 tp2", model=LORA, what="moment", name=ADAPTER, ranks=[1]),
+    "frozen weight": case("replicate4", model=LORA, what="parameter", name=WQ, ranks=[3]),
+    "momentum": case(
+        "replicate4", "--optimizer.name", "Muon", what="moment", key="momentum_buffer", name=WQ, ranks=[1]
+    ),
+    "codes": case("replicate4", *IN_8_BITS, what="moment", key="exp_avg_sq_codes", name=WQ, ranks=[2]),
+    "scales": case("replicate2 shard2", *IN_8_BITS, what="moment", key="exp_avg_scales", name=WQ, ranks=[3]),
+    "step": case("replicate4", what="moment", key="step", name=WQ, ranks=[3]),
+    "flux": case("replicate4", model=FLUX, what="parameter", name=QKV, ranks=[1]),
+    "moment of flux": case("replicate2 shard2", model=FLUX, what="moment", name=QKV, ranks=[2]),
+    "gradient of flux": case("replicate4", model=FLUX, what="gradient", name=QKV, ranks=[2]),
 }
 NAMED = {
     "parameter": f"{WQ}: rank 2 (host {HOST}) differ from 3 other ranks",
@@ -80,6 +116,20 @@ NAMED = {
     "gradient": f"rank 1 (host {HOST}): the gradient of {WQ}",
     "gradient of a stage": f"rank 2 (host {HOST}): the gradient of {WQ}",
     "buffer": f"rank 3 (host {HOST}): the buffer layers.3.router.counts",
+    "experts": f"{W1}, (2, 32, 32) at (2, 0, 0) of (4, 32, 32): rank 1 (host {HOST}) against rank 3 (host {HOST}), ",
+    "moment of experts": f"exp_avg of {W1}: rank 1 (host {HOST}) differ from 3 other ranks",
+    "bias of a router": f"{BIAS}: rank 2 (host {HOST}) differ from 3 other ranks",
+    "router": f"{GATE}: rank 0 (host {HOST}) differ from 3 other ranks",
+    "adapter": f"{ADAPTER}: rank 2 (host {HOST}) differ from 3 other ranks",
+    "moment of an adapter": f"exp_avg of {ADAPTER}: rank 1 (host {HOST}) differ from 3 other ranks",
+    "frozen weight": f"{WQ}: rank 3 (host {HOST}) differ from 3 other ranks",
+    "momentum": f"momentum_buffer of {WQ}: rank 1 (host {HOST}) differ from 3 other ranks",
+    "codes": f"exp_avg_sq_codes of {WQ}: rank 2 (host {HOST}) differ from 3 other ranks",
+    "scales": f"exp_avg_scales of {WQ}, (16, 2) at (16, 0) of (32, 2): rank 1 (host {HOST}) against rank 3 ",
+    "step": f"step of {WQ}: rank 3 (host {HOST}) differ from 3 other ranks",
+    "flux": f"{QKV}: rank 1 (host {HOST}) differ from 3 other ranks",
+    "moment of flux": f"exp_avg of {QKV}, (192, 128) at (0, 0) of (384, 128): rank 0 (host {HOST}) against rank 2 ",
+    "gradient of flux": f"rank 2 (host {HOST}): the gradient of {QKV}",
 }  # fmt: skip
 DRIFTED = "step 2: replicas that must be equal to the bit are not"
 TWO_RESULTS = "step 2: the first microbatch was computed twice from the same state, with other results"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ LAUNCHERS = (
     ),
 )
 _OTHER = ("PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK")
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+"""Errors that another attempt does not mend, as it may one of a name server that does not answer."""
 PORTS = range(20_000, 30_000)
 """Below the ports that Linux gives to connections."""
 
@@ -127,12 +130,28 @@ def _address(launcher: Launcher, size: int, local_size: int | None) -> str:
     nodes = os.environ.get("SLURM_STEP_NODELIST") if launcher.name == "srun" else None
     nodes = nodes or os.environ.get("SLURM_JOB_NODELIST")
     if nodes:
-        return first_host(nodes)
+        return _with_address(first_host(nodes), launcher)
     raise ConfigError(
         f"{launcher.name} started {size} processes on several machines, and does not say which has rank 0",
         hint="set MASTER_ADDR to that machine, for all processes: mpirun -x MASTER_ADDR=$(hostname) ... "
         "(Open MPI), mpiexec -genv MASTER_ADDR $(hostname) ... (MPICH, Intel MPI), with rank 0 where it runs",
     )
+
+
+def _with_address(node: str, launcher: Launcher) -> str:
+    """:raises ConfigError: for a node that SLURM reaches by an address of its own, and nobody else by its
+    name: processes would look for it until they time out."""
+    try:
+        socket.getaddrinfo(node, None)
+    except socket.gaierror as error:
+        if error.errno in _NO_SUCH_NAME:
+            raise ConfigError(
+                f"{launcher.name} says that rank 0 is on the node '{node}', and this machine knows no "
+                "address of that name",
+                hint="set MASTER_ADDR to an address of that node, for all processes: "
+                f"scontrol show node {node} says its NodeAddr",
+            ) from error
+    return node
 
 
 def _port(launcher: Launcher) -> int:

@@ -78,6 +78,26 @@ def run_loader(
     )
 
 
+def encoders_of(
+    assembled: Assembled,
+    dataset: str,
+    documents: Documents,
+    *,
+    rows: int,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """The fingerprints of what encodes the documents of a dataset.
+
+    :param settings: values in place of those of the dataset's own section.
+    """
+    assert assembled.tokenizer is not None
+    stream = make_stream(
+        assembled.config, assembled.plugins, assembled.tokenizer, dataset, documents,
+        seq_len=assembled.config.validation.seq_len, rows=rows, repeat=False, settings=settings,
+    )  # fmt: skip
+    return ",".join(sorted({source.encoder.fingerprint for source in stream.sources}))
+
+
 def shared_batches(
     assembled: Assembled,
     dataset: str,

@@ -95,8 +95,8 @@ class Trainer:
         )
         self._ends = SourceEnds(self.loader, documents, self.control)
         self.validation = make_validation(assembled)
-        encoder = str(self.loader.identity()["encoder"])
-        agree(of_run(assembled, documents, self.validation.documents, encoder=encoder))
+        encoders = {"training data": str(self.loader.identity()["encoder"]), **self.validation.encoders}
+        agree(of_run(assembled, documents, self.validation.documents, encoders=encoders))
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
         self.bad_steps = BadSteps(assembled, self.loader)

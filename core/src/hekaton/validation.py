@@ -18,7 +18,7 @@ from hekaton.draws import Draw
 from hekaton.loss import IGNORE_INDEX
 from hekaton.metrics import OF_SET
 from hekaton.objective import Batch
-from hekaton.reading import batch_on, run_loader, shared_batches
+from hekaton.reading import batch_on, encoders_of, run_loader, shared_batches
 from hekaton.sources import open_dataset
 
 _HIGHEST = 700.0
@@ -31,6 +31,10 @@ class Validation(Protocol):
     @property
     def documents(self) -> Mapping[str, Documents]:
         """What it validates on, by what that is called."""
+
+    @property
+    def encoders(self) -> Mapping[str, str]:
+        """The fingerprint of what encodes each of these."""
 
     def due(self, step: int) -> bool:
         """Whether the run is validated after this step."""
@@ -61,6 +65,7 @@ class NoValidation:
     """Is never due."""
 
     documents: Mapping[str, Documents] = {}
+    encoders: Mapping[str, str] = {}
 
     def due(self, step: int) -> bool:
         return False
@@ -101,6 +106,12 @@ class LossOnData:
         self.documents = {
             one.what: open_dataset(
                 assembled.config, assembled.plugins, one.dataset, one.path, settings=one.settings
+            )
+            for one in data
+        }
+        self.encoders = {
+            one.what: encoders_of(
+                assembled, one.dataset, self.documents[one.what], rows=self._rows(one), settings=one.settings
             )
             for one in data
         }
@@ -153,6 +164,9 @@ class LossOnData:
                 metrics["bits_per_byte"] = nats / math.log(2) / text
         return metrics
 
+    def _rows(self, data: _Data) -> int:
+        return data.rows or self._assembled.config.validation.local_batch_size * self._assembled.dims.dp
+
     def _size(self, batch: Batch) -> torch.Tensor:
         """Bytes of text of the targets of a batch."""
         labels = batch.get("labels")
@@ -172,7 +186,7 @@ class LossOnData:
             for batch, rows in batches:
                 yield batch, assembled.draw(1, rows=rows, purpose="validation")
             return
-        count = settings.local_batch_size * assembled.dims.dp
+        count = self._rows(data)
         loader = run_loader(
             assembled,
             data.dataset,

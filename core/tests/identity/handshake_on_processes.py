@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -96,6 +97,13 @@ def run(folder: str) -> None:
     (weights / "b.bin").write_bytes(b"the same")
     start = ("--checkpoint.enable", "--checkpoint.initial_load_path", str(weights))
     said["initial weights"] = told(compared(*start))
+    (weights / "b.bin").write_bytes(bytes(10**6) if RANK < 2 else bytes(999_999) + b"1")
+    start = ("--checkpoint.enable", "--checkpoint.initial_load_path", f"file://{weights}")
+    said["initial weights behind a URL"] = told(compared(*start))
+    imported = [{"torchao": "0.18"}, {"datasets": "5.2", "torchao": "0.18"}, {}, {"torchao": "0.17"}]
+    optional = Subject(name="imported", values=imported[RANK], optional=True)
+    said["imported"] = told(lambda: agree([optional]))
+    said["imported by some"] = told(lambda: agree([replace(optional, values={} if on(2) else imported[0])]))
     device = Subject(name="device", values={"device": "cpu" if on(0) else "cuda"})
     said["device"] = told(lambda: agree([device]))
     said["no say"] = told(lambda: agree([Subject(name="of the last", values={"a": 1} if on(3) else None)]))

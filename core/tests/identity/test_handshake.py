@@ -132,6 +132,17 @@ def test_initial_weights_are_compared_by_one_process_of_each_machine(said: dict[
     assert end.endswith(" on rank 2 (b)")
 
 
+def test_initial_weights_on_a_disk_are_compared_though_they_are_named_by_a_url(said: dict[str, Any]) -> None:
+    """``b.bin`` differs in a byte that samples would not show."""
+    lines = said["initial weights behind a URL"].split("\n")
+    assert [line.split(": ")[1] for line in lines[1:3]] == ["a.bin", "b.bin"]
+
+
+def test_of_what_some_processes_import_versions_are_compared(said: dict[str, Any]) -> None:
+    assert said["imported"] == differ("torchao: 0.18 on ranks 0-1 (a), 0.17 on rank 3 (b)", cure="")
+    assert said["imported by some"] == ""
+
+
 def test_a_device_of_another_kind_is_reported(said: dict[str, Any]) -> None:
     assert said["device"] == differ("device: cuda on ranks 1-3, cpu on rank 0 (a)", cure="")
     assert said["no say"] == ""

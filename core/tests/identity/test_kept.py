@@ -1,6 +1,6 @@
 """What a change since a checkpoint means, by what is declared of the value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import pytest
@@ -11,7 +11,7 @@ from hekaton.identity.built import grouped
 from hekaton.identity.history import history_in
 from hekaton.identity.kept import Identity, in_effect
 from hekaton.identity.resume import compare
-from hekaton.identity.values import meaning_of, model_meanings, model_values
+from hekaton.identity.values import config_values, meaning_of, model_meanings, model_values
 
 Mathematics = AtResume("refusal")
 
@@ -74,6 +74,18 @@ def test_a_part_that_starts_afresh_may_be_another() -> None:
     now = identity(Model(theta=2.0), **{"optimizer.name": "Adam"})
     assert changed(now, saved(Model()), not_loaded=["optimizer"]) == (["optimizer.name"], ["model.theta"])
     assert changed(now, saved(Model()), not_loaded=["model"]) == (["model.theta"], ["optimizer.name"])
+
+
+def test_an_entry_of_a_list_of_tables_is_named_by_its_number_and_field() -> None:
+    groups = [{"match": "*norm*", "lr_factor": 1.0}, {"match": "*", "lr_factor": 1.0}]
+    other = [groups[0], {**groups[1], "lr_factor": 2.0}]
+    before = config_values({"optimizer": {"groups": groups}})
+    now = identity(Model(), **config_values({"optimizer": {"groups": other}}))
+    now = replace(now, defaults={**now.defaults, "optimizer.groups": []})
+    assert before["optimizer.groups.1.match"] == "*"
+    assert changed(now, saved(Model(), optimizer={"groups": groups}))[0] == ["optimizer.groups.1.lr_factor"]
+    fields = [f"optimizer.groups.{number}.{name}" for number in (0, 1) for name in ("match", "lr_factor")]
+    assert changed(now, saved(Model()))[0] == fields
 
 
 def test_a_value_that_was_not_set_or_is_not_any_more() -> None:

@@ -11,6 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow as pa
@@ -312,5 +314,28 @@ def test_a_dataset_by_name(tmp_path):
         found.check_rows(4)
     with pytest.raises(DataError, match=r"(?s)no column 'body' in shard 0 of .*is one of: text"):
         steps(loader(build_hub(HubStreamSection(text_column="body"), str(tmp_path))))
+    (tmp_path / "train-1.jsonl").write_bytes(jsonl([text.swapcase() for text in TEXTS[10:20]]))
+    changed = build_hub(HubStreamSection(shuffle_buffer=1), str(tmp_path))
+    assert changed.fingerprint != found.fingerprint
+    differing = {
+        Path(name).name for name, content in changed.files().items() if found.files()[name] != content
+    }
+    assert differing == {"train-1.jsonl"}
     with pytest.raises(DataError, match=r"cannot open the dataset '.*nothing'"):
         build_hub(HubStreamSection(), str(tmp_path / "nothing"))
+
+
+def test_the_commit_of_a_dataset_of_the_hub_counts():
+    """Its name is the same on each machine, and what stands behind it may have changed in between."""
+    from hekaton_hf.stream.hub import files_of
+
+    class Files(list):
+        origin_metadata = (("some/texts", "commit"),)
+
+    def known(commit):
+        files = {"train": Files([f"hf://datasets/some/texts@{commit}/a.parquet"]), "test": Files(["hf://b"])}
+        return files_of(SimpleNamespace(config=SimpleNamespace(data_files=files)), "train")
+
+    (one,), (other,) = known("1f2e").values(), known("9c8d").values()
+    assert one != other
+    assert files_of(SimpleNamespace(config=SimpleNamespace(data_files=None)), "train") == {}

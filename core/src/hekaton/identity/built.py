@@ -12,7 +12,8 @@ from hekaton.components import build_component
 from hekaton.contributions import IdentitySubject
 from hekaton.data import KnownFiles
 from hekaton.errors import PluginError
-from hekaton.identity.subjects import Subject, digest_of
+from hekaton.identity import code
+from hekaton.identity.subjects import INSTALL, Subject, digest_of
 from hekaton.identity.values import model_values, plain
 
 if TYPE_CHECKING:
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 
 def of_run(
-    assembled: Assembled, documents: Documents, validation: Mapping[str, Documents], *, encoder: str
+    assembled: Assembled,
+    documents: Documents,
+    validation: Mapping[str, Documents],
+    *,
+    encoders: Mapping[str, str],
 ) -> list[Subject]:
     """What is known before step 1. All processes have these subjects, in this order.
 
-    :param encoder: the fingerprint of what encodes the documents.
     :param validation: what it is called -> the documents that are validated on.
+    :param encoders: what data is called -> the fingerprint of what encodes its documents.
     """
     stages = assembled.built.layout.stages
     cut = [] if stages is None else list(stages.modules)
@@ -39,12 +44,18 @@ def of_run(
             name="data",
             values={
                 **data_values(assembled, documents, validation),
-                "encoding of the training data": encoder,
+                **{f"encoding of the {what}": encoder for what, encoder in encoders.items()},
             },
             details=lambda: files_of_data(assembled, documents, validation),
             absent="not there",
             cure="give all machines the same files: training.dataset_path, validation.dataset_path, "
             "model.hf_assets_path",
+        ),
+        Subject(
+            name="versions of what was imported",
+            values=code.imported_versions(assembled.plugins),
+            cure=INSTALL,
+            optional=True,
         ),
         Subject(name="model", values=model_values(assembled.meta.config)),
         Subject(

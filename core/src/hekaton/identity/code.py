@@ -48,12 +48,33 @@ COMPUTES_NOTHING = {
 """Distributions that may have other versions on other machines, with a notice, and why."""
 
 
+COMPUTES_FOR_TORCH = ("nvidia-", "cuda-", "triton", "pytorch-triton")
+"""What names of distributions begin with that torch requires and computes or communicates with: its own
+version says nothing of the cuBLAS, cuDNN and NCCL that are there."""
+SOURCE_SUFFIXES = frozenset(
+    {".py", ".json", ".toml", ".yaml", ".yml", ".csv", ".txt", ".jinja", ".cu", ".cuh", ".cpp", ".h"}
+)
+"""Files of a package that are its source. What is compiled on each machine may have other bytes on each."""
+
+
 def versions(plugins: Plugins) -> dict[str, str]:
     """Versions of Python, torch, and every distribution that contributes something or is required by one."""
     found = {"Python": platform.python_version()}
     for name in _distributions(plugins):
         version = version_of(name)
         if version:
+            found[name] = version
+    return found
+
+
+def imported_versions(plugins: Plugins) -> dict[str, str]:
+    """Versions of what contributing distributions require as an extra, as far as this process has imported
+    it: what a run does not use may be anything."""
+    found = {}
+    optional = {one for contributing in _contributing(plugins) for one in _optional(contributing)}
+    for name in sorted(optional):
+        version = version_of(name) if name.replace("-", "_") in sys.modules else ""
+        if version and not is_notice(name):
             found[name] = version
     return found
 
@@ -96,24 +117,40 @@ def by_package(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _distributions(plugins: Plugins) -> list[str]:
-    taking_part = [info for info in plugins.infos if info.status == "ok" and info.distribution]
-    contributing = {canonicalize_name(info.distribution) for info in taking_part} | {CORE}
+    contributing = _contributing(plugins)
     required = {one for name in contributing for one in _requirements(name)}
-    return sorted({"torch", *contributing, *required})
+    of_torch = {name for name in _requirements("torch") if name.startswith(COMPUTES_FOR_TORCH)}
+    return sorted({"torch", *contributing, *required, *of_torch})
+
+
+def _contributing(plugins: Plugins) -> set[str]:
+    taking_part = [info for info in plugins.infos if info.status == "ok" and info.distribution]
+    return {canonicalize_name(info.distribution) for info in taking_part} | {CORE}
+
+
+def _requirements(distribution: str) -> frozenset[str]:
+    """Names of what a distribution requires in any case, without extras."""
+    return _required(distribution)[0]
+
+
+def _optional(distribution: str) -> frozenset[str]:
+    """Names of what a distribution requires as an extra only."""
+    return _required(distribution)[1]
 
 
 @functools.cache
-def _requirements(distribution: str) -> frozenset[str]:
-    """Names of what a distribution requires in any case, without extras."""
-    found = set()
+def _required(distribution: str) -> tuple[frozenset[str], frozenset[str]]:
+    always, extra = set(), set()
     for line in _header(distribution)[1]:
         name, _, marker = line.partition(";")
-        if marker and ("extra" in marker or not Marker(marker.strip()).evaluate()):
-            continue
         match = _NAME.match(name)
-        if match:
-            found.add(canonicalize_name(match[0]))
-    return frozenset(found)
+        if match is None:
+            continue
+        if "extra" in marker:
+            extra.add(canonicalize_name(match[0]))
+        elif not marker or Marker(marker.strip()).evaluate():
+            always.add(canonicalize_name(match[0]))
+    return frozenset(always), frozenset(extra - always)
 
 
 @functools.cache
@@ -161,7 +198,7 @@ def _files_of(package: str) -> Iterator[tuple[str, str]]:
             subfolders.sort()
             inside = Path(package, os.path.relpath(folder, root)).as_posix()
             for name in sorted(names):
-                if name.endswith(".py"):
+                if os.path.splitext(name)[1] in SOURCE_SUFFIXES:
                     yield f"{inside}/{name}", os.path.join(folder, name)
 
 

@@ -93,7 +93,8 @@ def _digest(subject: Subject) -> int:
 
 
 def _details(subjects: Sequence[Subject]) -> list[tuple[Subject, list[str]]]:
-    """The subjects with a line for each value that differs, the same on all processes."""
+    """The subjects with a line for each value that differs, the same on all processes; without those of which
+    only ranks differ that have no say."""
     mine = ([None if subject.values is None else _digest(subject) for subject in subjects], platform.node())
     of_all: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_all, mine)
@@ -121,7 +122,9 @@ def _details(subjects: Sequence[Subject]) -> list[tuple[Subject, list[str]]]:
         seen = [(of_shown[members[0]][slot], members) for members in ordered[:MOST_GROUPS]]
         subject = seen[0][0][0]  # other versions of hekaton may have other subjects
         rest = [rank for members in ordered[MOST_GROUPS:] for rank in members]
-        told.append((subject, _lines(subject, seen, rest, hosts)))
+        lines = _lines(subject, seen, rest, hosts)
+        if lines:
+            told.append((subject, lines))
     return told
 
 
@@ -141,24 +144,29 @@ def _lines(
     :param seen: the subject and its details on the ranks that have these.
     """
     values = [(one.values or {}, members) for (one, _), members in seen]
-    details = _differences([(details, members) for (_, details), members in seen], subject.absent, hosts)
+    of_details = [(details, members) for (_, details), members in seen]
+    absent = None if subject.optional else subject.absent
+    details = _differences(of_details, subject.absent, hosts)
     lines = []
-    for name, line in _differences(values, subject.absent, hosts).items():
+    for name, line in _differences(values, absent, hosts).items():
         lines += [detail for key, detail in details.items() if key.startswith(f"{name}: ")] or [line]
     if rest:
         lines.append(f"{subject.name}: other values still on {ranks_on(sorted(rest), hosts)}")
-    return lines or [f"{subject.name}: not the same"]
+    return lines or ([] if subject.optional else [f"{subject.name}: not the same"])
 
 
 def _differences(
-    seen: Sequence[tuple[Values, list[int]]], absent: str, hosts: Sequence[str]
+    seen: Sequence[tuple[Values, list[int]]], absent: str | None, hosts: Sequence[str]
 ) -> dict[str, str]:
+    """:param absent: what is said where a value lacks; ``None`` leaves those ranks out."""
     lines = {}
     for name in dict.fromkeys(name for values, _ in seen for name in values):
         who: dict[str, list[int]] = {}
         for values, members in seen:
             value = values.get(name, _MISSING)
-            text = absent if value is _MISSING else shown(value)
+            if value is _MISSING and absent is None:
+                continue
+            text = str(absent) if value is _MISSING else shown(value)
             who.setdefault(text, []).extend(members)
         if len(who) > 1:
             ordered = sorted(who.items(), key=lambda item: (-len(item[1]), min(item[1])))

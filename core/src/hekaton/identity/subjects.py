@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import xxhash
 
 from hekaton.config import as_dict
@@ -16,7 +17,7 @@ from hekaton.config.base import dotted, is_path, may_differ, walk
 from hekaton.data.identity import fingerprint, sample
 from hekaton.environment import launched
 from hekaton.identity import code
-from hekaton.identity.values import Values, common_values, config_values
+from hekaton.identity.values import Values, common_values, config_values, plain
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 DRAWN = 256
 """Random numbers of each kind that are compared; torch draws 16 and more at once."""
+READ_WHOLE = 2**24
+"""Bytes of files that are read whole: manifests, with the checksums of all other files of a checkpoint, and
+what describes weights. Of larger ones samples are."""
 READ_INTO_VALUES = "job.config_file"
 """Of these files the values are compared, and not how they are written."""
 
@@ -38,6 +42,7 @@ class Subject:
     :param cure: what to do where they differ.
     :param must_agree: whether a difference ends the run; otherwise it is a notice.
     :param details: gives the values to look at, where ``values`` differ and say too little.
+    :param optional: whether a process that lacks a value has no say on it.
     """
 
     name: str
@@ -46,12 +51,15 @@ class Subject:
     cure: str = ""
     must_agree: bool = True
     details: Callable[[], Values] | None = None
+    optional: bool = False
+
+
+INSTALL = "install the same versions on all machines"
 
 
 def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[Subject]:
     """What is known before anything is built. All processes have these subjects, in this order."""
     versions = code.versions(plugins)
-    install = "install the same versions on all machines"
     return [
         Subject(
             name="configuration",
@@ -62,7 +70,7 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             name="versions",
             values={name: version for name, version in versions.items() if not code.is_notice(name)},
             absent="not installed",
-            cure=install,
+            cure=INSTALL,
         ),
         Subject(
             name="other versions",
@@ -114,7 +122,15 @@ def device_values(device: torch.device) -> dict[str, Any]:
         "compute capability": f"{properties.major}.{properties.minor}",
         "device memory (GiB)": round(properties.total_memory / 2**30),
         "CUDA": torch.version.cuda,
+        **_libraries(),
     }
+
+
+def _libraries() -> dict[str, Any]:
+    """Those that are found, which need not be the ones that came with torch."""
+    cudnn: Any = torch.backends.cudnn
+    nccl: Any = torch.cuda.nccl
+    return {"cuDNN": cudnn.version(), "NCCL": plain(nccl.version()) if dist.is_nccl_available() else None}
 
 
 def processor_values(device: torch.device) -> dict[str, Any]:
@@ -145,11 +161,14 @@ def machine_values(device: torch.device) -> dict[str, Any]:
 
 
 def initial_weights(config: JobConfig) -> dict[str, str]:
-    """The files that a run starts with, with a digest of size and samples of each; nothing behind a URL,
-    which is the same from everywhere."""
+    """The files that a run starts with, with a digest of the content of each; nothing behind a URL,
+    which is the same from everywhere unless it is of the machine's own disk."""
     checkpoint = config.checkpoint
     location = checkpoint.initial_load_path
-    if not checkpoint.enable or location is None or "://" in location:
+    if not checkpoint.enable or location is None:
+        return {}
+    location = location.removeprefix("file://")
+    if "://" in location:
         return {}
     root = Path(location)
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
@@ -157,8 +176,8 @@ def initial_weights(config: JobConfig) -> dict[str, str]:
 
 
 def named_files(config: JobConfig) -> dict[str, str]:
-    """The files that fields of the configuration name, with a digest of size and samples of each, but for
-    those that may differ."""
+    """The files that fields of the configuration name, with a digest of the content of each, but for those
+    that may differ."""
     values = config_values(as_dict(config))
     names = [
         dotted(path)
@@ -174,11 +193,13 @@ def named_files(config: JobConfig) -> dict[str, str]:
 
 
 def _sampled(path: Path) -> str:
+    """Size and hash of a file, of samples of it where it is large."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(descriptor).st_size
-            return f"{size:,} bytes, {fingerprint(sample(descriptor, size))[:16]}"
+            content = os.pread(descriptor, size, 0) if size <= READ_WHOLE else sample(descriptor, size)
+            return f"{size:,} bytes, {fingerprint(content)[:16]}"
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -88,7 +88,10 @@ def shown(value: Any, *, width: int = 60) -> str:
 
 
 def _flat(tables: Mapping[str, Any], at: Path) -> Iterator[tuple[str, Any]]:
+    """Of a list of tables, too: its entries are numbered from 0."""
     for name, value in tables.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            value = {str(number): one for number, one in enumerate(value)}
         if isinstance(value, Mapping):
             yield from _flat(value, (*at, name))
         else:

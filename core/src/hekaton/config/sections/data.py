@@ -129,7 +129,7 @@ class ValidationSection(SectionModel):
     """Training steps from one validation to the next."""
     steps: PositiveOrAll = -1
     """Batches of each validation; -1 takes the whole dataset."""
-    sets: Annotated[list[ValidationSet], AtResume("nothing")] = []
+    sets: list[ValidationSet] = []
     """Several datasets in place of the one above, each with metrics of its own and over the same documents on
     every layout: ``name``, ``dataset``, ``dataset_path``, ``rows``, ``steps`` and ``settings``."""
     dataloader: DataloaderSection = Field(default_factory=DataloaderSection)

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hekaton.config.base import AtResumeMeaning, OnlyWith, SectionModel
+from hekaton.config.base import AtResume, AtResumeMeaning, OnlyWith, SectionModel
 
 Steps = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -25,19 +25,19 @@ class FaultSection(SectionModel):
     """Save and stop that many seconds before the job's end, where it is known: SLURM says it in
     ``SLURM_JOB_END_TIME``. 0 waits for the signal."""
 
-    nonfinite: Policy = "abort"
+    nonfinite: Annotated[Policy, AtResume("notice")] = "abort"
     """What to do with a step whose gradient norm is NaN or infinite; its gradients never reach the optimizer.
     ``"abort"`` ends the run with an error: a resume starts from the last checkpoint. ``"skip"`` changes no
     weights in that step and goes on with the next. ``"rollback"`` loads the last good checkpoint and goes on
     with the data after the bad step. What is left out is in ``skipped_data.jsonl`` in the run folder, row by
     row. On CUDA the host waits for no number of a step with ``"abort"`` and ``"skip"`` and a fused optimizer,
     and learns of a bad step one step later; otherwise it waits once in each step."""
-    spike_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    spike_factor: Annotated[float, Field(ge=0, allow_inf_nan=False), AtResume("notice")] = 0.0
     """A loss of more than so many times the median of recent steps is a spike; 0 looks for none. The host
     then waits for the loss in each step."""
-    spike: Annotated[Policy, OnlyWith("spike_factor", above=0)] = "abort"
+    spike: Annotated[Policy, OnlyWith("spike_factor", above=0), AtResume("notice")] = "abort"
     """What to do with a step whose loss is a spike: as for ``nonfinite``."""
-    spike_window: Annotated[int, Field(ge=5), OnlyWith("spike_factor", above=0)] = 100
+    spike_window: Annotated[int, Field(ge=5), OnlyWith("spike_factor", above=0), AtResume("notice")] = 100
     """Steps that the median is of; bad ones do not count. There are no spikes before it has five."""
     bad_steps_in_a_row: Annotated[
         int, Field(ge=0), OnlyWith("nonfinite", LEAVES_OUT), OnlyWith("spike", LEAVES_OUT)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hekaton.data.contents import known_file
 from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 from hekaton_hf.decoding import text_in
@@ -58,12 +60,26 @@ class HubPart:
 class HubStream:
     """The shards of a dataset that ``datasets`` reads as a stream."""
 
-    def __init__(self, stream: Any, section: HubStreamSection, *, name: str, identity: str) -> None:
-        self._stream, self._section, self._name = stream, section, name
+    def __init__(
+        self,
+        stream: Any,
+        section: HubStreamSection,
+        *,
+        name: str,
+        identity: str,
+        files: Mapping[str, str],
+    ) -> None:
+        """:param files: what they are called, and what changes with the content of each."""
+        self._stream, self._section, self._name, self._files = stream, section, name, files
         self._count = int(stream.num_shards)
         self.fingerprint = fingerprint(
-            "hub_stream", identity, section.text_column, str(section.shuffle_buffer), str(self._count)
-        )
+            "hub_stream", identity, section.text_column, str(section.shuffle_buffer), str(self._count),
+            *files.values(),
+        )  # fmt: skip
+
+    def files(self) -> dict[str, str]:
+        """What is known of the content of each file."""
+        return dict(self._files)
 
     def __len__(self) -> int:
         return self._count
@@ -100,12 +116,28 @@ def build(section: HubStreamSection, path: str | None) -> HubStream:
             hint='pip install "hekaton-hf[datasets]"',
         ) from e
     try:
-        stream = datasets.load_dataset(
-            path, section.config or None, split=section.split, revision=section.revision, streaming=True
-        )
+        builder = datasets.load_dataset_builder(path, section.config or None, revision=section.revision)
+        stream = builder.as_streaming_dataset(split=section.split)
     except Exception as e:  # it raises nothing narrower
         said = (str(e).strip().splitlines() or [""])[0]
         raise DataError(f"cannot open the dataset '{path}': {type(e).__name__}: {said}") from e
     features = f"{path}, {section.config}, {section.split}, {section.revision}, {stream.features}"
     log.info("hub_stream: %s shards of '%s'", f"{int(stream.num_shards):,}", path)
-    return HubStream(stream, section, name=path, identity=features)
+    return HubStream(stream, section, name=path, files=files_of(builder, section.split), identity=features)
+
+
+def files_of(builder: Any, split: str) -> dict[str, str]:
+    """The files of a split, and what changes with the content of each: of the Hub the commit, of a store what
+    it says of them, and the content itself of those on a disk.
+
+    :param builder: a ``datasets.DatasetBuilder``.
+    :raises DataError: for one on a disk that cannot be read.
+    """
+    splits = builder.config.data_files or {}
+    known = {}
+    for name in [split] if split in splits else list(splits):
+        files = splits[name]
+        for file, state in zip(files, files.origin_metadata, strict=True):
+            local = "://" not in file
+            known[file] = known_file(Path(file)).content if local else f"{file} {' '.join(map(str, state))}"
+    return known
