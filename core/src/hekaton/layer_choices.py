@@ -26,16 +26,18 @@ CUT_DIMS = {
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """A linear layer, and whether a converter took it.
+    """A linear layer, or a tensor of experts, and whether a converter took it.
 
     :param layer: its name.
-    :param shape: outputs and inputs.
+    :param shape: of its weight: outputs and inputs, of experts their number first.
     :param left: why it was left as it is; empty where it was converted.
+    :param kind: what those are that a converter chose among, for messages.
     """
 
     layer: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     left: str = ""
+    kind: str = "linear layers"
 
 
 def choose_linear_layers(
@@ -163,12 +165,12 @@ def replace_layers(
 def describe(converter: str, choices: Sequence[LayerChoice]) -> Iterator[str]:
     """Lines that say what a converter took and what it left, layers that differ in their number as one."""
     taken = [choice for choice in choices if not choice.left]
-    yield f"{converter}: {len(taken)} of {len(choices)} linear layers converted"
-    kinds: dict[tuple[str, tuple[int, int], str], int] = {}
+    yield f"{converter}: {len(taken)} of {len(choices)} {choices[0].kind} converted"
+    kinds: dict[tuple[str, tuple[int, ...], str], int] = {}
     for choice in choices:
         kind = (without_numbers(choice.layer), choice.shape, choice.left)
         kinds[kind] = kinds.get(kind, 0) + 1
     width = max((len(name) for name, _, _ in kinds), default=0)
     for (name, shape, left), count in kinds.items():
-        size = f"{shape[0]} x {shape[1]}"
+        size = " x ".join(map(str, shape))
         yield f"  {name:{width}}  {count:>4}  {size:>15}  {f'left: {left}' if left else 'converted'}"

@@ -178,7 +178,7 @@ def test_checkpoints_are_those_of_the_model_without_it(tmp_path, capsys):
         ),
         (
             [GATHER, f"--{LINEAR}.recipe_name", "rowwise"],
-            "float8 all-gather with a rowwise recipe",
+            "float8 all-gather with another recipe than tensorwise",
             'set recipe_name = "tensorwise", or enable_fsdp_float8_all_gather = false',
         ),
         (
@@ -213,9 +213,11 @@ def said(*flags, **where):
 
 
 def test_devices_and_layouts_without_an_effect_give_notices():
-    assert [one.partition(":")[0] for one in said()] == ["float8 on a CPU"]
+    assert [one.partition(":")[0] for one in said()] == ["quantize.linear.float8 on a CPU"]
     assert said(f"--{LINEAR}.emulate") == []
-    assert [one.partition(":")[0] for one in said(device_type="cuda")] == ["float8 on a GPU without compile"]
+    assert [one.partition(":")[0] for one in said(device_type="cuda")] == [
+        "quantize.linear.float8 on a GPU without compile"
+    ]
     alone = said(GATHER, "--compile.enable", device_type="cuda")
     assert [one.partition(":")[0] for one in alone] == ["float8 all-gather on one data-parallel rank"]
     assert said(GATHER, "--compile.enable", device_type="cuda", world_size=2) == []
@@ -226,8 +228,8 @@ def test_devices_and_layouts_without_an_effect_give_notices():
     [
         ((8, 0), "tensorwise", "tensorwise float8 on a GPU below capability 8.9"),
         ((8, 9), "tensorwise", ""),
-        ((8, 9), "rowwise", "rowwise float8 on a GPU below capability 9.0"),
-        ((8, 9), "rowwise_with_gw_hp", "rowwise float8 on a GPU below capability 9.0"),
+        ((8, 9), "rowwise", "rowwise or blockwise float8 on a GPU below capability 9.0"),
+        ((8, 9), "rowwise_with_gw_hp", "rowwise or blockwise float8 on a GPU below capability 9.0"),
         ((9, 0), "rowwise", ""),
     ],
 )

@@ -5,11 +5,16 @@ Floating Point" 1.0: 3 and 2 bits of mantissa, the largest values 448 and 57,344
 -6 and -14, rounding to nearest even, and here saturating. No code of torch's float8 or of torchao is used.
 """
 
+import functools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torchao.float8.float8_linear import Float8Linear
 from torchao.float8.float8_training_tensor import GemmInputRole, hp_tensor_and_scale_to_float8
 
+from hekaton.grouped_products import rounded_product
+from hekaton_float8 import grouped
 from hekaton_float8.linear import as_torchao
 from hekaton_float8.sections import Float8Section
 
@@ -113,3 +118,115 @@ def test_values_are_rounded_to_even_and_saturated(name, dtype):
     mm = Float8Linear.from_float(torch.nn.Linear(16, 16), config=config).linear_mm_config
     found = hp_tensor_and_scale_to_float8(values, torch.tensor(1.0), dtype, mm, GemmInputRole.INPUT)
     assert torch.equal(found._data.double(), rounded(values.double(), name))
+
+
+COUNTS = [5, 0, 33, 26]
+"""Rows of each expert: one has none, and none a multiple of 16."""
+
+
+def expert_operands():
+    """Rows, weights of four experts, and upstream gradient, in orders of magnitude that the experts differ in too.
+
+    Powers of 2 move nothing but what is subnormal: one input is far larger than the others, with weights of 0.
+    """
+    x, weight, upstream = operands()
+    x[:, -1] *= 1e5
+    weight[:, -1] = 0
+    return x, weight * torch.logspace(-2, 2, 4)[:, None, None], upstream
+
+
+def experts(x, weights, upstream, cast=cast):
+    """Outputs and gradients of each expert's product with its own rows, in the recipe ``rowwise``.
+
+    :param cast: in place of :func:`cast`, with a mistake.
+    """
+    output, given, of_weights = [], [], []
+    parts = zip(x.split(COUNTS), weights, upstream.split(COUNTS), strict=True)
+    for rows, weight, up in parts:
+        if not len(rows):
+            of_weights.append(torch.zeros_like(weight))
+            continue
+        output.append(
+            cast(rows, "e4m3", dim=1, power_of_2=True) @ cast(weight, "e4m3", dim=1, power_of_2=True).T
+        )
+        given.append(cast(up, "e4m3", dim=1, power_of_2=True) @ cast(weight, "e4m3", dim=0, power_of_2=True))
+        tokens = [cast(one, "e4m3", dim=0, power_of_2=True) for one in (up, rows)]
+        of_weights.append(tokens[0].T @ tokens[1])
+    return torch.cat(output), torch.cat(given), torch.cat(of_weights)
+
+
+EMULATED = functools.partial(rounded_product, number_format=grouped.Rowwise())
+
+
+def grouped_products(product=EMULATED):
+    x, weights, upstream = (one.requires_grad_() for one in expert_operands())
+    output = product(x, weights, torch.tensor(COUNTS))
+    output.backward(upstream)
+    return output.detach(), x.grad, weights.grad.flatten(0, 1)
+
+
+def test_products_of_experts_are_the_references():
+    found = grouped_products()
+    expected = experts(*(one.double() for one in expert_operands()))
+    of_idle = found[2].unflatten(0, (4, -1))[COUNTS.index(0)]
+    assert not of_idle.any()
+    assert max(errors(used(found), used(expected))) < TOLERANCE
+
+
+def used(tensors):
+    """Without the gradients of the expert that has no rows, which are 0."""
+    output, given, of_weights = tensors
+    return output, given, of_weights.unflatten(0, (4, -1))[[0, 2, 3]].flatten(0, 1)
+
+
+def of_the_other_axis(x, name, *, dim, power_of_2):
+    return cast(x, name, dim=1 - dim, power_of_2=power_of_2)
+
+
+def of_a_part(x, name, *, dim, power_of_2):
+    """The largest value of each half, as before the halves of two ranks are put together."""
+    return torch.cat([cast(part, name, dim=dim, power_of_2=power_of_2) for part in x.chunk(2, dim)], dim)
+
+
+def rounded_up(x, name, *, dim, power_of_2):
+    """Scales that are rounded up, so that the largest values saturate."""
+    scale = 2.0 ** torch.ceil(torch.log2(FORMATS[name][2] / x.abs().amax(dim, keepdim=True)))
+    return rounded(x * scale, name) / scale
+
+
+def beyond_the_largest(x, name, *, dim, power_of_2):
+    """The same without saturation: E4M3 has no more values there, and gives NaN."""
+    scale = 2.0 ** torch.ceil(torch.log2(FORMATS[name][2] / x.abs().amax(dim, keepdim=True)))
+    return torch.where((x * scale).abs() > FORMATS[name][2], torch.nan, rounded(x * scale, name)) / scale
+
+
+@pytest.mark.parametrize("mistake", [of_the_other_axis, of_a_part, rounded_up, beyond_the_largest])
+def test_the_comparison_of_experts_notices(mistake):
+    wrong = experts(*(one.double() for one in expert_operands()), cast=mistake)
+    assert not max(errors(used(grouped_products()), used(wrong))) < 1e-3
+
+
+def test_scales_that_two_experts_share_are_noticed(monkeypatch):
+    monkeypatch.setattr(grouped.Rowwise, "along_groups", lambda self, x, counts: self.along(x, 0))
+    expected = experts(*(one.double() for one in expert_operands()))
+    assert errors(used(grouped_products())[2:], used(expected)[2:])[0] > 1e-3
+
+
+def test_groups_are_filled_up_for_the_kernels(monkeypatch):
+    """Which take groups of a multiple of 16 rows; a product of plain values stands for them here."""
+    ends_of = []
+
+    def kernel(rows, weights, *, offs, out_dtype, pad_token_groups_for_grouped_mm):
+        assert not pad_token_groups_for_grouped_mm
+        assert not len(rows) % 16
+        ends_of.append(offs.tolist())
+        return F.grouped_mm(rows, weights, offs=offs)
+
+    monkeypatch.setattr(grouped, "_to_fp8_rowwise_then_scaled_grouped_mm", kernel)
+    found = grouped_products(grouped.float8_product)
+    assert ends_of == [[16, 16, 64, 96]]
+    x, weights, upstream = expert_operands()
+    parts = list(zip(x.split(COUNTS), weights, upstream.split(COUNTS), strict=True))
+    torch.testing.assert_close(found[0], torch.cat([rows @ weight.T for rows, weight, _ in parts]))
+    torch.testing.assert_close(found[1], torch.cat([up @ weight for _, weight, up in parts]))
+    torch.testing.assert_close(found[2], torch.cat([up.T @ rows for rows, _, up in parts]))

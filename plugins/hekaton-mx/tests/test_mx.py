@@ -64,7 +64,7 @@ def test_the_converter_keeps_its_contract():
         ([f"--{LINEAR}.recipe_name", "mxfp6"], f"{LINEAR}.recipe_name", "'mxfp8_rceil'"),
         (
             ["--model.converters", "quantize.linear.float8"],
-            "quantize.linear.float8 with quantize.linear.mx: a linear layer computes in one format",
+            "quantize.linear.mx with quantize.linear.float8: a linear layer computes in one format",
             "choose one of them",
         ),
         (
@@ -91,7 +91,7 @@ def test_a_gpu_without_mxfp8_is_refused(capability, refused, monkeypatch):
         loaded = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable"])
         found = list(mx_can_be_combined(Run(loaded.config, loaded.plugins, loaded.origins, 1, "cuda")))
         assert [str(one).partition(":")[0] for one in found] == (
-            ["MXFP8 on a GPU below capability 10.0"] if expected else []
+            ["quantize.linear.mx on a GPU below capability 10.0"] if expected else []
         )
 
 

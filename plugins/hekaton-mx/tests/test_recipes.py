@@ -4,11 +4,16 @@
 ``floor`` is the scale of the specification, ``rceil`` that of cuBLAS, which is never too small for the largest value.
 """
 
+import functools
+
 import pytest
 import torch
+from torchao.prototype.moe_training import _to_mxfp8_then_scaled_grouped_mm
+from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
 
+from hekaton_mx import grouped
 from hekaton_mx.linear import MXFP8Linear, recipe_of
-from hekaton_mx.sections import MXSection
+from hekaton_mx.sections import GroupedMXSection, MXSection
 
 LARGEST, LARGEST_EXPONENT = 448.0, 8
 
@@ -110,3 +115,86 @@ def test_the_comparison_notices_a_mistake(mistake):
     """Scales of the wrong axis, scales that are rounded the other way, and no saturation."""
     found = computed(scale_calculation_mode="floor")
     assert error(found, linear(*operands(), **{"mode": "floor", **mistake})) > 1e-3
+
+
+COUNTS = [5, 0, 33, 26]
+"""Rows of each expert: one has none, and none a multiple of 32."""
+
+
+def expert_operands():
+    """Rows, weights of four experts, and upstream gradient. The last row of the first expert is far larger than
+    those after it, which are another's: in one block with it they would be subnormal."""
+    x, weight, upstream = operands()
+    x[4] *= 1e6
+    upstream[4] *= 1e-6
+    return x, weight * torch.logspace(-2, 2, 4)[:, None, None], upstream
+
+
+def experts(mode, **mistake):
+    """Outputs and gradients of each expert's product with its own rows; no weights' gradient of one without rows."""
+    x, weights, upstream = expert_operands()
+    parts = zip(x.split(COUNTS), weights, upstream.split(COUNTS), strict=True)
+    each = [linear(rows, weight, up, mode, **mistake) for rows, weight, up in parts if len(rows)]
+    return [torch.cat(one) for one in zip(*each, strict=True)]
+
+
+def grouped_products(dtype=torch.float32, product=None, **section):
+    x, weights, upstream = (one.to(dtype).requires_grad_() for one in expert_operands())
+    product = product or grouped.product_of(GroupedMXSection(**section))
+    output = product(x, weights, torch.tensor(COUNTS))
+    output.backward(upstream)
+    return output.detach(), x.grad, weights.grad[[0, 2, 3]].flatten(0, 1)
+
+
+@pytest.mark.parametrize("mode", ["rceil", "floor"])
+def test_products_of_experts_are_the_references(mode):
+    assert error(grouped_products(scale_calculation_mode=mode), experts(mode)) < TOLERANCE
+    precise = grouped_products(recipe_name="mxfp8_rceil_wgrad_with_hp", scale_calculation_mode=mode)
+    assert error(precise, experts(mode, wgrad_with_hp=True)) < TOLERANCE
+    assert error(precise, experts(mode)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "mistake", [{"wrong_axis": True}, {"mode": "rceil"}, {"largest": 512.0}], ids=lambda one: next(iter(one))
+)
+def test_the_comparison_of_experts_notices(mistake):
+    found = grouped_products(scale_calculation_mode="floor")
+    assert error(found, experts(**{"mode": "floor", **mistake})) > 1e-3
+
+
+def test_blocks_that_two_experts_share_are_noticed(monkeypatch):
+    """As of rows whose groups were not filled up to 32."""
+    monkeypatch.setattr(grouped.MXFP8, "along_groups", lambda self, x, counts: self.along(x, 0))
+    assert error(grouped_products()[2:], experts("rceil")[2:]) > 1e-3
+
+
+def test_products_of_experts_are_those_that_torchao_emulates():
+    """Bit for bit, in bfloat16: both round the same values."""
+    theirs = functools.partial(
+        _to_mxfp8_then_scaled_grouped_mm,
+        kernel_preference=KernelPreference.EMULATED,
+        pad_token_groups_for_grouped_mm=True,
+    )
+    found = grouped_products(torch.bfloat16)
+    expected = grouped_products(
+        torch.bfloat16,
+        lambda x, weights, counts: theirs(x, weights.mT, offs=counts.cumsum(0, dtype=torch.int32)),
+    )
+    for ours, its in zip(found, expected, strict=True):
+        assert torch.equal(ours, its)
+
+
+def test_the_kernels_are_given_the_recipe(monkeypatch):
+    """Here torchao's emulation takes their place."""
+    monkeypatch.setattr(
+        grouped,
+        "_to_mxfp8_then_scaled_grouped_mm",
+        functools.partial(_to_mxfp8_then_scaled_grouped_mm, kernel_preference=KernelPreference.EMULATED),
+    )
+    for section in ({}, {"recipe_name": "mxfp8_rceil_wgrad_with_hp", "scale_calculation_mode": "floor"}):
+        emulated = grouped_products(torch.bfloat16, **section)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        found = grouped_products(torch.bfloat16, **section)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for ours, its in zip(found, emulated, strict=True):
+            assert torch.equal(ours, its)

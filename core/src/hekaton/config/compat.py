@@ -13,9 +13,9 @@ _LOAD = 'name the module in [plugins] load = ["my_module"]'
 Float8 = NoEffect("it belongs to the converter 'quantize.linear.float8', which comes with hekaton-float8")
 MX = NoEffect("it belongs to the converter 'quantize.linear.mx', which comes with hekaton-mx")
 GroupedFloat8 = NoEffect(
-    "it belongs to the converter 'quantize.grouped_mm.float8', which no plugin contributes"
+    "it belongs to the converter 'quantize.grouped_mm.float8', which comes with hekaton-float8"
 )
-GroupedMX = NoEffect("it belongs to the converter 'quantize.grouped_mm.mx', which no plugin contributes")
+GroupedMX = NoEffect("it belongs to the converter 'quantize.grouped_mm.mx', which comes with hekaton-mx")
 
 
 class LinearFloat8Section(CompatSection):

@@ -19,7 +19,9 @@ class ExpertLayer(Protocol):
     """What the modules are that the ``experts`` entries of a plan name.
 
     :ivar n_experts: how many experts the layer has.
-    :ivar experts: the module with the experts' tensors, which have one row each in dim 0.
+    :ivar experts: the module with the experts' tensors, which have one row each in dim 0. It computes its
+        products with its attribute ``product``, a :class:`hekaton.grouped_products.GroupedProduct`, which a
+        converter may replace.
     :ivar dispatcher: brings tokens to their experts and back; a layout may set another one.
     :ivar sequence_groups: the processes that hold other parts of the same sequences, for what is counted per
         sequence; the layout sets them.

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-deepseek-v3": {"model": ("deepseek_v3",), "hf adapter": ("deepseek_v3",)},
     "hekaton-float8": {
-        "converter": ("quantize.linear.float8",),
+        "converter": ("quantize.grouped_mm.float8", "quantize.linear.float8"),
         "parallel style": ("float8_gathering_colwise", "float8_rowwise", "float8_sequence_norm"),
-        "section": ("quantize.linear.float8",),
+        "section": ("quantize.grouped_mm.float8", "quantize.linear.float8"),
         "check": ("float8_can_be_combined",),
     },
     "hekaton-flux": {
@@ -42,8 +42,8 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "hekaton-mlflow": {"logger": ("mlflow",), "section": ("mlflow",)},
     "hekaton-mx": {
-        "converter": ("quantize.linear.mx",),
-        "section": ("quantize.linear.mx",),
+        "converter": ("quantize.grouped_mm.mx", "quantize.linear.mx"),
+        "section": ("quantize.grouped_mm.mx", "quantize.linear.mx"),
         "check": ("mx_can_be_combined",),
     },
     "hekaton-parallel": {

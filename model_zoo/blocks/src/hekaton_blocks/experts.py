@@ -9,16 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hekaton.grouped_products import GroupedProduct
+
 
 class GroupedExperts(nn.Module):
     """``n_experts`` SwiGLU layers: ``w1`` and ``w3`` of (n_experts, hidden_dim, dim), ``w2`` of
-    (n_experts, dim, hidden_dim). Under expert parallel a rank has some of them."""
+    (n_experts, dim, hidden_dim). Under expert parallel a rank has some of them.
+
+    :ivar product: computes the products; a converter may replace it.
+    """
 
     def __init__(self, n_experts: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.w1 = nn.Parameter(torch.empty(n_experts, hidden_dim, dim))
         self.w2 = nn.Parameter(torch.empty(n_experts, dim, hidden_dim))
         self.w3 = nn.Parameter(torch.empty(n_experts, hidden_dim, dim))
+        self.product: GroupedProduct = grouped_linear
 
     def forward(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Apply each expert to its rows.
@@ -28,8 +34,8 @@ class GroupedExperts(nn.Module):
         :returns: (n, dim), of these rows in the same order.
         """
         w1, w2, w3 = (local(weight) for weight in (self.w1, self.w2, self.w3))
-        hidden = F.silu(grouped_linear(rows, w1, counts)) * grouped_linear(rows, w3, counts)
-        return grouped_linear(hidden, w2, counts)
+        hidden = F.silu(self.product(rows, w1, counts)) * self.product(rows, w3, counts)
+        return self.product(hidden, w2, counts)
 
 
 def local(weight: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hekaton.config import AtResume
 from hekaton.errors import ConfigError
+from hekaton.grouped_products import GroupedProduct
 from hekaton_blocks import (
     Attention,
     AttentionPattern,
@@ -87,13 +88,14 @@ class Experts(nn.Module):
         self.mlp1_bias = nn.Parameter(torch.empty(n_experts, 2 * hidden_dim))
         self.mlp2_weight = nn.Parameter(torch.empty(n_experts, dim, hidden_dim))
         self.mlp2_bias = nn.Parameter(torch.empty(n_experts, dim))
+        self.product: GroupedProduct = grouped_linear
 
     def forward(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """:param rows: (n, dim), sorted by expert; :param counts: rows of each; :returns: (n, dim)"""
-        both = grouped_linear(rows, local(self.mlp1_weight), counts, bias=local(self.mlp1_bias))
+        both = self.product(rows, local(self.mlp1_weight), counts, bias=local(self.mlp1_bias))
         gate, up = both[..., ::2].clamp(max=self.limit), both[..., 1::2].clamp(-self.limit, self.limit)
         hidden = gate * torch.sigmoid(ALPHA * gate) * (up + 1)
-        return grouped_linear(hidden, local(self.mlp2_weight), counts, bias=share(self.mlp2_bias))
+        return self.product(hidden, local(self.mlp2_weight), counts, bias=share(self.mlp2_bias))
 
 
 def block(config: GptOssConfig, number: int) -> TransformerBlock:

@@ -1,10 +1,11 @@
-"""Linear layers whose products are computed in float8, by torchao, for hekaton."""
+"""Linear layers and experts whose products are computed in float8, by torchao, for hekaton."""
 
 from hekaton.contributions import Check, Converter, ParallelStyle, Ref, Section, hookimpl
 
 HEKATON_API = ">=1,<2"
 
 LINEAR = "quantize.linear.float8"
+GROUPED = "quantize.grouped_mm.float8"
 TORCHAO = ("torchao>=0.18",)
 _STYLES = {
     "float8_sequence_norm": "norm of this rank's part of the sequence, gathered afterwards in float8",
@@ -22,7 +23,14 @@ def hekaton_converters() -> list[Converter]:
             section=LINEAR,
             summary="products of linear layers in float8",
             needs=TORCHAO,
-        )
+        ),
+        Converter(
+            GROUPED,
+            build=Ref("hekaton_float8.grouped:GroupedFloat8"),
+            section=GROUPED,
+            summary="products of experts in float8",
+            needs=TORCHAO,
+        ),
     ]
 
 
@@ -47,7 +55,12 @@ def hekaton_sections() -> list[Section]:
             LINEAR,
             schema=Ref("hekaton_float8.sections:Float8Section"),
             summary="settings of converter 'quantize.linear.float8'",
-        )
+        ),
+        Section(
+            GROUPED,
+            schema=Ref("hekaton_float8.sections:GroupedFloat8Section"),
+            summary="settings of converter 'quantize.grouped_mm.float8'",
+        ),
     ]
 
 

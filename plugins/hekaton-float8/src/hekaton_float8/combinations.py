@@ -5,103 +5,138 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hekaton.combinations import Combination, check_combinations
-from hekaton_float8 import LINEAR
+from hekaton.combinations import (
+    CONVERTERS,
+    Combination,
+    check_combinations,
+    comes_before,
+    compiles_model,
+)
+from hekaton_float8 import GROUPED, LINEAR
 
 if TYPE_CHECKING:
     from hekaton.errors import HekatonError
     from hekaton.rules import Run
 
-MX = "quantize.linear.mx"
-CONVERTERS = "model.converters"
+MX, GROUPED_MX = "quantize.linear.mx", "quantize.grouped_mm.mx"
+GATHERS = f"{LINEAR}.enable_fsdp_float8_all_gather"
+TP = "parallelism.tensor_parallel_degree"
 
 
 def _section(run: Run) -> Any:
     return run.config.section(LINEAR)
 
 
-def _after(run: Run, name: str) -> bool:
-    """Whether the converter ``name`` comes before float8."""
-    names = run.config.model.converters
-    return name in names and names.index(name) < names.index(LINEAR)
+def _has(run: Run, name: str) -> bool:
+    return name in run.config.model.converters
 
 
 def _gathers(run: Run) -> bool:
     return bool(_section(run).enable_fsdp_float8_all_gather)
 
 
-def _capability_is_below(run: Run, needed: tuple[int, int]) -> bool:
-    if run.device_type != "cuda" or _section(run).emulate or not run.here:
-        return False
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() < needed
-
-
 def _recipe(run: Run) -> str:
     return _section(run).recipe_name or "tensorwise"
 
 
+def _on_tensor_parallel(run: Run) -> bool:
+    return run.config.parallelism.tensor_parallel_degree > 1
+
+
+def _multiplies_in_float8(run: Run, converter: str) -> bool:
+    return run.device_type == "cuda" and not run.config.section(converter).emulate
+
+
+def _on_a_cpu(converter: str) -> Combination:
+    return Combination(
+        converter=converter,
+        when=f"{converter} on a CPU",
+        applies=lambda run: run.device_type == "cpu" and not run.config.section(converter).emulate,
+        reason="it has no products in float8",
+        instead="values are rounded to float8, and products computed in the precision of the run",
+        fields=(f"{converter}.emulate",),
+        refused=False,
+    )
+
+
+def _without_compile(converter: str) -> Combination:
+    return Combination(
+        converter=converter,
+        when=f"{converter} on a GPU without compile",
+        applies=lambda run: _multiplies_in_float8(run, converter) and not compiles_model(run),
+        reason="casts that are not fused take longer than float8 saves",
+        instead="set compile.enable = true",
+        fields=("compile.enable",),
+        refused=False,
+    )
+
+
 TABLE = (
     Combination(
-        when="lora before quantize.linear.float8",
-        applies=lambda run: _after(run, "lora"),
+        converter=LINEAR,
+        when=f"lora before {LINEAR}",
+        applies=lambda run: comes_before(run, "lora", LINEAR),
         reason="a layer that has an adapter is not converted any more",
         instead=f'write converters = ["{LINEAR}", "lora"]: adapters beside float8 layers compute in the '
         "precision of the run",
         fields=(CONVERTERS,),
     ),
     Combination(
-        when="quantize.linear.float8 with quantize.linear.mx",
-        applies=lambda run: MX in run.config.model.converters,
+        converter=LINEAR,
+        when=f"{LINEAR} with {MX}",
+        applies=lambda run: _has(run, MX),
         reason="a linear layer computes in one format",
         instead="choose one of them",
         fields=(CONVERTERS,),
     ),
     Combination(
+        converter=LINEAR,
         when="tensorwise float8 with lora under tensor parallel",
         applies=lambda run: (
-            _recipe(run) == "tensorwise"
-            and "lora" in run.config.model.converters
-            and run.config.parallelism.tensor_parallel_degree > 1
+            _recipe(run) == "tensorwise" and comes_before(run, LINEAR, "lora") and _on_tensor_parallel(run)
         ),
         reason="inputs are gathered in float8, and adapters read them in the precision of the run",
         instead='set recipe_name = "rowwise", which gathers them in the precision of the run',
-        fields=(CONVERTERS, "parallelism.tensor_parallel_degree"),
+        fields=(CONVERTERS, TP),
     ),
     Combination(
+        converter=LINEAR,
         when="float8 all-gather under tensor parallel without precomputed scales",
         applies=lambda run: (
             _gathers(run)
-            and run.config.parallelism.tensor_parallel_degree > 1
+            and _on_tensor_parallel(run)
             and not _section(run).precompute_float8_dynamic_scale_for_fsdp
         ),
         reason="torchao takes the scale of the part of a weight that a tensor-parallel rank has",
         instead="set precompute_float8_dynamic_scale_for_fsdp = true: scales of whole weights",
-        fields=(f"{LINEAR}.enable_fsdp_float8_all_gather", "parallelism.tensor_parallel_degree"),
+        fields=(GATHERS, TP),
     ),
     Combination(
-        when="float8 all-gather with a rowwise recipe",
+        converter=LINEAR,
+        when="float8 all-gather with another recipe than tensorwise",
         applies=lambda run: _gathers(run) and _recipe(run) != "tensorwise",
-        reason="ranks would need scales of rows that other ranks have, which torchao does not gather",
+        reason="ranks would need scales that other ranks have, which torchao does not gather",
         instead='set recipe_name = "tensorwise", or enable_fsdp_float8_all_gather = false',
-        fields=(f"{LINEAR}.enable_fsdp_float8_all_gather", f"{LINEAR}.recipe_name"),
+        fields=(GATHERS, f"{LINEAR}.recipe_name"),
     ),
     Combination(
+        converter=LINEAR,
         when="float8 all-gather with lora",
-        applies=lambda run: _gathers(run) and "lora" in run.config.model.converters,
+        applies=lambda run: _gathers(run) and comes_before(run, LINEAR, "lora"),
         reason="scales are those of weights that are trained, and lora freezes them",
         instead="set enable_fsdp_float8_all_gather = false",
-        fields=(f"{LINEAR}.enable_fsdp_float8_all_gather", CONVERTERS),
+        fields=(GATHERS, CONVERTERS),
     ),
     Combination(
+        converter=LINEAR,
         when="float8 all-gather with parameters offloaded to the CPU",
         applies=lambda run: _gathers(run) and run.config.training.enable_cpu_offload,
         reason="the cast would be made on the CPU, for every gather",
         instead="set enable_fsdp_float8_all_gather = false",
-        fields=(f"{LINEAR}.enable_fsdp_float8_all_gather", "training.enable_cpu_offload"),
+        fields=(GATHERS, "training.enable_cpu_offload"),
     ),
     Combination(
+        converter=LINEAR,
         when="float8 all-gather on one data-parallel rank",
         applies=lambda run: (
             _gathers(run)
@@ -110,47 +145,51 @@ TABLE = (
         ),
         reason="no effect: nothing is gathered",
         instead="it has one with data_parallel_shard_degree above 1",
-        fields=(f"{LINEAR}.enable_fsdp_float8_all_gather",),
+        fields=(GATHERS,),
         refused=False,
     ),
     Combination(
+        converter=LINEAR,
         when="tensorwise float8 on a GPU below capability 8.9",
-        applies=lambda run: _recipe(run) == "tensorwise" and _capability_is_below(run, (8, 9)),
+        applies=lambda run: _multiplies_in_float8(run, LINEAR) and _recipe(run) == "tensorwise",
+        capability=(8, 9),
         reason="it has no products in float8",
         instead=f"set {LINEAR}.emulate = true to try the numerics, or leave the converter out",
         fields=(CONVERTERS,),
     ),
     Combination(
-        when="rowwise float8 on a GPU below capability 9.0",
-        applies=lambda run: _recipe(run) != "tensorwise" and _capability_is_below(run, (9, 0)),
-        reason="it has no products in float8 with a scale for each row",
+        converter=LINEAR,
+        when="rowwise or blockwise float8 on a GPU below capability 9.0",
+        applies=lambda run: _multiplies_in_float8(run, LINEAR) and _recipe(run) != "tensorwise",
+        capability=(9, 0),
+        reason="it has no products in float8 with a scale for each row or block",
         instead=f'set recipe_name = "tensorwise" on capability 8.9, or {LINEAR}.emulate = true',
         fields=(CONVERTERS, f"{LINEAR}.recipe_name"),
     ),
+    _on_a_cpu(LINEAR),
+    _without_compile(LINEAR),
     Combination(
-        when="float8 on a CPU",
-        applies=lambda run: run.device_type == "cpu" and not _section(run).emulate,
-        reason="it has no products in float8",
-        instead="values are rounded to float8, and products computed in the precision of the run",
-        fields=(f"{LINEAR}.emulate",),
-        refused=False,
+        converter=GROUPED,
+        when=f"{GROUPED} with {GROUPED_MX}",
+        applies=lambda run: _has(run, GROUPED_MX),
+        reason="experts compute in one format",
+        instead="choose one of them",
+        fields=(CONVERTERS,),
     ),
     Combination(
-        when="float8 on a GPU without compile",
-        applies=lambda run: (
-            run.device_type == "cuda"
-            and not _section(run).emulate
-            and not (run.config.compile.enable and "model" in run.config.compile.components)
-        ),
-        reason="casts that are not fused take longer than float8 saves",
-        instead="set compile.enable = true",
-        fields=("compile.enable",),
-        refused=False,
+        converter=GROUPED,
+        when="experts in float8 on a GPU below capability 9.0",
+        applies=lambda run: _multiplies_in_float8(run, GROUPED),
+        capability=(9, 0),
+        reason="it has no products in float8 with a scale for each row",
+        instead=f"set {GROUPED}.emulate = true to try the numerics, or leave the converter out",
+        fields=(CONVERTERS,),
     ),
+    _on_a_cpu(GROUPED),
+    _without_compile(GROUPED),
 )
 
 
 def float8_can_be_combined(run: Run) -> Iterator[HekatonError | str]:
     """What the table says of a run with float8."""
-    if LINEAR in run.config.model.converters:
-        yield from check_combinations(TABLE, run)
+    yield from check_combinations(TABLE, run)

@@ -1,4 +1,4 @@
-"""The configuration section of this plugin."""
+"""The configuration sections of this plugin."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ class Float8Section(SectionModel):
         bool, NoEffect("torchao has no such choice any more: float8 weights are never kept for backward")
     ] = False
     """Cast weights again in backward."""
+
+    emulate: bool = False
+    """Round to float8 and compute in the precision of the run, for hardware without float8. A CPU always
+    does."""
+
+
+class GroupedFloat8Section(SectionModel):
+    """Products of experts in float8: E4M3, with a scale for each row that is a power of 2. Weights are kept,
+    updated and saved in their own precision."""
+
+    fqns: list[str] = ["experts"]  # noqa: RUF012, pydantic copies it
+    """Experts that are converted: texts that the names of their modules contain, or patterns
+    (``"layers.{2,3}.**"``)."""
 
     emulate: bool = False
     """Round to float8 and compute in the precision of the run, for hardware without float8. A CPU always

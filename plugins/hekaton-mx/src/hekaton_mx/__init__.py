@@ -1,10 +1,11 @@
-"""Linear layers whose products are computed in MXFP8, by torchao, for hekaton."""
+"""Linear layers and experts whose products are computed in MXFP8, by torchao, for hekaton."""
 
 from hekaton.contributions import Check, Converter, Ref, Section, hookimpl
 
 HEKATON_API = ">=1,<2"
 
 LINEAR = "quantize.linear.mx"
+GROUPED = "quantize.grouped_mm.mx"
 TORCHAO = ("torchao>=0.18",)
 
 
@@ -17,7 +18,14 @@ def hekaton_converters() -> list[Converter]:
             section=LINEAR,
             summary="products of linear layers in MXFP8",
             needs=TORCHAO,
-        )
+        ),
+        Converter(
+            GROUPED,
+            build=Ref("hekaton_mx.grouped:GroupedMX"),
+            section=GROUPED,
+            summary="products of experts in MXFP8",
+            needs=TORCHAO,
+        ),
     ]
 
 
@@ -28,7 +36,12 @@ def hekaton_sections() -> list[Section]:
             LINEAR,
             schema=Ref("hekaton_mx.sections:MXSection"),
             summary="settings of converter 'quantize.linear.mx'",
-        )
+        ),
+        Section(
+            GROUPED,
+            schema=Ref("hekaton_mx.sections:GroupedMXSection"),
+            summary="settings of converter 'quantize.grouped_mm.mx'",
+        ),
     ]
 
 

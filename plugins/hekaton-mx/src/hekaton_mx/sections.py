@@ -1,4 +1,4 @@
-"""The configuration section of this plugin."""
+"""The configuration sections of this plugin."""
 
 from __future__ import annotations
 
@@ -39,3 +39,24 @@ class MXSection(SectionModel):
     filter_fqns: list[str] = ["output"]  # noqa: RUF012, pydantic copies it
     """Layers that are left as they are: texts that their names contain, or patterns. ``auto_filter_small_kn``
     leaves those whose sizes are no multiples of 32."""
+
+
+class GroupedMXSection(SectionModel):
+    """Products of experts in MXFP8 (OCP Microscaling Formats 1.0), as those of linear layers."""
+
+    recipe_name: Literal[
+        "mxfp8",
+        "mxfp8_rceil",
+        "mxfp8_rceil_wgrad_with_hp",
+        "mxfp8_emulated_rceil",
+        "nvfp4",
+    ] = "mxfp8"
+    """The recipe, by torchao's names, as in ``[quantize.linear.mx]``; ``mxfp8`` is the earlier name of
+    ``mxfp8_rceil``. ``nvfp4`` is refused, with the reason."""
+
+    scale_calculation_mode: Literal["rceil", "floor"] = "rceil"
+    """How scales are rounded, as in ``[quantize.linear.mx]``."""
+
+    fqns: list[str] = ["experts"]  # noqa: RUF012, pydantic copies it
+    """Experts that are converted: texts that the names of their modules contain, or patterns
+    (``"layers.{2,3}.**"``)."""
