@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import Field, create_model
@@ -123,7 +124,8 @@ def config_class(plugins: Plugins) -> tuple[type[JobConfig], list[HekatonError]]
     # A section comes before those inside it, whoever contributes them.
     for path, contributed in sorted(plugins.all(Section).items()):
         try:
-            config = _extended(config, tuple(path.split(".")), _schema(contributed), contributed)
+            what = f"section '{contributed.record.name}' of {contributed.plugin}"
+            config = _extended(config, tuple(path.split(".")), _schema(contributed, what), what)
         except HekatonError as e:
             problems.append(e)
     return config, problems  # type: ignore[return-value]
@@ -139,8 +141,7 @@ def config_of(plugins: Plugins, content: Mapping[str, Any]) -> JobConfig:
     return config.model_validate_json(json.dumps(content), strict=True)
 
 
-def _schema(contributed: Contributed[Section]) -> type[SectionModel]:
-    what = f"section '{contributed.record.name}' of {contributed.plugin}"
+def _schema(contributed: Contributed[Section], what: str) -> type[SectionModel]:
     schema = contributed.record.schema.load()
     if not (isinstance(schema, type) and issubclass(schema, SectionModel)):
         raise PluginError(f"{what}: its schema is no subclass of SectionModel but {schema!r}")
@@ -152,21 +153,23 @@ def _schema(contributed: Contributed[Section]) -> type[SectionModel]:
     return schema
 
 
+@lru_cache(maxsize=256)
 def _extended(
-    owner: type[SectionModel], path: Path, schema: type[SectionModel], contributed: Contributed[Section]
+    owner: type[SectionModel], path: Path, schema: type[SectionModel], what: str
 ) -> type[SectionModel]:
-    """``owner`` with the section ``schema`` at ``path`` below it."""
+    """``owner`` with the section ``schema`` at ``path`` below it.
+
+    Kept: a class of pydantic takes two milliseconds, and a process may load many configurations.
+    """
     name, *rest = path
     field = owner.model_fields.get(name)
     there = section_class(field) if field is not None else None
     if field is not None and (there is None or (not rest and not _gives_way(there))):
-        clash = f"section '{contributed.record.name}' of {contributed.plugin}"
-        what = "section" if there else "field"
         raise PluginError(
-            f"{clash} has the name of a {what} of hekaton itself",
+            f"{what} has the name of a {'section' if there else 'field'} of hekaton itself",
             hint="a plugin's section needs a path of its own",
         )
-    inner = _extended(there or _namespace(name), tuple(rest), schema, contributed) if rest else schema
+    inner = _extended(there or _namespace(name), tuple(rest), schema, what) if rest else schema
     fields: Mapping[str, Any] = {name: (inner, Field(default_factory=inner))}
     return create_model(
         owner.__name__, __base__=owner, __doc__=owner.__doc__, __cls_kwargs__=_NO_SOURCE, **fields

@@ -66,12 +66,13 @@ def _scan() -> Iterable[tuple[importlib.metadata.EntryPoint, PluginInfo]]:
         for entry in distribution.entry_points:
             if entry.group != ENTRY_POINT_GROUP:
                 continue
-            project = distribution.metadata["Name"]
+            metadata = distribution.metadata  # parsed each time
+            project = metadata["Name"]
             key = (canonicalize_name(project), entry.name)
             if key in seen:  # an older copy further down sys.path
                 continue
             seen.add(key)
-            yield entry, PluginInfo(entry.name, entry.value, project, distribution.version)
+            yield entry, PluginInfo(entry.name, entry.value, project, metadata["Version"])
 
 
 def module_name(target: str) -> str:
