@@ -110,14 +110,14 @@ def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> 
     selected[Logger].update(name for name, path in SWITCHES.items() if values.values.get(path) is True)
     for section in plugins.all(Section):
         path = tuple(section.split("."))
+        if not values.below(path):
+            continue
+        below = [(at, field) for at, field, _ in walk(config) if at[: len(path)] == path]
+        if all(set_value(at, field, values) is UNSET for at, field in below):
+            continue
         readers = [record for record in _components(plugins) if plugins.section_of(record) == section]
         idle = [r for r in readers if type(r) in selected and r.name not in selected[type(r)]]
-        changed = values.below(path) and any(
-            set_value(at, field, values) is not UNSET
-            for at, field, _ in walk(config)
-            if at[: len(path)] == path
-        )
-        if changed and readers and len(idle) == len(readers):
+        if readers and len(idle) == len(readers):
             who = " or ".join(f"the {kind_name(type(record))} '{record.name}'" for record in idle)
             yield f"[{section}] ({values.origin(path)}): no effect: the run does not use {who}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,11 +101,18 @@ def _source_files(root: Path) -> Iterator[str]:
     """Path relative to ``root`` of each file with something in it."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
+        inside = Path(folder).relative_to(root).as_posix()
         for name in names:
-            if name.endswith(".py"):
-                file = Path(folder, name)
-                if file.is_file() and file.stat().st_size:
-                    yield file.relative_to(root).as_posix()
+            if name.endswith(".py") and _has_content(os.path.join(folder, name)):
+                yield name if inside == "." else f"{inside}/{name}"
+
+
+def _has_content(file: str) -> bool:
+    try:
+        found = os.stat(file)
+    except OSError:  # a link to nothing
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def _is_for_validation(name: str) -> bool:

@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -43,8 +44,26 @@ class PluginInfo:
 
 
 def installed() -> list[tuple[importlib.metadata.EntryPoint, PluginInfo]]:
-    """The plugins of every installed distribution: the core's, then by the distribution's name."""
-    return sorted(_scan(), key=_core_first)
+    """The plugins of every installed distribution: the core's, then by the distribution's name.
+
+    Looked for again when the path changes or a folder on it does, as importlib.metadata itself does.
+    """
+    return list(_installed(tuple((entry, _changed(entry)) for entry in sys.path)))
+
+
+@lru_cache(maxsize=4)
+def _installed(
+    path: tuple[tuple[str, int], ...],
+) -> tuple[tuple[importlib.metadata.EntryPoint, PluginInfo], ...]:
+    return tuple(sorted(_scan(), key=_core_first))
+
+
+def _changed(entry: str) -> int:
+    """When a folder got or lost a member, in nanoseconds; 0 for what is none."""
+    try:
+        return os.stat(entry or ".").st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def api_mismatch(plugin: object) -> str:
