@@ -9,7 +9,7 @@ import pytest
 
 from hekaton.contributions import Model
 from hekaton.errors import HekatonError, PluginError, UnknownName
-from hekaton.plugins import PluginInfo, Plugins
+from hekaton.plugins import PluginInfo, Plugins, discovery
 
 TINY = """
     @hookimpl
@@ -46,10 +46,10 @@ def test_plugins_come_in_the_same_order_whatever_order_they_are_found_in(install
 
     install("zebra", TINY.replace('"tiny"', '"zebra"'))
     install("aardvark", TINY.replace('"tiny"', '"aardvark"'))
-    found = list(metadata.distributions())
-    monkeypatch.setattr(metadata, "distributions", lambda: iter(found))
+    distributions = metadata.distributions
     forwards = [info.name for info in Plugins.discover().infos]
-    monkeypatch.setattr(metadata, "distributions", lambda: reversed(found))
+    monkeypatch.setattr(metadata, "distributions", lambda *, path: reversed(list(distributions(path=path))))
+    discovery._in_folder.cache_clear()
     assert [info.name for info in Plugins.discover().infos] == forwards
     assert forwards.index("aardvark") < forwards.index("zebra")
 

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,24 +43,19 @@ class PluginInfo:
 
 
 def installed() -> list[tuple[importlib.metadata.EntryPoint, PluginInfo]]:
-    """The plugins of every installed distribution: the core's, then by the distribution's name.
-
-    Looked for again when the path changes or a folder on it does, as importlib.metadata itself does.
-    """
-    return list(_installed(tuple((entry, _changed(entry)) for entry in sys.path)))
-
-
-@lru_cache(maxsize=4)
-def _installed(
-    path: tuple[tuple[str, int], ...],
-) -> tuple[tuple[importlib.metadata.EntryPoint, PluginInfo], ...]:
-    return tuple(sorted(_scan(), key=_core_first))
+    """The plugins of every installed distribution: the core's, then by the distribution's name."""
+    found: dict[tuple[str, str], tuple[importlib.metadata.EntryPoint, PluginInfo]] = {}
+    for folder in sys.path:
+        for entry, info in _in_folder(folder, _changed(folder)):
+            # An older copy further down the path is left out.
+            found.setdefault((canonicalize_name(info.distribution), info.name), (entry, info))
+    return sorted(found.values(), key=_core_first)
 
 
-def _changed(entry: str) -> int:
+def _changed(folder: str) -> int:
     """When a folder got or lost a member, in nanoseconds; 0 for what is none."""
     try:
-        return os.stat(entry or ".").st_mtime_ns
+        return os.stat(folder or ".").st_mtime_ns
     except (OSError, ValueError):
         return 0
 
@@ -79,19 +73,18 @@ def api_mismatch(plugin: object) -> str:
     return "" if matches else f"built for plugin API {stated}, this hekaton has {API_VERSION}"
 
 
-def _scan() -> Iterable[tuple[importlib.metadata.EntryPoint, PluginInfo]]:
-    seen: set[tuple[str, str]] = set()
-    for distribution in importlib.metadata.distributions():
+@lru_cache(maxsize=64)
+def _in_folder(folder: str, changed: int) -> tuple[tuple[importlib.metadata.EntryPoint, PluginInfo], ...]:
+    """The plugins of the distributions in a folder of the path, read again when it has changed, as
+    importlib.metadata does itself."""
+    found = []
+    for distribution in importlib.metadata.distributions(path=[folder]):
         for entry in distribution.entry_points:
-            if entry.group != ENTRY_POINT_GROUP:
-                continue
-            metadata = distribution.metadata  # parsed each time
-            project = metadata["Name"]
-            key = (canonicalize_name(project), entry.name)
-            if key in seen:  # an older copy further down sys.path
-                continue
-            seen.add(key)
-            yield entry, PluginInfo(entry.name, entry.value, project, metadata["Version"])
+            if entry.group == ENTRY_POINT_GROUP:
+                metadata = distribution.metadata  # parsed each time
+                info = PluginInfo(entry.name, entry.value, metadata["Name"], metadata["Version"])
+                found.append((entry, info))
+    return tuple(found)
 
 
 def module_name(target: str) -> str:

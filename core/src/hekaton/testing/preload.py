@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -83,7 +84,18 @@ def preload(without: set[str]) -> str:
             print(f"not preloaded: {name}: {type(e).__name__}: {e}", file=sys.stderr)
         if other_threads():
             return name
+    _build_classes()
     return ""
+
+
+def _build_classes() -> None:
+    """Build the classes of a configuration as installed plugins extend it, which pydantic does at first use.
+    What is wrong with a plugin is left to the processes."""
+    from hekaton.config import load
+    from hekaton.errors import HekatonError
+
+    with contextlib.suppress(HekatonError):
+        load([])
 
 
 def other_threads() -> list[str]:
