@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from xml.etree import ElementTree
 
 import pytest
 
-from hekaton.accounting import add_up
+from hekaton.accounting import Accounts, add_up
 from hekaton.cli import main
+from hekaton.jsonl import build
 
 RUN = [
     "--model.tokenizer", "byte", "--training.mixed_precision_param", "float32",
@@ -84,3 +86,72 @@ def test_the_seconds_of_a_run_that_is_resumed_have_names(tmp_path, capsys):
 def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "accounting.jsonl has nothing of a run" in capsys.readouterr().err
+
+
+WHOLE = line(1.0, 2.0, 0, 3, compute=1.0)
+FORGED = {
+    **{f"{name} {value!r}": {**WHOLE, name: value} for name in WHOLE for value in (None, "x", [1], {}, 10**400)},
+    "seconds of a name": {**WHOLE, "seconds": {"compute": [1]}},
+    "an escape sequence": {**WHOLE, "seconds": {"\x1b]0;x\x07": 1.0}},
+    "not a number": {**WHOLE, "began": float("nan")},
+    "an end before the beginning": {**WHOLE, "ended": -5},
+    "no object": [1],
+}  # fmt: skip
+ODD = {"bytes": b"\x81\xff\n", "depth": b"[" * 100_000 + b"\n", "a long line": b"1" * 3_000_000 + b"\n"}
+
+
+def written(folder, name, *lines):
+    (folder / name).write_bytes(
+        b"".join(one if isinstance(one, bytes) else json.dumps(one).encode() + b"\n" for one in lines)
+    )
+
+
+@pytest.mark.parametrize("odd", [*FORGED.values(), *ODD.values()], ids=[*FORGED, *ODD])
+def test_a_line_that_no_run_wrote_is_left_out(tmp_path, capsys, odd):
+    written(tmp_path, "accounting.jsonl", odd, WHOLE, odd)
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "step 3, 0 start(s), goodput 100.0%"
+    assert Accounts(tmp_path, writes=True, since=0.0)._began == 2.0  # a run that starts after it
+
+
+def test_time_that_took_none_has_no_shares(tmp_path, capsys):
+    written(tmp_path, "accounting.jsonl", {**WHOLE, "ended": 1.0})
+    assert main(["report", str(tmp_path)]) == 0
+    assert "goodput 0.0%" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["accounting.jsonl", "metrics.jsonl"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, capsys, name):
+    written(tmp_path, "accounting.jsonl", WHOLE)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert main(["report", str(tmp_path), "--svg", str(tmp_path / "run.svg")]) == 2
+    assert f"{name}': it is not a regular file" in capsys.readouterr().err
+    Accounts(tmp_path, writes=True, since=0.0).write(1)
+    with pytest.raises(OSError, match="it is not a regular file"):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        os.mkfifo(tmp_path / "metrics.jsonl")
+        build(None, tmp_path).resume(1)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [*ODD.values(), [1], {"loss": 1}, {"step": "x", "loss": 1}]
+    + [{"step": 2, "loss": value} for value in ("x", None, float("nan"), 10**400)],
+)
+def test_metrics_that_no_run_wrote_are_not_plotted(tmp_path, odd):
+    written(tmp_path, "accounting.jsonl", WHOLE)
+    written(tmp_path, "metrics.jsonl", odd, {"step": 1, "loss": 2.0, "a<b_per_second": 3}, b'{"step": 2, "lo')
+    assert main(["report", str(tmp_path), "--svg", str(tmp_path / "run.svg")]) == 0
+    drawn = ElementTree.parse(tmp_path / "run.svg").getroot()
+    curves = [one.get("points").split() for one in drawn if one.tag.endswith("polyline")]
+    assert [len(points) for points in curves] == [1, 1]
+
+
+def test_a_plot_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    written(tmp_path, "accounting.jsonl", WHOLE)
+    written(tmp_path, "metrics.jsonl", {"step": 1, "loss": 2.0})
+    for place in (tmp_path, tmp_path / "nowhere" / "run.svg"):
+        assert main(["report", str(tmp_path), "--svg", str(place)]) == 2
+        assert f"cannot write '{place}'" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.errors import DataError
+from hekaton.json_lines import append_line, is_number, read_lines
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -107,15 +108,9 @@ class Accounts:
         self._began, self._step = ended, step
         if self._path is None:
             return
-        text = json.dumps({**line, "resumed": resumed, "seconds": seconds}) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(self._path, flags, 0o666)
-            try:
-                os.write(descriptor, text.encode())
-            finally:
-                os.close(descriptor)
+            append_line(self._path, {**line, "resumed": resumed, "seconds": seconds})
         except OSError as error:
             log.warning("the run's time is no longer written to %s: %s", self._path, error.strerror)
             self._path = None
@@ -144,7 +139,7 @@ class Account:
 def read_account(folder: Path) -> Account:
     """Add up ``accounting.jsonl`` of a run folder.
 
-    :raises DataError: when there is none, or nothing in it.
+    :raises DataError: when there is none, nothing in it, or it cannot be read.
     """
     lines = _lines(folder / NAME)
     if not lines:
@@ -170,22 +165,37 @@ def add_up(lines: Sequence[dict[str, Any]]) -> Account:
         if index:
             seconds[DOWN] += max(0.0, line["began"] - lines[index - 1]["ended"])
     starts = sum("start-up" in line["seconds"] for line in lines)
-    return Account(dict(seconds), lines[-1]["ended"] - lines[0]["began"], starts, lines[-1]["step"])
+    total = max(line["ended"] for line in lines) - min(line["began"] for line in lines)
+    return Account(dict(seconds), total, starts, lines[-1]["step"])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; the last one of a process that was killed may be cut off."""
-    if not path.is_file():
+    """The lines that a run wrote whole; the last one of a process that was killed may be cut off.
+
+    :raises DataError: when it is no regular file, or cannot be read.
+    """
+    try:
+        return [line for _, line in read_lines(path) if line is not None and _is_account(line)]
+    except FileNotFoundError:
         return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            one = json.loads(line)
-            found.append({key: one[key] for key in ("began", "ended", "from", "step", "resumed", "seconds")})
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {reason_of(error)}") from error
+
+
+def _is_account(line: dict[str, Any]) -> bool:
+    seconds = line.get("seconds")
+    return (
+        all(is_number(line.get(name)) for name in ("began", "ended", "from", "step"))
+        and line["began"] <= line["ended"]
+        and isinstance(line.get("resumed"), bool)
+        and isinstance(seconds, dict)
+        and all(name.isprintable() and is_number(spent) and spent >= 0 for name, spent in seconds.items())
+    )
 
 
 def _last_end(path: Path) -> float:
-    return max((line["ended"] for line in _lines(path)), default=0.0)
+    """When the run was last accounted for; a file that cannot be read says nothing of that."""
+    try:
+        return max((float(line["ended"]) for line in _lines(path)), default=0.0)
+    except DataError:
+        return 0.0

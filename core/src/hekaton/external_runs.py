@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hekaton.checkpoint.disk.folders import write_whole
+from hekaton.checkpoint.disk.folders import read_file, write_whole
+
+_MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,15 @@ class ExternalRun:
 def read_external_run(path: Path) -> ExternalRun | None:
     """What a run that was here before kept; ``None`` where there is none, or the file is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path, limit=_MAX_BYTES))
         return ExternalRun(id=str(content["id"]), step=int(content["step"]), group=str(content["group"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def configuration_beside(folder: Path) -> dict[str, Any]:
     """The resolved configuration that a run wrote to its folder; empty where it wrote none."""
     try:
-        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        return tomllib.loads(read_file(folder / "config.toml", limit=_MAX_BYTES).decode())
     except FileNotFoundError:
         return {}

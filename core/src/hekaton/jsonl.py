@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-import os
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hekaton.json_lines import append_line, is_number, read_lines
 
 NAME = "metrics.jsonl"
 
@@ -29,31 +30,22 @@ class JsonLinesLogger:
         """Remove the lines after ``step``, and one that was cut off while it was written."""
         if not self._path.exists():
             return
+        lines = read_lines(self._path)
         kept = self._path.with_name(f"{NAME}.{secrets.token_hex(4)}.tmp")
-        with self._path.open("rb") as lines, kept.open("wb") as stream:
-            stream.writelines(line for line in lines if _is_until(line, step))
+        with contextlib.closing(lines), kept.open("wb") as stream:
+            stream.writelines(line for line, read in lines if read is not None and _is_until(read, step))
         kept.rename(self._path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}, allow_nan=False) + "\n"
-        # One write per line, not into what a link points to: readers see whole lines.
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_line(self._path, {"step": step, "time": round(time.time(), 3), **values})
 
     def close(self) -> None:
         """Nothing is left to write."""
 
 
-def _is_until(line: bytes, step: int) -> bool:
-    try:
-        read = json.loads(line)
-    except ValueError:
-        return False
-    return line.endswith(b"\n") and isinstance(read, dict) and read.get("step", math.inf) <= step
+def _is_until(line: Mapping[str, Any], step: int) -> bool:
+    return is_number(line.get("step")) and line["step"] <= step
 
 
 def build(section: Any, folder: Path) -> JsonLinesLogger:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from hekaton.checkpoint.disk.folders import read_file, reason_of
 from hekaton.checkpoint.runs.inspection import DEFAULT_FOLDER, ListedStep, find_steps
 from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_in
+from hekaton.json_lines import MAX_LINE, is_number, read_lines
 from hekaton.jsonl import NAME as METRICS
 from hekaton.urls import is_url
 
 CONFIG = "config.toml"
 _MAX_CONFIG = 2**24
-_MAX_METRICS = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +104,15 @@ def _config(file: Path) -> dict[str, Any]:
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file of metrics; one that was cut off while it was written is left out."""
     try:
-        lines = read_file(file, limit=_MAX_METRICS).splitlines(keepends=True)
+        for number, (line, row) in enumerate(read_lines(file), 1):
+            if row is not None and is_number(row.get("step")):
+                yield row
+            elif line.endswith(b"\n") or len(line) == MAX_LINE:
+                raise CheckpointError(f"{file}, line {number}: an object with a step was expected")
     except FileNotFoundError:
         return
     except OSError as error:
         raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}, line {number}: {error}") from error
-        if not isinstance(row, dict):
-            raise CheckpointError(f"{file}, line {number}: an object was expected")
-        yield row
 
 
 def _saved(folder: Path, config: dict[str, Any]) -> list[ListedStep]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from hekaton.accounting import read_account
+from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.errors import ConfigError
+from hekaton.json_lines import is_number, read_lines
+from hekaton.jsonl import NAME as METRICS
 from hekaton.paths import expanded
 
 USAGE = """\
@@ -31,13 +34,16 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"unknown argument '{rest[0]}' of hekaton report", hint=USAGE.splitlines()[0])
     account = read_account(Path(expanded(folder)))
     for name, seconds in sorted(account.seconds.items(), key=lambda one: -one[1]):
-        print(f"{name:<14} {seconds:>12,.1f} s {seconds / account.total:>7.1%}")
+        share = seconds / account.total if account.total else 0.0
+        print(f"{name:<14} {seconds:>12,.1f} s {share:>7.1%}")
     print(f"{'total':<14} {account.total:>12,.1f} s")
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
     if rest:
-        Path(expanded(rest[1])).write_text(
-            plot(_metrics(Path(expanded(folder), "metrics.jsonl"))), encoding="utf-8"
-        )
+        drawn = plot(_metrics(Path(expanded(folder), METRICS)))
+        try:
+            Path(expanded(rest[1])).write_text(drawn, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write '{rest[1]}': {reason_of(error)}") from error
     return 0
 
 
@@ -57,7 +63,7 @@ def plot(lines: Sequence[dict[str, Any]]) -> str:
 
 def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int) -> str:
     points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    title = f'<text x="{MARGIN}" y="{top + 16}" font-size="12">{name}</text>'
+    title = f'<text x="{MARGIN}" y="{top + 16}" font-size="12">{escape(name)}</text>'
     if not points:
         return title
     (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
@@ -75,6 +81,13 @@ def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int) -> str:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise ConfigError(f"there is no {path} to plot", hint='set metrics.loggers = "jsonl"')
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of the logger ``jsonl``, with their numbers alone."""
+    try:
+        lines = [line for _, line in read_lines(path) if line is not None and is_number(line.get("step"))]
+    except OSError as error:
+        raise ConfigError(
+            f"cannot plot '{path}': {reason_of(error)}", hint='a run with metrics.loggers = "jsonl" writes it'
+        ) from error
+    if not lines:
+        raise ConfigError(f"'{path}' has no step to plot")
+    return [{name: value for name, value in line.items() if is_number(value)} for line in lines]

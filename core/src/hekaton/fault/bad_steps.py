@@ -9,7 +9,6 @@ has it do. The host then reads the flag of a step at the end of the next, when t
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import statistics
 from collections import deque
@@ -21,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.checkpoint.runs.run_state import whole_cursor
 from hekaton.errors import TrainingError
 from hekaton.finiteness import CURE
+from hekaton.json_lines import append_line
 from hekaton.optim import local
 
 if TYPE_CHECKING:
@@ -235,6 +236,8 @@ class BadSteps:
             str(row): {"from": one.tolist(), "to": other.tolist()}
             for row, (one, other) in enumerate(zip(before, after, strict=True))
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as stream:
-            stream.write(json.dumps({"step": step, "what": what, "rows": rows}) + "\n")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self._path, {"step": step, "what": what, "rows": rows})
+        except OSError as error:
+            log.warning("step %d: cannot write '%s': %s", step, self._path, reason_of(error))
