@@ -287,7 +287,7 @@ def test_what_the_model_cannot_do_is_refused(adapter, content, message):
     [
         ({"score": "softmax"}, "moe.renormalise = True, there it is False"),
         ({"bias_rate": None}, "moe.bias_rate = None, there is a bias"),
-        ({"n_shared_experts": 0}, "moe.n_shared_experts = 0, there is always one"),
+        ({"n_shared_experts": 0}, "moe.n_shared_experts = 0, there it is 1"),
     ],
 )
 def test_routing_that_transformers_does_not_have_is_not_exported(changes, message):

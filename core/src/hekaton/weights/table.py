@@ -177,7 +177,7 @@ class WeightTable:
         """
         entries = list(self._expanded())
         found = [name for name in theirs if name not in self.optional]
-        _same_names(found, [name for one in entries for name in one.hf], what)
+        _same_names(found, self.hf_names(), what)
         for name, of in self.tied.items():
             if name in theirs and not same_values(theirs[name], theirs[of]):
                 raise CheckpointError(
@@ -203,6 +203,10 @@ class WeightTable:
             for layer in (range(self.layers) if LAYER in one.name else [0])
             if one.layers is None or layer in one.layers
         }
+
+    def hf_names(self) -> list[str]:
+        """The exact names on the other side that entries have."""
+        return [name for one in self._expanded() for name in one.hf]
 
     def entries_of(self, ours: Iterable[str]) -> dict[str, Entry]:
         """The entry of each of these tensors of the model, with exact names.

@@ -1,15 +1,16 @@
 """Bricks that the models of the zoo are made of. A leaf: it imports no model."""
 
 from hekaton_blocks.attention import Attention, DocumentAttention
-from hekaton_blocks.balance import balance_terms, report_experts, update_experts
+from hekaton_blocks.balance import balance_terms, hooks_of_experts, report_experts, update_experts
 from hekaton_blocks.cache import key_value_cache
 from hekaton_blocks.decoder import Decoder, TransformerBlock
 from hekaton_blocks.dispatch import Dispatcher
 from hekaton_blocks.documents import Documents, PackedDocuments, pack_documents
 from hekaton_blocks.experts import GroupedExperts
 from hekaton_blocks.feed_forward import FeedForward
-from hekaton_blocks.flops import decoder_flops_per_token
-from hekaton_blocks.moe import MoE
+from hekaton_blocks.flops import decoder_flops_per_token, multiplied_parameters
+from hekaton_blocks.latent_attention import LatentAttention
+from hekaton_blocks.moe import MoE, feed_forward_of
 from hekaton_blocks.multi_token import MultiTokenDecoder, MultiTokenLayer
 from hekaton_blocks.pattern import AttentionPattern
 from hekaton_blocks.rope import RopeScaling, YarnScaling, apply_rotary, rotary_table
@@ -25,6 +26,7 @@ __all__ = [
     "Documents",
     "FeedForward",
     "GroupedExperts",
+    "LatentAttention",
     "LayerCount",
     "MoE",
     "MoEConfig",
@@ -40,7 +42,10 @@ __all__ = [
     "balance_terms",
     "check_heads",
     "decoder_flops_per_token",
+    "feed_forward_of",
+    "hooks_of_experts",
     "key_value_cache",
+    "multiplied_parameters",
     "pack_documents",
     "report_experts",
     "rotary_table",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -93,3 +94,15 @@ def _counts(layers: Sequence[MoE], meshes: Meshes) -> list[torch.Tensor]:
     for group in (meshes.loss.get_group(), meshes.batch["tp"].get_group()):
         all_sum(whole, group)
     return list(whole.split(sizes))
+
+
+def hooks_of_experts(experts: Callable[[Any], MoEConfig | None]) -> dict[str, Any]:
+    """The fields of a ``TrainSpec`` that a model with experts has.
+
+    :param experts: the configuration of those that the model's layers have, ``None`` for none.
+    """
+    return {
+        "before_step": update_experts,
+        "report": report_experts,
+        "terms": lambda config: balance_terms(experts(config)),
+    }

@@ -2,6 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from hekaton_blocks.moe import MoE
+from hekaton_blocks.multi_token import MultiTokenDecoder
+
+
+@lru_cache(maxsize=8)
+def multiplied_parameters(model: Callable[[Any], nn.Module], config: Any) -> int:
+    """The parameters that a token is multiplied by: the matrices of linear layers, and of experts the share
+    that a token goes to. A layer for a second token is followed by the output once more.
+
+    :param model: makes the model of a configuration; it is made on the meta device.
+    """
+    with torch.device("meta"):
+        made = model(config)
+    count = sum(module.weight.numel() for module in made.modules() if isinstance(module, nn.Linear))
+    for moe in (module for module in made.modules() if isinstance(module, MoE)):
+        matrices = sum(parameter.numel() for parameter in moe.experts.parameters() if parameter.dim() == 3)
+        count += matrices * moe.config.top_k // moe.n_experts
+    if isinstance(made, MultiTokenDecoder):
+        count += len(made.mtp_layers) * made.output.weight.numel()
+    return count
+
 
 def decoder_flops_per_token(
     n_matmul_params: int,

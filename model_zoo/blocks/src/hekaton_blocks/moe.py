@@ -149,3 +149,14 @@ class MoE(nn.Module):
         for group in self.sequence_groups:
             parts *= group.size()
         return (self.load.to(scores.dtype) * scores).sum() / (len(scores) // rows * parts)
+
+
+def feed_forward_of(dim: int, hidden_dim: int, experts: MoEConfig | None) -> dict[str, nn.Module]:
+    """What :class:`hekaton_blocks.TransformerBlock` is given beside attention: experts where there are some,
+    otherwise a feed-forward layer.
+
+    :param hidden_dim: width inside the feed-forward layer.
+    """
+    if experts is not None:
+        return {"moe": MoE(dim, experts)}
+    return {"feed_forward": FeedForward(dim, hidden_dim)}

@@ -38,20 +38,22 @@ class MultiTokenDecoder(Decoder):
     """A decoder that has, where it is configured, a layer for a second token, which shares the embedding and
     the output; for the objective ``multi_token``.
 
-    :param second: as ``block``, makes that layer; its number follows those of the others.
+    :param block: as a :class:`Decoder` has it; called with :class:`MultiTokenLayer` as ``layer``, it makes
+        that layer, whose number follows those of the others.
     """
 
     def __init__(
         self,
         config: Any,
-        block: Callable[[Any, int], nn.Module],
-        second: Callable[[Any, int], MultiTokenLayer],
+        block: Callable[..., nn.Module],
         *,
         patterns: Sequence[AttentionPattern] = (CAUSAL,),
     ) -> None:
         super().__init__(config, block, patterns=patterns)
         further = range(config.n_layers, config.n_layers + config.n_mtp_layers)
-        self.mtp_layers = nn.ModuleDict({str(number): second(config, number) for number in further})
+        self.mtp_layers = nn.ModuleDict(
+            {str(number): block(config, number, layer=MultiTokenLayer) for number in further}
+        )
 
     def forward(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from hekaton.init import Constant, DepthScaled, Initializer, Normal, TruncatedNormal
 from hekaton.parallel.plan import ParallelPlan, Stages
+from hekaton_blocks.multi_token import MULTI_TOKEN_ENDS
 from hekaton_blocks.routing import MoEConfig
 
 SMALL, DEEP = TruncatedNormal(0.02), DepthScaled(0.02)
@@ -17,16 +18,15 @@ def decoder_plan(
     of_layers: Mapping[str, str],
     *,
     experts: Mapping[str, str] | None = None,
-    layers: str = "layers.*",
-    ends: Mapping[str, str] = ENDS,
+    n_mtp_layers: int = 0,
 ) -> ParallelPlan:
     """How a :class:`hekaton_blocks.Decoder` is cut.
 
     :param of_layers: pattern of modules -> their style under tensor parallel.
     :param experts: as in the plan.
-    :param layers: pattern of the layers.
-    :param ends: style of what follows them.
+    :param n_mtp_layers: of a :class:`hekaton_blocks.MultiTokenDecoder`; see :func:`all_layers`.
     """
+    layers, ends = all_layers(n_mtp_layers), MULTI_TOKEN_ENDS if n_mtp_layers else ENDS
     return ParallelPlan(
         block=layers,
         tensor={"tok_embeddings": "vocab_embedding", **of_layers, **ends},
@@ -36,6 +36,11 @@ def decoder_plan(
     )
 
 
+def all_layers(n_mtp_layers: int) -> str:
+    """The pattern of all layers, that for a second token among them."""
+    return "{layers,mtp_layers}.*" if n_mtp_layers else "layers.*"
+
+
 def attention_styles() -> dict[str, str]:
     """Of grouped-query attention with the norm before it, by heads."""
     return {
@@ -43,6 +48,24 @@ def attention_styles() -> dict[str, str]:
         "layers.*.attention.{wq,wk,wv}": "colwise",
         "layers.*.attention.wo": "rowwise",
     }
+
+
+def latent_attention_styles(q_lora_rank: int, layers: str = "layers.*") -> dict[str, str]:
+    """Of latent attention with the norm before it, by heads. The projections to latents are whole on every
+    rank and work on its part of the sequence, so that latents are gathered, which are narrower than what they
+    are made from.
+
+    :param layers: pattern of the layers.
+    """
+    queries = {"wq": "gathering_colwise"}
+    if q_lora_rank:
+        queries = {"wq_a": "local_linear", "q_norm": "sequence_norm", "wq_b": "colwise"}
+    styles = {
+        **queries, "wkv_a": "local_linear", "kv_norm": "sequence_norm", "shared_key": "gather_for_heads",
+        "wkv_b": "colwise", "wo": "rowwise",
+    }  # fmt: skip
+    own = {f"{layers}.attention.{name}": style for name, style in styles.items()}
+    return {f"{layers}.attention_norm": "local_norm", **own}
 
 
 def feed_forward_styles(
@@ -73,7 +96,11 @@ def _of(numbers: Sequence[int], n_layers: int) -> str:
 
 
 def decoder_init(
-    dim: int, of_layers: Mapping[str, Initializer], *, tie_embeddings: bool = False
+    dim: int,
+    of_layers: Mapping[str, Initializer],
+    *,
+    tie_embeddings: bool = False,
+    n_mtp_layers: int = 0,
 ) -> dict[str, Initializer]:
     """How a :class:`hekaton_blocks.Decoder` starts.
 
@@ -81,11 +108,16 @@ def decoder_init(
     a separate one the first logits would all but repeat the input.
 
     :param of_layers: of what is in its layers beside their two norms.
+    :param n_mtp_layers: of a :class:`hekaton_blocks.MultiTokenDecoder`.
     """
+    second_token: dict[str, Initializer] = {
+        "mtp_layers.*.{enorm,hnorm,norm}.weight": Constant(1.0), "mtp_layers.*.eh_proj.weight": SMALL,
+    }  # fmt: skip
     return {
         "tok_embeddings.weight": SMALL if tie_embeddings else Normal(1.0),
         "**.{attention_norm,ffn_norm}.weight": Constant(1.0),
         **of_layers,
+        **(second_token if n_mtp_layers else {}),
         "norm.weight": Constant(1.0),
         "output.weight": TruncatedNormal(dim**-0.5, cutoff=3 * dim**-0.5),
     }
@@ -94,6 +126,15 @@ def decoder_init(
 def attention_init() -> dict[str, Initializer]:
     """Of the projections of grouped-query attention."""
     return {"**.attention.{wq,wk,wv}.weight": SMALL, "**.attention.wo.weight": DEEP}
+
+
+def latent_attention_init() -> dict[str, Initializer]:
+    """Of the projections of latent attention and the norms of latents."""
+    return {
+        "**.{q_norm,kv_norm}.weight": Constant(1.0),
+        "**.attention.{wq,wq_a,wq_b,wkv_a,wkv_b}.weight": SMALL,
+        "**.attention.wo.weight": DEEP,
+    }
 
 
 def feed_forward_init(
@@ -110,8 +151,3 @@ def feed_forward_init(
     if experts is not None:
         table |= {"**.experts.w1": SMALL, "**.experts.{w2,w3}": DEEP, "**.router.gate.weight": router}
     return table
-
-
-def multiplied_by_experts(dim: int, experts: MoEConfig) -> int:
-    """The parameters of a layer of experts that a token is multiplied by."""
-    return dim * (3 * experts.hidden_dim * (experts.top_k + experts.n_shared_experts) + experts.n_experts)

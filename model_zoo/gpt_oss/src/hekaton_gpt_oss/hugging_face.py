@@ -63,7 +63,7 @@ def write_config(config: GptOssConfig) -> dict[str, Any]:
     """
     moe, scaling = config.moe, config.rope_scaling
     plain = MoEConfig(n_experts=moe.n_experts, top_k=moe.top_k, hidden_dim=moe.hidden_dim, renormalise=True)
-    hf.check_experts(moe, plain, architecture="GptOssForCausalLM")
+    hf.check_experts(moe, vars(plain), architecture="GptOssForCausalLM")
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
         keys = {name: key for name, key in hf.YARN_KEYS.items() if "mscale" not in name}

@@ -11,12 +11,11 @@ from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
     YarnScaling,
-    balance_terms,
     decoder_flops_per_token,
+    hooks_of_experts,
     key_value_cache,
-    report_experts,
+    multiplied_parameters,
     tables,
-    update_experts,
 )
 from hekaton_gpt_oss.model import GptOss, GptOssConfig
 
@@ -63,13 +62,11 @@ def init(config: GptOssConfig) -> Mapping[str, Initializer]:
 
 def flops_per_token(config: GptOssConfig, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    layer = attention + tables.multiplied_by_experts(config.dim, config.moe)
-    parameters = config.n_layers * layer + config.dim * config.vocab_size
-    heads: Any = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
-    local = -(-config.n_layers // 2)
-    return decoder_flops_per_token(parameters, n_layers=config.n_layers - local, **heads) + (
-        decoder_flops_per_token(0, n_layers=local, **heads, window=config.window)
+    local = (config.n_layers + 1) // 2
+    heads: dict[str, Any] = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
+    multiplied = multiplied_parameters(GptOss, config)
+    return decoder_flops_per_token(multiplied, n_layers=config.n_layers - local, **heads) + (
+        decoder_flops_per_token(0, n_layers=local, window=config.window, **heads)
     )
 
 
@@ -81,7 +78,5 @@ train_spec = TrainSpec(
     init=init,
     flops_per_unit=flops_per_token,
     cache=key_value_cache,
-    before_step=update_experts,
-    report=report_experts,
-    terms=lambda config: balance_terms(config.moe),
+    **hooks_of_experts(lambda config: config.moe),
 )

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from hekaton.init import Initializer
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
-from hekaton_blocks import RopeScaling, decoder_flops_per_token, key_value_cache, tables
+from hekaton_blocks import (
+    RopeScaling,
+    decoder_flops_per_token,
+    key_value_cache,
+    multiplied_parameters,
+    tables,
+)
 from hekaton_llama3.model import Llama3, Llama3Config
 
 # Shapes as published: Llama 3.1 (8B, 70B, 405B) and Llama 3.2 (1B, 3B).
@@ -54,10 +60,8 @@ def init(config: Llama3Config) -> Mapping[str, Initializer]:
 
 def flops_per_token(config: Llama3Config, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
-    kv_dim = config.n_kv_heads * config.head_dim
-    layer = 2 * config.dim * config.dim + 2 * config.dim * kv_dim + 3 * config.dim * config.hidden_dim
     return decoder_flops_per_token(
-        config.n_layers * layer + config.dim * config.vocab_size,
+        multiplied_parameters(Llama3, config),
         n_layers=config.n_layers,
         n_heads=config.n_heads,
         head_dim=config.head_dim,

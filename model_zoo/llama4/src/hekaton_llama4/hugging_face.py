@@ -77,7 +77,7 @@ def write_config(config: Llama4Config) -> dict[str, Any]:
 
 def _experts_content(moe: MoEConfig) -> dict[str, Any]:
     plain = _routing(moe.n_experts, moe.top_k, moe.hidden_dim)
-    hf.check_experts(moe, plain, architecture="Llama4ForCausalLM")
+    hf.check_experts(moe, vars(plain), architecture="Llama4ForCausalLM")
     return {
         "num_local_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,

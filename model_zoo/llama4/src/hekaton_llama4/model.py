@@ -16,14 +16,13 @@ from hekaton_blocks import (
     Decoder,
     DocumentAttention,
     Documents,
-    FeedForward,
     LayerCount,
-    MoE,
     MoEConfig,
     RopeScaling,
     TransformerBlock,
     apply_rotary,
     check_heads,
+    feed_forward_of,
     rotary_table,
 )  # fmt: skip
 
@@ -122,10 +121,9 @@ class Attention(nn.Module):
 
 def block(config: Llama4Config, number: int) -> TransformerBlock:
     """A layer: with experts, or dense."""
-    attention = Attention(config, number)
-    if config.moe is not None and number in config.layers_with_experts:
-        return TransformerBlock(config, attention, moe=MoE(config.dim, config.moe))
-    return TransformerBlock(config, attention, feed_forward=FeedForward(config.dim, config.hidden_dim))
+    experts = config.moe if number in config.layers_with_experts else None
+    feed_forward = feed_forward_of(config.dim, config.hidden_dim, experts)
+    return TransformerBlock(config, Attention(config, number), **feed_forward)
 
 
 class Llama4(Decoder):

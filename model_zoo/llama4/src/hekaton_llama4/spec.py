@@ -11,12 +11,11 @@ from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
     RopeScaling,
-    balance_terms,
     decoder_flops_per_token,
+    hooks_of_experts,
     key_value_cache,
-    report_experts,
+    multiplied_parameters,
     tables,
-    update_experts,
 )
 from hekaton_llama4.model import Llama4, Llama4Config
 
@@ -68,16 +67,11 @@ def init(config: Llama4Config) -> Mapping[str, Initializer]:
 
 def flops_per_token(config: Llama4Config, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
-    dim, sparse = config.dim, config.layers_with_experts
-    attention = 2 * dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    feed_forward = (config.n_layers - len(sparse)) * 3 * dim * config.hidden_dim
-    if config.moe is not None:
-        feed_forward += len(sparse) * tables.multiplied_by_experts(dim, config.moe)
-    multiplied = config.n_layers * attention + feed_forward + dim * config.vocab_size
-    with_positions = sum(map(config.has_positions, range(config.n_layers)))
+    local = sum(map(config.has_positions, range(config.n_layers)))
     heads: dict[str, Any] = {"n_heads": config.n_heads, "head_dim": config.head_dim, "seq_len": seq_len}
-    return decoder_flops_per_token(multiplied, n_layers=config.n_layers - with_positions, **heads) + (
-        decoder_flops_per_token(0, n_layers=with_positions, chunk=config.attention_chunk_size, **heads)
+    multiplied = multiplied_parameters(Llama4, config)
+    return decoder_flops_per_token(multiplied, n_layers=config.n_layers - local, **heads) + (
+        decoder_flops_per_token(0, n_layers=local, chunk=config.attention_chunk_size, **heads)
     )
 
 
@@ -89,7 +83,5 @@ train_spec = TrainSpec(
     init=init,
     flops_per_unit=flops_per_token,
     cache=key_value_cache,
-    before_step=update_experts,
-    report=report_experts,
-    terms=lambda config: balance_terms(config.moe if config.layers_with_experts else None),
+    **hooks_of_experts(lambda config: config.moe if config.layers_with_experts else None),
 )

@@ -29,12 +29,10 @@ def table(config: Qwen3Config) -> WeightTable:
     of_layers = hf.ATTENTION | {f"attention.{name}": f"self_attn.{name}" for name in ("q_norm", "k_norm")}
     if moe is None:
         of_layers |= hf.feed_forward_modules("feed_forward", "mlp")
-    else:
-        of_layers["moe.router.gate"] = "mlp.gate"
     return WeightTable(
         entries=[
             *hf.decoder_entries(of_layers, tied=config.tie_embeddings),
-            *([] if moe is None else hf.separate_experts(moe.n_experts)),
+            *([] if moe is None else hf.separate_experts(moe)),
         ],
         layers=config.n_layers,
         experts=moe.n_experts if moe is not None else 0,
@@ -66,7 +64,7 @@ def _experts_content(moe: MoEConfig) -> dict[str, Any]:
     plain = MoEConfig(
         n_experts=moe.n_experts, top_k=moe.top_k, hidden_dim=moe.hidden_dim, renormalise=moe.renormalise
     )
-    hf.check_experts(moe, plain, architecture="Qwen3MoeForCausalLM")
+    hf.check_experts(moe, vars(plain), architecture="Qwen3MoeForCausalLM")
     return {
         "num_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,

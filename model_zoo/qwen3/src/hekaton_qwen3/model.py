@@ -12,12 +12,11 @@ from hekaton.config import AtResume
 from hekaton_blocks import (
     Attention,
     Decoder,
-    FeedForward,
     LayerCount,
-    MoE,
     MoEConfig,
     TransformerBlock,
     check_heads,
+    feed_forward_of,
     rotary_table,
 )
 
@@ -63,9 +62,7 @@ def block(config: Qwen3Config, number: int) -> TransformerBlock:
         qk_norm_eps=config.norm_eps,
         rotary_halves=True,
     )
-    if config.moe is None:
-        return TransformerBlock(config, attention, feed_forward=FeedForward(config.dim, config.hidden_dim))
-    return TransformerBlock(config, attention, moe=MoE(config.dim, config.moe))
+    return TransformerBlock(config, attention, **feed_forward_of(config.dim, config.hidden_dim, config.moe))
 
 
 class Qwen3(Decoder):

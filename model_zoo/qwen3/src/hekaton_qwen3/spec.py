@@ -9,12 +9,11 @@ from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from hekaton_blocks import (
     MoEConfig,
-    balance_terms,
     decoder_flops_per_token,
+    hooks_of_experts,
     key_value_cache,
-    report_experts,
+    multiplied_parameters,
     tables,
-    update_experts,
 )
 from hekaton_qwen3.model import Qwen3, Qwen3Config
 
@@ -72,11 +71,8 @@ def init(config: Qwen3Config) -> Mapping[str, Initializer]:
 
 def flops_per_token(config: Qwen3Config, seq_len: int) -> float:
     """Forward and backward, per token of a sequence of ``seq_len``."""
-    dim, moe = config.dim, config.moe
-    attention = 2 * dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    feed_forward = 3 * dim * config.hidden_dim if moe is None else tables.multiplied_by_experts(dim, moe)
     return decoder_flops_per_token(
-        config.n_layers * (attention + feed_forward) + dim * config.vocab_size,
+        multiplied_parameters(Qwen3, config),
         n_layers=config.n_layers,
         n_heads=config.n_heads,
         head_dim=config.head_dim,
@@ -92,7 +88,5 @@ train_spec = TrainSpec(
     init=init,
     flops_per_unit=flops_per_token,
     cache=key_value_cache,
-    before_step=update_experts,
-    report=report_experts,
-    terms=lambda config: balance_terms(config.moe),
+    **hooks_of_experts(lambda config: config.moe),
 )
