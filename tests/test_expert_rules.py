@@ -7,7 +7,7 @@ import pytest
 from hekaton.config import load
 from hekaton.errors import HekatonError
 from hekaton.rules import check
-from hekaton.testing import run_command
+from hekaton.testing import check_requirement, run_command
 
 P = "--parallelism."
 EP, ETP, TP = f"{P}expert_parallel_degree", f"{P}expert_tensor_parallel_degree", f"{P}tensor_parallel_degree"
@@ -56,7 +56,6 @@ def said(*flags: str, world_size: int | None = 16, flavor: str = "debugmodel_moe
             ["its part of 66 tokens is not divisible by tensor_parallel_degree = 4, among whose ranks layers of experts"],
         ),
         ([EP, "2", f"{P}expert_dispatcher", "altoall"], ["unknown dispatcher 'altoall'", "alltoall"]),
-        ([EP, "2", f"{P}expert_parallel_comm_backend", "deepep"], ["the dispatcher DeepEP is not available yet", 'leave it at "standard"']),
         (["--model.overrides.moe", '{"top_k": 17}'], ["top_k = 17 is more than n_experts = 16"]),
     ],
 )  # fmt: skip
@@ -64,6 +63,17 @@ def test_degrees_that_do_not_fit_the_experts(flags, parts):
     message = said(*flags)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    "named", [["expert_dispatcher", "deepep"], ["expert_parallel_comm_backend", "deepep"]]
+)
+def test_deepep_is_unavailable_where_it_is_not_installed(named):
+    """By its name, and by torchtitan's field."""
+    run = ["--model.name", "qwen3", "--model.flavor", "debugmodel_moe", "--model.tokenizer", "byte"]
+    run += ["--training.dataset", "python_stdlib", "--world_size", "2"]
+    using = [EP, "2", f"{P}{named[0]}", named[1]]
+    check_requirement("deep_ep", too_old=None, without=[*run, EP, "2"], using=[*run, *using])
 
 
 def test_a_model_without_experts_is_refused():

@@ -97,7 +97,9 @@ class JobConfig(SectionModel):
 
     def expert_dispatcher(self) -> str:
         """Name of what brings tokens to experts on other ranks."""
-        return self.parallelism.expert_dispatcher or "alltoall"
+        settings = self.parallelism
+        of_backend = "alltoall" if settings.expert_parallel_comm_backend == "standard" else "deepep"
+        return settings.expert_dispatcher or of_backend
 
     def context_parallel_strategy(self) -> str:
         """The strategy by name: the one set, or else the one that the 0.2-era ``rotate_method`` means."""

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 
 def check_requirement(
-    requirement: str, *, too_old: str, without: Sequence[str], using: Sequence[str]
+    requirement: str, *, too_old: str | None, without: Sequence[str], using: Sequence[str]
 ) -> None:
     """Check what is said where a package that contributions need is missing, or of another version.
 
@@ -19,13 +19,16 @@ def check_requirement(
     and one that names them is refused with the reason.
 
     :param requirement: as their records have it in ``needs``, for example ``torchao>=0.18``.
-    :param too_old: a version that is not enough.
+    :param too_old: a version that is not enough; ``None`` where any is.
     :param without: arguments of ``hekaton config check`` that name none of the contributions.
     :param using: arguments that name one.
     :raises AssertionError: with what was printed instead.
     """
     package = Requirement(requirement).name
-    for version, state in ((None, "which is not installed"), (too_old, f"and {too_old} is installed")):
+    states: dict[str | None, str] = {None: "which is not installed"}
+    if too_old is not None:
+        states[too_old] = f"and {too_old} is installed"
+    for version, state in states.items():
         reason = f"needs {requirement}, {state}"
         with _installed(package, version):
             for arguments, status, said in (

@@ -61,5 +61,11 @@ def hekaton_dispatchers() -> list[Dispatcher]:
             "alltoall",
             build=Ref("hekaton_parallel.dispatch:alltoall"),
             summary="each token directly to the ranks of its experts",
-        )
+        ),
+        Dispatcher(
+            "deepep",
+            build=Ref("hekaton_parallel.deepep:deepep"),
+            needs=("deep_ep",),
+            summary="each token once to each rank with experts of it, by DeepEP",
+        ),
     ]

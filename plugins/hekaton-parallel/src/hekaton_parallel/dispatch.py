@@ -46,10 +46,22 @@ class AllToAll:
         if shared:
             x, weights = (_wait(_all_gather(part, 0, self._etp)) for part in (x, weights))
             chosen = _wait(_all_gather_numbers(chosen, 0, self._etp))
+        out = self._send(x, chosen, weights, experts, n_experts, weights_on_input)
+        return _wait(_reduce_scatter(out, "sum", 0, self._etp)) if shared else out
+
+    def _send(
+        self,
+        x: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        experts: Experts,
+        n_experts: int,
+        weights_on_input: bool,
+    ) -> torch.Tensor:
+        """As :class:`hekaton_blocks.Dispatcher`, by whole experts."""
         rows, counts, inverse = sort_by_expert(x, chosen, weights, n_experts, weighted=weights_on_input)
         rows = self._through(rows, counts, experts)
-        out = combine(rows, inverse, None if weights_on_input else weights, chosen)
-        return _wait(_reduce_scatter(out, "sum", 0, self._etp)) if shared else out
+        return combine(rows, inverse, None if weights_on_input else weights, chosen)
 
     def _through(self, rows: torch.Tensor, counts: torch.Tensor, experts: Experts) -> torch.Tensor:
         """What the experts make of rows that are sorted by expert, in the same order.

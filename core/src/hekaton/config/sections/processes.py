@@ -89,10 +89,8 @@ class ParallelismSection(SectionModel):
     """Ranks over which each expert is cut, of the same ranks."""
     expert_dispatcher: Annotated[str | None, NameOf(Dispatcher), Expert, ExpertTensor] = None
     """How tokens reach experts on other ranks, by name; when not set, ``alltoall``."""
-    expert_parallel_comm_backend: Annotated[
-        Literal["standard", "deepep"], Expert, NotYet("the dispatcher DeepEP", values=("deepep",))
-    ] = "standard"
-    """``standard`` for ``alltoall``, where ``expert_dispatcher`` does not say."""
+    expert_parallel_comm_backend: Annotated[Literal["standard", "deepep"], Expert] = "standard"
+    """The dispatcher where ``expert_dispatcher`` does not say: ``standard`` is ``alltoall``."""
 
     @property
     def other_degrees(self) -> int:
