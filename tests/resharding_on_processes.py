@@ -1,4 +1,4 @@
-"""Run by test_resharding.py: what is saved under each layout is loaded under every other, and compared by its bits.
+"""Run by test_resharding.py: what is saved under each layout is loaded under others, and compared by its bits.
 
 Gradients are made of the weights, element by element, so that one step of the optimizer gives the same numbers
 under every layout: those that one process has.
@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hekaton.checkpoint import CheckpointManager
 from hekaton.checkpoint.tensors.state import model_tensors, optimizer_state, restore_optimizers
 from hekaton.config import load
 from hekaton.distributed import this_process
+from hekaton.testing.distributed import shared_meshes
 from hekaton.trainer import Trainer
 
 # Widths and a vocabulary that 4 does not divide.
@@ -26,27 +28,30 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def run(layouts: dict[str, list[str]], saved: list[str], folder: str) -> None:
-    """Save under each of the layouts; then load under each of them what those and ``saved`` wrote."""
+def run(
+    layouts: dict[str, list[str]], sources: dict[str, list[str]], folder: str, saves: bool = True
+) -> None:
+    """Save under each of the layouts; then load under each of them what its sources wrote."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     logging.disable()
-    for name, flags in layouts.items():
-        save(trained(flags, folder, seed=1), Path(folder, name))
-    reference = torch.load(Path(folder, "reference.pt"), weights_only=True)
-    for name, flags in layouts.items():
-        trainer = trained(flags, folder, seed=2)
-        for source in dict.fromkeys([*saved, *layouts]):
-            try:
-                load_and_compare(trainer, Path(folder, source), reference)
-            except Exception as e:
-                raise AssertionError(f"saved under {source}, loaded under {name}") from e
+    with shared_meshes():
+        trainers = {name: trained(flags, folder) for name, flags in layouts.items()}
+        for name, trainer in trainers.items() if saves else ():
+            save(trainer, Path(folder, name))
+        reference = torch.load(Path(folder, "reference.pt"), weights_only=True)
+        for name, trainer in trainers.items():
+            for source in sources[name]:
+                try:
+                    load_and_compare(trainer, Path(folder, source), reference)
+                except Exception as e:
+                    raise AssertionError(f"saved under {source}, loaded under {name}") from e
     dist.destroy_process_group()
 
 
-def trained(flags: list[str], folder: str, *, seed: int) -> Trainer:
+def trained(flags: list[str], folder: str) -> Trainer:
     """A run after one step of its optimizer."""
-    loaded = load([], [*FLAGS, "--job.dump_folder", folder, "--debug.seed", str(seed), *flags])
+    loaded = load([], [*FLAGS, "--job.dump_folder", folder, *flags])
     trainer = Trainer(loaded, this_process())
     trainer.loader.close()
     with torch.no_grad():
@@ -69,13 +74,14 @@ def save(trainer: Trainer, folder: Path) -> None:
     CheckpointManager(folder, describe={}).save(1, state, {"optimizer": rest})
     if dist.get_world_size() == 1:
         tensors = {
-            part: {name: tensor.detach() for name, tensor in whole(tensors).items()}
+            part: {name: whole(tensor.detach()) for name, tensor in tensors.items()}
             for part, tensors in state.items()
         }
         torch.save(tensors, folder.parent / "reference.pt")
 
 
 def load_and_compare(trainer: Trainer, folder: Path, reference: dict) -> None:
+    """Every tensor is 0 before it is loaded, and afterwards the reference's; a rank compares its parts."""
     state = state_of(trainer)
     with torch.no_grad():
         for tensors in state.values():
@@ -85,16 +91,18 @@ def load_and_compare(trainer: Trainer, folder: Path, reference: dict) -> None:
     restore_optimizers(trainer.model_parts, trainer.optimizers, state["optimizer"], loaded.info["optimizer"])
     seen = set()
     for part, tensors in state_of(trainer).items():
-        for name, tensor in whole(tensors).items():
-            assert torch.equal(tensor, reference[part][name]), f"{part}: {name}"
+        for name, tensor in tensors.items():
+            expected = reference[part][name]
+            if isinstance(tensor, DTensor):
+                mesh, placements = tensor.device_mesh, tensor.placements
+                expected = distribute_tensor(expected, mesh, placements, src_data_rank=None).to_local()
+                tensor = tensor.to_local()
+            assert torch.equal(tensor, expected), f"{part}: {name}"
             seen.add((part, name))
     everywhere = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, seen)
     assert set().union(*everywhere) == {(part, name) for part in reference for name in reference[part]}
 
 
-def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        for name, tensor in tensors.items()
-    }
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

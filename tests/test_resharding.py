@@ -1,4 +1,8 @@
-"""Saved under any layout, loaded under any other: every bit of weights and optimizer state is the same."""
+"""Saved under any layout, loaded under any other: every bit of weights and optimizer state is the same.
+
+One process loads what every layout saved, and every layout loads what one process saved and what others did: those
+that come after it in the list, around its end; of experts the layouts that differ in them alone load each other.
+"""
 
 import json
 from pathlib import Path
@@ -38,7 +42,7 @@ def test_saved_under_any_layout_loaded_under_any_other(tmp_path: Path, tied: boo
     tie = ["--model.flavor", "debugmodel_tied"] if tied else []
     # A pipeline does not take a parameter that two stages share.
     layouts = {name: [*tie, *flags] for name, flags in LAYOUTS.items() if not (tied and "pp" in name)}
-    save_and_load(tmp_path, {"single": tie}, layouts)
+    save_and_load(tmp_path, tie, layouts, following(list(layouts)))
 
 
 # Hidden dims and numbers of experts for which a part of them is sharded evenly and unevenly.
@@ -63,6 +67,8 @@ OTHERS = {
     "gpt_oss": EXPERTS | {"window": 5},
 }
 SOME = ("ep2", "ep4", "ep2-etp2")
+OF_EXPERTS = ("fsdp", *SOME)
+"""Layouts that differ in how they cut experts alone: each loads what every other saved."""
 
 
 @pytest.mark.slow
@@ -72,14 +78,24 @@ def test_experts_saved_under_any_layout_are_loaded_under_any_other(name: str, tm
     model = ["--model.name", name, "--model.overrides", json.dumps(OTHERS.get(name, EXPERTS))]
     model += ["--model.flavor", "debugmodel_moe"] if name == "qwen3" else []
     layouts = {one: EXPERT_LAYOUTS[one] for one in SOME} if name in OTHERS else EXPERT_LAYOUTS
-    save_and_load(tmp_path, {"single": model}, {one: [*model, *flags] for one, flags in layouts.items()})
+    sources = following(list(layouts))
+    if name == "qwen3":
+        sources |= {one: ["single", *(other for other in OF_EXPERTS if other != one)] for one in OF_EXPERTS}
+    save_and_load(tmp_path, model, {one: [*model, *flags] for one, flags in layouts.items()}, sources)
 
 
-def save_and_load(tmp_path: Path, alone: dict[str, list[str]], layouts: dict[str, list[str]]) -> None:
-    run_processes(SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=[])
+def following(names: list[str]) -> dict[str, list[str]]:
+    """For each of the layouts, what it loads: one process's, and that of the one after it."""
+    return {name: ["single", names[(at + 1) % len(names)]] for at, name in enumerate(names)}
+
+
+def save_and_load(
+    tmp_path: Path, alone: list[str], layouts: dict[str, list[str]], sources: dict[str, list[str]]
+) -> None:
+    shared = {"timeout": 110, "folder": str(tmp_path)}
+    single = {"single": alone}
+    run_processes(SCRIPT, "run", processes=1, layouts=single, sources={"single": []}, **shared)
+    run_processes(SCRIPT, "run", processes=4, layouts=layouts, sources=sources, **shared)
     run_processes(
-        SCRIPT, "run", processes=4, timeout=110, folder=str(tmp_path), layouts=layouts, saved=["single"]
-    )
-    run_processes(
-        SCRIPT, "run", processes=1, timeout=60, folder=str(tmp_path), layouts=alone, saved=list(layouts)
+        SCRIPT, "run", processes=1, layouts=single, sources={"single": list(layouts)}, saves=False, **shared
     )
