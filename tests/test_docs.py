@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 
+from hekaton import testing
 from hekaton.config import JobConfig, load
 from hekaton.contributions import Section
 from hekaton.plugins import Plugins, hookspecs
@@ -137,6 +138,40 @@ def test_every_hook_is_in_the_reference_with_its_signature(name: str):
     signature = re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", written)
     page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
     assert f"### {name}\n\n```python\ndef {name}{signature}\n```" in page
+
+
+# What signatures of the hook reference mention and other pages, Python or torch describe.
+DESCRIBED_ELSEWHERE = {
+    *(
+        "Any",
+        "BaseException",
+        "Callable",
+        "Collection",
+        "False",
+        "Iterable",
+        "Iterator",
+        "Literal",
+        "Mapping",
+    ),
+    *("None", "Path", "Sequence", "True", "DeviceMesh", "ProcessGroup"),
+    *("ConfigError", "HekatonError", "JobConfig", "Plugins", "UrlPath"),
+}
+
+
+def test_every_type_that_the_hook_reference_mentions_is_described_there():
+    page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
+    signatures = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    types = " ".join(re.findall(r"^\| `[a-z_]+` \| `(.*?)` \|", page, re.M))
+    without_strings = re.sub(r'"[^"]*"', "", f"{signatures} {types}")
+    mentioned = set(re.findall(r"(?<![\w.'])[A-Z]\w*[a-z]\w*", without_strings))
+    described = set(re.findall(r"^### (\w+)$|^\| `(\w+)` \| `hekaton|^(\w+)\(name: str", page, re.M))
+    assert {"Draw", "BatchTensor", "Feed"} <= mentioned  # the page was read
+    assert mentioned - DESCRIBED_ELSEWHERE <= {name for names in described for name in names}
+
+
+def test_every_check_of_the_kit_is_in_its_guide():
+    guide = (DOCS / "how-to" / "test-a-plugin.md").read_text(encoding="utf-8")
+    assert [name for name in testing.__all__ if f"`{name}(" not in guide] == []
 
 
 def _fields(schema: dict[str, object], path: str, definitions: dict[str, dict[str, object]]) -> list[str]:

@@ -49,9 +49,7 @@ def test_persistent_buffers_are_loaded_under_another_layout(axis, trained, tmp_p
     shutil.copytree(trained / "step-2", tmp_path / "checkpoint" / "step-2")
     rows = "2" if axis == "data_parallel_shard" else "4"
     flags = [f"--parallelism.{axis}_degree", "2", "--training.local_batch_size", rows]
-    done = run_command(
-        "train", *FLAGS, *flags, "--job.dump_folder", str(tmp_path), processes=2, cwd=tmp_path, warnings=""
-    )
+    done = run_command("train", *FLAGS, *flags, "--job.dump_folder", str(tmp_path), processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     resumed, expected = read(tmp_path / "checkpoint" / "step-4"), read(trained / "step-4")
     assert resumed.keys() == expected.keys()

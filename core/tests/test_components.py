@@ -3,15 +3,17 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hekaton import contributions as c
 from hekaton import optim
-from hekaton.components import build_component, check_shared_out
+from hekaton.components import build_component, check_shared_out, wrong_value
 from hekaton.config import load
 from hekaton.config.sections import OptimizerSection
+from hekaton.data import TextTokenizer
 from hekaton.errors import PluginError
 from hekaton.metrics import with_own
 from hekaton.parameters import group_names, parameter_groups, roles, trained_names
@@ -57,6 +59,24 @@ def test_what_is_not_of_its_kind_is_rejected_with_its_plugin(hook, monkeypatch):
         build_component(load([], []).config, plugins, kind, "mine")
     assert "'mine' of plugin 'wrong' (unpackaged): " in str(caught.value)
     assert f"build returned object, {wrong}\n  'wrong_code:build' builds it" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({}, ""),
+        ({"bos_id": None, "vocab_size": np.int64(300)}, ""),
+        ({"vocab_size": "300"}, "whose vocab_size is '300', not a whole number"),
+        ({"vocab_size": 0}, "whose vocab_size is 0, not above 0"),
+        ({"eos_id": True}, "whose eos_id is True, not a whole number"),
+        ({"fingerprint": None}, "whose fingerprint is None, not a text"),
+    ],
+)
+def test_texts_and_numbers_of_what_is_built_are_what_its_kind_says(changed, wrong):
+    tokenizer = types.SimpleNamespace(
+        **{"vocab_size": 300, "bos_id": 0, "eos_id": 1, "fingerprint": "f", **changed}
+    )
+    assert wrong_value(TextTokenizer, tokenizer) == wrong
 
 
 def groups():

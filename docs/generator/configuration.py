@@ -139,7 +139,9 @@ def bounds(metadata: Iterable[object]) -> list[str]:
         inner = part.metadata if isinstance(part, FieldInfo) else [part]
         for each in inner:
             words += [
-                f"{sign} {getattr(each, name):g}" for name, sign in BOUNDS.items() if hasattr(each, name)
+                f"{sign} {_number(getattr(each, name))}"
+                for name, sign in BOUNDS.items()
+                if hasattr(each, name)
             ]
             if hasattr(each, "min_length"):
                 words.append(f"(at least {each.min_length})")
@@ -183,3 +185,7 @@ def noun(mark: NameOf) -> str:
 
 def hook(mark: NameOf) -> str:
     return next(name for name, kind in CONTRIBUTION_HOOKS.items() if kind is mark.kind)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from generator import source
+from generator.annotations import Alias, get_alias, mentioned
 from generator.installed import plugins
 from generator.markdown import link, table
 from hekaton.contributions import API_VERSION
@@ -47,7 +50,19 @@ INTERFACES = """\
 The objects behind the `Ref`s. Protocols need no base class: any object with these members will do.
 """
 
-# Reached from the hooks' descriptions only by way of examples.
+TYPES = """\
+## Types
+
+Names that stand for types in the signatures above.
+"""
+
+FUNCTIONS = """\
+## Functions
+
+What a contribution may call.
+"""
+
+# Reached from the hooks' descriptions only by way of examples, or never: what a component may be beside.
 ALSO = [
     "hekaton.parallel.plan.Stages",
     "hekaton.init.Initializer",
@@ -57,6 +72,13 @@ ALSO = [
     "hekaton.init.DepthScaled",
     "hekaton.metrics.ResumableLogger",
     "hekaton.spec.SteppingConverter",
+    "hekaton.data.Whole",
+    "hekaton.data.KnownFiles",
+    "hekaton.data.ChecksRows",
+    "hekaton.data.JoinedDocuments",
+    "hekaton.data.CountsBytes",
+    "hekaton.data.KnowsPlaces",
+    "hekaton.data.PieceTokenizer",
     "hekaton.weights.ops.RotaryHalves",
     "hekaton.weights.ops.Fuse",
     "hekaton.weights.ops.Unstack",
@@ -68,41 +90,96 @@ ALSO = [
     "hekaton.weights.format.WriteOptions",
 ]
 
+CALLED = [
+    "hekaton.recomputation.is_recomputed",
+    "hekaton.terms.add_term",
+    "hekaton.weights.table.entry",
+    "hekaton.data.identity.fingerprint",
+    "hekaton.layer_choices.choose_linear_layers",
+    "hekaton.layer_choices.replace_layers",
+]
+
+# Classes of which a contribution uses these members only; the others are for hekaton's own use.
+MEMBERS = {
+    "hekaton.control.RunControl": ("ask",),
+    "hekaton.data.feed.Feed": ("made", "kept", "spans", "available", "take", "leave"),
+}
+
+# Described elsewhere (configuration, records) or not for contributions.
+ELSEWHERE = ("hekaton.contributions", "hekaton.errors", "hekaton.config", "hekaton.plugins", "hekaton.urls")
+
 
 def page() -> str:
     hooks = source.functions("hekaton.plugins.hookspecs")
     contribution = [_contribution_hook(hook) for hook in hooks if hook.name in CONTRIBUTION_HOOKS]
     lifecycle = [_hook(hook) for hook in hooks if hook.name not in CONTRIBUTION_HOOKS]
     named = [source.get_class("hekaton.contributions", name) for name in ("Ref", "Contribution", "Component")]
-    built = [source.get_class(*name.rsplit(".", 1)) for name in _interfaces()]
-    interfaces = [f"### {each.name}\n\nIn `{each.module}`.\n\n{source.describe(each)}" for each in built]
+    classes, aliases = _interfaces()
+    built = [_public(name) for name in classes]
+    interfaces = [_described(each.name, each.module, source.describe(each)) for each in built]
+    called = []
+    for name in CALLED:
+        module, _, attribute = name.rpartition(".")
+        called.append(_described(attribute, module, _function(source.get_function(module, attribute))))
+    rows = [[f"`{each.name}`", f"`{each.module}`", f"`{each.value}`"] for each in aliases]
+    types = table(["type", "in", "stands for"], sorted(rows))
     parts = [INTRODUCTION, RECORDS, *(f"### {each.name}\n\n{source.describe(each)}" for each in named)]
     parts += [CONTRIBUTIONS, *contribution, LIFECYCLE, *lifecycle, INTERFACES, *interfaces]
+    parts += [TYPES, types, FUNCTIONS, *called]
     places = {f"{each.module}.{each.name}": f"#{each.name.lower()}" for each in [*named, *built]}
     places["hekaton.config.JobConfig"] = "configuration.md"
     return link("\n\n".join(part.strip() for part in parts), places) + "\n"
 
 
-def _interfaces() -> list[str]:
-    """Full names of the classes that hooks and records refer to, and of those that these refer to in turn."""
-    elsewhere = ("hekaton.contributions", "hekaton.errors", "hekaton.config")
+def _interfaces() -> tuple[list[str], list[Alias]]:
+    """Full names of the classes that hooks and records refer to, and of those that these refer to in turn, in
+    their text or in their annotations; and the aliases in these annotations."""
     names = [
         *source.references("hekaton.plugins.hookspecs"),
         *source.references("hekaton.contributions"),
+        *(f"{module}.{name}" for module, name in mentioned("hekaton.plugins.hookspecs")),
         *ALSO,
     ]
-    known: dict[str, None] = {}
+    classes: dict[str, None] = {}
+    aliases: dict[str, Alias] = {}
     while names:
         name = names.pop(0)
         module, _, attribute = name.rpartition(".")
-        if module not in elsewhere and name not in known:
-            known[name] = None
-            names = source.references(module, attribute) + names
-    return list(known)
+        if module.startswith(ELSEWHERE) or name in classes or name in aliases:
+            continue
+        alias = get_alias(module, attribute)
+        if alias is not None:
+            aliases[name] = alias
+            continue
+        classes[name] = None
+        annotated = mentioned(module, attribute, MEMBERS.get(name, ()))
+        names = source.references(module, attribute) + names + [".".join(each) for each in annotated]
+    return list(classes), list(aliases.values())
+
+
+def _public(name: str) -> source.Class:
+    """A class with the members that a contribution uses."""
+    module, _, attribute = name.rpartition(".")
+    described = source.get_class(module, attribute)
+    members = MEMBERS.get(name)
+    if members is None:
+        return described
+    fields = tuple(field for field in described.fields if field.name in members)
+    methods = tuple(method for method in described.methods if method.name in members)
+    assert {each.name for each in [*fields, *methods]} == set(members), name
+    return replace(described, fields=fields, methods=methods)
+
+
+def _described(name: str, module: str, text: str) -> str:
+    return f"### {name}\n\nIn `{module}`.\n\n{text}"
 
 
 def _hook(hook: source.Function) -> str:
-    parts = [f"### {hook.name}", f"```python\n{hook.signature}\n```", hook.doc.text, source.details(hook.doc)]
+    return f"### {hook.name}\n\n{_function(hook)}"
+
+
+def _function(function: source.Function) -> str:
+    parts = [f"```python\n{function.signature}\n```", function.doc.text, source.details(function.doc)]
     return "\n\n".join(filter(None, parts))
 
 

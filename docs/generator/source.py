@@ -7,6 +7,8 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from generator.markdown import Docstring, code, parse, table
@@ -41,24 +43,33 @@ class Class:
     doc: Docstring
     fields: tuple[Field, ...]
     methods: tuple[Function, ...]
+    by_keyword: bool = False
 
 
 def functions(module: str) -> list[Function]:
     """The public functions of a module, in order."""
-    return [_function(node) for node in _tree(module).body if isinstance(node, ast.FunctionDef)]
+    return [_function(node) for node in get_tree(module).body if isinstance(node, ast.FunctionDef)]
 
 
 def get_class(module: str, name: str) -> Class:
     """A class of a module. :raises LookupError: when the module has none of that name."""
-    for node in _tree(module).body:
+    for node in get_tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return _class(node, module)
     raise LookupError(f"{module} has no class {name}")
 
 
+def get_function(module: str, name: str) -> Function:
+    """A function of a module. :raises LookupError: when the module has none of that name."""
+    for node in get_tree(module).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _function(node)
+    raise LookupError(f"{module} has no function {name}")
+
+
 def references(module: str, name: str = "") -> list[str]:
     """Full names of hekaton's classes that the docstrings of a module, or of one class in it, refer to."""
-    nodes = [node for node in ast.walk(_tree(module)) if not name or getattr(node, "name", "") == name]
+    nodes = [node for node in ast.walk(get_tree(module)) if not name or getattr(node, "name", "") == name]
     text = "\n".join(
         ast.get_docstring(node) or ""
         for node in nodes
@@ -70,6 +81,8 @@ def references(module: str, name: str = "") -> list[str]:
 def describe(described: Class) -> str:
     """A class as Markdown, below a heading of the caller's: text, fields, methods."""
     parts = [described.doc.text]
+    if described.by_keyword:
+        parts.append("Made with keyword arguments alone.")
     meanings = described.doc.params | {field.name: field.doc for field in described.fields if field.doc}
     if described.fields:
         rows = [
@@ -95,7 +108,9 @@ def details(doc: Docstring) -> str:
     return "\n".join(lines)
 
 
-def _tree(module: str) -> ast.Module:
+@cache
+def get_tree(module: str) -> ast.Module:
+    """The source of a module, parsed."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
@@ -105,8 +120,6 @@ def _tree(module: str) -> ast.Module:
 def _class(node: ast.ClassDef, module: str) -> Class:
     fields = []
     methods = []
-    # What an implementation is called with is the protocol's to say.
-    hidden = () if any(ast.unparse(base) == "Protocol" for base in node.bases) else ("__call__",)
     for statement, follower in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             fields.append(
@@ -117,12 +130,12 @@ def _class(node: ast.ClassDef, module: str) -> Class:
                     doc=_attribute_doc(follower),
                 )
             )
-        if (
-            isinstance(statement, ast.FunctionDef)
-            and statement.name not in hidden
-            and (not statement.name.startswith("_") or statement.name in ("__call__", "__len__"))
+        if isinstance(statement, ast.FunctionDef) and (
+            not statement.name.startswith("_") or _is_told(statement, node)
         ):
             methods.append(_function(statement))
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            fields += _attributes(statement)
     return Class(
         name=node.name,
         module=module,
@@ -130,7 +143,28 @@ def _class(node: ast.ClassDef, module: str) -> Class:
         doc=parse(ast.get_docstring(node)),
         fields=tuple(fields),
         methods=tuple(methods),
+        by_keyword=any("kw_only=True" in ast.unparse(decorator) for decorator in node.decorator_list),
     )
+
+
+def _is_told(method: ast.FunctionDef, owner: ast.ClassDef) -> bool:
+    """Whether a special method belongs to the interface; one without a text only implements a protocol's."""
+    is_protocol = any(ast.unparse(base) == "Protocol" for base in owner.bases)
+    return method.name in ("__call__", "__len__") and (is_protocol or bool(ast.get_docstring(method)))
+
+
+def _attributes(init: ast.FunctionDef) -> list[Field]:
+    """The public attributes that an ``__init__`` sets, those with a docstring."""
+    found = []
+    for statement, follower in pairwise(init.body):
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+        kind = ""
+        if isinstance(statement, ast.AnnAssign):
+            target, kind = statement.target, _words(statement.annotation)
+        doc = _attribute_doc(follower)
+        if isinstance(target, ast.Attribute) and not target.attr.startswith("_") and doc:
+            found.append(Field(name=target.attr, type=kind, default="", doc=doc))
+    return found
 
 
 def _function(node: ast.FunctionDef) -> Function:

@@ -95,7 +95,10 @@ class Denoiser(nn.Module):
         for layer in self.layers.values():
             h = layer(h, rotary)
         h = h if self.norm is None else self.norm(h)
-        return h if self.out is None else self.out(h)
+        if self.out is None:
+            return h
+        out = self.out(h)
+        return out.view(out.shape)  # a view, as a linear layer with a bias returns one
 
 
 def balance(parts, meshes):

@@ -106,14 +106,15 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
         name: build_component(config, plugins, Converter, name, dims) for name in config.model.converters
     }
     draft = apply_converters(draft, converters)
-    buffer_owners(draft.model, what=spec.name)
-    check_plan(draft.model, draft.plan, what=spec.name)
+    what = " after ".join([spec.name, *(f"converter '{name}'" for name in reversed(converters))])
+    buffer_owners(draft.model, what=what)
+    check_plan(draft.model, draft.plan, what=what)
     return MetaModel(
         spec=spec,
         config=settings,
         model=draft.model,
         plan=draft.plan,
-        initializers=resolve_init(draft.model, draft.init, what=spec.name),
+        initializers=resolve_init(draft.model, draft.init, what=what),
         converters=list(converters.values()),
         draft=draft,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 from pydantic import ValidationError
@@ -139,7 +140,35 @@ def _wrong(kind: type[Component], built: Any) -> str:
     missing = (
         [one for one in _members(_PROTOCOLS[kind]) if not hasattr(built, one)] if kind in _PROTOCOLS else []
     )
-    return f"which has no {', '.join(missing)}" if missing else ""
+    if missing or kind not in _PROTOCOLS:
+        return f"which has no {', '.join(missing)}" if missing else ""
+    return wrong_value(_PROTOCOLS[kind], built)
+
+
+def wrong_value(protocol: type, built: Any) -> str:
+    """The first of its texts and numbers that is not what a protocol says, as the end of a sentence."""
+    for name, expected in _values(protocol).items():
+        value = getattr(built, name)
+        if value is None and type(None) in get_args(expected):
+            continue
+        if str in (expected, *get_args(expected)):
+            if not isinstance(value, str) or not value:
+                return f"whose {name} is {value!r}, not a text"
+        elif isinstance(value, bool) or not isinstance(value, Integral):
+            return f"whose {name} is {value!r}, not a whole number"
+        elif expected is int and value <= 0:
+            return f"whose {name} is {value}, not above 0"
+    return ""
+
+
+def _values(protocol: type) -> dict[str, Any]:
+    """The attributes and properties of a protocol that are texts or numbers, with their types."""
+    hints = get_type_hints(protocol)
+    for name, value in vars(protocol).items():
+        if isinstance(value, property):
+            hints[name] = get_type_hints(value.fget)["return"]
+    plain = ({int}, {str}, {int, type(None)}, {str, type(None)})
+    return {name: hint for name, hint in hints.items() if set(get_args(hint)) in plain or {hint} in plain}
 
 
 def _members(protocol: type) -> list[str]:

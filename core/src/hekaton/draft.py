@@ -35,6 +35,13 @@ class Merge:
     make: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     like: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.like < len(self.parts):
+            raise PluginError(
+                f"the merge of '{self.into}' is like part {self.like}, and has {len(self.parts)} parts",
+                hint="parts are numbered from 0",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
@@ -73,7 +80,12 @@ class Draft:
     def with_entries(
         self, *, tensor: Mapping[str, str] | None = None, init: Mapping[str, Initializer] | None = None
     ) -> Draft:
-        """The draft with more entries in the plan's ``tensor``, where it has any, and in the init table."""
+        """The draft with more entries in the plan's ``tensor``, where it has any, and in the init table.
+
+        :param tensor: module pattern -> style, for modules that are added. A parameter that is added to a
+            module with a style needs none.
+        :param init: parameter-name pattern -> initialiser.
+        """
         plan = self.plan
         if tensor and plan.tensor:
             plan = replace(plan, tensor={**plan.tensor, **tensor})

@@ -15,12 +15,22 @@ from hekaton.distributed import all_sum, plain
 from hekaton.draws import Draw
 from hekaton.errors import ConfigError, PluginError
 from hekaton.mesh import Meshes, ParallelDims
-from hekaton.objective import Batch, TrainingObjective, check_declared
+from hekaton.objective import (
+    Batch,
+    TrainingObjective,
+    changes,
+    check_counts,
+    check_declared,
+    check_sums,
+    check_unchanged,
+    check_weights,
+)
 from hekaton.parallel.apply import compile_options
 from hekaton.parallel.context import inner_attentions, split_sequence
 from hekaton.parallel.contract import attention_failed
 from hekaton.parallel.pipeline import Pipeline
 from hekaton.terms import collected_terms
+from hekaton.torch_versions import ignore_warning_of_view_outputs
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -54,10 +64,12 @@ class ForwardBackward:
     ) -> None:
         """:param terms: those that the model adds to the loss, with their weights, see ``TrainSpec.terms``
 
-        :raises PluginError: when the model and the objective have a term of the same name.
+        :raises PluginError: for weights that are no numbers, and when the model and the objective have a term
+            of the same name.
         """
         self._built = built
         self._terms = terms or {}
+        check_weights(objective)
         if both := sorted(self._terms.keys() & objective.weights.keys()):
             raise PluginError(
                 f"the loss has two terms '{both[0]}': of the model and of {type(objective).__name__}",
@@ -87,6 +99,8 @@ class ForwardBackward:
                 group=meshes.dense["pp"].get_group(),
                 device=device,
             )
+        for part in built.parts.values():
+            ignore_warning_of_view_outputs(part)  # _mean_loss refuses what it warns of
         self._checked = False
         self._losses: list[_Noted] = []
 
@@ -186,8 +200,7 @@ class ForwardBackward:
     def _global_counts(self, targets: Batch) -> dict[str, torch.Tensor]:
         """Term -> its count over all ranks, at least 1."""
         counts = self._objective.count(targets)
-        if counts.keys() != self._objective.weights.keys():
-            raise self._wrong_terms("count() gives the counts", counts)
+        check_counts(self._objective, counts)
         names = list(self._objective.weights)
         whole = all_sum(torch.stack([counts[name] for name in names]), self._loss_group).clamp(min=1)
         return dict(zip(names, whole.unbind(), strict=True))
@@ -225,9 +238,10 @@ class ForwardBackward:
 
     def _mean_loss(self, outputs: Any, targets: Batch) -> torch.Tensor:
         """The loss of one microbatch as its part of the step's mean, noted down with its terms."""
+        before = changes(outputs)
         sums = self._loss(outputs, targets)
-        if sums.keys() != self._objective.weights.keys():
-            raise self._wrong_terms("loss() gives the sums", sums)
+        check_unchanged(self._objective, outputs, before)
+        check_sums(self._objective, sums)
         means = {name: sums[name] / self._counts[name] for name in self._objective.weights}
         weighted = [
             mean if self._objective.weights[name] == 1.0 else mean * self._objective.weights[name]
@@ -257,13 +271,6 @@ class ForwardBackward:
         from torch.distributed.tensor.parallel import loss_parallel
 
         return loss_parallel()
-
-    def _wrong_terms(self, gives: str, terms: Mapping[str, Any]) -> PluginError:
-        objective = type(self._objective).__name__
-        return PluginError(
-            f"the objective {objective}: {gives} of {sorted(terms)}, its weights are of "
-            f"{sorted(self._objective.weights)}"
-        )
 
     def _check(self, inputs: Batch, targets: Batch) -> None:
         """Compare the first batch with what the objective declares, and with the model's forward."""

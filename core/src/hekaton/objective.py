@@ -6,12 +6,14 @@ global counts of the step, and gradients are right however the step is cut into 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
+from hekaton.errors import PluginError
 from hekaton.mesh import ParallelDims
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ class BatchTensor:
     sequence: int | None = None
     first_stage: bool = False
     optional: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sequence is not None and not 0 <= self.sequence < len(self.shape):
+            raise PluginError(
+                f"'{self.name}' is declared with sequence={self.sequence}, and has {len(self.shape)} dims "
+                "without that of the rows"
+            )
 
     def empty(self, rows: int, *, device: torch.device, parts: int = 1) -> torch.Tensor:
         """(rows, *shape), uninitialised; of a sequence the size of one of ``parts``."""
@@ -122,3 +131,75 @@ def check_declared(given: Batch, declared: Sequence[BatchTensor], *, what: str) 
                 f"{dtype}"
             )
     return lines
+
+
+def check_weights(objective: TrainingObjective) -> None:
+    """:raises PluginError: for an objective without terms, or with a weight that is no finite number."""
+    what = f"the objective {type(objective).__name__}"
+    if not objective.weights:
+        raise PluginError(f"{what} has no term: its weights are empty")
+    for name, weight in objective.weights.items():
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise PluginError(f"{what}: the weight of '{name}' is {weight!r}, not a finite number")
+    likelihood = getattr(objective, "likelihood", None)
+    if likelihood is not None and likelihood not in objective.weights:
+        raise PluginError(
+            f"{what}: its likelihood is '{likelihood}', its weights are of {sorted(objective.weights)}"
+        )
+
+
+def check_counts(objective: TrainingObjective, counts: Mapping[str, torch.Tensor]) -> None:
+    """:raises PluginError: for counts that are not what :meth:`TrainingObjective.count` promises."""
+    _check_terms(objective, counts, gives="count() gives the counts")
+    for name, count in counts.items():
+        if count.is_floating_point() or count.is_complex():
+            raise PluginError(
+                f"the objective {type(objective).__name__}: count() gives '{name}' as {count.dtype}, not as "
+                "a whole number",
+                hint="what a mean is over is counted; what weighs its terms belongs to loss()",
+            )
+
+
+def check_sums(objective: TrainingObjective, sums: Mapping[str, torch.Tensor]) -> None:
+    """:raises PluginError: for sums that are not what :meth:`TrainingObjective.loss` promises."""
+    _check_terms(objective, sums, gives="loss() gives the sums")
+
+
+def _check_terms(objective: TrainingObjective, terms: Mapping[str, torch.Tensor], *, gives: str) -> None:
+    what = f"the objective {type(objective).__name__}"
+    if not isinstance(terms, Mapping):
+        raise PluginError(f"{what}: {gives} as {type(terms).__name__}, not as a mapping of names")
+    if terms.keys() != objective.weights.keys():
+        raise PluginError(
+            f"{what}: {gives} of {sorted(terms)}, its weights are of {sorted(objective.weights)}"
+        )
+    for name, value in terms.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise PluginError(f"{what}: {gives}, that of '{name}' as {kind}, not as a tensor")
+        if value.ndim:
+            raise PluginError(
+                f"{what}: {gives}, that of '{name}' with shape {tuple(value.shape)}, not as a scalar",
+                hint="sum over rows and positions",
+            )
+
+
+def changes(outputs: Any) -> list[int]:
+    """How often each tensor of a model's outputs has been changed in place."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs._version]
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    return [count for one in outputs for count in changes(one)] if isinstance(outputs, list | tuple) else []
+
+
+def check_unchanged(objective: TrainingObjective, outputs: Any, before: list[int]) -> None:
+    """:param before: the :func:`changes` of ``outputs`` before the loss.
+    :raises PluginError: where the loss has changed the outputs, which FSDP does not notice.
+    """
+    if changes(outputs) != before:
+        raise PluginError(
+            f"the objective {type(objective).__name__} changes the model's outputs in place: under FSDP the "
+            "gradients would be wrong",
+            hint="compute the loss from new tensors: outputs = outputs * scale, not outputs *= scale",
+        )

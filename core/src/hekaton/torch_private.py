@@ -104,6 +104,9 @@ PRIVATE_NAMES = (
     PrivateName("torch.ops.aten._scaled_dot_product_flash_attention", "a part of ring attention, on CUDA"),
     PrivateName("torch.ops.aten._scaled_dot_product_flash_attention_backward", "its gradient"),
     PrivateName("torch._subclasses.fake_tensor.FakeTensor", "whether values are there to decide by"),
+    PrivateName(
+        "torch.Tensor._version", "whether an objective has changed the outputs of the model in place"
+    ),
     # Recomputation
     PrivateName("torch.ops.aten._scaled_dot_product_efficient_attention", "kept by selective recomputation"),
     PrivateName("torch.ops.aten._scaled_dot_product_cudnn_attention", "kept by selective recomputation"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import warnings
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.torch_version import TorchVersion
 
 if TYPE_CHECKING:
@@ -53,6 +55,16 @@ def expect_cleared_events() -> None:
     torch 2.11 warns that the events of a cycle are gone after it; 2.13 does not.
     """
     warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle", UserWarning)
+
+
+def ignore_warning_of_view_outputs(part: nn.Module) -> None:
+    """Call it where nobody changes the outputs of ``part`` in place.
+
+    torch 2.13 warns of outputs that are views, such as those of a linear layer with a bias, since FSDP does
+    not notice it when such an output is changed in place; 2.11 does not warn.
+    """
+    name = re.escape(type(part).__name__)
+    warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({name}\) returned a view", UserWarning)
 
 
 def send_nothing_to_itself(stage: Any, *, rank: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,42 @@ def test_the_checks_see_a_broken_contract():
     class Forgetful(BestFit):
         cursor_width = 2
 
+    class Stuck(InOrder):
+        def make(self, feed, out):
+            return 8
+
+    class OneRowMore(InOrder):
+        def empty(self, rows):
+            return super().empty(rows + 1)
+
     ids = [np.arange(length, dtype=np.int32) for length in LENGTHS]
+    for members, message in (
+        ({"unit": ""}, "whose unit is '', not a text"),
+        ({"units_per_row": 0}, "whose units_per_row is 0, not above 0"),
+        ({"ahead": 1.5}, "whose ahead is 1.5, not a whole number"),
+        ({"cursor_width": 4}, "its cursor_width is 4, not 2 or 3"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_row_maker(type("Odd", (InOrder,), members)(8), ids, IdsEncoder())
+    with pytest.raises(AssertionError, match=r"make\(\) takes nothing from its feed"):
+        check_row_maker(Stuck(8), ids, IdsEncoder())
+    with pytest.raises(AssertionError, match=r"has shape \(2, 8\) for a row and \(3, 8\) for two"):
+        check_row_maker(OneRowMore(8), ids, IdsEncoder())
+    for encode, message in (
+        (lambda self, parts: [part.content for part in parts], "encoded to ndarray, not to Encoded"),
+        (lambda self, parts: [Encoded([1, 2]) for _ in parts], "ids are list, not an array"),
+        (lambda self, parts: [Encoded(np.array([-1])) for _ in parts], "an id is below 0"),
+        (lambda self, parts: [Encoded(part.content[:, None] * 0.5) if len(part.content) else Encoded(
+            part.content) for part in parts], r"units are .* in one document"),
+    ):  # fmt: skip
+        with pytest.raises(AssertionError, match=message):
+            check_encoder(type("Odd", (Answers,), {"encode": encode})(), ids)
+    with pytest.raises(AssertionError, match="whose fingerprint is None, not a text"):
+        check_encoder(type("Odd", (IdsEncoder,), {"fingerprint": None})(), ids)
+    with pytest.raises(AssertionError, match="its fingerprint is another one each time"):
+        calls = count()
+        changing = property(lambda self: f"call {next(calls)}")
+        check_encoder(type("Odd", (IdsEncoder,), {"fingerprint": changing})(), ids)
     with pytest.raises(AssertionError, match="each document once"):
         check_order(Twice(17), documents=17)
     with pytest.raises(AssertionError, match="encoded together"):

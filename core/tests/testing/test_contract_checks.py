@@ -1,5 +1,6 @@
 """The conformance kit finds what is wrong with converters, optimizers, buffers and rules."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,12 +10,13 @@ from torch import nn
 from hekaton import optim
 from hekaton.config.sections.muon import MuonSection
 from hekaton.draft import Merge
-from hekaton.errors import CheckpointError, ConfigError
+from hekaton.errors import CheckpointError, ConfigError, PluginError
 from hekaton.init import Constant, Normal
 from hekaton.muon import build as muon
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 from hekaton.testing import check_buffers, check_converter, check_optimizer, check_plugin, check_rule
+from hekaton.weights import entry
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ class Gains:
     """A right converter, but for what the parameters say."""
 
     def __init__(
-        self, *, factor=1.0, merged=True, trained="**.gain", device="meta", part="layers.0.gain", used=True
-    ):
+        self, *, factor=1.0, merged=True, trained="**.gain", device="meta", part="layers.0.gain", used=True,
+        changed=None,
+    ):  # fmt: skip
         self.factor, self.merged, self.trained, self.device = factor, merged, trained, device
-        self.part, self.used = part, used
+        self.part, self.used, self.changed = part, used, changed or (lambda draft: draft)
 
     def convert(self, draft):
         layers = draft.model.layers
@@ -78,11 +81,39 @@ class Gains:
             parts=["layers.0.linear.weight", self.part],
             make=lambda parts: self.factor * parts[1][:, None] * parts[0],
         )
-        return replace(
+        converted = replace(
             draft.with_entries(init={"**.gain": Constant(1.0)}),
             trained=[self.trained],
             merges=[merge] if self.merged else [],
         )
+        return self.changed(converted)
+
+
+class Halving(Gains):
+    def after_step(self, model_parts):
+        for parameter in model_parts[0].parameters():
+            parameter.mul_(0.5)
+
+
+def gain_by(initializer):
+    return lambda draft: replace(draft, init={**draft.init, "**.gain": initializer})
+
+
+def drawn_by_torch(tensor, *, name, generator):
+    tensor.normal_()
+
+
+def left_as_it_was(tensor, *, name, generator):
+    pass
+
+
+def with_style(draft):
+    everything = {"layers.*": "my_colwise", "{embedding,norm,output}": "replicate"}
+    return replace(draft, plan=replace(draft.plan, tensor=everything))
+
+
+def made_by(make):
+    return lambda draft: replace(draft, merges=[replace(one, make=make) for one in draft.merges])
 
 
 def test_a_right_converter_passes():
@@ -98,11 +129,31 @@ def test_a_right_converter_passes():
         (Gains(part="layers.0.scale"), "names 'layers.0.scale', which is no tensor"),
         (Gains(device="cpu"), "must be on the meta device"),
         (Gains(used=False), "do not depend on 'layers.0.gain', which is trained"),
+        (Gains(changed=gain_by(drawn_by_torch)), "'layers.0.gain' depend on more than the initialiser's arg"),
+        (Gains(changed=gain_by(left_as_it_was)), "'layers.0.gain' depend on more than the initialiser's arg"),
+        (Gains(changed=gain_by(Constant(math.nan))), "initial values of 'layers.0.gain' are not finite"),
+        (
+            Gains(changed=made_by(lambda parts: parts[0][:3])),
+            r"the merge of 'layers.0.weight' makes \(3, 8\)",
+        ),
+        (Gains(changed=made_by(lambda parts: None)), "the merge of 'layers.0.weight' makes NoneType"),
+        (
+            Gains(changed=lambda draft: replace(draft, weight_entries=[entry("gain", "gain")])),
+            "stands for no",
+        ),
+        (Gains(changed=lambda draft: replace(draft, export_format="pet")), "the checkpoint format 'pet'"),
+        (Gains(changed=with_style), "the parallel style 'my_colwise': name the module or file"),
+        (Halving(), "after_step, called twice, changes 'embedding.weight' twice"),
     ],
 )
 def test_a_wrong_converter_fails(converter, message):
     with pytest.raises(AssertionError, match=message):
         check_converter(converter, SPEC, "tiny")
+
+
+def test_a_merge_like_a_part_that_it_does_not_have_is_an_error():
+    with pytest.raises(PluginError, match="like part 2, and has 2 parts"):
+        Merge(into="w", parts=["w", "gain"], make=lambda parts: parts[0], like=2)
 
 
 class AddsWithoutInit:
@@ -119,7 +170,7 @@ class AddsMore:
 
 
 def test_the_tables_of_a_converter_are_checked():
-    with pytest.raises(ConfigError, match=r"no entry for layers\.0\.gain"):
+    with pytest.raises(ConfigError, match=r"small tiny after AddsWithoutInit: no entry for layers\.0\.gain"):
         check_converter(AddsWithoutInit(), SPEC, "tiny")
     with pytest.raises(AssertionError, match=r"an export has no place for 'layers\.0\.count'"):
         check_converter(AddsMore(), SPEC, "tiny")
@@ -188,6 +239,22 @@ class Forgetful(torch.optim.SGD):
             group["lr"] = rate
 
 
+class Ascending(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.neg_()
+        super().step(closure)
+
+
+class WithoutDecay(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["weight_decay"] = 0.0
+        super().step(closure)
+
+
 def of(kind):
     def build(section, settings, groups):
         return kind([group.as_torch() for group in groups], lr=settings.lr)
@@ -203,7 +270,11 @@ def of(kind):
         (without_experts, r"'experts.w' is in 0 groups of its optimizers"),
         (of(Drifting), "a step at a rate of 0 changes 'embedding.weight'"),
         (of(Forgetful), "training does not resume exactly: 'embedding.weight' differs"),
+        (of(Ascending), "the first step goes up the gradient"),
+        (of(WithoutDecay), "optimizer.weight_decay = 0.1 has no effect on 'embedding.weight'"),
         (lambda *_: [None], "build returned NoneType"),
+        (lambda *_: None, "build returned NoneType"),
+        (lambda *_: [], "build returned no optimizer"),
     ],
 )
 def test_a_wrong_optimizer_fails(build, message):

@@ -156,8 +156,8 @@ class Feed:
         if self.unread and self.unread[0][0] == document:
             self.unread.popleft()
 
-    def pass_over(self, count: int) -> None:
-        """Have so many documents read, or about to be."""
+    def advance(self, count: int) -> None:
+        """Count documents as read, or about to be."""
         self.next_document += count
         self.indices, self.located = self.indices[count:], self.located[count:]
 
@@ -289,7 +289,7 @@ class SourceReader:
                 ids = documents.joined(located[:count])
                 self._ids.check(ids)
                 feed.append_joined(feed.next_document, ids, ends[:count])
-                feed.pass_over(count)
+                feed.advance(count)
 
     def _fetch(self, wanted: Sequence[tuple[Feed, int]]) -> None:
         """Fetch about as many documents as give each feed the tokens that it wants, at least one."""
@@ -303,7 +303,7 @@ class SourceReader:
             found = feed.indices[:number].tolist()
             asked += [(feed, feed.next_document + at) for at in range(len(found))]
             indices += found
-            feed.pass_over(len(found))
+            feed.advance(len(found))
         if not asked:
             return
         documents = source.documents.fetch(indices)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from hekaton.building import buffer_owners, materialize
+from hekaton.config import load as load_configuration
+from hekaton.contributions import CheckpointFormat, Contribution, ParallelStyle
 from hekaton.draft import Draft, apply_converters
-from hekaton.init import initialize, resolve_init
+from hekaton.errors import PluginError
+from hekaton.init import resolve_init
 from hekaton.parallel.plan import check_plan
+from hekaton.plugins import kind_name
 from hekaton.spec import ModelConverter, TrainSpec
+from hekaton.testing.initial import check_initial
 from hekaton.testing.plain_run import CPU, plain_run
 from hekaton.weights import whole
 from hekaton.weights.merge import as_unconverted, merged
@@ -37,7 +44,7 @@ def check_converter(
     :param load: plugins that are not installed, as ``--plugins.load`` takes them.
     :returns: the draft, for more checks.
     :raises AssertionError: saying what is wrong.
-    :raises ConfigError: from the tables, naming the row or the parameter.
+    :raises ConfigError: from the tables, naming the entry or the parameter.
     """
     what = f"{spec.name} {flavor} after {type(converter).__name__}"
     before = plain_run(spec, flavor, load=load)
@@ -47,7 +54,8 @@ def check_converter(
     initializers = resolve_init(draft.model, draft.init, what=what)
     model = draft.model
     materialize(model, CPU)
-    initialize(model, initializers, seed=0)
+    check_initial(model, initializers, what=what)
+    _check_names(draft, load, what=what)
     _start(model, draft)
     model.eval()
     outputs = model(**before.inputs)
@@ -69,9 +77,39 @@ def check_converter(
             f"{what}: with its tensors merged, the model gives other outputs: they differ by {difference:.2g}"
         )
     if hasattr(converter, "after_step"):
-        with torch.no_grad():
-            converter.after_step([model])
+        _check_after_step(converter, model, what=what)
     return draft
+
+
+def _check_names(draft: Draft, load: Sequence[str], *, what: str) -> None:
+    """The styles and the export format of a draft are known."""
+    plugins = load_configuration([], [flag for one in load for flag in ("--plugins.load", one)]).plugins
+    used: set[tuple[type[Contribution], str]] = {
+        (ParallelStyle, style) for style in draft.plan.tensor.values()
+    }
+    used |= {(ParallelStyle, style) for style in draft.plan.experts.values()}
+    if draft.export_format != "hf":  # which a run needs only where it exports
+        used.add((CheckpointFormat, draft.export_format))
+    for kind, name in sorted(used, key=str):
+        assert name in plugins.all(kind), (
+            f"{what}: no installed plugin contributes the {kind_name(kind)} '{name}': name the module or "
+            "file of the plugin that does, load=['my_plugin']"
+        )
+
+
+@torch.no_grad()
+def _check_after_step(converter: Any, model: nn.Module, *, what: str) -> None:
+    """It is called again when a run resumes, so that a second call must change nothing."""
+    converter.after_step([model])
+    once = {name: tensor.clone() for name, tensor in _named(model).items()}
+    converter.after_step([model])
+    for name, tensor in _named(model).items():
+        same = (
+            torch.equal(tensor.nan_to_num(), once[name].nan_to_num()) if tensor.is_floating_point() else True
+        )
+        assert same, (
+            f"{what}: after_step, called twice, changes '{name}' twice: a run that resumes calls it again"
+        )
 
 
 def _converted(converter: ModelConverter, spec: TrainSpec, flavor: str) -> Draft:
@@ -112,14 +150,27 @@ def _check_export(draft: Draft, before: nn.Module, *, what: str) -> None:
         assert shape == tuple(tensor.shape), (
             f"{what}: '{name}' is exported as {shape}, and was {tuple(tensor.shape)}"
         )
-        made = tuple(exported[name].read().shape)
-        assert made == shape, f"{what}: the merge of '{name}' makes {made}, and 'like' is {shape}"
+        try:
+            exported[name].read()
+        except PluginError as e:
+            raise AssertionError(f"{what}: {e}") from e
     left = [name for name in exported if name not in original]
-    assert draft.weight_entries or not left, (
-        f"{what}: an export has no place for '{left[0]}': give a merge, or an entry of the weight table"
-    )
+    entries = [ours for entry in draft.weight_entries for ours in entry.ours]
+    for name in left:
+        assert any(_stands_for(ours, name) for ours in entries), (
+            f"{what}: an export has no place for '{name}': give a merge, or an entry of the weight table"
+        )
+    for ours in entries:
+        assert any(_stands_for(ours, name) for name in left), (
+            f"{what}: the entry '{ours}' of the weight table stands for no tensor that was added"
+        )
     foreign = [name for name in as_unconverted(draft.merges, tensors) if name not in (*original, *left)]
     assert not foreign, f"{what}: '{foreign[0]}' is no tensor of the model as it was"
+
+
+def _stands_for(ours: str, name: str) -> bool:
+    """Whether an entry's name, with numbers for ``{i}`` and ``{e}``, is that of a tensor."""
+    return re.fullmatch(re.escape(ours).replace(r"\{i\}", r"\d+").replace(r"\{e\}", r"\d+"), name) is not None
 
 
 def _named(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hekaton.data import DocumentEncoder, DocumentOrder
+from hekaton.components import wrong_value
+from hekaton.data import DocumentEncoder, DocumentOrder, Encoded
 from hekaton.data.feed import Source
 from hekaton.data.order import Sequential
 from hekaton.data.row_makers import BatchRowMaker
@@ -36,10 +37,14 @@ def check_order(order: DocumentOrder, *, documents: int, epochs: int = 3) -> Non
 
 
 def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
-    """Check an encoder on documents: their parts, and that tokens do not depend on what is encoded together.
+    """Check an encoder on documents: its fingerprint, their parts, and that tokens do not depend on what is
+    encoded together. Units of another kind than tokens have one shape and type in all documents.
 
     :raises AssertionError: saying what is wrong.
     """
+    wrong = wrong_value(DocumentEncoder, encoder)
+    assert not wrong, f"{type(encoder).__name__}, {wrong}"
+    assert encoder.fingerprint == encoder.fingerprint, "its fingerprint is another one each time"
     parts = [list(encoder.cut(document)) for document in documents]
     for number, of_document in enumerate(parts):
         assert of_document, f"document {number} has no part"
@@ -53,9 +58,16 @@ def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
     together = encoder.encode(flat)
     assert len(together) == len(flat), f"{len(together)} answers for {len(flat)} parts"
     for part, encoded in zip(flat, together, strict=True):
+        assert isinstance(encoded, Encoded), f"a part is encoded to {type(encoded).__name__}, not to Encoded"
+        assert isinstance(encoded.ids, np.ndarray), f"ids are {type(encoded.ids).__name__}, not an array"
         assert encoded.ids.ndim, "ids are a single number"
+        unit, first = (encoded.ids.shape[1:], encoded.ids.dtype), together[0].ids
+        assert unit == (first.shape[1:], first.dtype), (
+            f"units are {unit[0]} of {unit[1]} in one document, {first.shape[1:]} of {first.dtype} in another"
+        )
         if encoded.ids.ndim == 1:  # of tokens; what has more dimensions is of units of another kind
             assert np.issubdtype(encoded.ids.dtype, np.integer), f"ids are {encoded.ids.dtype}"
+            assert not len(encoded.ids) or encoded.ids.min() >= 0, "an id is below 0"
         (alone,) = encoder.encode([part])
         assert np.array_equal(alone.ids, encoded.ids), "ids depend on what is encoded together"
         if encoded.targets is None:
@@ -69,11 +81,13 @@ def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
 def check_row_maker(
     maker: BatchRowMaker, documents: Sequence[Any], encoder: DocumentEncoder, *, rows: int = 3, steps: int = 6
 ) -> None:
-    """Check that a row maker gives the same rows whoever reads them, and from any cursor on.
+    """Check that a row maker says what it counts, and gives the same rows whoever reads them, and from any
+    cursor on.
 
     :param documents: some of which have tokens.
     :raises AssertionError: saying what is wrong.
     """
+    _check_declared(maker)
     source = Source(_Held(documents), encoder, Sequential(len(documents)))
     stream = Stream([source], maker, rows, repeat=True)
     whole = RowReader(stream, range(rows), np.zeros((rows, maker.cursor_width), np.int64))
@@ -89,6 +103,22 @@ def check_row_maker(
             resumed = RowReader(stream, [row], made[done - 1].cursor[row : row + 1])
             for step in made[done:]:
                 _compare(resumed.next(), step, row, f"resumed after {done} rows")
+    moved = made[-1].cursor.any(axis=1)
+    assert moved.all(), f"after {steps} rows the cursor is where it was: make() takes nothing from its feed"
+
+
+def _check_declared(maker: BatchRowMaker) -> None:
+    wrong = wrong_value(BatchRowMaker, maker)
+    assert not wrong, f"{type(maker).__name__}, {wrong}"
+    assert maker.cursor_width in (2, 3), f"its cursor_width is {maker.cursor_width}, not 2 or 3"
+    one, two = maker.empty(1), maker.empty(2)
+    assert one.keys() == two.keys(), f"empty() gives {sorted(one)} for a row and {sorted(two)} for two"
+    for name, tensor in two.items():
+        assert isinstance(tensor, np.ndarray), f"'{name}' of empty() is {type(tensor).__name__}, not an array"
+        shapes = (one[name].shape, tensor.shape)
+        assert shapes == ((1, *tensor.shape[1:]), (2, *tensor.shape[1:])), (
+            f"'{name}' of empty() has shape {shapes[0]} for a row and {shapes[1]} for two"
+        )
 
 
 @dataclass

@@ -31,9 +31,9 @@ def check_model(
     same logits where it is called with its cache (``TrainSpec.cache``).
 
     Then it takes one step on two processes under every layout that its plan claims: FSDP always, tensor
-    parallel with ``tensor`` rows, context parallel (``allgather``) with ``context`` rows, a pipeline with
-    ``stages``. The loss and the gradient of every parameter are those of one process, and so is what its
-    ``before_step`` leaves (:func:`check_before_step`).
+    parallel with ``tensor`` entries, context parallel (``allgather``) with ``context`` entries, a
+    pipeline with ``stages``. The loss and the gradient of every parameter are those of one process, and so is
+    what its ``before_step`` leaves (:func:`check_before_step`).
 
     :param flavor: the one to run; by default that with the fewest parameters.
     :param layouts: whether to start those processes. They import the specification, which a module must have
@@ -43,7 +43,7 @@ def check_model(
     :returns: the layouts that ran, by their short names (``shard2``, ``tp2``, ``cp2``, ``pp2``). One that is
         refused by name is left out: a pipeline that would cut a tied parameter, heads that 2 does not divide.
     :raises AssertionError: naming the flavor and what is wrong with it.
-    :raises ConfigError: from the tables, naming the row or the parameter.
+    :raises ConfigError: from the tables, naming the entry or the parameter.
     """
     assert spec.flavors, f"{spec.name} has no flavors"
     sizes = {}

@@ -21,10 +21,11 @@ Build = Callable[[Any, OptimizerSection, Sequence[Any]], Any]
 def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSection | None = None) -> None:
     """Build an optimizer for a small model with parameters of every role, experts included.
 
-    Each parameter is in one group of one optimizer, with the rate and the decay of its own row of
-    ``[[optimizer.groups]]``. A step changes every parameter that has a gradient, none that has not, and none
-    at a rate of 0. What it keeps are tensors, numbers and strings, the same before a first step as after it;
-    put back into a new one, training goes on bit for bit.
+    Each parameter is in one group of one optimizer, with the rate and the decay of its own entry of
+    ``[[optimizer.groups]]``. The first step follows the gradient downwards and changes every parameter that
+    has one; no step changes a parameter that has none, or any at a rate of 0. A decay has an effect: for an
+    optimizer without one, give ``settings`` in which it is 0. What it keeps are tensors, numbers and strings,
+    the same before a first step as after it; put back into a new one, training goes on bit for bit.
 
     It says nothing of sharded parameters: :func:`~hekaton.testing.check_layouts` with ``--optimizer.name``
     does.
@@ -35,8 +36,8 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
     :raises CheckpointError: for state that a checkpoint cannot hold.
     """
     settings = settings or OptimizerSection(implementation="for-loop")
-    row = {"match": "*norm*", "weight_decay": 0.0, "lr_factor": 0.5}
-    settings = type(settings).model_validate({**settings.model_dump(), "groups": [row]})
+    entry = {"match": "*norm*", "weight_decay": 0.0, "lr_factor": 0.5}
+    settings = type(settings).model_validate({**settings.model_dump(), "groups": [entry]})
     model, optimizers = _made(build, section, settings)
     _check_groups(model, optimizers, settings)
 
@@ -46,6 +47,7 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
     _train(model, optimizers, steps=1)
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before[name]), f"a step leaves '{name}' as it was"
+    _check_direction(before, _copied(model))
     kept = optimizer_state([model], optimizers)[0].keys()
     assert kept == fresh, (
         f"its state after a step has other entries than before the first: {sorted(kept ^ fresh)}"
@@ -67,6 +69,34 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), f"a step changes '{name}', which has no gradient"
+    if settings.weight_decay:
+        _check_decay(build, section, settings)
+
+
+def _check_direction(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    model = _model()
+    model.load_state_dict(before)
+    loss: Any = _loss(model, step=0)
+    loss.backward()
+    slope = sum(
+        float((parameter.grad * (after[name] - before[name])).sum())
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    )
+    assert slope < 0, "the first step goes up the gradient, or across it"
+
+
+def _check_decay(build: Build, section: Any, settings: OptimizerSection) -> None:
+    """Compare a step with one without decay, from the same weights."""
+    after = []
+    for decay in (settings.weight_decay, 0.0):
+        one = type(settings).model_validate({**settings.model_dump(), "weight_decay": decay})
+        model, optimizers = _made(build, section, one)
+        _train(model, optimizers, steps=1)
+        after.append(_copied(model))
+    same = [name for name, value in after[0].items() if torch.equal(value, after[1][name])]
+    without = [name for name in same if not name.startswith("norm")]  # whose entry sets a decay of 0
+    assert not without, f"optimizer.weight_decay = {settings.weight_decay} has no effect on '{without[0]}'"
 
 
 class _Experts(nn.Module):
@@ -84,6 +114,18 @@ class _Experts(nn.Module):
 def _made(
     build: Build, section: Any, settings: OptimizerSection
 ) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+    model = _model()
+    names = group_names(trained_names(model), settings, what="the model of the check")
+    groups = parameter_groups(model, names, roles(model, vocab_size=VOCABULARY), settings)
+    built = build(section, settings, groups)
+    optimizers = list(built) if isinstance(built, list | tuple) else [built]
+    wrong = [type(one).__name__ for one in optimizers if not isinstance(one, torch.optim.Optimizer)]
+    assert not wrong, f"build returned {wrong[0]}, not an optimizer or a list of them"
+    assert optimizers, "build returned no optimizer"
+    return model, optimizers
+
+
+def _model() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential()
     model.add_module("embedding", nn.Embedding(VOCABULARY, 8))
@@ -91,19 +133,13 @@ def _made(
     model.add_module("experts", _Experts())
     model.add_module("hidden", nn.Linear(8, 24))
     model.add_module("output", nn.Linear(24, VOCABULARY, bias=False))
-    names = group_names(trained_names(model), settings, what="the model of the check")
-    groups = parameter_groups(model, names, roles(model, vocab_size=VOCABULARY), settings)
-    built = build(section, settings, groups)
-    optimizers = [built] if isinstance(built, torch.optim.Optimizer) else list(built)
-    wrong = [type(one).__name__ for one in optimizers if not isinstance(one, torch.optim.Optimizer)]
-    assert not wrong, f"build returned {wrong[0]}, not an optimizer or a list of them"
-    return model, optimizers
+    return model
 
 
 def _check_groups(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], settings: OptimizerSection
 ) -> None:
-    (row,) = settings.groups
+    (entry,) = settings.groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: list[str] = []
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -112,11 +148,11 @@ def _check_groups(
             name = names[id(parameter)]
             found.append(name)
             norm = name.startswith("norm")
-            lr = settings.lr * (row.lr_factor if norm else 1.0)
+            lr = settings.lr * (entry.lr_factor if norm else 1.0)
             assert math.isclose(float(group["lr"]), lr, rel_tol=1e-6), (
                 f"'{name}' has the rate {group['lr']}, its group's is {lr}"
             )
-            decay = row.weight_decay if norm else settings.weight_decay
+            decay = entry.weight_decay if norm else settings.weight_decay
             its = group.get("weight_decay", decay)
             assert its == decay, f"'{name}' has the weight decay {its}, its group's is {decay}"
     for name in names.values():
@@ -125,13 +161,17 @@ def _check_groups(
 
 
 def _train(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, steps: int) -> None:
-    tokens = torch.arange(VOCABULARY)
     for step in range(steps):
-        loss: Any = nn.functional.cross_entropy(model(tokens), (tokens * 5 + step) % VOCABULARY)
+        loss: Any = _loss(model, step=step)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+
+def _loss(model: nn.Module, *, step: int) -> torch.Tensor:
+    tokens = torch.arange(VOCABULARY)
+    return nn.functional.cross_entropy(model(tokens), (tokens * 5 + step) % VOCABULARY)
 
 
 def _check_resumption(

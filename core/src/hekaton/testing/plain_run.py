@@ -14,11 +14,12 @@ from hekaton.components import build_component
 from hekaton.config import load as load_configuration
 from hekaton.contributions import Objective
 from hekaton.draws import Draw
-from hekaton.init import initialize, resolve_init
+from hekaton.init import resolve_init
 from hekaton.mesh import ParallelDims
 from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
 from hekaton.spec import TrainSpec
 from hekaton.terms import collected_terms
+from hekaton.testing.initial import check_initial
 
 ROWS = 2
 SEQ_LEN = 16
@@ -56,7 +57,7 @@ def plain_run(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> Plai
         model = spec.model(config)
     initializers = resolve_init(model, spec.init(config), what=f"{spec.name} {flavor}")
     materialize(model, CPU)
-    initialize(model, initializers, seed=0)
+    check_initial(model, initializers, what=f"{spec.name} {flavor}")
     model.eval()
     context = ObjectiveContext(
         device=CPU, dtype=torch.float32, dims=ParallelDims(), model=config, sequence_is_cut=False

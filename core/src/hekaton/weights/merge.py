@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hekaton.draft import Merge
+from hekaton.errors import PluginError
 from hekaton.weights.lazy import LazyTensor, Region
 
 
@@ -30,7 +31,14 @@ def _merged(merge: Merge, parts: Sequence[LazyTensor]) -> LazyTensor:
     like = parts[merge.like]
 
     def load(region: Region) -> torch.Tensor:
-        return merge.make([part.read() for part in parts]).to(like.dtype)[region]
+        made = merge.make([part.read() for part in parts])
+        if not isinstance(made, torch.Tensor) or tuple(made.shape) != tuple(like.shape):
+            found = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+            raise PluginError(
+                f"the merge of '{merge.into}' makes {found}, not {tuple(like.shape)} as "
+                f"'{merge.parts[merge.like]}', which it is like"
+            )
+        return made.to(like.dtype)[region]
 
     return LazyTensor(like.shape, like.dtype, load)
 
