@@ -1,11 +1,14 @@
 """Every TOML file that we ship is right, and its model can be built."""
 
+import json
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from hekaton.building import build_meta, make_layout
+from hekaton.cli import main
 from hekaton.config import load
 from hekaton.mesh import ParallelDims
 from hekaton.rules import check
@@ -31,6 +34,27 @@ def test_config_is_right_and_its_model_builds_on_meta(path):
     meta = build_meta(loaded.config, loaded.plugins, dims)
     make_layout(meta, dims, loaded.config, loaded.plugins)
     assert next(meta.model.parameters()).device.type == "meta"
+
+
+LARGE = [path for path in CONFIGS if not path.stem.startswith("debug_model")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LARGE, ids=[path.stem for path in LARGE])
+def test_a_step_as_one_of_the_gpus_that_it_names(path, capsys):
+    """On fake tensors, with as many of its layers as there are before they repeat themselves."""
+    (gpus,) = re.findall(r" on (\d+) GPUs\.", path.read_text().splitlines()[0])
+    model = tomllib.loads(path.read_text())["model"]["name"]
+    few = ["--model.overrides.n_layers", "4" if model in ("llama4", "deepseek_v3") else "2"]
+    world = ["--world_size", gpus]
+    status = main(["config", "show", "--parallel", str(path), *few, *world, "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    loaded = load([path], few)
+    meta = build_meta(loaded.config, loaded.plugins, ParallelDims.of(loaded.config, world_size=int(gpus)))
+    numbers = sum(parameter.numel() for parameter in meta.model.parameters())
+    # Of whole rows, and under tensor parallel norms are whole.
+    assert json.loads(out)["held"]["parameters"] == pytest.approx(4 * numbers / int(gpus), rel=0.03)
 
 
 def smallest_world(path: Path) -> int:

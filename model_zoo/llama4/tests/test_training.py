@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -165,11 +164,10 @@ MODELS = {
 }  # fmt: skip
 CASES = {
     "Scout": [
-        "tp2", "pp2", "cp2", "shard2 ep2", "cp2 ep2", "shard2 cp2", "shard4 ep4", "shard2 tp2 ep2",
-        "shard2 cp2 ep2", "shard4 ep2 etp2", "replicate2 shard2 ep2", "cp2 by ring", "cp2 by ulysses",
-        "cp2 ep2 by ring, contiguous", "shard2 ep2 compiled", "cp2 compiled",
+        "tp2", "pp2", "shard4 ep4", "shard2 tp2 ep2", "shard2 cp2 ep2", "shard4 ep2 etp2", "replicate2 shard2 ep2",
+        "cp2 by ring", "cp2 by ulysses", "cp2 ep2 by ring, contiguous", "cp2 ep2 compiled",
     ],
-    "Maverick": ["tp2", "pp2", "shard2 ep2", "shard2 cp2 ep2", "shard2 pp2 ep2", "shard2 cp2 by ulysses"],
+    "Maverick": ["tp2", "shard2 cp2 ep2", "shard2 pp2 ep2", "shard2 cp2 by ulysses"],
 }  # fmt: skip
 MORE = {
     " by ring": ["--parallelism.context_parallel_strategy", "ring"],
@@ -226,18 +224,3 @@ def test_layouts_compute_what_one_process_does(tmp_path):
         if any(got[key] for key in equal) or max(got[key] for key in close) > 1e-10
     }
     assert not wrong, "\n".join(f"{name}: {got}" for name, got in wrong.items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "ranks", "parameters"),
-    # 4 bytes of 107,769,861,120 parameters on 64 ranks, and of 400,711,848,960 on 256; a shard is of whole rows.
-    [("llama4_17bx16e", 64, r"6\.2\d+"), ("llama4_17bx128e", 256, r"5\.8\d+")],
-)
-def test_a_step_as_one_of_many_ranks(file, ranks, parameters, tmp_path):
-    done = run_command(
-        "train", str(ROOT / f"model_zoo/llama4/train_configs/{file}.toml"), "--comm.mode", "fake_backend",
-        cwd=tmp_path, timeout=120, environment={**os.environ, "NGPU": str(ranks), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.search(rf"parameters +{parameters} GiB", done.stderr), done.stderr
