@@ -10,7 +10,7 @@ import pytest
 from hekaton.config import load
 from hekaton.corpus.layout import CorpusManifest, Shard
 from hekaton.errors import ConfigErrors
-from hekaton.rules import check
+from hekaton.rules import check, sizes
 
 MIXTURE = '[training]\ndataset = "mixture"\n'
 SOURCE = '[[mixture.sources]]\ndataset = "python_stdlib"\n'
@@ -78,6 +78,11 @@ WRONG = {
     "a path that the dataset does not take": (
         "[training]\ndataset_path = \"x\"\n", "dataset 'python_stdlib' takes no dataset_path",
     ),
+    "settings of another type": (
+        MIXTURE + SOURCE.replace("python_stdlib", "text") + "settings = {max_bad_rows = \"x\"}\n",
+        "the settings of 'text': max_bad_rows: Input should be a valid integer\n  from",
+    ),
+    "a name of two lines": (VALIDATION + "name = \"a\\nb\"\n", "a name is one line of printable characters"),
     "a URL": (
         "[training]\ndataset = \"tokens\"\ndataset_path = \"s3://a/b\"\n", "dataset 'tokens' maps files into memory",
     ),
@@ -90,6 +95,17 @@ def test_data_that_cannot_be_read_is_a_violation_with_its_place(problems, case):
     said = problems(toml)
     assert message in said
     assert "from: run.toml, line " in said
+
+
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_rows_that_do_not_fit_into_memory_are_a_violation(problems, monkeypatch, section):
+    monkeypatch.setattr(sizes, "_memory_of_host", lambda: 2**24)
+    toml = f"[{section}]\nseq_len = 1024\n" + ("enable = true\n" if section == "validation" else "")
+    said = problems(toml + "local_batch_size = 1024\n")  # 1024 * 1024 tokens of three numbers of 8 bytes
+    assert f"1,024 rows of {section}.seq_len = 1,024 take 0 GiB before anything is computed" in said
+    assert "from: run.toml, line" in said
+    assert "before anything" not in problems(toml + "local_batch_size = 1024\n", here=False)
+    assert "before anything is computed" not in problems(toml + "local_batch_size = 512\n")
 
 
 def test_files_of_other_machines_are_not_looked_at(problems):

@@ -237,6 +237,8 @@ def test_sets_have_metrics_of_their_own(tmp_path, capsys):
         data = tmp_path / f"{name}.jsonl"
         data.write_text("".join(json.dumps({"text": f"{number}" * length}) + "\n" for length in lengths))
         config += SET.format(name=name, path=data, rows=2 + 3 * number)
+    # No more rows than documents are made: the last set is the one before it.
+    config += SET.format(name="each", path=data, rows=7) + SET.format(name="most", path=data, rows=2**20)
     (tmp_path / "sets.toml").write_text(config)
     flags = [
         "--job.dump_folder", str(tmp_path / "run"), "--training.dataset", "text", "--training.dataset_path",
@@ -250,6 +252,7 @@ def test_sets_have_metrics_of_their_own(tmp_path, capsys):
         [line for line in lines if name in line] for name in ("loss", "validation/short/loss")
     )
     assert metrics["validation/short/loss"] == pytest.approx(trained["loss"], rel=1e-6)
+    assert metrics["validation/most/loss"] == metrics["validation/each/loss"]
     for name, lengths in sizes.items():
         loss = metrics[f"validation/{name}/loss"]
         assert metrics[f"validation/{name}/perplexity"] == pytest.approx(math.exp(loss))

@@ -95,10 +95,12 @@ def section_of(config: JobConfig, plugins: Plugins, record: Component, settings:
     except ValidationError as e:
         wrong = e.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
-        raise ConfigError(
-            f"the settings of '{name}': {where}: {wrong['msg']}",
-            hint=choices_hint(where, type(section).model_fields),
-        ) from e
+        if wrong["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"the settings of '{name}' have no field '{where}'",
+                hint=choices_hint(where, type(section).model_fields),
+            ) from e
+        raise ConfigError(f"the settings of '{name}': {where}: {wrong['msg']}") from e
 
 
 def check_shared_out(

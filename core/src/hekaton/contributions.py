@@ -175,8 +175,8 @@ class Dataset(Component):
 
     ``check(section, path, here=True)`` raises what ``build`` would, as far as little reading tells, for
     ``hekaton config check`` and before a run builds anything; with ``here=False``, of a run on other
-    machines, it looks at no files. Where ids were made with some tokenizer, it may return the
-    :class:`hekaton.data.MadeByTokenizer` that says so.
+    machines, it looks at no files. What it returns is asked whether it fits the run, where it is a
+    :class:`hekaton.data.MadeByTokenizer` or a :class:`hekaton.data.ChecksRows`.
     """
 
     build: Ref
@@ -202,11 +202,15 @@ class Encoder(Component):
     ``build(section, tokenizer)`` is given the run's tokenizer and returns a
     :class:`hekaton.data.DocumentEncoder`.
 
+    ``check(section, tokenizer)`` raises what ``build`` would, as far as little work tells, before a run
+    builds anything.
+
     ``gives``: what documents are encoded to. Row makers say what they take, and a run whose two differ is
     refused.
     """
 
     build: Ref
+    check: Ref | None = None
     gives: str = "tokens"
 
 

@@ -87,7 +87,7 @@ class CheckpointError(HekatonError):
 
 
 class TrainingError(HekatonError):
-    """Training went wrong: its numbers are no longer finite."""
+    """Training went wrong: its numbers are no longer finite, or the memory does not suffice."""
 
 
 class Disagreement(HekatonError):

@@ -165,7 +165,10 @@ class LossOnData:
         return metrics
 
     def _rows(self, data: _Data) -> int:
-        return data.rows or self._assembled.config.validation.local_batch_size * self._assembled.dims.dp
+        """Rows that read it: of a set no more than it has documents, since others would have nothing."""
+        if data.rows is not None:
+            return min(data.rows, len(self.documents[data.what]))
+        return self._assembled.config.validation.local_batch_size * self._assembled.dims.dp
 
     def _size(self, batch: Batch) -> torch.Tensor:
         """Bytes of text of the targets of a batch."""
@@ -181,8 +184,9 @@ class LossOnData:
         documents = self.documents[data.what]
         if data.rows is not None:
             batches = shared_batches(
-                assembled, data.dataset, documents, rows=data.rows, steps=data.steps, settings=data.settings
-            )
+                assembled, data.dataset, documents, rows=self._rows(data), steps=data.steps,
+                settings=data.settings,
+            )  # fmt: skip
             for batch, rows in batches:
                 yield batch, assembled.draw(1, rows=rows, purpose="validation")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import random
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hekaton.data.byte import ByteTokenizer
 from hekaton.data.row_makers import BestFit, InOrder, OnePerRow
 from hekaton.errors import DataError
 from hekaton.testing import check_encoder, check_row_maker
+from hekaton_hf.chat.conversations import ConversationRows
 from hekaton_hf.chat.dataset import build as build_chats
 from hekaton_hf.chat.encoder import ChatEncoder
 from hekaton_hf.chat.sections import ChatDatasetSection
@@ -236,6 +238,7 @@ GOOD = CHATS[0]
         ({"messages": []}, "line 2: its conversation has no messages"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "message 1 is from 'alien'"),
         ({"instruction": 3}, "'instruction' is not text but a number"),
+        ({"instruction": "x", "history": 5}, "'history' is not a list but a number"),
         ({"text": "x"}, "line 2: it has none of the columns 'messages', 'conversations' or 'instruction'"),
     ],
 )
@@ -246,6 +249,31 @@ def test_rows_that_are_no_conversation_are_named(tmp_path, row, message):
     assert message in str(e.value)
     assert "chat_dataset.max_bad_rows = 1" in str(e.value)
     assert len(chats(path, max_bad_rows=1)) == 1
+
+
+def test_a_row_of_any_kind_is_a_conversation_or_a_value_error():
+    draw = random.Random(0)
+    names = ["messages", "conversations", "instruction", "output", "history", "system", "tools", "role", "content",
+             "from", "value", "tool_calls"]  # fmt: skip
+
+    def anything(depth: int = 0) -> object:
+        plain = [None, True, 3, 1.5, "assistant", '[{"role":']
+        several = [anything(depth + 1) for _ in range(draw.randrange(3))] if depth < 4 else 0
+        named = (
+            {draw.choice(names): anything(depth + 1) for _ in range(draw.randrange(4))} if depth < 4 else 0
+        )
+        return draw.choice([*plain, several, named])
+
+    readers = [ConversationRows(form, "") for form in ("auto", "messages", "sharegpt", "alpaca")]
+    read = 0
+    for number in range(4000):
+        row = {draw.choice(names): anything() for _ in range(draw.randrange(5))}
+        try:
+            readers[number % 4].document(row)
+            read += 1
+        except ValueError:
+            continue
+    assert read > 10
 
 
 def test_files_without_anything_to_learn_are_errors(folder, tmp_path, caplog):

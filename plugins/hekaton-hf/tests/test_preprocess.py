@@ -45,7 +45,7 @@ def test_bad_rows_are_skipped_and_shown_up_to_a_number_of_them(
         (["--set", "text_column=a", "--set", "text_column=b"], "--set and --max_bad give a field twice"),
         (["--max_bad", "1", "--max_bad", "2"], "--max_bad is given more than once"),
         (["--set", "text_column=body"], "--set text_column=NAME with one of: 'text'"),
-        (["--set", "nope=1"], "the settings of 'text': nope"),
+        (["--set", "nope=1"], "the settings of 'text' have no field 'nope'"),
         (["--max_bad", "1", "--dataset", "python_stdlib"], "'python_stdlib' has no settings"),
     ],
 )

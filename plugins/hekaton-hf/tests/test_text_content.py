@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hekaton.errors import DataError
+from hekaton_hf.decoding import UnreadableError
+from hekaton_hf.readers import whole_lines
 from hekaton_hf.sections import TextDatasetSection
 from hekaton_hf.text import build
 
@@ -246,6 +248,16 @@ def test_a_list_that_cannot_be_parsed_further_is_an_error(here: Path, content: s
     message = refused("a.json", max_bad_rows=100)
     assert f"cannot read '{here / 'a.json'}': " in message
     assert expected in message
+
+
+def test_a_row_that_would_fill_the_memory_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed text may be a thousand times as long as its file."""
+    assert list(whole_lines(iter([b"aaaa", b"a\nbb", b"bbb\n"]), most=5)) == [b"aaaaa\n", b"bbbbb\n"]
+    with pytest.raises(UnreadableError, match="it has a line of more than 5 bytes"):
+        list(whole_lines(iter([b"a\n", b"bbbb", b"bb"]), most=5))
+    monkeypatch.setattr("hekaton_hf.readers.json_rows.MOST_OF_LINE", 1 << 20)
+    (here / "a.json").write_text('[\n{"text": "' + ("x" * 99 + "\n") * 40_000 + '"}]')
+    assert "it has a value of more than 1,048,576 characters" in refused("a.json")
 
 
 def test_objects_over_many_lines(here: Path) -> None:

@@ -42,11 +42,21 @@ Degree: TypeAlias = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
 """A degree of parallelism."""
 DegreeOrRest: TypeAlias = Annotated[int, Field(ge=-1, le=MAX_PROCESSES), AfterValidator(_not_zero)]
 """A degree of parallelism, or -1 for what the others leave."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a name is one line of printable characters")
+    return text
+
+
 Rows: TypeAlias = Annotated[int, Field(gt=0, le=2**20)]
 """Rows of a batch; each has a cursor of its own in every checkpoint."""
 RowsOrAll: TypeAlias = Annotated[int, Field(ge=-1, le=2**20), AfterValidator(_not_zero)]
 SeqLen: TypeAlias = Annotated[int, Field(gt=0, le=2**24)]
 """Tokens of a row: 16 million at most, above the longest that models have been trained on."""
+Title: TypeAlias = Annotated[str, Field(max_length=100), AfterValidator(_printable)]
+"""A name that a user gives, of one line: it stands in logs, and in the names of metrics."""
 Seconds: TypeAlias = Annotated[int, Field(gt=0, le=366 * 24 * 3600)]
 """A time to wait, a year at most: what the libraries below count in does not overflow."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hekaton.components import section_of
 from hekaton.config.base import toml_value
 from hekaton.contributions import Dataset, Encoder, Objective, RowMaker
+from hekaton.data import ChecksRows, TextTokenizer
 from hekaton.data.mixture import build
 from hekaton.errors import HekatonError
 from hekaton.rules.run import Run
@@ -16,18 +18,32 @@ from hekaton.sources import check_tokenizer
 
 def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
     """What datasets are given can be read, as far as they say so ahead of a run."""
-    for fields, dataset, path, settings in _used(run):
-        contributed = run.plugins.all(Dataset).get(dataset)
-        if contributed is None or dataset == "mixture":
+    for used in _used(run):
+        contributed = run.plugins.all(Dataset).get(used.dataset)
+        if contributed is None or used.dataset == "mixture":
             continue
         record: Any = contributed.record
         try:
-            section = section_of(run.config, run.plugins, record, settings)
-            found = record.check.load()(section, path, here=run.here) if record.check else None
+            section = section_of(run.config, run.plugins, record, used.settings)
+            found = record.check.load()(section, used.path, here=run.here) if record.check else None
+            if isinstance(found, ChecksRows):
+                found.check_rows(used.rows)
             if run.here and not isinstance(run.tokenizer, HekatonError):
                 check_tokenizer(found, run.tokenizer)
+                _check_encoder(run, record, used.settings, run.tokenizer)
         except HekatonError as e:
-            yield run.violation(e.message, *fields, hint=e.hint)
+            yield run.violation(e.message, *used.fields, hint=e.hint)
+
+
+def _check_encoder(run: Run, dataset: Dataset, settings: Mapping[str, Any], tokenizer: TextTokenizer) -> None:
+    """:raises HekatonError: where the encoder of a dataset says that it cannot be built."""
+    contributed = run.plugins.all(Encoder).get(dataset.encoder)
+    if contributed is None or contributed.record.check is None:
+        return
+    record: Any = contributed.record
+    shares = run.plugins.section_of(dataset) == run.plugins.section_of(record)
+    section = section_of(run.config, run.plugins, record, settings if shares else {})
+    record.check.load()(section, tokenizer)
 
 
 def rows_are_made_of_what_datasets_give(run: Run) -> Iterator[HekatonError]:
@@ -47,9 +63,9 @@ def rows_are_made_of_what_datasets_give(run: Run) -> Iterator[HekatonError]:
             "training.packing",
             "training.objective" if run.config.training.objective else "model.name",
         )
-    for fields, dataset, _, _ in _used(run):
-        contributed = run.plugins.all(Dataset).get(dataset)
-        if contributed is None or dataset == "mixture":
+    for used in _used(run):
+        contributed = run.plugins.all(Dataset).get(used.dataset)
+        if contributed is None or used.dataset == "mixture":
             continue
         encoder = run.plugins.all(Encoder).get(contributed.record.encoder)
         if encoder is None or encoder.record.gives == takes:
@@ -57,30 +73,48 @@ def rows_are_made_of_what_datasets_give(run: Run) -> Iterator[HekatonError]:
         gives = encoder.record.gives
         fitting = [other for other, one in makers.items() if one.record.takes == gives]
         yield run.violation(
-            f"training.packing = {toml_value(name)} makes rows of {takes}, and dataset '{dataset}' gives "
-            f"{gives}",
+            f"training.packing = {toml_value(name)} makes rows of {takes}, and dataset '{used.dataset}' "
+            f"gives {gives}",
             "training.packing",
-            *fields,
+            *used.fields,
             hint=f"row makers of {gives}: {', '.join(sorted(fitting)) or 'none'}",
         )
 
 
-def _used(run: Run) -> Iterator[tuple[Sequence[str], str, str | None, Mapping[str, Any]]]:
-    """The datasets of a run: the fields that set them, name, path and settings of each."""
+@dataclass(frozen=True)
+class _Used:
+    """A dataset of a run.
+
+    :param fields: that set it.
+    :param rows: that read it, at least.
+    """
+
+    fields: Sequence[str]
+    dataset: str
+    path: str | None
+    rows: int
+    settings: Mapping[str, Any]
+
+
+def _used(run: Run) -> Iterator[_Used]:
+    """The datasets of a run."""
     training, validation = run.config.training, run.config.validation
-    sections: dict[str, Any] = {"training": training}
+    degree = run.data_parallel_degree or 1
+    batch = max(training.global_batch_size, training.local_batch_size * degree)
+    sections: dict[str, tuple[Any, int]] = {"training": (training, batch)}
     if validation.enable and not validation.sets:
-        sections["validation"] = validation
-    for name, one in sections.items():
-        yield (f"{name}.dataset", f"{name}.dataset_path"), one.dataset, one.dataset_path, {}
-    entries: list[tuple[str, Any]] = []
-    if any(one.dataset == "mixture" for one in sections.values()):
-        mixture: Any = run.config.section("mixture")
-        entries += [("mixture.sources", entry) for entry in mixture.sources]
+        sections["validation"] = (validation, validation.local_batch_size * degree)
+    entries: list[tuple[str, Any, int]] = []
+    for name, (one, rows) in sections.items():
+        yield _Used((f"{name}.dataset", f"{name}.dataset_path"), one.dataset, one.dataset_path, rows, {})
+        if one.dataset == "mixture":
+            mixture: Any = run.config.section("mixture")
+            entries += [("mixture.sources", entry, rows) for entry in mixture.sources]
     if validation.enable:
-        entries += [("validation.sets", entry) for entry in validation.sets]
-    for field, entry in entries:
-        yield (field,), entry.dataset, entry.dataset_path, entry.settings
+        # A set takes as many rows as it has documents, at most: one is enough.
+        entries += [("validation.sets", entry, 1) for entry in validation.sets]
+    for field, entry, rows in entries:
+        yield _Used((field,), entry.dataset, entry.dataset_path, rows, entry.settings)
 
 
 def validation_sets_hold_together(run: Run) -> Iterator[HekatonError]:

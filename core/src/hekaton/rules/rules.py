@@ -94,6 +94,7 @@ RULES: tuple[Rule, ...] = (
     experts.experts_can_be_dealt_out,
     experts.sequence_divides_among_experts,
     sizes.batch_is_in_bounds,
+    sizes.batches_fit_memory,
     sizes.weight_decay_shrinks,
     sizes.tokenizer_fits,
     sizes.model_fits_memory,

@@ -12,6 +12,10 @@ from hekaton.rules.run import Run
 
 MAX_TOKENS = 2**30
 """Tokens of an optimizer step: above ten times the largest batches that models have been trained with."""
+_BYTES_OF_TOKEN = 3 * 8
+"""Token, label and position."""
+_BYTES_OF_ROW = 2048
+"""At least, of where a row is and what is ahead of it."""
 
 
 def batch_is_in_bounds(run: Run) -> Iterator[HekatonError]:
@@ -34,6 +38,31 @@ def batch_is_in_bounds(run: Run) -> Iterator[HekatonError]:
             "validation.local_batch_size",
             "validation.seq_len",
         )
+
+
+def batches_fit_memory(run: Run) -> Iterator[HekatonError]:
+    """One process has memory for the rows that it reads at once."""
+    if not run.here:
+        return
+    training, validation = run.config.training, run.config.validation
+    degree = run.data_parallel_degree or 1
+    batches = {
+        "training": (max(training.local_batch_size, training.global_batch_size // degree), training.seq_len)
+    }
+    if validation.enable:
+        batches["validation"] = (validation.local_batch_size, validation.seq_len)
+    available = _memory_of_host()
+    for section, (rows, seq_len) in batches.items():
+        needed = rows * (seq_len * _BYTES_OF_TOKEN + _BYTES_OF_ROW)
+        if needed > available:
+            yield run.violation(
+                f"{rows:,} rows of {section}.seq_len = {seq_len:,} take {needed / 2**30:,.0f} GiB before "
+                f"anything is computed, and this machine has {available / 2**30:,.0f} GiB",
+                f"{section}.local_batch_size",
+                *(["training.global_batch_size"] if section == "training" else []),
+                f"{section}.seq_len",
+                hint="choose fewer or shorter rows, or more processes",
+            )
 
 
 def weight_decay_shrinks(run: Run) -> Iterator[HekatonError]:
@@ -78,7 +107,7 @@ def model_fits_memory(run: Run) -> Iterator[HekatonError]:
     if run.device_type == "cuda" and not run.config.training.enable_cpu_offload:
         available = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        available = _memory_of_host()
     count = sum(parameter.numel() for parameter in meta.model.parameters())
     needed = 2 * DTYPES[run.config.training.dtype].itemsize * count
     if available is not None and needed > available:
@@ -89,3 +118,7 @@ def model_fits_memory(run: Run) -> Iterator[HekatonError]:
             *run.set_below("model.overrides"),
             hint="choose a smaller flavor, or shard it over more processes",
         )
+
+
+def _memory_of_host() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

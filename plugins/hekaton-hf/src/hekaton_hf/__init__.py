@@ -48,6 +48,7 @@ def hekaton_datasets() -> list[Dataset]:
         Dataset(
             "stream",
             build=Ref("hekaton_hf.stream.documents:build"),
+            check=Ref("hekaton_hf.stream.documents:check"),
             section="stream_dataset",
             encoder="stream",
             summary=".jsonl and .parquet files behind URLs, read while training",
@@ -55,19 +56,27 @@ def hekaton_datasets() -> list[Dataset]:
         Dataset(
             "hub_stream",
             build=Ref("hekaton_hf.stream.hub:build"),
+            check=Ref("hekaton_hf.stream.hub:check"),
             section="hub_stream",
             encoder="stream",
             summary="a dataset of the Hugging Face Hub by name, read while training",
         ),
-        Dataset("c4", build=Ref("hekaton_hf.c4:build_train"), summary="C4, English; downloads 305 GB"),
+        Dataset(
+            "c4",
+            build=Ref("hekaton_hf.c4:build_train"),
+            check=Ref("hekaton_hf.c4:check"),
+            summary="C4, English; downloads 305 GB",
+        ),
         Dataset(
             "c4_validation",
             build=Ref("hekaton_hf.c4:build_validation"),
+            check=Ref("hekaton_hf.c4:check"),
             summary="the validation split of C4, English; downloads",
         ),
         Dataset(
             "c4_test",
             build=Ref("hekaton_hf.c4:build_test"),
+            check=Ref("hekaton_hf.c4:check_test"),
             summary="documents of C4 in a local folder",
         ),
     ]
@@ -79,6 +88,7 @@ def hekaton_encoders() -> list[Encoder]:
         Encoder(
             "chat",
             build=Ref("hekaton_hf.chat.encoder:build"),
+            check=Ref("hekaton_hf.chat.encoder:check"),
             section="chat_dataset",
             summary="conversations, by a chat template",
         ),

@@ -17,6 +17,24 @@ TEST_FOLDER = "tests/assets/c4_test"
 """Where torchtitan's repository has it."""
 
 
+def check(section: Any, path: str | None, *, here: bool = True) -> None:
+    """What is read of a local copy is there; what is downloaded is asked for when a run starts.
+
+    :raises DataError: when there is none.
+    """
+    if here and path:
+        find_files(path)
+
+
+def check_test(section: Any, path: str | None, *, here: bool = True) -> None:
+    """As :func:`check`, of ``c4_test``.
+
+    :raises DataError: when there is no folder.
+    """
+    if here:
+        find_files(_test_folder(path))
+
+
 def build_train(section: Any, path: str | None) -> Texts:
     """``c4``: the train split."""
     return _local("train", path) if path else _from_hub("train")
@@ -29,13 +47,17 @@ def build_validation(section: Any, path: str | None) -> Texts:
 
 def build_test(section: Any, path: str | None) -> Texts:
     """``c4_test``: what is in a local folder, that of torchtitan's tests unless ``dataset_path`` is set."""
+    return read_texts(find_files(_test_folder(path)))
+
+
+def _test_folder(path: str | None) -> str:
     if path is None and not Path(TEST_FOLDER).is_dir():
         raise DataError(
             f"dataset 'c4_test' is not here: there is no folder '{TEST_FOLDER}'",
             hint="set dataset_path to the folder c4_test of torchtitan's tests/assets, "
             'or set dataset = "python_stdlib"',
         )
-    return read_texts(find_files(path or TEST_FOLDER))
+    return path or TEST_FOLDER
 
 
 def _local(split: str, path: str) -> Texts:

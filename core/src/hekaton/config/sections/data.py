@@ -17,6 +17,7 @@ from hekaton.config.base import (
     RowsOrAll,
     SectionModel,
     SeqLen,
+    Title,
 )
 from hekaton.contributions import Dataset, Objective, Order, RowMaker
 
@@ -93,15 +94,15 @@ class ValidationSet(SectionModel):
 
     at_resume: ClassVar[AtResumeMeaning] = "notice"
 
-    name: str = ""
+    name: Title = ""
     """Its name in the metrics; that of its dataset when not set."""
     dataset: Annotated[str, NameOf(Dataset)] = ""
     """The dataset, by name."""
     dataset_path: PathField | None = None
     """Where its files are, for datasets that take a path."""
     rows: Rows = 64
-    """Rows that its documents are shared out to. They do not depend on the layout, so that what is validated
-    on is the same on all; ranks beyond so many have nothing to do."""
+    """Rows that its documents are shared out to, at most one for each document. They do not depend on the
+    layout, so that what is validated on is the same on all; ranks beyond so many have nothing to do."""
     steps: PositiveOrAll = -1
     """Sequences of each row; -1 takes the whole dataset."""
     settings: dict[str, Any] = {}

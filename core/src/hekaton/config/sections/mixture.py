@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from hekaton.config.base import AtResumeMeaning, NameOf, PathField, SectionModel
+from hekaton.config.base import AtResumeMeaning, NameOf, PathField, SectionModel, Title
 from hekaton.contributions import Dataset
 
 Weight = Annotated[float, Field(ge=0, le=1e9)]
@@ -26,7 +26,7 @@ class MixtureSource(SectionModel):
 
     at_resume: ClassVar[AtResumeMeaning] = "notice"
 
-    name: str = ""
+    name: Title = ""
     """Its name in the log; that of its dataset when not set."""
     weight: Weight = 1.0
     """Its share of the tokens, relative to the weights of the others."""

@@ -147,6 +147,8 @@ def _of_alpaca(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     asked, more = text("instruction", needed=True), text("input")
     messages = [{"role": "system", "content": system}] if (system := text("system")) else []
     history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"'history' is not a list but {_kind(history)}")
     for number, turn in enumerate(history, 1):
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(one, str) for one in turn)):
             raise ValueError(f"turn {number} of 'history' is not a question and an answer")

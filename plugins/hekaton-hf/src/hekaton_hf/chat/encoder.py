@@ -31,22 +31,9 @@ class ChatEncoder:
         """:raises DataError: where there is no template, or a tokenizer that cannot say which characters its
         tokens stand for.
         """
-        if not isinstance(tokenizer, KnowsPlaces):
-            raise DataError(
-                "dataset 'chat' needs a tokenizer that knows which characters its tokens stand for",
-                hint='choose model.tokenizer = "hf", or "byte"',
-            )
-        self._tokenizer = tokenizer
+        self._tokenizer = _that_knows_places(tokenizer)
         self._section = section
-        folder = getattr(tokenizer, "folder", None)
-        tokens = special_tokens(folder) if folder is not None else {}
-        date = datetime.date.fromisoformat(section.date)
-
-        def template(*, with_tools: bool) -> ChatTemplate:
-            source, origin = find_template(folder, section.template, with_tools=with_tools)
-            return ChatTemplate(source, tokens=tokens, date=date, origin=origin)
-
-        self._plain, self._with_tools = template(with_tools=False), template(with_tools=True)
+        self._plain, self._with_tools = _templates(tokenizer, section)
         if not self._plain.is_marked:
             log.info(
                 "notice: the chat template in %s has no {%% generation %%} around what the assistant says: "
@@ -96,6 +83,28 @@ class ChatEncoder:
         return Encoded(ids, targets) if targets[1:].any() else _EMPTY
 
 
+def _that_knows_places(tokenizer: TextTokenizer) -> KnowsPlaces:
+    if not isinstance(tokenizer, KnowsPlaces):
+        raise DataError(
+            "dataset 'chat' needs a tokenizer that knows which characters its tokens stand for",
+            hint='choose model.tokenizer = "hf", or "byte"',
+        )
+    return tokenizer
+
+
+def _templates(tokenizer: TextTokenizer, section: ChatDatasetSection) -> tuple[ChatTemplate, ChatTemplate]:
+    """The template of conversations without tools, and that of those with tools."""
+    folder = getattr(tokenizer, "folder", None)
+    tokens = special_tokens(folder) if folder is not None else {}
+    date = datetime.date.fromisoformat(section.date)
+
+    def template(*, with_tools: bool) -> ChatTemplate:
+        source, origin = find_template(folder, section.template, with_tools=with_tools)
+        return ChatTemplate(source, tokens=tokens, date=date, origin=origin)
+
+    return template(with_tools=False), template(with_tools=True)
+
+
 def targets_of(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Which tokens overlap a span.
 
@@ -105,6 +114,12 @@ def targets_of(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarr
     for start, end in spans:
         targets |= (places[:, 0] < end) & (places[:, 1] > start)
     return targets
+
+
+def check(section: ChatDatasetSection, tokenizer: TextTokenizer) -> None:
+    """What :func:`build` would raise."""
+    _that_knows_places(tokenizer)
+    _templates(tokenizer, section)
 
 
 def build(section: ChatDatasetSection, tokenizer: TextTokenizer) -> ChatEncoder:

@@ -11,9 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hekaton_hf.decoding import DocumentColumns
+from hekaton_hf.decoding import DocumentColumns, UnreadableError
 
 Places = npt.NDArray[np.int64]
+MOST_OF_LINE = 1 << 28
+"""Bytes of a row of JSON: reading it takes some five times as many."""
+MOST_OF_JSON = 1 << 31
+"""Bytes of a line of a ``.json`` file, which may have all of its rows in one."""
 
 
 class Rows(Protocol):
@@ -56,15 +60,23 @@ def keep_document(row: dict[str, Any], reader: DocumentColumns, rows: Rows, *, w
         rows.replaced(where)
 
 
-def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same content in blocks that end where a line ends."""
+def whole_lines(blocks: Iterator[bytes], *, most: int = MOST_OF_LINE) -> Iterator[bytes]:
+    """The same content in blocks that end where a line ends.
+
+    :param most: bytes of a line.
+    :raises UnreadableError: at one that is longer, as a small compressed file may have.
+    """
     parts: list[bytes] = []
+    size = 0
     for block in blocks:
         end = block.rfind(b"\n") + 1
         if end:
             yield b"".join([*parts, block[:end]])
-            parts = []
+            parts, size = [], 0
         parts.append(block[end:])
+        size += len(block) - end
+        if size > most:
+            raise UnreadableError(f"it has a line of more than {most:,} bytes")
     last = b"".join(parts)
     if last:
         yield last

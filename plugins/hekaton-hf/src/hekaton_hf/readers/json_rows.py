@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hekaton_hf.decoding import JSON_DECODER, MARKED, DocumentColumns, UnreadableError, kind_of, parse_object
-from hekaton_hf.readers import Rows, keep_document, whole_lines
+from hekaton_hf.readers import MOST_OF_JSON, MOST_OF_LINE, Rows, keep_document, whole_lines
 
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _LONGEST_WORD = len("-Infinity") + len("\\uXXXX\\uXXXX")
@@ -45,7 +45,7 @@ def _read_object(line: bytes, number: int, start: int, rows: Rows, reader: Docum
 
 def read_json(blocks: Iterator[bytes], start: int, rows: Rows, reader: DocumentColumns) -> None:
     """A list of JSON objects, objects over any number of lines, or one in each line."""
-    lines = whole_lines(blocks)
+    lines = whole_lines(blocks, most=MOST_OF_JSON)
     first = next(lines, b"")
     while first.isspace() and (more := next(lines, b"")):
         first += more
@@ -114,6 +114,8 @@ class JsonValues:
     def _more(self) -> bool:
         """Have at least twice as much text ahead, if there is as much."""
         ahead = len(self._text) - self._place
+        if ahead > MOST_OF_LINE:
+            raise self._broken(f"it has a value of more than {MOST_OF_LINE:,} characters")
         parts = [self._text[self._place :]]
         self._lines += self._text.count("\n", 0, self._place)
         wanted = max(ahead, 1)

@@ -18,12 +18,19 @@ from hekaton.data.encoders import TextEncoder
 from hekaton.data.identity import fingerprint
 from hekaton.data.order import document_at
 from hekaton.errors import DataError
-from hekaton_hf.decoding import BLOCK, parse_object, text_in
+from hekaton_hf.decoding import BLOCK, UnreadableError, parse_object, text_in
 from hekaton_hf.files import format_of
 from hekaton_hf.readers import whole_lines
 from hekaton_hf.readers.files import decompressed_file
 from hekaton_hf.sections import StreamDatasetSection
-from hekaton_hf.stream.remote import Patience, PatientFile, StreamFile, find_remote
+from hekaton_hf.stream.remote import (
+    Patience,
+    PatientFile,
+    StreamFile,
+    find_named,
+    find_remote,
+    urls_in,
+)
 
 log = logging.getLogger("hekaton")
 
@@ -71,6 +78,8 @@ class StreamPart:
                         log.warning("skipping '%s', %s: %s", url, where, e)
                         continue
                     yield text
+            except UnreadableError as e:
+                raise DataError(f"cannot read '{url}': {e}", hint=e.hint) from e
             except _UNREADABLE as e:
                 said = (str(e).strip().splitlines() or [type(e).__name__])[0]
                 raise DataError(f"cannot read '{url}': {said}") from e
@@ -224,15 +233,20 @@ def build(section: StreamDatasetSection, path: str | None) -> Streams:
 
     :raises DataError: when there are none, or they cannot be reached.
     """
-    if not path:
-        raise DataError(
-            "dataset 'stream' needs files to read",
-            hint='set dataset_path, for example dataset_path = "s3://bucket/data/*.jsonl.zst"',
-        )
-    files = find_remote(path, _patience(section))
+    files = find_remote(path or "", _patience(section))
     streams = Streams(files, section)
     log.info("stream: %s files in %s parts", f"{len(files):,}", f"{len(streams):,}")
     return streams
+
+
+def check(section: StreamDatasetSection, path: str | None, *, here: bool = True) -> Streams | None:
+    """What :func:`build` would raise without a network. What is behind it is asked for when a run starts.
+
+    :returns: the files, where they are known.
+    """
+    urls_in(path or "")
+    files = find_named(path or "") if here else None
+    return None if files is None else Streams(files, section)
 
 
 def build_encoder(section: Any, tokenizer: TextTokenizer) -> StreamEncoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,23 +99,28 @@ class HubStream:
         ]  # fmt: skip
 
 
-def build(section: HubStreamSection, path: str | None) -> HubStream:
-    """The dataset of this name.
-
-    :raises DataError: when ``datasets`` is not installed, or the dataset cannot be opened.
-    """
+def check(section: HubStreamSection, path: str | None, *, here: bool = True) -> None:
+    """What :func:`build` would raise without a network."""
     if not path:
         raise DataError(
             "dataset 'hub_stream' needs the name of a dataset",
             hint='set dataset_path, for example dataset_path = "HuggingFaceFW/fineweb"',
         )
-    try:
-        import datasets
-    except ImportError as e:
+    if here and find_spec("datasets") is None:
         raise DataError(
             "dataset 'hub_stream' reads with the library datasets, which is not installed",
             hint='pip install "hekaton-hf[datasets]"',
-        ) from e
+        )
+
+
+def build(section: HubStreamSection, path: str | None) -> HubStream:
+    """The dataset of this name.
+
+    :raises DataError: when ``datasets`` is not installed, or the dataset cannot be opened.
+    """
+    check(section, path)
+    import datasets
+
     try:
         builder = datasets.load_dataset_builder(path, section.config or None, revision=section.revision)
         stream = builder.as_streaming_dataset(split=section.split)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from hekaton.errors import DataError
 from hekaton_hf.files import format_of
@@ -63,21 +64,70 @@ def find_remote(urls: str, patience: Patience) -> list[StreamFile]:
     :raises DataError: when one matches nothing, cannot be reached, or is of a format that cannot be read.
     """
     found: dict[str, StreamFile] = {}
-    for url in filter(None, (part.strip() for part in urls.split(","))):
+    for url in urls_in(urls):
         for file in _matching(url, patience):
-            if format_of(file.path) not in ("jsonl", "parquet"):  # type: ignore[arg-type]
-                raise DataError(
-                    f"cannot read '{file.url}': not a format that streams have",
-                    hint="they are .jsonl (.ndjson), compressed or not, and .parquet",
-                )
+            _check_format(file)
             found.setdefault(file.url, file)
     return list(found.values())
+
+
+def find_named(urls: str) -> list[StreamFile] | None:
+    """The files that URLs mean, as far as that can be told without a network; ``None`` where it takes one.
+
+    :raises DataError: as :func:`find_remote`.
+    """
+    each = urls_in(urls)
+    if all(_is_local(url) for url in each):
+        return find_remote(urls, Patience(attempts=1, stalled=60.0))
+    if any(_is_pattern(url) for url in each):
+        return None
+    named = {url: StreamFile(url, "") for url in each}
+    for file in named.values():
+        _check_format(file)
+    return list(named.values())
+
+
+def urls_in(text: str) -> list[str]:
+    """URLs that commas are between.
+
+    :raises DataError: when there are none.
+    """
+    found = [url for url in (part.strip() for part in text.split(",")) if url]
+    if not found:
+        raise DataError(
+            "dataset 'stream' needs files to read",
+            hint='set dataset_path, for example dataset_path = "s3://bucket/data/*.jsonl.zst"',
+        )
+    return found
+
+
+def _is_local(url: str) -> bool:
+    """:raises DataError: for a file system that is not known, or whose package is not installed."""
+    try:
+        return isinstance(fsspec.core.url_to_fs(url)[0], LocalFileSystem)
+    except (ValueError, ImportError) as e:
+        raise DataError(f"cannot read '{url}': {e}") from e
+    except Exception as e:  # what clients of stores raise has no bounds: here it is left to the run
+        log.debug("opening the file system of '%s' failed: %s", url, e)
+        return False
+
+
+def _is_pattern(url: str) -> bool:
+    return any(magic in url for magic in "*[") or ("?" in url and not url.startswith("http"))
+
+
+def _check_format(file: StreamFile) -> None:
+    if format_of(file.path) not in ("jsonl", "parquet"):  # type: ignore[arg-type]
+        raise DataError(
+            f"cannot read '{file.url}': not a format that streams have",
+            hint="they are .jsonl (.ndjson), compressed or not, and .parquet",
+        )
 
 
 def _matching(url: str, patience: Patience) -> Iterator[StreamFile]:
     def listed() -> list[tuple[str, dict[str, Any]]]:
         system, path = fsspec.core.url_to_fs(url)
-        if any(magic in path for magic in "*[") or ("?" in path and not url.startswith("http")):
+        if _is_pattern(url):
             infos = system.glob(path, detail=True)
             return [(system.unstrip_protocol(name), infos[name]) for name in sorted(infos)]
         return [(url, system.info(path))]
@@ -91,6 +141,8 @@ def _matching(url: str, patience: Patience) -> Iterator[StreamFile]:
     for name, info in names:
         if info.get("type") == "directory":
             raise DataError(f"'{name}' is a folder", hint="name its files by a pattern: .../*.jsonl.gz")
+        if _is_local(name) and not Path(LocalFileSystem._strip_protocol(name)).is_file():
+            raise DataError(f"cannot read '{name}': it is not a regular file")
         state = next((str(info[key]) for key in _STATES if info.get(key) is not None), "")
         yield StreamFile(name, f"{info.get('size')} bytes, {state}")
 
