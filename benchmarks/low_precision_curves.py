@@ -31,13 +31,16 @@ WINDOW = 10
 """Steps that a point is the mean of."""
 
 
-def losses(arguments: list[str], *, steps: int) -> list[float]:
-    """The loss of each step."""
+def losses(arguments: list[str], *, steps: int, precision: str = "float32") -> list[float]:
+    """The loss of each step.
+
+    :param precision: what products that are not converted are computed in.
+    """
     with tempfile.TemporaryDirectory() as folder:
         flags = [
             "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.overrides", json.dumps(SIZES),
             "--model.tokenizer", "byte", "--training.seq_len", "64", "--training.local_batch_size", "8",
-            "--training.steps", str(steps), "--training.mixed_precision_param", "float32",
+            "--training.steps", str(steps), "--training.mixed_precision_param", precision,
             "--optimizer.lr", "2e-3", "--lr_scheduler.warmup_steps", "10", "--metrics.log_freq", "1",
             "--metrics.loggers", "jsonl", "--job.dump_folder", folder,
         ]  # fmt: skip

@@ -35,6 +35,30 @@ def test_every_stage_runs_on_a_cpu_and_gives_rows(tmp_path):
     assert "| compiled, documents, 2 rows: hekaton |" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
+def test_products_in_low_precision_are_compared_on_a_cpu_too():
+    command = [sys.executable, "benchmarks/float8.py"]
+    settings = {"cwd": REPOSITORY, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True}
+    assert (
+        b"there is no GPU to measure" in subprocess.run(command, check=False, timeout=60, **settings).stderr
+    )
+    before = sorted(path.name for path in (REPOSITORY / "benchmarks/results").iterdir())
+    done = subprocess.run([*command, "--small"], check=False, text=True, timeout=110, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tables = done.stdout.partition("# CPU\n")[2]
+    for stage, recipes in (
+        ("products", ["bfloat16", "tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise", "mxfp8"]),
+        ("experts", ["bfloat16", "rowwise", "blockwise", "mxfp8"]),
+        ("layers", ["bfloat16", "tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise", "mxfp8"]),
+        ("curves", ["float32", "float8 tensorwise", "float8 rowwise", "mxfp8"]),
+    ):
+        rows = tables.partition(f"## {stage}\n")[2].partition("\n## ")[0]
+        for recipe in recipes:
+            assert f"| {recipe} |" in rows, (stage, recipe, rows)
+    assert "error" not in tables
+    assert before == sorted(path.name for path in (REPOSITORY / "benchmarks/results").iterdir())
+
+
 def test_an_unknown_stage_is_rejected():
     command = [sys.executable, "benchmarks/gpu.py", "--out", "nowhere", "--only", "layer"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)

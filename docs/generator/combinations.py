@@ -10,8 +10,8 @@ from hekaton_mx.combinations import TABLE as MX
 
 TABLE = (*FLOAT8, *MX)
 RECIPES = {
-    "quantize.linear.float8": ("tensorwise", "rowwise", "rowwise_with_gw_hp"),
-    "quantize.grouped_mm.float8": ("",),
+    "quantize.linear.float8": ("tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise"),
+    "quantize.grouped_mm.float8": ("rowwise", "blockwise"),
     "quantize.linear.mx": ("mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp", "mxfp8_emulated_rceil", "nvfp4"),
     "quantize.grouped_mm.mx": ("mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp", "mxfp8_emulated_rceil", "nvfp4"),
 }
@@ -47,7 +47,7 @@ emulates what is accepted.
 def page() -> str:
     """The page as Markdown."""
     rows = [
-        (code(converter), recipe or "rowwise", *_cells(converter, recipe))
+        (code(converter), recipe, *_cells(converter, recipe))
         for converter, recipes in RECIPES.items()
         for recipe in recipes
     ]
@@ -68,7 +68,7 @@ def _cells(converter: str, recipe: str) -> list[str]:
         names = [converter]
         if "lora" in layout:
             names.insert(0 if "before" in layout else 1, "lora")
-        chosen = [f"--{converter}.recipe_name", recipe] if recipe else []
+        chosen = [f"--{converter}.recipe_name", recipe]
         loaded = load([], ["--model.converters", ",".join(names), *chosen, *flags])
         run = Run(loaded.config, loaded.plugins, loaded.origins, 8, "cuda", here=False)
         entries = [entry for entry in TABLE if entry.refused and entry.concerns(run)]

@@ -37,8 +37,14 @@ class Format(Protocol):
     def along(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """``x`` rounded and scaled back, values that share a scale being neighbours along ``dim``."""
 
+    def of_weights(self, weights: torch.Tensor, dim: int) -> torch.Tensor:
+        """The same of weights, whose product sums over ``dim``, -1 or -2.
+
+        :param weights: (..., outputs, inputs)
+        """
+
     def along_groups(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """The same along dim 0, where no scale is shared by two groups.
+        """As :meth:`along` along dim 0, where no scale is shared by two groups.
 
         :param x: (n, size); :param counts: (groups,), rows of each.
         """
@@ -101,7 +107,7 @@ class _RoundedProduct(torch.autograd.Function):
         ctx.save_for_backward(rows, weights, counts)
         ctx.number_format = number_format
         ends = counts.cumsum(0, dtype=torch.int32)
-        x, w = number_format.along(rows, -1), number_format.along(weights, -1)
+        x, w = number_format.along(rows, -1), number_format.of_weights(weights, -1)
         out: torch.Tensor = F.grouped_mm(x, w.mT, offs=ends)
         return out
 
@@ -116,7 +122,7 @@ class _RoundedProduct(torch.autograd.Function):
         of_rows = of_weights = None
         if ctx.needs_input_grad[0]:
             of_rows = F.grouped_mm(
-                number_format.along(given, -1), number_format.along(weights, -2), offs=ends
+                number_format.along(given, -1), number_format.of_weights(weights, -2), offs=ends
             )
         if ctx.needs_input_grad[1]:
             of_weights = F.grouped_mm(

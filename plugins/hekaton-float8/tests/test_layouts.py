@@ -45,5 +45,16 @@ def test_tensor_parallel_ranks_compute_what_one_process_does():
 
 @pytest.mark.slow
 def test_ranks_that_gather_in_float8_compute_what_one_process_does_as_far_as_float8_goes():
-    """The scales of inputs are those of a rank's rows: they and the rounding differ."""
-    check_layouts(*RUN, *GATHER, layouts=["shard2"], rows=2, steps=2, tolerance=1e-2)
+    """The scales of inputs are those of a rank's part of the batch: they and the rounding differ."""
+    layouts = ["shard2", "replicate2", "cp2", "pp2"]
+    check_layouts(*RUN, *GATHER, layouts=layouts, rows=2, steps=2, tolerance=1e-2)
+
+
+@pytest.mark.slow
+def test_ranks_that_have_whole_blocks_compute_blockwise_what_one_process_does():
+    """Sequences of 128 tokens, which a context-parallel rank would have a part of."""
+    sizes = {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 256, "vocab_size": 258}
+    changed = ["--model.overrides", json.dumps(sizes), "--training.seq_len", "128"]
+    blockwise = [f"--{LINEAR}.recipe_name", "blockwise"]
+    layouts = ["shard2", "replicate2", "tp2", "pp2"]
+    check_layouts(*RUN, *changed, *blockwise, layouts=layouts, rows=2, steps=2, tolerance=1e-4)

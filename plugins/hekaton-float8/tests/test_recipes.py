@@ -14,7 +14,7 @@ from torchao.float8.float8_linear import Float8Linear
 from torchao.float8.float8_training_tensor import GemmInputRole, hp_tensor_and_scale_to_float8
 
 from hekaton.grouped_products import rounded_product
-from hekaton_float8 import grouped
+from hekaton_float8 import blockwise, grouped
 from hekaton_float8.linear import as_torchao
 from hekaton_float8.sections import Float8Section
 
@@ -210,6 +210,61 @@ def test_scales_that_two_experts_share_are_noticed(monkeypatch):
     monkeypatch.setattr(grouped.Rowwise, "along_groups", lambda self, x, counts: self.along(x, 0))
     expected = experts(*(one.double() for one in expert_operands()))
     assert errors(used(grouped_products())[2:], used(expected)[2:])[0] > 1e-3
+
+
+def in_blocks(x, rows, columns):
+    """Rounded with a scale for each so many rows and columns; the last block may be smaller."""
+    out = torch.empty_like(x)
+    for i in range(0, x.shape[0], rows):
+        for j in range(0, x.shape[1], columns):
+            out[i : i + rows, j : j + columns] = cast(x[i : i + rows, j : j + columns], "e4m3")
+    return out
+
+
+def blockwise_linear(x, weight, upstream, *, of_rows=(1, 128), of_weight=(128, 128)):
+    """As :func:`linear`, in DeepSeek V3's recipe.
+
+    :param of_rows: what shares a scale in a matrix whose columns are summed over; :param of_weight: in a weight.
+    """
+    w, up, tall = in_blocks(weight, *of_weight), in_blocks(upstream, *of_rows), of_rows[::-1]
+    return in_blocks(x, *of_rows) @ w.T, up @ w, in_blocks(upstream, *tall).T @ in_blocks(x, *tall)
+
+
+def blockwise_operands():
+    """40 tokens, 128 outputs of 256 inputs; as :func:`operands`, in orders of magnitude."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 256, generator=generator) * torch.logspace(-3, 1, 40)[:, None]
+    weight = torch.randn(128, 256, generator=generator) * torch.logspace(-4, 1, 256)
+    return x, weight, torch.randn(40, 128, generator=generator) * torch.logspace(-6, 0, 128)
+
+
+def test_blockwise_products_are_the_references():
+    x, weight, upstream = (one.requires_grad_() for one in blockwise_operands())
+    output = blockwise.emulated_product(x.unflatten(0, (2, -1)), weight).flatten(0, 1)
+    output.backward(upstream)
+    found = output.detach(), x.grad, weight.grad
+    exact = [one.detach().double() for one in (x, weight, upstream)]
+    assert max(errors(found, blockwise_linear(*exact))) < TOLERANCE
+    for mistake in ({"of_rows": (128, 1)}, {"of_weight": (1, 128)}, {"of_rows": (128, 128)}):
+        assert max(errors(found, blockwise_linear(*exact, **mistake))) > 1e-2, mistake
+
+
+def test_blockwise_products_of_experts_are_the_references():
+    """Each expert's own rows, of which the blocks begin anew."""
+    x, weight, upstream = blockwise_operands()
+    counts = [13, 0, 27]
+    weights = weight * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
+    x, weights, upstream = (one.requires_grad_() for one in (x, weights, upstream))
+    output = rounded_product(x, weights, torch.tensor(counts), number_format=blockwise.Blockwise())
+    output.backward(upstream)
+    exact = [one.detach().double() for one in (x, weights, upstream)]
+    parts = zip(exact[0].split(counts), exact[1], exact[2].split(counts), strict=True)
+    expected = [
+        torch.cat(one)
+        for one in zip(*(blockwise_linear(*part) for part in parts if len(part[0])), strict=True)
+    ]
+    found = output.detach(), x.grad, weights.grad[[0, 2]].flatten(0, 1)
+    assert max(errors(found, expected)) < TOLERANCE
 
 
 def test_groups_are_filled_up_for_the_kernels(monkeypatch):

@@ -181,7 +181,7 @@ TABLE = (
         when="experts in float8 on a GPU below capability 9.0",
         applies=lambda run: _multiplies_in_float8(run, GROUPED),
         capability=(9, 0),
-        reason="it has no products in float8 with a scale for each row",
+        reason="it has no products in float8 with a scale for each row or block",
         instead=f"set {GROUPED}.emulate = true to try the numerics, or leave the converter out",
         fields=(CONVERTERS,),
     ),

@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass, replace
 
 import torch
-from torchao.float8.float8_utils import amax_to_scale, to_fp8_saturated
 from torchao.prototype.moe_training import _to_fp8_rowwise_then_scaled_grouped_mm
 
 from hekaton.draft import Draft
@@ -14,6 +13,7 @@ from hekaton.expert_choices import choose_experts, replace_products
 from hekaton.grouped_products import GroupedProduct, placed, rounded_product, spread, with_bias
 from hekaton.mesh import ParallelDims
 from hekaton_float8 import GROUPED
+from hekaton_float8.blockwise import BLOCK, Blockwise, grouped_product, rounded
 from hekaton_float8.sections import GroupedFloat8Section
 
 ROWS = 16
@@ -21,7 +21,7 @@ ROWS = 16
 
 
 class GroupedFloat8:
-    """Products of experts in float8 with a scale for each row, as the section says.
+    """Products of experts in float8, as the section says.
 
     A weight stays a parameter of the model's own precision under its own name.
     """
@@ -32,14 +32,19 @@ class GroupedFloat8:
 
     def convert(self, draft: Draft) -> Draft:
         """:raises ConfigError: as :func:`hekaton.expert_choices.choose_experts`."""
+        blockwise = self._section.recipe_name == "blockwise"
         choices = choose_experts(
-            draft, self._section.fqns, field=f"{GROUPED}.fqns", multiple=16, etp=self._dims.etp
+            draft,
+            self._section.fqns,
+            field=f"{GROUPED}.fqns",
+            multiple=BLOCK if blockwise else 16,
+            etp=self._dims.etp,
         )
-        product: GroupedProduct = (
-            functools.partial(rounded_product, number_format=Rowwise())
-            if self._section.emulate or not torch.cuda.is_available()
-            else float8_product
-        )
+        product: GroupedProduct = grouped_product if blockwise else float8_product
+        if self._section.emulate or not torch.cuda.is_available():
+            product = functools.partial(
+                rounded_product, number_format=Blockwise() if blockwise else Rowwise()
+            )
         replace_products(draft.model, choices, lambda plain: product)
         return replace(draft, choices={**draft.choices, GROUPED: choices})
 
@@ -64,16 +69,13 @@ class Rowwise:
     """E4M3 with a scale for each row that is a power of 2; see :class:`hekaton.grouped_products.Format`."""
 
     def along(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        return _rounded(x, x.abs().amax(dim, keepdim=True))
+        return rounded(x, x.abs().amax(dim, keepdim=True), power_of_2=True)
+
+    def of_weights(self, weights: torch.Tensor, dim: int) -> torch.Tensor:
+        return self.along(weights, dim)
 
     def along_groups(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         group = torch.arange(len(counts), device=x.device).repeat_interleave(counts, output_size=len(x))
         amax = x.new_zeros(len(counts), x.shape[1])
         amax = amax.scatter_reduce(0, group[:, None].expand_as(x), x.abs(), "amax")
-        return _rounded(x, amax.index_select(0, group))
-
-
-def _rounded(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-    scale = amax_to_scale(amax, torch.float8_e4m3fn, round_scales_to_power_of_2=True)
-    rounded: torch.Tensor = to_fp8_saturated(x.float() * scale, torch.float8_e4m3fn).float() / scale
-    return rounded.to(x.dtype)
+        return rounded(x, amax.index_select(0, group), power_of_2=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,8 @@ from torchao.float8.float8_linear import Float8Linear
 from hekaton.draft import Draft
 from hekaton.layer_choices import choose_linear_layers, replace_layers
 from hekaton.mesh import ParallelDims
-from hekaton_float8 import LINEAR
+from hekaton.product_linear import ProductLinear
+from hekaton_float8 import LINEAR, blockwise
 from hekaton_float8.sections import Float8Section
 from hekaton_float8.tensor_parallel import read_only_by, with_float8_styles
 
@@ -37,16 +38,24 @@ class LinearFloat8:
             draft,
             self._section.filter_fqns,
             field=f"{LINEAR}.filter_fqns",
-            multiple=16,
+            multiple=blockwise.BLOCK if recipe == "blockwise" else 16,
             tp=self._dims.tp,
             too_small=TOO_SMALL[recipe],
         )
         converted = {choice.layer for choice in choices if not choice.left}
         if self._dims.tp > 1 and recipe == "tensorwise" and draft.plan.tensor:
             draft = with_float8_styles(draft, converted, read_only_by(draft.model, converted))
-        config = as_torchao(self._section, gathers=self._gathers)
-        replace_layers(draft.model, choices, lambda layer: Float8Linear.from_float(layer, config=config))
+        replace_layers(draft.model, choices, self._maker(recipe))
         return replace(draft, choices={**draft.choices, LINEAR: choices})
+
+    def _maker(self, recipe: str) -> Callable[[nn.Linear], nn.Module]:
+        """What makes the layer that takes the place of another one."""
+        if recipe == "blockwise":
+            emulated = self._section.emulate or not torch.cuda.is_available()
+            product = blockwise.emulated_product if emulated else blockwise.product
+            return lambda layer: ProductLinear(layer, product)
+        config = as_torchao(self._section, gathers=self._gathers)
+        return lambda layer: Float8Linear.from_float(layer, config=config)
 
     def after_step(self, model_parts: Sequence[nn.Module]) -> None:
         """Compute the scales of all weights anew, where they are wanted ahead of the gather."""
@@ -56,7 +65,7 @@ class LinearFloat8:
 
 
 def as_torchao(section: Float8Section, *, gathers: bool = False) -> Float8LinearConfig:
-    """torchao's configuration of the recipe."""
+    """torchao's configuration of the recipe; ``blockwise`` has none."""
     made: Float8LinearConfig = replace(
         Float8LinearConfig.from_recipe_name(section.recipe_name or "tensorwise"),
         enable_fsdp_float8_all_gather=gathers,
@@ -80,8 +89,9 @@ def _small_rowwise(outputs: int, inputs: int) -> str:
 TOO_SMALL = {
     "tensorwise": _small_tensorwise,
     "rowwise": _small_rowwise,
-    # torchao has no measurements of this one; its kernels are the rowwise ones.
+    # torchao has no measurements of these.
     "rowwise_with_gw_hp": _small_rowwise,
+    "blockwise": _small_rowwise,
 }
 """Recipe -> why a layer of so many outputs and inputs is too small to gain on an H100, or nothing: the bounds
 of torchao's ``_auto_filter_for_recipe``."""

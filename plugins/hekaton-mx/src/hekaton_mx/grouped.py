@@ -88,6 +88,9 @@ class MXFP8:
         blocks = values.to(x.dtype).unflatten(-1, (-1, BLOCK)) * scales.to(x.dtype).unsqueeze(-1)
         return blocks.flatten(-2).transpose(dim, -1)
 
+    def of_weights(self, weights: torch.Tensor, dim: int) -> torch.Tensor:
+        return self.along(weights, dim)
+
     def along_groups(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         if not self.weight_gradients:
             return x

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torchao.prototype.moe_training.mxfp8_linear import _to_mxfp8_then_scaled_mm
 from torchao.prototype.mx_formats.config import ScaleCalculationMode
 from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
@@ -16,6 +15,7 @@ from torchao.quantization.quantize_.common.kernel_preference import KernelPrefer
 from hekaton.draft import Draft
 from hekaton.layer_choices import choose_linear_layers, replace_layers
 from hekaton.mesh import ParallelDims
+from hekaton.product_linear import ProductLinear
 from hekaton_mx import LINEAR
 from hekaton_mx.sections import MXSection
 
@@ -92,39 +92,12 @@ def product(x: torch.Tensor, weight: torch.Tensor, recipe: Recipe) -> torch.Tens
     return out[: x.shape[:-1].numel()].unflatten(0, x.shape[:-1]).to(x.dtype)
 
 
-class MXFP8Linear(nn.Linear):
-    """A linear layer whose products are in MXFP8, with the parameters of the one that it replaces.
-
-    Of a weight that is cut each rank multiplies its part: where parts are multiples of 32, the blocks that
-    share a scale are those of the whole.
-    """
+class MXFP8Linear(ProductLinear):
+    """A linear layer whose products are in MXFP8, with the parameters of the one that it replaces."""
 
     def __init__(self, layer: nn.Linear, recipe: Recipe) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
+        super().__init__(layer, functools.partial(product, recipe=recipe))
         self.recipe = recipe
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """:param x: (..., inputs); :returns: (..., outputs)"""
-        out = self._on_parts(x) if isinstance(self.weight, DTensor) else product(x, self.weight, self.recipe)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
-
-    def _on_parts(self, x: Any) -> torch.Tensor:
-        weight: Any = self.weight
-        mesh, (cut,) = weight.device_mesh, weight.placements
-        last = Shard(x.dim() - 1)
-        if not isinstance(x, DTensor):
-            x = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
-        if cut.is_replicate():
-            (given,) = x.placements
-            summed, result = (Partial() if given.is_shard() else given), given
-            part = x.to_local()
-        elif cut.is_shard(0):
-            part, summed, result = x.to_local(grad_placements=[Partial()]), cut, last
-        else:
-            part, summed, result = x.redistribute(placements=[last]).to_local(), cut, Partial()
-        out = product(part, weight.to_local(grad_placements=[summed]), self.recipe)
-        return DTensor.from_local(out, mesh, [result], run_check=False)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.recipe}"
