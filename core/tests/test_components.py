@@ -104,6 +104,7 @@ def test_an_optimizer_that_leaves_parameters_out_is_rejected():
     [
         ({"loss": 1.0}, "gives a metric 'loss', which every run has"),
         ({"experts": torch.zeros(())}, "gives 'experts' as Tensor, not as a number"),
+        ([1.0], "gives list, not a mapping of names to numbers"),
     ],
 )
 def test_metrics_of_a_model_replace_none_of_the_runs(own, message):
@@ -117,6 +118,12 @@ def test_metrics_of_a_model_replace_none_of_the_runs(own, message):
     [
         ("return None", r"check 'mine' of plugin 'rules_of_mine' .* returned NoneType"),
         ("yield 3", r"check 'mine' of plugin 'rules_of_mine' .* yielded int"),
+        (
+            "yield run.config.modle.name",
+            r"check 'mine' of plugin 'rules_of_mine' .* failed: AttributeError: .*'modle'"
+            r"\n  from: .*rules_of_mine\.py, line 5"
+            "\n  leave the plugin out: HEKATON_DISABLE=rules_of_mine",
+        ),
     ],
 )
 def test_a_rule_that_yields_neither_violations_nor_notices_is_named(body, message, tmp_path):

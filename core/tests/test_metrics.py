@@ -1,5 +1,6 @@
 """Rates against hand calculations, the console line, which ranks speak."""
 
+import math
 import sys
 import time
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from hekaton import metrics
+from hekaton.errors import PluginError
 from hekaton.metrics import Console, Meter, Phases, log_ranks, peak_tflops, set_up_logging
 
 CPU = torch.device("cpu")
@@ -22,6 +24,12 @@ def clock(monkeypatch):
         now[0] += seconds
 
     return advance
+
+
+@pytest.mark.parametrize("flops", [0.0, -1.0, math.inf, "6e9"])
+def test_operations_that_cannot_be_are_rejected(flops):
+    with pytest.raises(PluginError, match=r"TrainSpec\.flops_per_unit gives .*, not a finite number above 0"):
+        Meter(CPU, unit="tokens", flops_per_unit=flops, processes=1)
 
 
 def test_rates_are_per_process_and_second(clock, monkeypatch):

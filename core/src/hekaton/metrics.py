@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import shutil
@@ -99,6 +100,11 @@ class Phases:
         return seconds
 
 
+def is_flops(value: object) -> bool:
+    """Whether a number of operations can be: what ``TrainSpec.flops_per_unit`` must give."""
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
 class Meter:
     """Turns units of work and seconds since the last report into rates.
 
@@ -110,6 +116,12 @@ class Meter:
     def __init__(
         self, device: torch.device, *, unit: str, flops_per_unit: float | None, processes: int
     ) -> None:
+        """:raises PluginError: for operations that are not a finite number above 0."""
+        if flops_per_unit is not None and not is_flops(flops_per_unit):
+            raise PluginError(
+                f"TrainSpec.flops_per_unit gives {flops_per_unit!r}, not a finite number above 0",
+                hint="leave it out, and no TFLOP/s are reported",
+            )
         self.phases = Phases(device)
         self._device = device
         self._unit = unit
@@ -156,8 +168,11 @@ def with_own(metrics: Mapping[str, float], own: Mapping[str, float]) -> dict[str
     """The metrics of a run with those of its model.
 
     :param own: what ``TrainSpec.report`` returned.
-    :raises PluginError: for a name that the run has already, and for a value that is no number.
+    :raises PluginError: for what is no mapping, for a name that the run has already, and for a value that is
+        no number.
     """
+    if not isinstance(own, Mapping):
+        raise PluginError(f"TrainSpec.report gives {type(own).__name__}, not a mapping of names to numbers")
     for name, value in own.items():
         if name in metrics:
             raise PluginError(f"TrainSpec.report gives a metric '{name}', which every run has")

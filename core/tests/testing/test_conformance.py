@@ -120,7 +120,7 @@ class Thawed:
             r"small tiny: outputs must be of shape \(batch, seq, vocab\), not \(2, 11\)",
         ),
         (
-            replace(SPEC, init=lambda config: init(config) | {"output.bias": Constant(float("inf"))}),
+            replace(SPEC, init=lambda config: init(config) | {"{embedding,output}.weight": Normal(1e30)}),
             "small tiny: the loss is ",
         ),
         (
@@ -242,3 +242,27 @@ def test_everything_wrong_is_listed_together():
         check_plugin(plugin(**models(replace(SOUND, summary="", section="none"))))
     assert "no summary" in str(caught.value)
     assert "no section 'none'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"flops_per_unit": lambda config, seq_len: -1.0}, "flops_per_unit gives -1.0, not a finite number"),
+        (
+            {"flops_per_unit": lambda config, seq_len: "6e9"},
+            "flops_per_unit gives '6e9', not a finite number",
+        ),
+        ({"terms": lambda config: {"balance": 0.1}}, "TrainSpec.terms has 'balance', which no layer adds"),
+        (
+            {"init": lambda config: {**init(config), "output.bias": drawn_by_torch}},
+            "'output.bias' depend on more",
+        ),
+    ],
+)
+def test_what_a_model_says_of_itself_is_checked(changed, message):
+    with pytest.raises(AssertionError, match=message):
+        check_model(replace(SPEC, **changed), layouts=False)
+
+
+def drawn_by_torch(tensor, *, name, generator):
+    tensor.normal_()

@@ -360,6 +360,11 @@ def yields_numbers(run):
         yield 3
 
 
+def changing(run):
+    run.config.model.converters.append("mine")
+    yield from ()
+
+
 def listing(run):
     return []
 
@@ -377,6 +382,7 @@ def test_what_a_right_rule_says_is_returned():
         (always, "a run that does not use its plugin: this run is watched"),
         (yields_numbers, "it yields int"),
         (listing, "it returns list: write it as a generator"),
+        (changing, "it changes the configuration that it is given"),
     ],
 )
 def test_a_wrong_rule_fails(rule, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeAlias
@@ -62,13 +63,26 @@ def check(loaded: Loaded, *, world_size: int | None, device_type: str, here: boo
 def _contributed(name: str, check: Contributed[Check], run: Run) -> Iterator[HekatonError | str]:
     """What the rule of a plugin yields.
 
-    :raises PluginError: when that is neither violations nor notices.
+    :raises PluginError: when that is neither violations nor notices, or the rule fails: it is asked in every
+        run, also in those that its plugin has no part in.
     """
     rule = f"check '{name}' of {check.plugin}"
-    found = check.record.rule.load()(run)
-    if not isinstance(found, Iterable):
+    try:
+        found = check.record.rule.load()(run)
+        listed = list(found) if isinstance(found, Iterable) else None
+    except HekatonError:
+        raise
+    except Exception as e:
+        frames = traceback.extract_tb(e.__traceback__)
+        its = next((frame for frame in frames if frame.filename != __file__), frames[-1])
+        raise PluginError(
+            f"{rule} failed: {type(e).__name__}: {e}",
+            origin=f"{its.filename}, line {its.lineno}",
+            hint=f"leave the plugin out: HEKATON_DISABLE={check.plugin.name}",
+        ) from e
+    if listed is None:
         raise PluginError(f"{rule} returned {type(found).__name__}", hint="write the rule as a generator")
-    for one in found:
+    for one in listed:
         if not isinstance(one, HekatonError | str):
             raise PluginError(
                 f"{rule} yielded {type(one).__name__}",

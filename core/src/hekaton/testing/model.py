@@ -11,6 +11,7 @@ from torch import nn
 
 from hekaton.generation import recomputed
 from hekaton.init import Initializer, resolve_init
+from hekaton.metrics import is_flops
 from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
 from hekaton.spec import OpenCache, RunFacts, TrainSpec
@@ -81,6 +82,9 @@ def _check_run(spec: TrainSpec, flavor: str, load: Sequence[str]) -> None:
             refusal.message for refusal in spec.check(spec.flavors[flavor], RunFacts(seq_len=SEQ_LEN))
         ]
         assert not refusals, f"{what} {'; '.join(refusals)}"
+    if spec.flops_per_unit is not None:
+        flops = spec.flops_per_unit(spec.flavors[flavor], SEQ_LEN)
+        assert is_flops(flops), f"{what}: flops_per_unit gives {flops!r}, not a finite number above 0"
     run = plain_run(spec, flavor, load=load)
     assert math.isfinite(run.loss), f"{what}: the loss is {run.loss}"
     for name, parameter in run.model.named_parameters():

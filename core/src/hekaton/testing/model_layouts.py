@@ -17,6 +17,7 @@ import torch.distributed as dist
 from hekaton.contributions import ContextParallel, ParallelStyle
 from hekaton.errors import ConfigErrors, HekatonError, UnknownName
 from hekaton.forward_backward import TOTAL
+from hekaton.metrics import with_own
 from hekaton.parallel.contract import described
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.plugins import Plugins
@@ -186,6 +187,8 @@ def _run(
                 wrong += _gradient_differs(name, parameter.grad, expected.gradients[name])
     if spec.before_step is not None and not wrong:
         wrong += differences(state_after(spec, steps), torch.load(reference))
+    if spec.report is not None:
+        with_own({}, spec.report(steps.parts, steps.meshes))
     return wrong
 
 

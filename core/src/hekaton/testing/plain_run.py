@@ -76,6 +76,8 @@ def plain_run(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> Plai
         assert outputs.shape[:-1] == targets["labels"].shape, (
             f"{spec.name} {flavor}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
         )
+    missing = sorted(added.keys() - sums_added.keys())
+    assert not missing, f"{spec.name} {flavor}: TrainSpec.terms has '{missing[0]}', which no layer adds"
     sums, counts = objective.loss(outputs, targets), objective.count(targets)
     terms = [weight * sums[name] / counts[name] for name, weight in objective.weights.items()]
     terms += [weight * sums_added[name] / ROWS for name, weight in added.items()]

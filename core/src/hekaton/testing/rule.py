@@ -16,7 +16,7 @@ def check_rule(
     """Run a rule on a configuration, and on one that its plugin has no part in.
 
     It yields errors of hekaton as violations and strings as notices; on the run of others it yields nothing;
-    asked twice, it says the same.
+    asked twice, it says the same. It leaves the configuration as it is.
 
     :param arguments: of ``hekaton train``: TOML files and flags.
     :param others: the arguments of a run that the plugin has no part in; by default none, every default.
@@ -40,6 +40,9 @@ def check_rule(
 
 def _of(rule: Rule, arguments: Sequence[str], world_size: int, device_type: str) -> list[HekatonError | str]:
     loaded = load(*split_files(arguments))
+    before = loaded.config.model_dump()
     found = rule(Run(loaded.config, loaded.plugins, loaded.origins, world_size, device_type, here=False))
     assert isinstance(found, Iterator), f"it returns {type(found).__name__}: write it as a generator"
-    return list(found)
+    listed = list(found)
+    assert loaded.config.model_dump() == before, "it changes the configuration that it is given"
+    return listed
