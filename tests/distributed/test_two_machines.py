@@ -17,11 +17,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+LATE = 90
+"""Seconds by which one of two machines comes later."""
 
 
 @functools.cache
@@ -80,7 +83,29 @@ def run_on_two_machines(
     agents: bool = False,
     timeout: float = 150.0,
 ) -> tuple[Machine, Machine]:
-    """Run ``hekaton train WORDS`` on both, in ``folder``.
+    """Run ``hekaton train WORDS`` on both, in ``folder``: see :func:`start_on_two_machines`."""
+    return ended(
+        start_on_two_machines(
+            *words,
+            folder=folder,
+            prepare=prepare,
+            of_second=of_second,
+            environment=environment,
+            agents=agents,
+        ),
+        timeout=timeout,
+    )
+
+
+def start_on_two_machines(
+    *words: str,
+    folder: Path,
+    prepare: str = ":",
+    of_second: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    agents: bool = False,
+) -> list[subprocess.Popen[str]]:
+    """Start ``hekaton train WORDS`` on both, in ``folder``.
 
     :param prepare: shell commands in the namespace of the second one, before its process starts.
     :param of_second: further words of the second one.
@@ -118,6 +143,14 @@ def run_on_two_machines(
                 text=True,
             )
         )
+    return running
+
+
+def ended(running: Sequence[subprocess.Popen[str]], *, timeout: float) -> tuple[Machine, Machine]:
+    """Wait for what was started.
+
+    :param timeout: seconds for each.
+    """
     machines = []
     try:
         for process in running:
@@ -141,12 +174,38 @@ def _free_port() -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "run.toml").write_text(RUN)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.txt").write_text(
-        "All the words of this file are the same on both machines. " * 50
+    return with_run(tmp_path)
+
+
+def with_run(folder: Path) -> Path:
+    (folder / "run.toml").write_text(RUN)
+    (folder / "data").mkdir()
+    (folder / "data" / "a.txt").write_text("All the words of this file are the same on both machines. " * 50)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def late(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[subprocess.Popen[str]]]]:
+    """Two machines that are alike, of which the second comes late; the other tests run meanwhile."""
+    folder = with_run(tmp_path_factory.mktemp("late"))
+    (folder / "data" / "b.txt").write_text("Größe, Maß und Länge, naïveté. " * 20, encoding="utf-8")
+    (folder / "clock").mkdir()
+    (folder / "clock" / "sitecustomize.py").write_text(
+        "import time\nright = time.time\ntime.time = lambda: right() + 3600\n"
     )
-    return tmp_path
+    running = start_on_two_machines(
+        "run.toml", "--parallelism.data_parallel_replicate_degree", "2", "--fault.compare_replicas_every", "1",
+        folder=folder,
+        prepare=f"sleep {LATE}",
+        environment={
+            "PYTHONPATH": str(folder / "clock"), "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+        },
+    )  # fmt: skip
+    yield folder, running
+    for process in running:
+        process.kill()
+        process.wait()
 
 
 def test_a_checkpoint_folder_on_a_disk_of_its_own_is_refused(folder: Path) -> None:
@@ -257,23 +316,14 @@ def test_a_broken_line_in_the_data_of_one_machine_is_reported(folder: Path) -> N
     assert "rank 1 on " in machines[0].error
 
 
-def test_machines_that_are_alike_train_though_one_is_late_and_its_clock_wrong(folder: Path) -> None:
+@pytest.mark.timeout(400)
+def test_machines_that_are_alike_train_though_one_is_late_and_its_clock_wrong(
+    late: tuple[Path, list[subprocess.Popen[str]]],
+) -> None:
     """They have the same host name, too. The locale of the second one is that of ASCII, and its sets have another
     order: its replica is equal to the bit all the same."""
-    (folder / "data" / "b.txt").write_text("Größe, Maß und Länge, naïveté. " * 20, encoding="utf-8")
-    (folder / "clock").mkdir()
-    (folder / "clock" / "sitecustomize.py").write_text(
-        "import time\nright = time.time\ntime.time = lambda: right() + 3600\n"
-    )
-    machines = run_on_two_machines(
-        "run.toml", "--parallelism.data_parallel_replicate_degree", "2", "--fault.compare_replicas_every", "1",
-        folder=folder,
-        prepare="sleep 12",
-        environment={
-            "PYTHONPATH": str(folder / "clock"), "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONUTF8": "0",
-            "PYTHONCOERCECLOCALE": "0",
-        },
-    )  # fmt: skip
+    folder, running = late
+    machines = ended(running, timeout=LATE + 150)
     assert [machine.status for machine in machines] == [0, 0], machines
     manifests = list((folder / "outputs" / "checkpoint").glob("step-*/manifest.json"))
     assert sorted(path.parent.name for path in manifests) == ["step-2", "step-3"]

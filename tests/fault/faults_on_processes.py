@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 import hekaton.trainer
 from hekaton.config import load
-from hekaton.distributed import this_process
+from hekaton.distributed import process_group, this_process
 from hekaton.errors import TrainingError
 from hekaton.optim import local
 from hekaton.rules import check
@@ -36,6 +36,34 @@ def run(cases: dict[str, dict], folder: str, result: str) -> None:
     dist.destroy_process_group()
 
 
+def go_back(flags: list[str], flip: dict, folder: str) -> None:
+    """A run in which replicas drift after step 3, and one that never reads the data of steps 3 and 4."""
+    torch.set_num_threads(1)
+    process = this_process()
+    loaded = load([], [*flags, "--job.dump_folder", folder])
+    with process_group(process, loaded.config.comm, dump_folder=folder):
+        trainer = Trainer(loaded, process)
+        after_step, steps = trainer.faults.after_step, []
+
+        def disturbed(step: int) -> TrainingError | None:
+            steps.append(step)
+            if steps == [1, 2, 3]:
+                flip_bit(found(trainer, **flip), flip["ranks"])
+            return after_step(step)
+
+        trainer.faults.after_step = disturbed
+        trainer.run()
+        other = Trainer(loaded, process)
+        for other.step in range(1, loaded.config.training.steps + 1):
+            for _ in range(2 if other.step == 3 else 0):
+                other.loader.next_step()
+            other.train_step()
+        other.loader.close()
+        ours, theirs = (one.model_parts[0].state_dict() for one in (trainer, other))
+        equal = all(local(ours[name]).equal(local(theirs[name])) for name in theirs)
+    Path(folder, f"went-back-{process.rank}.json").write_text(json.dumps({"steps": steps, "equal": equal}))
+
+
 def outcome(case: dict, folder: str) -> str:
     """What the run says of the flipped bit; nothing when it saw none."""
     process = this_process()
@@ -53,7 +81,8 @@ def outcome(case: dict, folder: str) -> str:
             trainer.train_step()
             if flip and flip["what"] in ("parameter", "moment"):
                 flip_bit(found(trainer, **flip), flip["ranks"])
-            trainer.faults.after_step(trainer.step)
+            if fault := trainer.faults.after_step(trainer.step):
+                return str(fault)
     except TrainingError as e:
         return str(e)
     finally:

@@ -14,6 +14,7 @@ from hekaton.cli import main
 from hekaton.config import load
 from hekaton.distributed import process_group, this_process
 from hekaton.fault import bad_steps
+from hekaton.fault.replay import Replay
 from hekaton.trainer import Trainer
 
 RUN = [
@@ -121,6 +122,42 @@ def test_a_rollback_is_a_run_without_the_data_in_between(tmp_path, poison):
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
     (line,) = [json.loads(line) for line in (tmp_path / "run/skipped_data.jsonl").read_text().splitlines()]
     assert (line["step"], line["what"].split(",")[0]) == (4, "back to step 2")
+
+
+@pytest.fixture
+def computed_wrongly(monkeypatch):
+    """Gives the first of the two passes of these steps another digest, counted as steps are computed."""
+
+    def computed_wrongly(*numbers: int) -> None:
+        digests, calls = Replay._digests, []
+
+        def other(self, losses):
+            calls.append(1)
+            names, first = digests(self, losses)
+            return names, first + int(len(calls) in [2 * number - 1 for number in numbers])
+
+        monkeypatch.setattr(Replay, "_digests", other)
+
+    return computed_wrongly
+
+
+@pytest.mark.parametrize(
+    ("policy", "without"), [("skip", {"without_update": (4,)}), ("rollback", {"unread": (3, 3)})]
+)
+def test_a_step_that_is_computed_wrongly_is_a_bad_step(tmp_path, computed_wrongly, capsys, policy, without):
+    expected = trained(tmp_path / "reference", RUN, 6, **without)
+    computed_wrongly(4)
+    assert run(tmp_path / "run", "--fault.nonfinite", policy, "--fault.replay_every", "1") == 0
+    assert is_equal(weights_saved(tmp_path / "run", 6, RUN), expected)
+    said = next(line for line in capsys.readouterr().err.splitlines() if "computed twice" in line)
+    assert "step 4: the first microbatch was computed twice from the same state, with other results: " in said
+    assert "the gradient of " in said
+
+
+def test_a_step_that_is_computed_wrongly_ends_the_run_by_default(tmp_path, computed_wrongly, capsys):
+    computed_wrongly(4)
+    assert run(tmp_path, "--fault.replay_every", "1") == 2
+    assert "error: step 4: the first microbatch was computed twice" in capsys.readouterr().err
 
 
 def test_steps_that_are_bad_again_and_again_end_the_run(tmp_path, poison, capsys):

@@ -184,6 +184,23 @@ def test_a_flipped_bit_is_named_under_other_layouts(tmp_path):
     check_said(launched(MORE, tmp_path))
 
 
+@pytest.mark.slow
+def test_replicas_that_drift_go_back_to_a_step_at_which_they_were_equal(tmp_path):
+    """Step 3 was saved when they had drifted, and nobody had compared them yet."""
+    flags = [
+        *MODEL, *RUN, *NamedLayout("replicate2").flags, "--training.local_batch_size", "4", "--training.steps", "6",
+        "--fault.compare_replicas_every", "2", "--fault.nonfinite", "rollback",
+        "--checkpoint.enable", "--checkpoint.interval", "1",
+    ]  # fmt: skip
+    flip = {"what": "parameter", "name": WQ, "ranks": [1]}
+    run_processes(SCRIPT, "go_back", processes=2, flags=flags, flip=flip, folder=str(tmp_path))
+    for rank in range(2):
+        went = json.loads((tmp_path / f"went-back-{rank}.json").read_text())
+        assert went == {"steps": [1, 2, 3, 4, 3, 4, 5, 6], "equal": True}
+    (line,) = (tmp_path / "skipped_data.jsonl").read_text().splitlines()
+    assert json.loads(line)["what"] == "back to step 2, without the data in between"
+
+
 def test_the_checks_change_nothing_and_cost_nothing_when_off(tmp_path):
     """The losses are the same with and without them, dropout included; off, no digest is computed."""
     plugin = tmp_path / "dropout.py"

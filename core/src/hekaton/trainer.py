@@ -148,11 +148,12 @@ class Trainer:
                 checkpoints.poll()
                 self.step += 1
                 losses, grad_norm = self.train_step()
+                self.where.at("after the optimizer")
+                drifted = None if self.bad_steps.go_back else self.faults.after_step(self.step)
+                self.bad_steps.look_at(self.step, drifted, equal_at=self.faults.equal_at)
                 if self.bad_steps.go_back:
                     self._go_back(checkpoints, reporter)
                     continue
-                self.where.at("after the optimizer")
-                self.faults.after_step(self.step)
                 metrics: Mapping[str, float] = {}
                 if self.step == first or reporter.due(self.step):
                     self.where.at("waiting for the device")
@@ -220,7 +221,8 @@ class Trainer:
             parameters, self.config.training.max_norm, pipeline=self.meshes.dense["pp"].get_group()
         )
         loss = None if losses is None else partial(self._whole_loss, losses)
-        with self.bad_steps.left_out(self.step, grad_norm, loss) as left_out:
+        fault = self.faults.replayed(self.step)
+        with self.bad_steps.left_out(self.step, grad_norm, loss, fault=fault) as left_out:
             if not left_out:
                 update(self.assembled)
         for optimizer in self.optimizers:
@@ -232,7 +234,7 @@ class Trainer:
         """To the last good step, but not with the data: that goes on after the bad step."""
         bad = self.step
         with self._left_out("load"):
-            self.step, cursor = checkpoints.go_back(bad)
+            self.step, cursor = checkpoints.go_back(self.bad_steps.good_before)
         tell_converters(self.assembled)
         self.bad_steps.went_back(bad, self.step, cursor)
         reporter.go_back(self.step)

@@ -1,4 +1,5 @@
-"""Steps whose gradients must not reach the weights: not finite, or of a loss far above that of recent steps.
+"""Steps whose gradients must not reach the weights: not finite, of a loss far above that of recent steps, or
+computed wrongly; and what is done about weights that have drifted apart.
 
 Whether a step is bad is known when its gradients are there, before anything but them and the buffers has
 changed. On CUDA the host would have to wait for the device to know it too. A fused optimizer can be told on
@@ -50,6 +51,33 @@ class _Unread:
     cursors: tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Bad:
+    """A step, and what is to be done about it.
+
+    :param reason: what is wrong with it, and ``details`` where, for the log.
+    :param error: that ends a run.
+    :param effect: what is said of it when several end a run.
+    """
+
+    step: int
+    policy: str
+    reason: str
+    error: TrainingError
+    details: str = ""
+    effect: str = "; no weight was changed by it"
+    cure: str = CURE
+
+    @classmethod
+    def of(cls, step: int, policy: str, fault: TrainingError) -> _Bad:
+        """What was computed or stored wrongly in a step."""
+        reason = fault.message.removeprefix(f"step {step}: ")
+        details = "".join(f"; {line}" for line in fault.hint.splitlines())
+        return cls(
+            step=step, policy=policy, reason=reason, error=fault, details=details, effect="", cure=fault.hint
+        )
+
+
 def decides_on_device(device: torch.device, optimizers: list[torch.optim.Optimizer]) -> bool:
     """Whether bad steps are left out without the host knowing of it: on a CPU it knows in any case."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -93,6 +121,8 @@ class BadSteps:
         self._furthest = 0
         self.go_back = False
         """Whether the run is to load its last good step: call :meth:`went_back` then."""
+        self.good_before = 0
+        """Where it is to go back: the step before which steps are good."""
         self.left_out_last = False
         """Whether the last step that was read is one that changed nothing."""
 
@@ -104,14 +134,28 @@ class BadSteps:
 
     @contextlib.contextmanager
     def left_out(
-        self, step: int, grad_norm: torch.Tensor, loss: Callable[[], float] | None
+        self,
+        step: int,
+        grad_norm: torch.Tensor,
+        loss: Callable[[], float] | None,
+        *,
+        fault: TrainingError | None = None,
     ) -> Iterator[bool]:
         """The context in which the optimizers may step, unless it gives true.
 
         :param grad_norm: over all ranks: a scalar.
         :param loss: gives the loss over all ranks; collective, called where spikes are looked for.
+        :param fault: what is wrong with the gradients, the same on all ranks.
         :raises TrainingError: on every rank, where the run is to end: at this step, or for the step before.
         """
+        cursors = (self._cursor, self._loader.cursor()) if self._goes_on else (self._cursor, self._cursor)
+        if fault is not None:
+            self.settle()
+            self.left_out_last = True
+            self._leave_out(_Bad.of(step, self._settings.nonfinite, fault), cursors)
+            self._restore_buffers()
+            yield True
+            return
         flags = torch.stack([~torch.isfinite(grad_norm), torch.zeros_like(grad_norm, dtype=torch.bool)])
         flags = flags.to(self._device, torch.float32)
         value = loss() if loss is not None and self._settings.spike_factor else None
@@ -119,7 +163,6 @@ class BadSteps:
             flags[1] = 1.0
         if dist.is_initialized() and dist.get_world_size() > 1:  # also of a norm that is wrong on one rank
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        cursors = (self._cursor, self._loader.cursor()) if self._goes_on else (self._cursor, self._cursor)
         if self._on_device:
             with self._told(flags[0]):
                 yield False
@@ -143,6 +186,22 @@ class BadSteps:
         if unread.written is not None:
             unread.written.synchronize()
         self._read(unread.step, unread.flags, unread.cursors, None)
+
+    def look_at(self, step: int, fault: TrainingError | None, *, equal_at: int) -> None:
+        """Act on weights or moments that have drifted apart. No step can be left out that would make them
+        equal again: with ``skip``, too, the run ends.
+
+        :param fault: what drifted, the same on all ranks.
+        :param equal_at: the last step after which all was equal: what was saved later may have drifted.
+        :raises TrainingError: ``fault``, unless the run is to go back.
+        """
+        if fault is None:
+            return
+        self.settle()
+        if self._settings.nonfinite != "rollback":
+            raise fault
+        self._leave_out(_Bad.of(step, "rollback", fault), (self._cursor, self._cursor))
+        self.good_before = equal_at + 1
 
     def went_back(self, bad: int, step: int, cursor: torch.Tensor) -> None:
         """The run has loaded ``step``, and its data goes on after step ``bad``.
@@ -195,34 +254,44 @@ class BadSteps:
             if step > self._furthest:
                 self._in_a_row = 0
             return
-        policy = self._settings.nonfinite if nonfinite else self._settings.spike
         reason = "the gradient norm is not finite (NaN or infinite)"
         if not nonfinite:
             assert loss is not None
             usual = statistics.median(self._losses)
             reason = f"the loss is {loss:.4g}, and {usual:.4g} in the median of recent steps"
-        if policy == "abort":
-            raise TrainingError(
-                f"step {step}: {reason}; no weight was changed by it",
-                hint=f'{CURE}; or leave such steps out: fault.nonfinite, fault.spike = "skip" or "rollback"',
-            )
+        error = TrainingError(
+            f"step {step}: {reason}; no weight was changed by it",
+            hint=f'{CURE}; or leave such steps out: fault.nonfinite, fault.spike = "skip" or "rollback"',
+        )
+        policy = self._settings.nonfinite if nonfinite else self._settings.spike
+        self._leave_out(_Bad(step=step, policy=policy, reason=reason, error=error), cursors)
+
+    def _leave_out(self, bad: _Bad, cursors: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Do what the policy says about a bad step; all ranks call it alike.
+
+        :raises TrainingError: where the run is to end.
+        """
+        if bad.policy == "abort":
+            raise bad.error
         self._in_a_row += 1
-        self._furthest = max(self._furthest, step) if policy == "rollback" else self._furthest
+        self._furthest = max(self._furthest, bad.step) if bad.policy == "rollback" else self._furthest
         if self._in_a_row > self._settings.bad_steps_in_a_row:
             raise TrainingError(
-                f"step {step}: {reason}, after {self._in_a_row - 1} bad steps "
-                "(fault.bad_steps_in_a_row); no weight was changed by it",
-                hint=CURE,
+                f"step {bad.step}: {bad.reason}, after {self._in_a_row - 1} bad steps "
+                f"(fault.bad_steps_in_a_row){bad.effect}",
+                hint=bad.cure,
             )
-        if policy == "rollback":
-            self.go_back = True
+        if bad.policy == "rollback":
+            self.go_back, self.good_before = True, bad.step
             if self._rank == 0:
-                log.warning("step %d: %s: going back to the last good step", step, reason)
+                log.warning(
+                    "step %d: %s: going back to the last good step%s", bad.step, bad.reason, bad.details
+                )
             return
         if not self._on_device:
             self._restore_buffers()
         before, after = (whole_cursor(cursor, self._readers) for cursor in cursors)
-        self._record(step, f"{reason}: skipped", before, after)
+        self._record(bad.step, f"{bad.reason}: skipped{bad.details}", before, after)
 
     def _record(self, step: int, what: str, before: torch.Tensor, after: torch.Tensor) -> None:
         """Log what is left out, row by row: where each was before and after it.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hekaton.errors import TrainingError
+
 if TYPE_CHECKING:
     from hekaton.assembly import Assembled
     from hekaton.fault.replay import Replay
@@ -19,6 +21,8 @@ class FaultChecks:
         self._settings = assembled.config.fault
         self._replicas: ReplicaCheck | None = None
         self._replay: Replay | None = None
+        self.equal_at = 0
+        """The last step after which replicas were found to be equal."""
         if self._settings.compare_replicas_every:
             from hekaton.fault.replicas import ReplicaCheck
 
@@ -42,11 +46,19 @@ class FaultChecks:
             return None
         return partial(self._replay, step)
 
-    def after_step(self, step: int) -> None:
+    def replayed(self, step: int) -> TrainingError | None:
+        """What is wrong with a step's gradients, before the optimizer uses them: the same on all ranks."""
+        return self._replay.fault if self._replay is not None and self.replay(step) else None
+
+    def after_step(self, step: int) -> TrainingError | None:
         """Look at what the optimizer left.
 
         :param step: the step that is done, from 1.
-        :raises TrainingError: the same on every rank.
+        :returns: what is wrong with it, the same on every rank.
         """
-        if self._replicas is not None and step % self._settings.compare_replicas_every == 0:
-            self._replicas(step)
+        if self._replicas is None or step % self._settings.compare_replicas_every:
+            return None
+        fault = self._replicas(step)
+        if fault is None:
+            self.equal_at = step
+        return fault

@@ -29,6 +29,8 @@ class Replay:
     def __init__(self, parts: Sequence[nn.Module], *, device: torch.device) -> None:
         self._parts = parts
         self._device = device
+        self.fault: TrainingError | None = None
+        """What the last step that was replayed is not to be used for, the same on every rank."""
 
     def __call__(
         self, step: int, run: Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
@@ -39,9 +41,10 @@ class Replay:
 
         :param run: accumulates the gradients of the microbatch; returns this rank's part of the loss and of
             its terms.
-        :returns: what ``run`` returned. Gradients, buffers and generators are as if it had run once.
-        :raises TrainingError: the same on every rank, naming what differed and where.
+        :returns: what ``run`` returned. Gradients, buffers and generators are as if it had run once, and
+            :attr:`fault` names what differed and where.
         """
+        self.fault = None
         buffers = dict(self._buffers())
         before = {name: buffer.clone() for name, buffer in buffers.items()}
         generators = _generators(self._device)
@@ -59,7 +62,9 @@ class Replay:
         found = differ.any().to(torch.int32)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if found.item():
-            raise self._error(step, [name for name, yes in zip(again, differ.tolist(), strict=True) if yes])
+            self.fault = self._error(
+                step, [name for name, yes in zip(again, differ.tolist(), strict=True) if yes]
+            )
         return losses
 
     def _digests(

@@ -80,21 +80,22 @@ class ReplicaCheck:
         self._device = device
         self._axes = {axis: mesh[axis].get_group() for axis in mesh.mesh_dim_names or () if axis != "pp"}
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> TrainingError | None:
         """Compare, after the optimizer step; every rank calls this.
 
         Where all are equal it costs one pass over the tensors, two small collectives along each axis that has
         replicas, and one over all ranks.
 
-        :raises TrainingError: the same on every rank, naming what differs, on which ranks of which hosts.
+        :returns: the same on every rank, naming what differs, on which ranks of which hosts; ``None`` where
+            nothing does.
+        :raises TrainingError: where replicas hold tensors of different names.
         """
         held = [one for one in self._held() if one.groups]
         mine = digests([one.local for one in held], self._device)
         differ = self._differing(held, mine)
         found = torch.tensor(int(bool(differ)), device=self._device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        if found.item():
-            raise drifted(step, self._details(held, mine, differ))
+        return drifted(step, self._details(held, mine, differ)) if found.item() else None
 
     def _held(self) -> Iterable[Held]:
         tensors = model_tensors(self._parts)

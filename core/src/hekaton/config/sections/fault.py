@@ -26,7 +26,8 @@ class FaultSection(SectionModel):
     ``SLURM_JOB_END_TIME``. 0 waits for the signal."""
 
     nonfinite: Annotated[Policy, AtResume("notice")] = "abort"
-    """What to do with a step whose gradient norm is NaN or infinite; its gradients never reach the optimizer.
+    """What to do with a step whose gradient norm is NaN or infinite, or that ``replay_every`` finds computed
+    wrongly; its gradients never reach the optimizer.
     ``"abort"`` ends the run with an error: a resume starts from the last checkpoint. ``"skip"`` changes no
     weights in that step and goes on with the next. ``"rollback"`` loads the last good checkpoint and goes on
     with the data after the bad step. What is left out is in ``skipped_data.jsonl`` in the run folder, row by
@@ -47,9 +48,9 @@ class FaultSection(SectionModel):
 
     compare_replicas_every: Steps = 0
     """Steps from one comparison to the next of what several ranks hold alike, bit by bit: parameters, buffers
-    and the optimizer's moments. A difference names tensor, ranks and hosts, and ends the run; 0 compares
-    nothing."""
+    and the optimizer's moments. A difference names tensor, ranks and hosts, and ends the run, or with
+    ``nonfinite = "rollback"`` takes it back to a step at which all was equal; 0 compares nothing."""
     replay_every: Steps = 0
     """Steps from one to the next whose first microbatch is computed twice, before the optimizer runs. Loss,
-    gradients and buffers must have the same bits both times, or the run ends; on CUDA it needs
-    ``debug.deterministic``. 0 repeats nothing."""
+    gradients and buffers must have the same bits both times, or the step is bad: ``nonfinite`` says what
+    happens; on CUDA it needs ``debug.deterministic``. 0 repeats nothing."""
