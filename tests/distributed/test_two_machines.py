@@ -267,8 +267,9 @@ def test_configuration_source_and_version_are_compared_before_anything_is_built(
 
 
 def test_different_data_and_tokenizers_are_reported(folder: Path) -> None:
-    assets = Path(importlib.util.find_spec("hekaton_hf").submodule_search_locations[0], "assets")
-    (tokenizer,) = assets.rglob("tokenizer.json")
+    shipped = Path(importlib.util.find_spec("hekaton_hf").submodule_search_locations[0], "assets")
+    shutil.copytree(next(shipped.iterdir()), folder / "assets")
+    tokenizer = folder / "assets" / "tokenizer.json"
     content = json.loads(tokenizer.read_text())
     content["added_tokens"][-1]["normalized"] = not content["added_tokens"][-1]["normalized"]
     (folder / "tokenizer.json").write_text(json.dumps(content))
@@ -277,7 +278,8 @@ def test_different_data_and_tokenizers_are_reported(folder: Path) -> None:
         (folder / "data" / "a.txt").read_text().replace("same", "some", 1)
     )
     machines = run_on_two_machines(
-        "run.toml", "--model.tokenizer", "hf", "--model.overrides.vocab_size", "4096",
+        "run.toml", "--model.tokenizer", "hf", "--model.hf_assets_path", "assets",
+        "--model.overrides.vocab_size", "4096",
         folder=folder,
         prepare=f"mount --bind other data; mount --bind tokenizer.json {tokenizer}",
     )  # fmt: skip
