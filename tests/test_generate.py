@@ -287,7 +287,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_one_error(
+def test_a_request_that_cannot_be_met_is_one_error(
     case: str,
     run_folder: Path,
     capsys: pytest.CaptureFixture[str],

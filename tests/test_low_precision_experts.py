@@ -45,7 +45,7 @@ def changed(**moe):
 
 
 @pytest.mark.parametrize(("converter", "multiple"), [(FLOAT8, 16), (MX, 32)])
-def test_what_cannot_be_converted_is_refused(converter, multiple, capsys):
+def test_a_model_that_cannot_be_converted_is_refused(converter, multiple, capsys):
     etp = ["--parallelism.expert_tensor_parallel_degree", "2", "--parallelism.tensor_parallel_degree", "2"]
     half = multiple // 2
     for flags, message, hint in (

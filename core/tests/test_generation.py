@@ -84,7 +84,7 @@ class Hidden(nn.Module):
         return self.embedding(tokens).mean(1)
 
 
-def test_what_cannot_be_continued_is_refused():
+def test_a_text_that_cannot_be_continued_is_refused():
     with pytest.raises(ConfigError, match="prompt 2 has no tokens"):
         generate(Sums(), [[1], []], max_new_tokens=1)
     with pytest.raises(ConfigError, match="prompt 1 has 8 tokens, and the model 8 positions: none is left"):

@@ -18,7 +18,7 @@ class Draw:
 
     A value depends on the seed, the step, the name of the draw and the row's number in the global batch, and
     on nothing else: not on the rank, the device or the microbatches. So a run on any layout draws the same,
-    and a resumed one goes on as it would have.
+    and a resumed one draws what it would have drawn.
 
     :param step: the number of the step, from 1; in a validation that of its batch.
     :param rows: the numbers of this rank's rows in the global batch.

@@ -289,7 +289,7 @@ class ForwardBackward:
         except TypeError as e:
             raise ConfigError(
                 f"the model's forward does not take ({', '.join(inputs)}): {e}",
-                hint='training.packing = "concat" gives a model its tokens alone',
+                hint="training.objective and training.packing say what it is given",
             ) from e
 
 

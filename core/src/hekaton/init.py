@@ -89,24 +89,24 @@ class DepthScaled:
 def resolve_init(model: nn.Module, table: Mapping[str, Initializer], *, what: str) -> dict[str, Initializer]:
     """The initialiser of every parameter of the whole model.
 
-    Tied parameters are drawn once, under the first of their names, by the row of the first name that has one.
+    Tied parameters are drawn once, under the first of their names, by the entry of the first name with one.
 
-    :raises ConfigError: for a row that matches nothing, two rows for one name, a parameter without a row.
+    :raises ConfigError: for an entry that matches nothing, two entries for one name, a parameter without one.
     """
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    rows = resolve(table, every, what=f"init table of {what}")
+    entries = resolve(table, every, what=f"init table of {what}")
     for first, *others in ties(model):
-        by = next((name for name in (first, *others) if name in rows), None)
+        by = next((name for name in (first, *others) if name in entries), None)
         if by is not None:
-            rows[first] = rows[by]
+            entries[first] = entries[by]
     names = [name for name, _ in model.named_parameters()]
-    bare = [name for name in names if name not in rows]
+    bare = [name for name in names if name not in entries]
     if bare:
         raise ConfigError(
             f"init table of {what}: no entry for {', '.join(bare[:5])}"
             + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
         )
-    return {name: rows[name] for name in names}
+    return {name: entries[name] for name in names}
 
 
 def initialize(model: nn.Module, initializers: Mapping[str, Initializer], *, seed: int) -> None:

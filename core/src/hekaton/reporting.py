@@ -89,7 +89,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         log_all(self._loggers, step, metrics)
 
     def go_back(self, step: int) -> None:
-        """The run goes on after ``step`` once more: what was logged after it is no longer shown."""
+        """The run continues after ``step`` once more: what was logged after it is no longer shown."""
         self._named.close()
         self._step = step
         self._loggers[1:] = [*self._open_loggers(self._named), *self._more]

@@ -142,7 +142,7 @@ def refused(capsys, *words: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_cannot_be_launched_is_refused(tmp_path, capsys):
+def test_a_run_that_kubernetes_cannot_start_is_refused(tmp_path, capsys):
     path = tmp_path / "run.toml"
     path.write_text(FILE)
     file = str(path)

@@ -204,7 +204,7 @@ def test_checkpoints_are_those_of_the_model_without_it(tmp_path, capsys):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_converted_is_refused(flags, message, hint, capsys):
+def test_a_model_that_cannot_be_converted_is_refused(flags, message, hint, capsys):
     named = [] if "--model.converters" in flags else CONVERTED  # given twice, a list is joined
     assert main(["config", "check", *PLAIN, *named, *flags]) == 2
     said = capsys.readouterr().err

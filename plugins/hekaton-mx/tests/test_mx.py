@@ -74,7 +74,7 @@ def test_the_converter_keeps_its_contract():
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_converted_is_refused(flags, message, hint, capsys):
+def test_a_model_that_cannot_be_converted_is_refused(flags, message, hint, capsys):
     start = PLAIN if f"lora,{LINEAR}" in flags else RUN  # given twice, a list is joined
     assert main(["config", "check", *start, *flags]) == 2
     said = capsys.readouterr().err

@@ -16,7 +16,7 @@ usage: hekaton preprocess IN... OUT --tokenizer FOLDER [--workers N] [--max_bad 
                           [--set FIELD=VALUE]... [--shard_documents N]
 
 Tokenise the documents of IN and write them into the folder OUT, for dataset = "tokens". The same command
-goes on where an earlier one was interrupted.
+resumes where an earlier one was interrupted.
 
   --tokenizer FOLDER     a folder with tokenizer.json, or the name of a tokenizer that needs no files, as byte
   --workers N            processes; 1 by default

@@ -239,7 +239,7 @@ class Loader:
         return dict(self._identity)
 
     def close(self) -> None:
-        """End the workers. A loader that is used again goes on after the last step handed out."""
+        """End the workers. A loader that is used again continues after the last step handed out."""
         self._steps = None
 
     def _inline(self) -> Iterator[Sequences]:

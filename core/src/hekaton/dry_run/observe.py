@@ -168,12 +168,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """To know the shape of a result, DTensor calls operators on tensors that nobody holds."""
         from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
-        imagine = ShardingPropagator._propagate_tensor_meta_non_cached
+        propagate = ShardingPropagator._propagate_tensor_meta_non_cached
 
         def propagate_unobserved(propagator: ShardingPropagator, schema: Any) -> Any:
             self._propagating = True
             try:
-                return imagine(propagator, schema)
+                return propagate(propagator, schema)
             finally:
                 self._propagating = False
 

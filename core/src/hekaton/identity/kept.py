@@ -102,8 +102,8 @@ class Identity:
             before = in_effect(before, _table(describe, "layout"))
             # What is not set is not written, and neither are fields that came later.
             unset = [name for name, default in self.defaults.items() if default is None]
-            rows = [name for name in self.config if name not in self.defaults]  # of tables with free keys
-            before = {**dict.fromkeys([*unset, *rows]), **before}
+            free = [name for name in self.config if name not in self.defaults]  # of tables with free keys
+            before = {**dict.fromkeys([*unset, *free]), **before}
         # A conversion writes the model's name and flavor alone.
         for name, was in before.items():
             now = self.config.get(name, self.defaults.get(name))

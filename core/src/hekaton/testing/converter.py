@@ -36,8 +36,9 @@ def check_converter(
 
     The plan and the init table fit the converted model, its buffers have owners, something is trained, and
     whatever is trained has a gradient. Every tensor of the model as it was is there under its own name or is
-    merged, in its shape; nothing else is left unless the draft has rows for it. A model with the merged
-    tensors computes what the converted one does.
+    merged, in its shape; nothing else is left unless the draft has entries for it. A model with the merged
+    tensors computes what the converted one does. Initial values follow from initialisers alone, styles and
+    the export format are contributed by a plugin, and ``after_step`` called twice does what it does once.
 
     :param tolerance: of that comparison, relative to the largest output. A draft without merges is not
         compared: it may compute in another precision.

@@ -25,7 +25,7 @@ def check_optimizer(build: Build, *, section: Any = None, settings: OptimizerSec
     ``[[optimizer.groups]]``. The first step follows the gradient downwards and changes every parameter that
     has one; no step changes a parameter that has none, or any at a rate of 0. A decay has an effect: for an
     optimizer without one, give ``settings`` in which it is 0. What it keeps are tensors, numbers and strings,
-    the same before a first step as after it; put back into a new one, training goes on bit for bit.
+    the same before a first step as after it; put back into a new one, training resumes bit for bit.
 
     It says nothing of sharded parameters: :func:`~hekaton.testing.check_layouts` with ``--optimizer.name``
     does.

@@ -77,7 +77,7 @@ class KeyValueCache:
 @contextmanager
 def key_value_cache(model: nn.Module, rows: int, length: int) -> Iterator[CachedForward]:
     """For ``TrainSpec.cache``, of a model whose only exchange between tokens is its
-    :class:`~hekaton_blocks.DocumentAttention`, and which is told by ``positions`` where they stand.
+    :class:`~hekaton_blocks.DocumentAttention`, and which takes the place of a token from ``positions``.
 
     :raises PluginError: for a model without such layers, or whose tokens see later ones.
     """

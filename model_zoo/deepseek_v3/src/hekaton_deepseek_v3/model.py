@@ -100,6 +100,6 @@ class DeepSeekV3(MultiTokenDecoder):
         super().__init__(config, block)
 
     def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines."""
+        """Cosines and sines, as ``rotary_table`` gives them."""
         config = self.config
         return (rotary_table(positions, config.qk_rope_head_dim, config.rope_theta, config.rope_scaling),)

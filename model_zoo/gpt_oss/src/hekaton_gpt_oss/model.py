@@ -123,6 +123,6 @@ class GptOss(Decoder):
         super().__init__(config, block, patterns=[config.pattern(0), config.pattern(1)])
 
     def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines."""
+        """Cosines and sines, as ``rotary_table`` gives them."""
         config = self.config
         return (rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling),)

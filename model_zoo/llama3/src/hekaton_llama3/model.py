@@ -75,6 +75,6 @@ class Llama3(Decoder):
         super().__init__(config, block, tie_embeddings=config.tie_embeddings)
 
     def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines."""
+        """Cosines and sines, as ``rotary_table`` gives them."""
         config = self.config
         return (rotary_table(positions, config.head_dim, config.rope_theta, config.rope_scaling),)

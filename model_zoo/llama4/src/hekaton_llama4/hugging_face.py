@@ -128,7 +128,7 @@ def read_config(content: Mapping[str, Any]) -> Llama4Config:
 
 
 def _step(content: Mapping[str, Any], layers: int) -> int:
-    """Each so-manieth layer has experts; 0 for none."""
+    """Every n-th layer has experts; 0 for none."""
     listed, step = hf.wholes(content, "moe_layers"), hf.whole(content, "interleave_moe_layer_step")
     found = step if listed is None else hf.step_of(listed, layers)
     if found is None:
@@ -137,7 +137,7 @@ def _step(content: Mapping[str, Any], layers: int) -> int:
 
 
 def _nope_interval(content: Mapping[str, Any], layers: int) -> int:
-    """Each so-manieth layer is without positions; 0 for none."""
+    """Every n-th layer is without positions; 0 for none."""
     listed = hf.wholes(content, "no_rope_layers")
     if not listed:
         return hf.whole(content, "no_rope_layer_interval")

@@ -37,9 +37,9 @@ class Llama4Config:
     :param n_kv_heads: key/value heads, each shared by ``n_heads / n_kv_heads`` query heads.
     :param hidden_dim: width inside the feed-forward layer of layers without experts.
     :param moe: the experts of the layers that have some.
-    :param interleave_moe_layer_step: each so-manieth layer has experts: 1 for all (Scout), 2 for the odd
+    :param interleave_moe_layer_step: every n-th layer has experts: 1 for all (Scout), 2 for the odd
         ones (Maverick).
-    :param every_n_layers_nope: each so-manieth layer is without positions (NoPE), and attends to the whole
+    :param every_n_layers_nope: every n-th layer is without positions (NoPE), and attends to the whole
         document; 0 for none.
     :param attention_chunk_size: all other layers attend inside chunks of so many tokens; ``None``: to the
         whole document.

@@ -72,5 +72,5 @@ class Qwen3(Decoder):
         super().__init__(config, block, tie_embeddings=config.tie_embeddings)
 
     def of_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines."""
+        """Cosines and sines, as ``rotary_table`` gives them."""
         return (rotary_table(positions, self.config.head_dim, self.config.rope_theta),)

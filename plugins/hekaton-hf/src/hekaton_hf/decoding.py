@@ -132,12 +132,12 @@ def parse_json(text: str, decoder: json.JSONDecoder = JSON_DECODER) -> Any:
     try:
         return decoder.decode(text)
     except RecursionError:
-        return _parsed_from_the_ground(text, decoder)
+        return _parsed_in_a_thread(text, decoder)
     except json.JSONDecodeError as e:
         raise ValueError(f"not JSON: {e.msg} at character {e.pos + 1}") from e
 
 
-def _parsed_from_the_ground(text: str, decoder: json.JSONDecoder) -> Any:
+def _parsed_in_a_thread(text: str, decoder: json.JSONDecoder) -> Any:
     """Parse in a thread of its own: how deep JSON may be then does not depend on how deep the caller is."""
     found: list[Any] = []
 
