@@ -164,6 +164,12 @@ class Meter:
         return metrics
 
 
+def is_measured(name: str) -> bool:
+    """Whether a metric of :meth:`Meter.report` is of the machine, and not of what was computed."""
+    measured = ("step_seconds", "tflops", "mfu", "memory_gib", "data_wait_share")
+    return name in measured or name.endswith(_RATE) or name.startswith("seconds/")
+
+
 def with_own(metrics: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
     """The metrics of a run with those of its model.
 

@@ -39,6 +39,7 @@ def hekaton_commands() -> list[Command]:
             run=Ref("hekaton.cli.checkpoint:run"),
             summary="list, verify or show checkpoints",
         ),
+        Command("diff", run=Ref("hekaton.cli.diff:run"), summary="say where two runs part, and why"),
         Command(
             "convert",
             run=Ref("hekaton.cli.convert:run"),
