@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from hekaton.config.sections import ProfilingSection
 
 SNAPSHOT_ENTRIES = 100_000
+SLOWEST = 10
+"""Operators that are listed with each trace."""
+
+log = logging.getLogger("hekaton")
 
 
 class Profiler:
     """Steps torch's profiler and, on CUDA, the allocator's recorder, once per training step.
 
     Every ``profile_freq`` steps, after ``profiler_warmup`` steps of warmup, a trace of ``profiler_active``
-    steps is written to ``save_traces_folder/step-N/rank-R.json`` (open it in Perfetto).
+    steps is written to ``save_traces_folder/step-N/rank-R.json`` (open it in Perfetto), and the slowest
+    operators to the log.
     """
 
     def __init__(self, settings: ProfilingSection, folder: Path, *, rank: int, step: int) -> None:
@@ -33,13 +38,11 @@ class Profiler:
         self._rank = rank
         self._step = step
         self._profiler: Any = None
+        self._of_next_step: Any = None
         if settings.enable_profiling:
             active, warmup = settings.profiler_active, settings.profiler_warmup
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
             self._profiler = torch.profiler.profile(
-                activities=activities,
+                activities=_activities(),
                 schedule=torch.profiler.schedule(
                     wait=settings.profile_freq - warmup - active, warmup=warmup, active=active
                 ),
@@ -51,9 +54,23 @@ class Profiler:
         if settings.enable_memory_snapshot:
             torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
 
+    def trace_next_step(self) -> None:
+        """Trace the step that begins now, where no trace is due anyway."""
+        if self._profiler is not None or self._of_next_step is not None:
+            log.info("no trace on request: profiling.enable_profiling is on, or one is under way")
+            return
+        expect_cleared_events()
+        self._of_next_step = torch.profiler.profile(
+            activities=_activities(), on_trace_ready=self._write_trace, record_shapes=True
+        )
+        self._of_next_step.start()
+
     def step(self) -> None:
         """Note the end of a step."""
         self._step += 1
+        if self._of_next_step is not None:
+            self._of_next_step.stop()
+            self._of_next_step = None
         if self._profiler is not None:
             with warnings.catch_warnings():  # each cycle is written before its events are cleared
                 warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
@@ -74,9 +91,18 @@ class Profiler:
         path = self._path(self._settings.save_traces_folder, "json")
         began = time.perf_counter()
         profiler.export_chrome_trace(str(path))
-        logging.getLogger("hekaton").info("trace written to %s in %.1f s", path, time.perf_counter() - began)
+        by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        slowest = profiler.key_averages().table(sort_by=by, row_limit=SLOWEST, max_name_column_width=40)
+        log.info("trace written to %s in %.1f s\n%s", path, time.perf_counter() - began, slowest.strip("\n"))
 
     def _path(self, folder: str, suffix: str) -> Path:
         path = self._folder / folder / f"step-{self._step}" / f"rank-{self._rank}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def _activities() -> list[torch.profiler.ProfilerActivity]:
+    found = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        found.append(torch.profiler.ProfilerActivity.CUDA)
+    return found

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NoReturn
 
 from hekaton.control import RunControl
@@ -116,21 +115,3 @@ def known_end() -> float | None:
     """
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     return float(end) if end.isdecimal() else None
-
-
-@dataclass(frozen=True)
-class KnownEnd:
-    """Asks for a save and a stop ahead of the end of the job, where that is known.
-
-    :param before: seconds ahead of the end; 0 asks for nothing.
-    """
-
-    control: RunControl
-    before: float
-
-    def look(self) -> None:
-        """Called after each step."""
-        end = known_end()
-        if self.before and end is not None and time.time() > end - self.before:
-            reason = f"SLURM ends the job in less than fault.save_before_seconds = {self.before:g}"
-            self.control.ask(save=True, stop=True, again=True, reason=reason)

@@ -43,8 +43,9 @@ from hekaton.reading import (
     shares_of_sources,
 )
 from hekaton.reporting import Reporter
+from hekaton.requests import requests_of
 from hekaton.sources import open_dataset
-from hekaton.stop_signals import KnownEnd, stop_on_signals
+from hekaton.stop_signals import stop_on_signals
 from hekaton.surroundings import collected_garbage, set_determinism, write_config
 from hekaton.updating import tell_converters, update
 from hekaton.validation import make_validation
@@ -140,7 +141,7 @@ class Trainer:
             collect = ending.enter_context(
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
-            known_end = KnownEnd(self.control, config.fault.save_before_seconds)
+            requests = requests_of(config, self.process, self.control, profile=profiler.trace_next_step)
             self._accounts.write(self.step, resumed=True)
             first = self.step + 1
             self.meter.start()
@@ -178,7 +179,7 @@ class Trainer:
                 self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
                 profiler.step()
                 collect(self.step)
-                known_end.look()
+                requests.look()
                 asked = self.control.agreed()
                 if asked.save and not checkpoints.due(self.step):
                     log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))

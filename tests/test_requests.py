@@ -1,0 +1,58 @@
+"""Files in the folder of a run ask it to save, to stop and to write a trace."""
+
+import json
+
+from hekaton.testing import run_command
+
+PLUGIN = """
+from pathlib import Path
+
+import hekaton.requests
+from hekaton.contributions import hookimpl
+
+HEKATON_API = ">=1,<2"
+hekaton.requests.EVERY = 0.0
+
+
+@hookimpl
+def hekaton_step_ended(step, metrics, control):
+    name = {2: "save", 3: "profile", 6: "stop"}.get(step)
+    if name:
+        Path("out", f"{name}.request").touch()
+"""
+RUN = [
+    "train", "--model.name", "llama3", "--model.tokenizer", "byte", "--training.steps", "100",
+    "--training.seq_len", "16", "--training.local_batch_size", "1", "--training.mixed_precision_param", "float32",
+    "--activation_checkpoint.mode", "none", "--lr_scheduler.warmup_steps", "0", "--checkpoint.enable",
+    "--checkpoint.interval", "50", "--model.overrides.dim", "16", "--model.overrides.n_layers", "1",
+    "--model.overrides.n_heads", "2", "--model.overrides.n_kv_heads", "1", "--model.overrides.hidden_dim", "32",
+    "--job.dump_folder", "out", "--plugins.load", "asks.py",
+]  # fmt: skip
+
+
+def test_a_run_saves_traces_and_stops_on_request(tmp_path):
+    (tmp_path / "asks.py").write_text(PLUGIN)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "stop.request").touch()
+    done = run_command(*RUN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stop.request is from before this start: removed" in done.stderr
+    assert "saving step 2: save.request" in done.stderr
+    assert "stopping after step 6: stop.request" in done.stderr
+    assert sorted(step.name for step in out.glob("checkpoint/step-*")) == ["step-2", "step-6"]
+    assert [*out.glob("*.request")] == []
+    (trace,) = out.glob("profile_traces/*/*.json")
+    assert trace.relative_to(out / "profile_traces").as_posix() == "step-4/rank-0.json"
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert "aten::embedding" in names
+    assert "aten::mm" in done.stderr  # among the slowest operators
+    assert "Self CPU time total" in done.stderr
+
+
+def test_what_a_run_cannot_remove_it_does_not_carry_out(tmp_path):
+    (tmp_path / "asks.py").write_text(PLUGIN.replace(".touch()", ".mkdir()").replace("6:", "5:"))
+    done = run_command(*RUN, "--training.steps", "6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("save.request cannot be removed, and is not carried out: ") == 1
+    assert "stopping" not in done.stderr
