@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -57,12 +58,17 @@ def write() -> None:
 
 
 def twice() -> None:
-    """Two trainings, one after the other; what they gave goes to ``losses.json``."""
+    """Two trainings, one after the other; what they gave goes to ``losses.json``. The second is called where
+    nothing that torch computes has gradients, or values."""
     write()
-    runs = [
-        hekaton.train("run.toml", job={"dump_folder": name}, **{"checkpoint.enable": True})
-        for name in ("first", "second")
-    ]
+    runs = []
+    for name, inside in (("first", contextlib.nullcontext()), ("second", torch.inference_mode())):
+        with inside:
+            steps = {"training.steps": np.int64(4), "checkpoint.enable": True}
+            runs.append(hekaton.train("run.toml", job={"dump_folder": name}, **steps))
+            assert torch.get_default_device().type == ("cpu" if name == "first" else "meta")
+        torch.set_default_device("meta")
+    torch.set_default_device("cpu")
     losses = [[row["loss"] for row in run.metrics] for run in runs]
     Path("losses.json").write_text(json.dumps(losses))
     one, two = runs

@@ -69,6 +69,53 @@ def test_the_code_of_the_page_runs(tmp_path):
         assert line in done.stdout
 
 
+def deep():
+    found = {}
+    found["a"] = found
+    return found
+
+
+MISUSES = {
+    "train None": (lambda: hekaton.train(None), "a TOML file was expected, not NoneType"),
+    "train tables": (lambda: hekaton.train({"model": {}}), "sections are keywords: train"),
+    "train bytes": (lambda: hekaton.train(b"run.toml"), "a TOML file was expected, not bytes"),
+    "train a long name": (lambda: hekaton.train("a" * 5000), "at most 255 bytes"),
+    "train text as a section": (lambda: hekaton.train(model="llama3"), "model must be a table, not"),
+    "train tables without an end": (lambda: hekaton.train(model=deep()), "nested more than 32 levels deep"),
+    "train a number of 80 bits": (lambda: hekaton.train(training={"steps": 2**80}), "more than 64 bits"),
+    "load None": (lambda: hekaton.load(None), "a path was expected, not NoneType"),
+    "load a number": (lambda: hekaton.load(5), "a path was expected, not int"),
+    "load NUL": (lambda: hekaton.load("a\0b"), "a path cannot contain the character NUL"),
+    "load a long name": (lambda: hekaton.load("a" * 5000), "at most 255 bytes"),
+    "load a step that is text": (lambda: hekaton.load(".", step="x"), "step = 'x': the number of a step"),
+    "load onto nothing": (lambda: hekaton.load(".", device="foo"), "device = 'foo': "),
+    "load one plugin": (lambda: hekaton.load(".", plugins="nope"), "write ['nope']"),
+    "runs None": (lambda: hekaton.runs(None), "a path was expected, not NoneType"),
+    "runs of a long name": (lambda: hekaton.runs("a" * 5000), "at most 255 bytes"),
+    "build a number": (lambda: hekaton.build(3, "debugmodel"), "name = 3: a name was expected"),
+    "build no flavor": (lambda: hekaton.build("llama3", None), "flavor = None: a name was expected"),
+    "build with text as seed": (lambda: hekaton.build("llama3", "debugmodel", seed="x"), "seed = 'x': a number"),
+    "build below 0": (lambda: hekaton.build("llama3", "debugmodel", seed=-1), "seed = -1: a number"),
+    "build onto nothing": (lambda: hekaton.build("llama3", "debugmodel", device="foo"), "device = 'foo': "),
+    "build one plugin": (lambda: hekaton.build("llama3", "debugmodel", plugins="x"), "write ['x']"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_a_misuse_is_an_error_that_says_what_was_expected(misuse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call, said = MISUSES[misuse]
+    with pytest.raises(hekaton.HekatonError) as e:
+        call()
+    assert said in str(e.value)
+
+
+def test_a_device_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(hekaton.HekatonError, match="this machine has 1 CUDA devices"):
+        hekaton.build("llama3", "debugmodel", device="cuda:1")
+
+
 def test_elsewhere_and_sharded(tmp_path):
     run_processes(SCRIPT, "from_elsewhere", processes=1, cwd=tmp_path, timeout=120)
     run_processes(SCRIPT, "sharded", processes=2, timeout=120, folder=str(tmp_path / "moved"))

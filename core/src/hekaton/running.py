@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
-
-import torch
 
 from hekaton.config import Loaded
 from hekaton.control import Request
 from hekaton.distributed import Process, process_group
-from hekaton.errors import TrainingError
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.identity.handshake import agree
 from hekaton.identity.subjects import of_start
 from hekaton.identity.together import together
+from hekaton.memory import out_of_memory_is_said
 from hekaton.metrics import MetricLogger
 from hekaton.rules import check
 from hekaton.trainer import Trainer
 
 T = TypeVar("T")
+_SMALLER = (
+    "choose a smaller training.local_batch_size or training.seq_len, "
+    'activation_checkpoint.mode = "full", or more processes'
+)
 
 
 def run(
@@ -45,25 +46,9 @@ def run(
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
         agree(of_start(loaded.config, loaded.plugins, process.device))
         together(lambda: check_and_log(loaded, process.world_size, process.device.type))
-        with out_of_memory_is_said(where):
+        with out_of_memory_is_said(where, hint=_SMALLER):
             trainer = Trainer(loaded, process, where=where, loggers=loggers)
             return result(trainer, trainer.run())
-
-
-@contextlib.contextmanager
-def out_of_memory_is_said(where: Whereabouts) -> Iterator[None]:
-    """:raises TrainingError: in place of what torch, numpy and Python raise where memory is not enough."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        text = str(error).strip()
-        if type(error) is RuntimeError and "can't allocate memory" not in text:
-            raise
-        raise TrainingError(
-            f"out of memory {where}: {text.splitlines()[0] if text else type(error).__name__}",
-            hint="choose a smaller training.local_batch_size or training.seq_len, "
-            'activation_checkpoint.mode = "full", or more processes',
-        ) from error
 
 
 def check_and_log(loaded: Loaded, world_size: int, device_type: str, *, here: bool = True) -> None:

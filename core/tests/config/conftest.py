@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from hekaton.config import SectionModel
-from hekaton.contributions import Converter, Dataset, Logger, Model, Ref, Section, Tokenizer, hookimpl
+from hekaton.contributions import Converter, Dataset, Encoder, Logger, Model, Ref, Section, Tokenizer, hookimpl
 from hekaton.init import Normal
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
@@ -86,7 +86,15 @@ def hekaton_tokenizers():
 
 @hookimpl
 def hekaton_datasets():
-    return [Dataset(name, build=Ref("tiny_plugin:nothing")) for name in ("c4", "c4_test", "c4_validation")]
+    return [
+        *[Dataset(name, build=Ref("tiny_plugin:nothing")) for name in ("c4", "c4_test", "c4_validation")],
+        Dataset("pages", build=Ref("tiny_plugin:nothing"), encoder="pages"),
+    ]
+
+
+@hookimpl
+def hekaton_encoders():
+    return [Encoder("pages", build=Ref("tiny_plugin:nothing"))]
 
 
 @hookimpl
@@ -101,7 +109,10 @@ def hekaton_converters():
 
 @hookimpl
 def hekaton_sections():
-    return [Section("halves", schema=Ref("tiny_plugin:HalvesSection"))]
+    return [
+        Section("halves", schema=Ref("tiny_plugin:HalvesSection")),
+        Section("pages", schema=Ref("tiny_plugin:HalvesSection")),
+    ]
 '''
 
 LoadRun = Callable[..., Loaded]

@@ -68,6 +68,8 @@ def only(problems: list[str]) -> str:
             2,
             "",
         ),
+        ('model = "llama3"\n', 'model must be a table, not "llama3"', 1, ""),
+        ('[[model]]\nname = "llama3"\n', 'model must be a table, not [{name = "llama3"}]', 1, ""),
         ('[model]\nconverters = "halves"\n', 'model.converters must be a list, not "halves"', 2, ""),
         ("[metrics]\nloggers = [\n  1,\n]\n", "metrics.loggers[0] must be a string, not 1", 2, ""),
         ("[optimizer]\nlr = nan\n", "optimizer.lr must be a finite number, not nan", 2, ""),

@@ -145,6 +145,10 @@ import pytest
             "[halves]\ntimes = 2\n",
             "[halves] (run.toml, line 2): no effect: the run does not use the converter 'halves'",
         ),
+        (  # that no field names its encoder does not mean that it is used
+            "[pages]\ntimes = 2\n",
+            "[pages] (run.toml, line 2): no effect: the run does not use the dataset 'pages'",
+        ),
     ],
 )
 def test_a_notice_for_what_has_no_effect(load_run, toml, notice):
@@ -162,6 +166,7 @@ def test_a_notice_for_what_has_no_effect(load_run, toml, notice):
         "[training.dataloader]\nnum_workers = 1\nprefetch_factor = 2\n",
         "[checkpoint]\nenable = true\nload_step = 3\n",
         '[model]\nconverters = ["halves"]\n[halves]\ntimes = 2\n',
+        '[training]\ndataset = "pages"\n[pages]\ntimes = 2\n',
     ],
 )
 def test_no_notice_where_there_is_an_effect_or_nothing_differs(load_run, toml):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hekaton.api.places import device_of
+from hekaton.api.places import location as location_of
 from hekaton.building import build_meta, materialize
 from hekaton.checkpoint.disk.folders import is_there, reason_of
 from hekaton.checkpoint.runs.inspection import find_steps
@@ -21,6 +23,7 @@ from hekaton.config.job import config_of
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.init import initialize
 from hekaton.loading import LoadedModel, load_checkpoint, load_folder
+from hekaton.memory import out_of_memory_is_said
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
@@ -60,19 +63,23 @@ def load(
     :raises CheckpointError: where there is no such step, or it is damaged, or of another model.
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
     """
-    location = os_path(path)
+    place = location = location_of(path)
+    device, plugins = device_of(device), _several(plugins)
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
+        raise ConfigError(f"step = {step!r}: the number of a step was expected")
     found = Plugins.discover(load=list(plugins))
     found.check()
-    if mesh is not None and (mesh.ndim != 1 or torch.device(device).type != mesh.device_type):
+    if mesh is not None and (mesh.ndim != 1 or device.type != mesh.device_type):
         raise ConfigError(f"a mesh of one dim on '{device}' was expected, not {mesh}")
     options: dict[str, Any] = {
-        "device": torch.device(device),
+        "device": device,
         "dtype": None if dtype is None else dtype_name(dtype),
-        "assets": None if hf_assets_path is None else os_path(hf_assets_path),
+        "assets": None if hf_assets_path is None else location_of(hf_assets_path),
         "mesh": mesh,
     }
     with contextlib.ExitStack() as after:
-        source, place = location, location
+        after.enter_context(out_of_memory_is_said(f"loading '{location}'", hint="load it over a mesh"))
+        source = location
         if is_url(location):
             source = _behind(location, step)
             place = str(after.enter_context(_fetched(UrlPath(source))))
@@ -108,14 +115,21 @@ def build(
     :raises UnknownName: for a model or flavor that no plugin contributes.
     :raises ConfigError: for overrides that the model does not take.
     """
-    found = Plugins.discover(load=list(plugins))
+    for what, value in (("name", name), ("flavor", flavor)):
+        if not isinstance(value, str):
+            raise ConfigError(f"{what} = {value!r}: a name was expected")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed = {seed!r}: a number from 0 to 2**63 - 1 was expected")
+    device = device_of(device)
+    found = Plugins.discover(load=list(_several(plugins)))
     found.check()
     model = {"name": name, "flavor": flavor, "overrides": overrides}
     config = config_of(found, {"model": model, "training": {"dtype": dtype_name(dtype)}})
     meta = build_meta(config, found, ParallelDims())
-    if torch.device(device).type != "meta":
-        materialize(meta.model, torch.device(device))
-        initialize(meta.model, meta.initializers, seed=seed)
+    if device.type != "meta":
+        with out_of_memory_is_said(f"building {name} {flavor}", hint='device = "meta" takes none'):
+            materialize(meta.model, device)
+            initialize(meta.model, meta.initializers, seed=seed)
     return meta.model
 
 
@@ -127,9 +141,11 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def os_path(path: str | PathLike[str]) -> str:
-    text = str(path)
-    return text if is_url(text) else str(Path(text).expanduser())
+def _several(plugins: Sequence[str]) -> Sequence[str]:
+    """:raises ConfigError: for one name, which would be taken for a list of letters."""
+    if isinstance(plugins, str):
+        raise ConfigError(f"plugins = {plugins!r}: a list was expected", hint=f"write [{plugins!r}]")
+    return plugins
 
 
 def _step(location: str, number: int) -> str:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from hekaton.api.places import location
 from hekaton.checkpoint.disk.folders import read_file, reason_of
 from hekaton.checkpoint.runs.inspection import DEFAULT_FOLDER, ListedStep, find_steps
 from hekaton.errors import CheckpointError
@@ -61,7 +62,7 @@ def runs(folder: str | PathLike[str]) -> list[PastRun]:
 
     :raises CheckpointError: when the folder is not there, or a file in it cannot be read.
     """
-    root = Path(folder).expanduser()
+    root = Path(location(folder))
     if not root.is_dir():
         raise CheckpointError(f"there is no folder '{root}'")
     return [_read(one) for one in (root, *sorted(root.iterdir())) if _is_run(one)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from hekaton.api.places import location
 from hekaton.api.untouched import untouched
 from hekaton.config import load, to_toml
 from hekaton.config.device_defaults import for_device
@@ -128,4 +129,4 @@ def _run(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -
 
 
 def _path(file: str | PathLike[str]) -> Path:
-    return Path(file).expanduser()
+    return Path(location(file, what="a TOML file", hint="sections are keywords: train(training={...})"))

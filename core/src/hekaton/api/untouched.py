@@ -18,15 +18,17 @@ import torch
 
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
-    """Leave the process as it was: default dtype, threads, deterministic algorithms, the state of the random
-    generators of Python, numpy and torch, the logger ``hekaton``, filters of warnings, the collection of
-    garbage, signal handlers, the environment, the hook for exceptions, and the current device. What torch has
-    compiled is forgotten.
+    """Compute gradients, on the run's device, whatever the caller has set, and leave the process as it was:
+    default dtype and device, threads, deterministic algorithms, the state of the random generators of Python,
+    numpy and torch, the logger ``hekaton``, filters of warnings, the collection of garbage, signal handlers,
+    the environment, the hook for exceptions, and the current device. What torch has compiled is forgotten.
     """
     with contextlib.ExitStack() as after:
         for put_back in (_generators, _torch, _logger, _garbage, _signals, _environment):
             after.enter_context(put_back())
         after.enter_context(warnings.catch_warnings())
+        after.enter_context(torch.inference_mode(False))
+        after.enter_context(torch.enable_grad())
         yield
 
 
@@ -53,12 +55,17 @@ def _torch() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     device = torch.cuda.current_device() if _cuda_in_use() else None
+    default = torch.get_default_device()
+    if default.type != "cpu":
+        torch.set_default_device("cpu")
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # what the process has compiled itself does not count towards the limits
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
+        if default.type != "cpu":
+            torch.set_default_device(default)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -9,10 +9,10 @@ from typing import Any
 
 from hekaton.accounting import read_account
 from hekaton.checkpoint.disk.folders import reason_of
+from hekaton.cli.arguments import as_path
 from hekaton.errors import ConfigError
 from hekaton.json_lines import is_number, read_lines
 from hekaton.jsonl import NAME as METRICS
-from hekaton.paths import expanded
 
 USAGE = """\
 usage: hekaton report RUN_FOLDER [--svg FILE]
@@ -32,16 +32,17 @@ def run(arguments: list[str]) -> int:
     folder, *rest = arguments
     if rest and (len(rest) != 2 or rest[0] != "--svg"):
         raise ConfigError(f"unknown argument '{rest[0]}' of hekaton report", hint=USAGE.splitlines()[0])
-    account = read_account(Path(expanded(folder)))
+    place = as_path(folder)
+    account = read_account(place)
     for name, seconds in sorted(account.seconds.items(), key=lambda one: -one[1]):
         share = seconds / account.total if account.total else 0.0
         print(f"{name:<14} {seconds:>12,.1f} s {share:>7.1%}")
     print(f"{'total':<14} {account.total:>12,.1f} s")
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
     if rest:
-        drawn = plot(_metrics(Path(expanded(folder), METRICS)))
+        drawn = plot(_metrics(place / METRICS))
         try:
-            Path(expanded(rest[1])).write_text(drawn, encoding="utf-8")
+            as_path(rest[1]).write_text(drawn, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write '{rest[1]}': {reason_of(error)}") from error
     return 0

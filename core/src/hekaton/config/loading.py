@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hekaton.config.base import Path, Renamed, dotted, marks, walk
 from hekaton.config.flags import Flag, parse_flags
 from hekaton.config.job import JobConfig, config_class
 from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections, rename_converters
+from hekaton.config.plain import MAX_DEPTH, check_plain
 from hekaton.config.sources import Origin, Origins, Values
 from hekaton.config.toml import read_files
 from hekaton.config.validation import describe, notices_and_refusals
@@ -62,7 +64,10 @@ def load(
     for file in read:
         values.merge(file.tables, file.origin)
     for name, value in (fields or {}).items():
-        values.merge(_nested(tuple(name.split(".")), _plain(value)), _argument)
+        plain = _plain(value)
+        path = tuple(name.split("."))
+        check_plain(plain, path, lambda path: _argument(path)())
+        values.merge(_nested(path, plain), _argument)
     plugins = _discover(values, early, problems)
     config_type, wrong_sections = config_class(plugins)
     problems += wrong_sections
@@ -96,7 +101,7 @@ def load(
         invalid = describe(e, config_type, values, plugins)
         problems += invalid.values()
     more_notices, refusals = notices_and_refusals(config_type, values, wrong=invalid)
-    notices += [*more_notices, *idle_sections(config_type, values, plugins)]
+    notices += [*more_notices, *idle_sections(config_type, values, plugins, spec)]
     problems += refusals
     problems += check_names(config_type, values, plugins, spec)
     if problems:
@@ -169,12 +174,18 @@ def _argument(path: Path) -> Origin:
     return lambda: f"the argument {dotted(path)}"
 
 
-def _plain(value: Any) -> Any:
-    """A value as a TOML file would have it."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as a TOML file would have it; what is deeper than any of these is left to be refused."""
+    if depth > MAX_DEPTH + 1:
+        return None
     if isinstance(value, Mapping):
-        return {key: _plain(inside) for key, inside in value.items()}
+        return {str(key): _plain(inside, depth + 1) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inside) for inside in value]
+        return [_plain(inside, depth + 1) for inside in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # numpy's, too
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -11,7 +11,7 @@ from hekaton.config.job import JobConfig
 from hekaton.config.sections.run import LOGGER_SWITCHES
 from hekaton.config.sources import Values
 from hekaton.config.validation import UNSET, described, is_off, set_value
-from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Section
+from hekaton.contributions import Component, Contribution, Converter, Logger, Model, Objective, Section
 from hekaton.errors import ConfigError, HekatonError, PluginError, UnknownName
 from hekaton.overrides import overridden
 from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, kind_name
@@ -97,8 +97,13 @@ def rename_converters(values: Values, plugins: Plugins) -> list[str]:
     return notices
 
 
-def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> Iterator[str]:
-    """A notice per section of a plugin that is set while the run selects no component that reads it."""
+def idle_sections(
+    config: type[JobConfig], values: Values, plugins: Plugins, spec: TrainSpec | None
+) -> Iterator[str]:
+    """A notice per section of a plugin that is set while the run selects no component that reads it.
+
+    What no field names (encoders, parallel styles) comes with a component that one does.
+    """
     selected: dict[type[Contribution], set[str]] = {}
     for path, field, inside in walk(config):
         for mark in marks(field, NameOf):
@@ -107,6 +112,8 @@ def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> 
                 name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)
             }
             selected.setdefault(mark.kind, set()).update(set() if is_off(path, inside, values) else names)
+    if spec is not None and not selected.get(Objective):
+        selected[Objective] = {spec.objective}
     selected[Logger].update(name for name, path in SWITCHES.items() if values.values.get(path) is True)
     for section in plugins.all(Section):
         path = tuple(section.split("."))
@@ -115,8 +122,12 @@ def idle_sections(config: type[JobConfig], values: Values, plugins: Plugins) -> 
         below = [(at, field) for at, field, _ in walk(config) if at[: len(path)] == path]
         if all(set_value(at, field, values) is UNSET for at, field in below):
             continue
-        readers = [record for record in _components(plugins) if plugins.section_of(record) == section]
-        idle = [r for r in readers if type(r) in selected and r.name not in selected[type(r)]]
+        readers = [
+            record
+            for record in _components(plugins)
+            if plugins.section_of(record) == section and type(record) in selected
+        ]
+        idle = [record for record in readers if record.name not in selected[type(record)]]
         if readers and len(idle) == len(readers):
             who = " or ".join(f"the {kind_name(type(record))} '{record.name}'" for record in idle)
             yield f"[{section}] ({values.origin(path)}): no effect: the run does not use {who}"
@@ -140,7 +151,8 @@ def _check_flavor(spec: TrainSpec, values: Values) -> Iterator[HekatonError]:
     except ConfigError as e:
         yield e
         return
-    overrides = values.tables().get("model", {}).get("overrides")
+    model = values.tables().get("model")
+    overrides = model.get("overrides") if isinstance(model, dict) else None
     if not dataclasses.is_dataclass(settings) or not isinstance(overrides, dict):
         return
     for wrong in overridden(settings, overrides)[1]:
