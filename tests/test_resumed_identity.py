@@ -55,7 +55,9 @@ CHANGES = {
     "training.seq_len": ("32", "16"),
     "training.mixed_precision_param": ("float32", "float64"),
     "compile.backend": ("inductor", "eager"),
+    "fault.nonfinite": ("abort", "skip"),
 }
+GROUPS = ["--optimizer.groups", '[{"match": "*norm*", "lr_factor": 0.5}]']
 MODEL = ["--model.overrides.rope_theta", "20000.0", "--model.overrides.norm_eps", "0.001"]
 OTHER = [*MODEL, "--model.overrides.n_heads", "4", "--model.overrides.n_kv_heads", "4"]
 SCALING = '{"factor": 8.0}'
@@ -89,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     shutil.copytree(runs.folder / "outputs", runs.folder / "copy")
     nothing = ["--metrics.log_freq", "3", "--training.gc_freq", "7", "--checkpoint.keep_latest_k", "5"]
     runs.train("same", 3, *nothing, folder="copy")
-    flags = [word for name, (_, now) in CHANGES.items() for word in (f"--{name}", now)]
+    flags = [*GROUPS, *(word for name, (_, now) in CHANGES.items() for word in (f"--{name}", now))]
     version = code.version_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code, "version_of", lambda name: "0.0.9" if name == "hekaton" else version(name))
@@ -114,9 +116,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         folder="copy",
     )
     runs.train("other weights", 1, *start, *MODEL, "--optimizer.lr", "0.1", folder="started")
+    for steps, weight in ((1, 1.0), (2, 3.0)):
+        runs.train(f"mixture of {weight}", steps, *mixture(weight), folder="mixture")
     without_identity(runs.folder / "copy" / "checkpoint" / "step-2")
     runs.train("old", 3, "--optimizer.lr", "0.1", "--checkpoint.load_step", "2", folder="copy")
     return runs
+
+
+def mixture(weight: float) -> list[str]:
+    sources = [
+        {"dataset": "python_stdlib", "name": name, "weight": share}
+        for name, share in (("a", weight), ("b", 1.0))
+    ]
+    return ["--training.dataset", "mixture", "--mixture.sources", json.dumps(sources)]
+
+
+def test_another_weight_of_a_mixture_is_reported(runs: Runs) -> None:
+    assert runs.notices("mixture of 1.0") == []
+    assert runs.notices("mixture of 3.0") == ["mixture.sources.0.weight: 1.0 until step 1, 3.0 from then on"]
 
 
 def test_every_field_of_the_core_declares_what_a_change_means() -> None:
@@ -206,7 +223,9 @@ def test_another_version_is_reported(runs: Runs) -> None:
     notices = runs.notices("notices")
     assert "version of hekaton: 0.1.0 until step 2, 0.0.9 from then on" in notices
     assert "environment.NCCL_ALGO: not set until step 2, Ring from then on" in notices
-    assert len(notices) == len(CHANGES) + 2
+    assert "optimizer.groups.0.lr_factor: not set until step 2, 0.5 from then on" in notices
+    assert "optimizer.groups.0.match: not set until step 2, *norm* from then on" in notices
+    assert len(notices) == len(CHANGES) + 4
 
 
 def test_another_model_is_refused_with_the_ways_on(runs: Runs) -> None:

@@ -7,6 +7,7 @@ import gzip
 import http.server
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -339,3 +340,13 @@ def test_the_commit_of_a_dataset_of_the_hub_counts():
     (one,), (other,) = known("1f2e").values(), known("9c8d").values()
     assert one != other
     assert files_of(SimpleNamespace(config=SimpleNamespace(data_files=None)), "train") == {}
+
+
+def test_files_on_a_disk_differ_by_their_content_though_size_and_times_are_the_same(tmp_path):
+    file = tmp_path / "a.jsonl"
+    states = []
+    for word in ("same", "some"):
+        file.write_bytes(jsonl([f"One word of this text is the {word}."]))
+        os.utime(file, (10**9, 10**9))
+        states.append(build(section(), f"file://{file}").fingerprint)
+    assert states[0] != states[1]

@@ -41,7 +41,7 @@ class Mixture:
         self.entries = entries
         self.stops = stops
         self.parts: Sequence[Documents] = ()
-        self.fingerprint = ""
+        self.fingerprint = "not opened"
         self.weights = _by_step(entries)
 
     def opened(self, open_one: Callable[[MixtureEntry], Documents]) -> Mixture:
