@@ -22,7 +22,7 @@ from hekaton.weights import whole
 from hekaton.weights.counterpart import adapter_of, build_format, read_config
 from hekaton_deepseek_v3.hugging_face import table
 from hekaton_deepseek_v3.model import DeepSeekV3
-from hekaton_deepseek_v3.spec import flavors
+from hekaton_deepseek_v3.spec import flavors, flops_per_token
 
 PLUGINS = Plugins.discover()
 SMALL = {
@@ -154,6 +154,16 @@ def test_the_published_size_of_the_layer_and_its_tensors():
     assert {name for name in there if name.startswith("model.layers.61.")} == set(left_out) - copies
 
 
+def test_the_layer_costs_its_products_and_the_output_once_more():
+    config, seq_len = flavors["debugmodel"], 64
+    # By hand: of attention wq, wkv_a, wkv_b and wo, three experts and two shared ones of three matrices, the router,
+    # the projection of both inputs, the output; and the pairs of tokens of 16 heads of (192 + 128) / 2 channels.
+    attention = 256 * 16 * 192 + 256 * (512 + 64) + 512 * 16 * 256 + 16 * 128 * 256
+    products = attention + 3 * 256 * 256 * 5 + 256 * 8 + 2 * 256 * 256 + 256 * 2048
+    more = flops_per_token(replace(config, n_mtp_layers=1), seq_len) - flops_per_token(config, seq_len)
+    assert more == 6 * products + 12 * 16 * 160 * seq_len / 2
+
+
 def test_the_second_label_is_in_the_same_document():
     """Two documents of 3 and 4 tokens; the label at the end of the first is that of the second's begin."""
     batch = {
@@ -190,7 +200,7 @@ def hekaton_step_ended(step, metrics, control):
 """
 
 
-def test_a_run_trains_both_tokens_and_resumes(tmp_path):
+def test_a_run_trains_both_tokens_and_resumes_under_tensor_parallel(tmp_path):
     (tmp_path / "printed.py").write_text(PRINTED)
     words = [*MTP, "--training.objective", "multi_token", "--plugins.load", "printed.py"]
     words += ["--checkpoint.enable", "--checkpoint.interval", "20", "--multi_token.weight", "0.5"]
@@ -201,7 +211,10 @@ def test_a_run_trains_both_tokens_and_resumes(tmp_path):
         assert total == pytest.approx(first + 0.5 * second + 1e-4 * balance, rel=1e-6)
     assert steps[-1][1] < steps[0][1] - 0.3
     assert steps[-1][2] < steps[0][2] - 0.3
-    further = run_command("train", *words, "--training.steps", "21", cwd=tmp_path)
+    tensor_parallel = ["--parallelism.tensor_parallel_degree", "2"]
+    further = run_command(
+        "train", *words, "--training.steps", "21", *tensor_parallel, processes=2, cwd=tmp_path
+    )
     assert further.returncode == 0, further.stderr
     assert "resumed at step 20" in further.stderr
 

@@ -78,6 +78,7 @@ def apply_fsdp(
     entangled = tied_across(model, plan)
     sharded = [module for _, module in blocks(model, plan) if module not in entangled]
     for block in sharded:
+        block.register_forward_hook(_with_memory_of_its_own)
         fully_shard(
             block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard
         )
@@ -96,6 +97,14 @@ def apply_fsdp(
     for before, after in pairwise(module for module in sharded if isinstance(module, FSDPModule)):
         before.set_modules_to_forward_prefetch([after, *_inside(after, experts)])
         after.set_modules_to_backward_prefetch([before, *_inside(before, experts)])
+
+
+def _with_memory_of_its_own(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """A copy of an output that is a view, as of a block that ends with a norm of a part of the sequence: FSDP
+    warns of them, for its hooks are lost where a view is changed in place."""
+    if torch.compiler.is_compiling() or not isinstance(output, torch.Tensor) or output._base is None:
+        return output
+    return output.clone()
 
 
 def _inside(block: nn.Module, experts: Sequence[nn.Module]) -> list[Any]:
