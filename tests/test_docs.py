@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,7 @@ TEST_PAGE = DOCS / "how-to" / "test-a-plugin.md"
 PROGRAMS = Path(__file__).with_name("other_programs.py")
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("hekaton_")}
 PLUGIN_PAGE = DOCS / "how-to" / "plugins.md"
+EVERY_PAGE = DOCS / "how-to" / "every-contribution.md"
 
 # What the tutorial shows is tested by test_third_party_package.py, with the package that it builds.
 PAGES = [
@@ -296,6 +298,48 @@ def test_the_plugin_of_the_how_to_trains(tmp_path: Path):
     assert hekaton("train", "lab.toml", "--training.steps", "2", cwd=tmp_path).returncode == 0
     rows = [line.split(",") for line in table.read_text().splitlines()]
     assert [step for step, name, _ in rows if name == "loss"] == ["1", "2"]
+
+
+@pytest.fixture
+def waves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+    """The tests of the page with a plugin of one of each, run in a folder with its files."""
+    write_files(EVERY_PAGE, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    namespace: dict[str, object] = {"__name__": "test_waves"}
+    exec(compile((tmp_path / "test_waves.py").read_text(), "test_waves.py", "exec"), namespace)
+    yield namespace
+    del sys.modules["waves"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "test_the_model" else ())
+        for name in re.findall(r"^def (test_\w+)", EVERY_PAGE.read_text(encoding="utf-8"), re.M)
+    ],
+)
+def test_one_contribution_of_each_kind_passes_its_checks(name: str, waves: dict[str, object]):
+    test = waves[name]
+    assert callable(test)
+    test()
+
+
+def test_one_contribution_of_each_kind_trains(tmp_path: Path):
+    write_files(EVERY_PAGE, tmp_path)
+    done = hekaton("train", "waves.toml", "--metrics.log_freq", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r" loss (\S+)", done.stderr)]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] / 3
+    assert "points/s" in done.stderr
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_has_an_example(name: str):
+    page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
+    (text,) = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", page, re.M | re.S)
+    assert "Example: " in text
 
 
 @pytest.mark.parametrize("name", re.findall(r"^def (test_\w+)", TEST_PAGE.read_text(encoding="utf-8"), re.M))

@@ -121,6 +121,8 @@ def hekaton_sections() -> list[Section]:  # type: ignore[empty-body]
     The section becomes part of the configuration: it is checked as strictly as the core's, has flags
     (``--PATH.field value``), appears in ``hekaton config show`` and in the JSON schema.
 
+    Example: ``hekaton_lora`` contributes ``lora``, ``hekaton_float8`` ``quantize.linear.float8``.
+
     :returns: one record per section, named by its TOML path.
     :raises PluginError: (by the caller) when two plugins contribute the same path, or one that the core owns.
     """
@@ -314,6 +316,17 @@ def hekaton_run_started(config: "JobConfig", step: int, control: "RunControl") -
     :param config: the resolved configuration.
     :param step: the number of steps already done, 0 for a fresh run.
     :param control: what asks the run to save or to stop, at any time: a signal handler may keep it.
+
+    Example: a plugin stops a run when a file appears::
+
+        @hookimpl
+        def hekaton_run_started(control):
+            def watch():
+                while not Path("stop").exists():
+                    time.sleep(5)
+                control.ask(save=True, stop=True, reason="there is a file 'stop'")
+
+            threading.Thread(target=watch, daemon=True).start()
     """
 
 
@@ -344,6 +357,14 @@ def hekaton_checkpoint_saved(step: int, folder: Path | UrlPath) -> None:
     :param step: the number of steps done when it was taken.
     :param folder: the step's own folder; ``str(folder)`` is its path, or its URL where ``checkpoint.folder``
         is one.
+
+    Example: a plugin lists steps for a program that evaluates them::
+
+        @hookimpl
+        def hekaton_checkpoint_saved(step, folder):
+            if int(os.environ.get("RANK", 0)) == 0:
+                with open("to_evaluate.txt", "a") as file:
+                    print(step, folder, file=file)
     """
 
 
@@ -353,4 +374,10 @@ def hekaton_run_ended(step: int, error: BaseException | None) -> None:
 
     :param step: the number of steps done.
     :param error: what ended the run early, ``None`` when it reached its last step.
+
+    Example: a plugin writes how the run ended::
+
+        @hookimpl
+        def hekaton_run_ended(step, error):
+            Path("ended.txt").write_text(f"step {step}: {error or 'done'}")
     """
