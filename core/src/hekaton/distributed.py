@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from hekaton.environment import ADDRESS, launched, number
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.failures.arrival import meet, open_store
 from hekaton.failures.board import Board
+from hekaton.failures.hang import hangs_are_shown
 from hekaton.failures.shown import first_cause_is_shown, tell_torchrun
 from hekaton.failures.watch import ended_with_the_others
 from hekaton.failures.whereabouts import Whereabouts
@@ -27,7 +29,7 @@ from hekaton.torch_versions import set_group_timeout
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-    from hekaton.config.sections import CommSection
+    from hekaton.config.sections import CommSection, FaultSection
 
 
 log = logging.getLogger("hekaton")
@@ -73,7 +75,12 @@ def this_process() -> Process:
 
 @contextlib.contextmanager
 def process_group(
-    process: Process, settings: CommSection, *, dump_folder: str, where: Whereabouts | None = None
+    process: Process,
+    settings: CommSection,
+    *,
+    dump_folder: str,
+    where: Whereabouts | None = None,
+    fault: FaultSection | None = None,
 ) -> Iterator[None]:
     """Start the default process group, and end it however the run ends.
 
@@ -81,6 +88,7 @@ def process_group(
     beside NCCL, for what lives on the CPU.
 
     :param where: what the trainer keeps up to date, for a message of a failure.
+    :param fault: says whether hangs are looked for.
     :raises RaisedElsewhere: when another process failed before this one.
     """
     cuda = process.device.type == "cuda"
@@ -129,10 +137,23 @@ def process_group(
         ) from e
     everywhere: HekatonError | None = None
     try:
+        where = where or Whereabouts()
         with contextlib.ExitStack() as shown:
             if process.world_size > 1:
-                shown.enter_context(first_cause_is_shown(board, where or Whereabouts(), folder=dump_folder))
+                shown.enter_context(first_cause_is_shown(board, where, folder=dump_folder))
                 shown.enter_context(ended_with_the_others(board, world_size=process.world_size))
+            if fault is not None:
+                shown.enter_context(
+                    hangs_are_shown(
+                        where,
+                        board if process.world_size > 1 else None,
+                        rank=process.rank,
+                        world_size=process.world_size,
+                        seconds=fault.hang_seconds,
+                        abort=fault.hang == "abort",
+                        folder=Path(dump_folder),
+                    )
+                )
             try:
                 yield
             except HekatonError as error:

@@ -42,7 +42,8 @@ def run(
     """
     where = Whereabouts(since=since)
     folder = loaded.config.job.dump_folder
-    with process_group(process, loaded.config.comm, dump_folder=folder, where=where):
+    fault = loaded.config.fault
+    with process_group(process, loaded.config.comm, dump_folder=folder, where=where, fault=fault):
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
         agree(of_start(loaded.config, loaded.plugins, process.device))
         together(lambda: check_and_log(loaded, process.world_size, process.device.type))

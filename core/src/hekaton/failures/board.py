@@ -109,6 +109,21 @@ class Board:
         self._set("lost", json.dumps(asdict(said)))
         return said
 
+    def is_stuck(self, step: int, said: str) -> bool:
+        """Tell that this rank makes no progress in a step; :returns: whether it is the one that says so for
+        all: the first that tells."""
+        self._set(f"stuck/{self.rank}", said)
+        return self._add(f"stuck in {step}") == 1
+
+    def stuck(self) -> dict[int, str]:
+        """What the ranks that make no progress said of themselves."""
+        found = {rank: self._get(f"stuck/{rank}") for rank in range(self._world_size)}
+        return {rank: said for rank, said in found.items() if said}
+
+    def host_of(self, rank: int) -> str:
+        """The host of a rank, as far as it has told."""
+        return self._get(f"host/{rank}") or "an unknown host"
+
     def is_first_here(self, failure: Failure) -> bool:
         """Whether this process is the first of its machine to ask about a failure; where the store is gone,
         whether it is the first of its machine."""
@@ -145,7 +160,7 @@ class Board:
         silent = []
         for rank in range(self._world_size):
             if not self._has(f"lost/{rank}"):
-                silent.append(f"{rank} on {self._get(f'host/{rank}') or 'an unknown host'}")
+                silent.append(f"{rank} on {self.host_of(rank)}")
         if not silent:
             return ""
         more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""

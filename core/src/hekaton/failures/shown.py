@@ -155,7 +155,7 @@ def _kept(rank: int, error: BaseException, where: Whereabouts, folder: Path) -> 
     when = time.strftime("%Y-%m-%d %H:%M:%S")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8", opener=_opened_alone) as file:
+        with open(path, "a", encoding="utf-8", opener=opened_alone) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return ""
             file.write(f"{when}  rank {rank} on {socket.gethostname()}, {where}\n")
@@ -165,7 +165,7 @@ def _kept(rank: int, error: BaseException, where: Whereabouts, folder: Path) -> 
     return str(path)
 
 
-def _opened_alone(path: str, flags: int) -> int:
+def opened_alone(path: str, flags: int) -> int:
     """Open neither through a link, nor what waits for a reader."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 

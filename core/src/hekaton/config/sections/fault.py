@@ -25,6 +25,13 @@ class FaultSection(SectionModel):
     """Save and stop that many seconds before the job's end, where it is known: SLURM says it in
     ``SLURM_JOB_END_TIME``. 0 waits for the signal."""
 
+    hang_seconds: Seconds = 600.0
+    """A process that is in one phase of a step (data, forward and backward, optimizer, save, validation) for
+    longer, after the first step, writes where its threads are to ``hangs`` in the run folder, and the log
+    says which ranks are where. 0 looks for nothing."""
+    hang: Annotated[Literal["report", "abort"], OnlyWith("hang_seconds", above=0)] = "report"
+    """What happens then: ``"abort"`` ends the run with status 1."""
+
     nonfinite: Annotated[Policy, AtResume("notice")] = "abort"
     """What to do with a step whose gradient norm is NaN or infinite, or that ``replay_every`` finds computed
     wrongly; its gradients never reach the optimizer.

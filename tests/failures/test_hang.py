@@ -1,0 +1,96 @@
+"""A process that makes no progress is reported with where all are, and by policy the run ends."""
+
+import socket
+
+import pytest
+
+from hekaton.failures.hang import Stuck, in_words
+from hekaton.testing import run_command
+
+HOST = socket.gethostname()
+RUN = [
+    "train", "--model.name", "llama3", "--model.tokenizer", "byte", "--training.steps", "5",
+    "--training.seq_len", "16", "--training.local_batch_size", "1", "--training.mixed_precision_param", "float32",
+    "--activation_checkpoint.mode", "none", "--lr_scheduler.warmup_steps", "0", "--model.overrides.dim", "16",
+    "--model.overrides.n_layers", "1", "--model.overrides.n_heads", "2", "--model.overrides.n_kv_heads", "1",
+    "--model.overrides.hidden_dim", "32", "--job.dump_folder", "out", "--plugins.load", "hangs.py",
+]  # fmt: skip
+PLUGIN = """
+import os
+import signal
+import time
+
+from hekaton.contributions import hookimpl
+
+HEKATON_API = ">=1,<2"
+
+
+def wait_here():
+    {what}
+
+
+@hookimpl
+def hekaton_step_ended(step, metrics, control):
+    if step == 3 and os.environ.get("RANK", "0") == "{rank}":
+        wait_here()
+"""
+
+
+def stuck(rank: int, step: int, phase: str) -> Stuck:
+    return Stuck(rank=rank, host="a", step=step, phase=phase, seconds=30.0, stack=f"  file.py:1 of_{rank}")
+
+
+def test_those_that_the_others_wait_for_come_first():
+    found = {
+        0: stuck(0, 7, "forward_backward"), 1: stuck(1, 7, "data"), 2: stuck(2, 7, "forward_backward"),
+    }  # fmt: skip
+    assert in_words(found, world_size=4, hosts=lambda rank: "b").splitlines() == [
+        "no progress:",
+        "  rank 3 on b: nothing heard of",
+        "  rank 1 on a: in step 7 (data) for 30 s",
+        "  ranks 0 on a, 2 on a: in step 7 (forward_backward) for 30 s",
+        "  stack of rank 1:",
+        "    file.py:1 of_1",
+    ]
+    earlier = {**found, 2: stuck(2, 6, "after the step")}
+    assert "rank 2 on a: in step 6" in in_words(earlier, world_size=3, hosts=lambda rank: "b").splitlines()[1]
+
+
+def test_a_run_of_one_process_reports_a_hang_and_goes_on(tmp_path):
+    (tmp_path / "hangs.py").write_text(PLUGIN.format(what="time.sleep(4)", rank=0))
+    done = run_command(*RUN, "--fault.hang_seconds", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no progress:") == 1
+    assert f"rank 0 on {HOST}: in step 3 (after the step) for 2 s" in done.stderr
+    assert " wait_here" in done.stderr
+    (file,) = (tmp_path / "out/hangs").iterdir()
+    assert file.name == "step-3-rank-0.txt"
+    assert "in wait_here" in file.read_text()
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_with_its_stack_and_the_run_ends(tmp_path):
+    (tmp_path / "hangs.py").write_text(PLUGIN.format(what="time.sleep(60)", rank=1))
+    done = run_command(
+        *RUN, "--fault.hang_seconds", "4", "--fault.hang", "abort", cwd=tmp_path, processes=2, timeout=50
+    )
+    said = done.stderr
+    assert done.returncode == 1, said
+    assert said.count("no progress:") >= 1
+    assert f"rank 1 on {HOST}: in step 3 (after the step) for " in said
+    assert f"rank 0 on {HOST}: in step 4 (" in said
+    assert " wait_here" in said.partition("stack of rank 1:")[2]
+    assert {file.name for file in (tmp_path / "out/hangs").iterdir()} == {
+        "step-3-rank-1.txt", "step-4-rank-0.txt",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_is_one_that_nothing_is_heard_of(tmp_path):
+    (tmp_path / "hangs.py").write_text(PLUGIN.format(what="os.kill(os.getpid(), signal.SIGSTOP)", rank=1))
+    done = run_command(
+        *RUN, "--fault.hang_seconds", "4", "--fault.hang", "abort", cwd=tmp_path, processes=2, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"rank 1 on {HOST}: nothing heard of" in done.stderr
+    assert f"rank 0 on {HOST}: in step 4 (" in done.stderr
