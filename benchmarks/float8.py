@@ -248,7 +248,7 @@ def main() -> int:
         "products": lambda: products(arguments.small),
         "experts": lambda: experts(arguments.small),
         "layers": lambda: layers(arguments.small),
-        "curves": lambda: loss_curves(10 if arguments.small else arguments.steps, small=arguments.small),
+        "curves": lambda: loss_curves(2 if arguments.small else arguments.steps, small=arguments.small),
     }
     parser.add_argument("--only", default=",".join(stages), help="stages, separated by commas")
     parser.add_argument("--steps", type=int, default=500, help="of the curves")

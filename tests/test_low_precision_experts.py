@@ -9,10 +9,14 @@ from safetensors.torch import load_file
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.cli import main
 from hekaton.config import load
+from hekaton.contributions import Converter
+from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_layouts, check_rule
+from hekaton.testing import check_layouts, check_requirement, check_rule
 from hekaton.testing.steps import train_steps
+from hekaton_float8.combinations import TABLE as FLOAT8_TABLE
 from hekaton_float8.combinations import float8_can_be_combined
+from hekaton_mx.combinations import TABLE as MX_TABLE
 from hekaton_mx.combinations import mx_can_be_combined
 
 FLOAT8, MX = "quantize.grouped_mm.float8", "quantize.grouped_mm.mx"
@@ -116,6 +120,21 @@ def test_a_gpu_without_the_format_is_refused(converter, lacking, enough, emulate
     assert [str(one).partition(":")[0] for one in on_cpu] == [f"{converter} on a CPU"]
     eager = check_rule(CHECKS[converter], *run[:-1], others=PLAIN, device_type="cuda")
     assert [str(one).partition(":")[0] for one in eager] == [f"{converter} on a GPU without compile"]
+
+
+@pytest.mark.parametrize("converter", CHECKS)
+def test_without_torchao_only_a_run_that_names_it_is_refused(converter):
+    check_requirement(
+        "torchao>=0.18", too_old="0.9.1", without=PLAIN, using=[*PLAIN, "--model.converters", converter]
+    )
+
+
+def test_every_entry_of_the_table_says_why_and_what_to_do_instead():
+    converters = {*Plugins.discover().all(Converter)}
+    for entry in (*FLOAT8_TABLE, *MX_TABLE):
+        assert entry.converter in converters
+        assert entry.reason, entry.when
+        assert entry.instead, entry.when
 
 
 @pytest.mark.parametrize("which", BOTH)

@@ -17,7 +17,7 @@ from hekaton.patterns import resolve
 from hekaton.plugins import Plugins
 from hekaton.testing import check_converter, check_plugin, check_requirement, check_rule
 from hekaton_float8 import LINEAR
-from hekaton_float8.combinations import TABLE, float8_can_be_combined
+from hekaton_float8.combinations import float8_can_be_combined
 from hekaton_float8.linear import TOO_SMALL, LinearFloat8
 from hekaton_float8.sections import Float8Section
 
@@ -251,12 +251,6 @@ def test_a_gpu_without_float8_is_refused(capability, recipe, refused, monkeypatc
     emulated = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable", f"--{LINEAR}.emulate"])
     run = Run(emulated.config, emulated.plugins, emulated.origins, 1, "cuda")
     assert not list(float8_can_be_combined(run))
-
-
-def test_every_entry_of_the_table_says_what_to_do_instead():
-    for entry in TABLE:
-        assert entry.reason, entry.when
-        assert entry.instead, entry.when
 
 
 def test_without_torchao_only_a_run_that_names_it_is_refused():
