@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 class GroupedProduct(Protocol):
@@ -108,8 +109,7 @@ class _RoundedProduct(torch.autograd.Function):
         ctx.number_format = number_format
         ends = counts.cumsum(0, dtype=torch.int32)
         x, w = number_format.along(rows, -1), number_format.of_weights(weights, -1)
-        out: torch.Tensor = F.grouped_mm(x, w.mT, offs=ends)
-        return out
+        return _grouped_mm(x, w.mT, ends)
 
     @staticmethod
     def backward(
@@ -121,13 +121,16 @@ class _RoundedProduct(torch.autograd.Function):
         ends = counts.cumsum(0, dtype=torch.int32)
         of_rows = of_weights = None
         if ctx.needs_input_grad[0]:
-            of_rows = F.grouped_mm(
-                number_format.along(given, -1), number_format.of_weights(weights, -2), offs=ends
-            )
+            of_rows = _grouped_mm(number_format.along(given, -1), number_format.of_weights(weights, -2), ends)
         if ctx.needs_input_grad[1]:
-            of_weights = F.grouped_mm(
-                number_format.along_groups(given, counts).T,
-                number_format.along_groups(rows, counts),
-                offs=ends,
+            of_weights = _grouped_mm(
+                number_format.along_groups(given, counts).T, number_format.along_groups(rows, counts), ends
             )
         return of_rows, of_weights, None, None
+
+
+def _grouped_mm(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    # Of fake tensors, as in a dry run, torch has it in bfloat16 alone, whatever the device has.
+    dtype = torch.bfloat16 if isinstance(left, FakeTensor) else left.dtype
+    out: torch.Tensor = F.grouped_mm(left.to(dtype), right.to(dtype), offs=ends)
+    return out.to(left.dtype)

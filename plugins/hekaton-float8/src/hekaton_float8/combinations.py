@@ -59,18 +59,6 @@ def _on_a_cpu(converter: str) -> Combination:
     )
 
 
-def _without_compile(converter: str) -> Combination:
-    return Combination(
-        converter=converter,
-        when=f"{converter} on a GPU without compile",
-        applies=lambda run: _multiplies_in_float8(run, converter) and not compiles_model(run),
-        reason="casts that are not fused take longer than float8 saves",
-        instead="set compile.enable = true",
-        fields=("compile.enable",),
-        refused=False,
-    )
-
-
 TABLE = (
     Combination(
         converter=LINEAR,
@@ -167,7 +155,15 @@ TABLE = (
         fields=(CONVERTERS, f"{LINEAR}.recipe_name"),
     ),
     _on_a_cpu(LINEAR),
-    _without_compile(LINEAR),
+    Combination(
+        converter=LINEAR,
+        when=f"{LINEAR} on a GPU without compile",
+        applies=lambda run: _multiplies_in_float8(run, LINEAR) and not compiles_model(run),
+        reason="casts that are not fused take longer than float8 saves",
+        instead="set compile.enable = true",
+        fields=("compile.enable",),
+        refused=False,
+    ),
     Combination(
         converter=GROUPED,
         when=f"{GROUPED} with {GROUPED_MX}",
@@ -186,7 +182,6 @@ TABLE = (
         fields=(CONVERTERS,),
     ),
     _on_a_cpu(GROUPED),
-    _without_compile(GROUPED),
 )
 
 

@@ -65,17 +65,6 @@ def _entries(converter: str, float8: str, what: str) -> tuple[Combination, ...]:
             fields=(recipe,),
             refused=False,
         ),
-        Combination(
-            converter=converter,
-            when=f"{converter} on a GPU without compile",
-            applies=lambda run: (
-                run.device_type == "cuda" and not _is_emulated(run, converter) and not compiles_model(run)
-            ),
-            reason="casts that are not fused take longer than MXFP8 saves",
-            instead="set compile.enable = true",
-            fields=("compile.enable",),
-            refused=False,
-        ),
     )
 
 
@@ -89,6 +78,17 @@ TABLE = (
         fields=(CONVERTERS,),
     ),
     *_entries(LINEAR, "quantize.linear.float8", "a linear layer computes"),
+    Combination(
+        converter=LINEAR,
+        when=f"{LINEAR} on a GPU without compile",
+        applies=lambda run: (
+            run.device_type == "cuda" and not _is_emulated(run, LINEAR) and not compiles_model(run)
+        ),
+        reason="casts that are not fused take longer than MXFP8 saves",
+        instead="set compile.enable = true",
+        fields=("compile.enable",),
+        refused=False,
+    ),
     *_entries(GROUPED, "quantize.grouped_mm.float8", "experts compute"),
 )
 
