@@ -20,6 +20,10 @@ def test_each_class_has_a_name_of_its_own(repository):
     assert not twice
 
 
+def test_the_trainer_is_short(repository):
+    assert len((repository / "core/src/hekaton/trainer.py").read_text().splitlines()) < 300
+
+
 # Names and phrases of earlier versions, each in two parts so that this file has none of them.
 REPLACED = [
     *(

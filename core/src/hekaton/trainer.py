@@ -34,14 +34,7 @@ from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
-from hekaton.reading import (
-    SourceEnds,
-    batch_on,
-    log_shares,
-    log_skipped,
-    run_loader,
-    shares_of_sources,
-)
+from hekaton.reading import SourceEnds, batch_on, log_shares, log_skipped, run_loader, shares_of_sources
 from hekaton.reporting import Reporter
 from hekaton.requests import requests_of
 from hekaton.sources import open_dataset

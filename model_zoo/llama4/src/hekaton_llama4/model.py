@@ -116,7 +116,8 @@ class Attention(nn.Module):
         if self.qk_norm_eps is not None:
             q, k = (F.rms_norm(heads, (self.head_dim,), eps=self.qk_norm_eps) for heads in (q, k))
         out = self.inner(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents)
-        return self.wo(out.transpose(1, 2).flatten(-2))
+        projected: torch.Tensor = self.wo(out.transpose(1, 2).flatten(-2))
+        return projected
 
 
 def block(config: Llama4Config, number: int) -> TransformerBlock:

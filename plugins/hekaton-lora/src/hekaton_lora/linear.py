@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,8 @@ def _beside(place: Placement, name: str) -> Placement:
 
 def adapt(layer: nn.Linear, *, rank: int, scale: float) -> None:
     """Give a layer an adapter, in place; its weight keeps its name."""
-    made = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    layer.__class__ = _adapted_class(type(layer))
+    made: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    layer.__class__ = _adapted_class(type(layer))  # type: ignore[arg-type] # a class has a hash
     layer.register_parameter(A, nn.Parameter(torch.empty(rank, layer.in_features, **made)))
     layer.register_parameter(B, nn.Parameter(torch.empty(layer.out_features, rank, **made)))
     layer.lora_scale = scale  # type: ignore[assignment]

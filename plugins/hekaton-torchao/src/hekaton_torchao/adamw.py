@@ -122,7 +122,8 @@ def _zeros(name: str, parameter: torch.Tensor, block_size: int, min_size: int) -
     if not _in_8_bits(parameter, block_size, min_size):
         return {name: torch.zeros_like(parameter, dtype=torch.float32)}
     codes = torch.zeros_like(parameter, dtype=torch.uint8)
-    scales = torch.zeros(_local(codes).unflatten(-1, (-1, block_size)).shape[:-1], device=codes.device)
+    blocks: torch.Tensor = _local(codes).unflatten(-1, (-1, block_size))  # type: ignore[no-untyped-call]
+    scales = torch.zeros(blocks.shape[:-1], device=codes.device)
     if isinstance(parameter, DTensor):
         shape = torch.Size([*parameter.shape[:-1], parameter.shape[-1] // block_size])
         stride = torch.empty(shape, device="meta").stride()

@@ -43,7 +43,7 @@ class WandbLogger:
             config=configuration_beside(self._folder),
             mode=section.mode or None,
             settings=wandb.Settings(silent=True),
-            **options,
+            **options,  # type: ignore[arg-type] # an id, and how to resume it
         )
         self._kept = kept
         kept.write(self._folder / KEPT)
