@@ -55,7 +55,7 @@ def test_a_model_that_cannot_be_converted_is_refused(converter, multiple, capsys
     half = multiple // 2
     for flags, message, hint in (
         ([f"--{converter}.fqns", "exprts"], f"{converter}.fqns: 'exprts' matches no experts of qwen3",
-         "did you mean 'experts'?"),
+         "choose one of: layers.*.moe.experts"),
         ([f"--{converter}.fqns", ""], f"{converter}.fqns names no experts to convert", '["experts"]'),
         (changed(hidden_dim=half),
          f"{converter}.fqns: 'layers.0.moe.experts.w1' of qwen3 is 4 x {half} x 64: {half} is no multiple of {multiple}",
@@ -218,6 +218,6 @@ def test_recomputation_and_compile_compute_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", BOTH)
 def test_every_layout_computes_what_one_process_does(which):
-    """With scales that are powers of 2, what ranks share out moves nothing but rounding."""
+    """Scales are powers of 2: those of a part round as those of the whole do."""
     layouts = ["shard2", "replicate2", "cp2", "tp2", "pp2", "shard2 ep2", "tp2 ep2", "tp2 etp2"]
     check_layouts(*PLAIN, *BOTH[which], layouts=layouts, rows=2, steps=2, tolerance=1e-6)

@@ -40,7 +40,7 @@ RECIPES = {
         (9, 0), (4,), lambda: of_experts(grouped.float8_product), lambda: emulated(grouped.Rowwise()),
     ),
     "experts, blockwise": (
-        (9, 0), (4,), lambda: of_experts(blockwise.grouped_product), lambda: emulated(blockwise.Blockwise()),
+        (9, 0), (4,), lambda: of_experts(functools.partial(grouped.float8_product, blockwise=True)), lambda: emulated(blockwise.Blockwise()),
     ),
     "experts, mxfp8": (
         (10, 0), (4,), lambda: of_experts(product_of(GroupedMXSection())),

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hekaton.errors import ConfigError, choices_hint
-from hekaton.layer_choices import LayerChoice
+from hekaton.errors import ConfigError
+from hekaton.layer_choices import LayerChoice, named_by
 from hekaton.parallel.experts import expert_entries
-from hekaton.patterns import compile_pattern, without_numbers
 
 if TYPE_CHECKING:
     from hekaton.draft import Draft
@@ -47,7 +46,7 @@ def choose_experts(
             hint="leave it out of model.converters, or choose a model with experts",
             fields=["model.converters"],
         )
-    named = {name for text in fqns for name in _matching(text, modules, draft, field)}
+    named = {name for text in fqns for name in named_by(text, modules, draft, field, what="experts")}
     if not named:
         raise ConfigError(
             f"{field} names no experts to convert",
@@ -103,18 +102,3 @@ def _check_sizes(
         f"expert_tensor_parallel_degree of which a rank has multiples of {multiple}",
         fields=[field, "model.converters"],
     )
-
-
-def _matching(text: str, modules: dict[str, nn.Module], draft: Draft, field: str) -> list[str]:
-    if "*" in text or "{" in text:
-        compiled = compile_pattern(text)
-        found = [name for name in modules if compiled.fullmatch(name)]
-    else:
-        found = [name for name in modules if text and text in name]
-    if not found:
-        raise ConfigError(
-            f"{field}: '{text}' matches no experts of {draft.what}",
-            hint=choices_hint(text, {"experts", *(without_numbers(name) for name in modules)}),
-            fields=[field],
-        )
-    return found

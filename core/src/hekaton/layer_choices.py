@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ def choose_linear_layers(
     """
     linear = {name: one for name, one in draft.model.named_modules() if isinstance(one, nn.Linear)}
     texts = [text for text in filters if text != AUTO_FILTER]
-    filtered = {name: text for text in reversed(texts) for name in _matching(text, linear, draft, field)}
+    filtered = {name: text for text in reversed(texts) for name in named_by(text, linear, draft, field)}
     tied = {name for group in ties(draft.model) for name in group}
     cuts = _cuts(draft, linear) if tp > 1 else {}
     choices = []
@@ -127,16 +127,23 @@ def _left_for_size(
     )
 
 
-def _matching(text: str, linear: dict[str, nn.Linear], draft: Draft, field: str) -> list[str]:
+def named_by(
+    text: str, modules: Mapping[str, nn.Module], draft: Draft, field: str, *, what: str = "linear layer"
+) -> list[str]:
+    """The names that contain a text or match a pattern.
+
+    :param what: what the modules are, for the message.
+    :raises ConfigError: where there is none.
+    """
     if "*" in text or "{" in text:
         compiled = compile_pattern(text)
-        found = [name for name in linear if compiled.fullmatch(name)]
+        found = [name for name in modules if compiled.fullmatch(name)]
     else:
-        found = [name for name in linear if text and text in name]
+        found = [name for name in modules if text and text in name]
     if not found:
         raise ConfigError(
-            f"{field}: '{text}' matches no linear layer of {draft.what}",
-            hint=choices_hint(text, {without_numbers(name) for name in linear}),
+            f"{field}: '{text}' matches no {what} of {draft.what}",
+            hint=choices_hint(text, {without_numbers(name) for name in modules}),
             fields=[field],
         )
     return found

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torchao.float8.float8_utils import amax_to_scale, to_fp8_saturated
 
-from hekaton.grouped_products import placed, spread, with_bias
+from hekaton.grouped_products import placed, spread
 
 BLOCK = 128
 
@@ -35,25 +35,6 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     triton = torch.cuda.get_device_capability(x.device) != (9, 0)
     multiply: Any = fp8_blockwise_mm.apply
     return _as_before(multiply(_rows(x), weight, BLOCK, torch.bfloat16, triton), x)
-
-
-def grouped_product(
-    rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor, *, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A :class:`~hekaton.grouped_products.GroupedProduct` by torchao's kernels, which give bfloat16."""
-    from torchao.prototype.moe_training.blockwise_fp8.grouped_mm import (
-        _to_fp8_blockwise_then_scaled_grouped_mm,
-    )
-
-    place, ends, places = spread(counts, len(rows), BLOCK)
-    out: torch.Tensor = _to_fp8_blockwise_then_scaled_grouped_mm(
-        placed(rows, place, places),
-        weights.mT,
-        offs=ends,
-        out_dtype=torch.bfloat16,
-        pad_token_groups_for_grouped_mm=False,
-    )
-    return with_bias(out.index_select(0, place).to(rows.dtype), bias, counts)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torchao.prototype.moe_training import _to_fp8_rowwise_then_scaled_grouped_mm
@@ -13,11 +14,11 @@ from hekaton.expert_choices import choose_experts, replace_products
 from hekaton.grouped_products import GroupedProduct, placed, rounded_product, spread, with_bias
 from hekaton.mesh import ParallelDims
 from hekaton_float8 import GROUPED
-from hekaton_float8.blockwise import BLOCK, Blockwise, grouped_product, rounded
+from hekaton_float8.blockwise import BLOCK, Blockwise, rounded
 from hekaton_float8.sections import GroupedFloat8Section
 
 ROWS = 16
-"""The kernels take groups of a multiple of so many rows."""
+"""The kernels of products by rows take groups of a multiple of so many."""
 
 
 class GroupedFloat8:
@@ -40,7 +41,7 @@ class GroupedFloat8:
             multiple=BLOCK if blockwise else 16,
             etp=self._dims.etp,
         )
-        product: GroupedProduct = grouped_product if blockwise else float8_product
+        product: GroupedProduct = functools.partial(float8_product, blockwise=blockwise)
         if self._section.emulate or not torch.cuda.is_available():
             product = functools.partial(
                 rounded_product, number_format=Blockwise() if blockwise else Rowwise()
@@ -50,11 +51,24 @@ class GroupedFloat8:
 
 
 def float8_product(
-    rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor, *, bias: torch.Tensor | None = None
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    counts: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    blockwise: bool = False,
 ) -> torch.Tensor:
-    """A :class:`~hekaton.grouped_products.GroupedProduct` by torchao's kernels, which give bfloat16."""
-    place, ends, places = spread(counts, len(rows), ROWS)
-    out: torch.Tensor = _to_fp8_rowwise_then_scaled_grouped_mm(
+    """A :class:`~hekaton.grouped_products.GroupedProduct` by torchao's kernels, which give bfloat16.
+
+    :param blockwise: scales of blocks, and not of rows.
+    """
+    multiply: Any = _to_fp8_rowwise_then_scaled_grouped_mm
+    if blockwise:
+        from torchao.prototype.moe_training.blockwise_fp8.grouped_mm import (
+            _to_fp8_blockwise_then_scaled_grouped_mm as multiply,
+        )
+    place, ends, places = spread(counts, len(rows), BLOCK if blockwise else ROWS)
+    out: torch.Tensor = multiply(
         placed(rows, place, places),
         weights.mT,
         offs=ends,
