@@ -1,4 +1,5 @@
-"""Processes that SLURM's ``srun`` starts are one run: a SLURM of two nodes, made on this machine for the test."""
+"""Processes that other launchers than torchrun start are one run: Open MPI's ``mpirun`` where it is installed, and ``srun``
+of a SLURM of two nodes that is made on this machine for the test."""
 
 from __future__ import annotations
 
@@ -13,15 +14,27 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PROGRAMS = ("srun", "slurmctld", "slurmd", "munged", "sinfo")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(400),
-    pytest.mark.skipif(
-        os.geteuid() != 0 or any(shutil.which(name) is None for name in PROGRAMS),
-        reason="SLURM cannot be started here (Debian, as root: slurmctld slurmd slurm-client munge)",
-    ),
-]
+needs_mpirun = pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="there is no mpirun here (Debian: openmpi-bin)"
+)
+needs_slurm = pytest.mark.skipif(
+    os.geteuid() != 0 or any(shutil.which(name) is None for name in PROGRAMS),
+    reason="SLURM cannot be started here (Debian, as root: slurmctld slurmd slurm-client munge)",
+)
+RUN = """
+[model]
+name = "llama3"
+flavor = "debugmodel"
+tokenizer = "byte"
+overrides = {n_layers = 1, dim = 32, n_heads = 2, n_kv_heads = 2, hidden_dim = 64}
+[training]
+seq_len = 32
+local_batch_size = 1
+steps = 1
+mixed_precision_param = "float32"
+"""
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -51,18 +64,39 @@ SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=500
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
-RUN = """
-[model]
-name = "llama3"
-flavor = "debugmodel"
-tokenizer = "byte"
-overrides = {n_layers = 1, dim = 32, n_heads = 2, n_kv_heads = 2, hidden_dim = 64}
-[training]
-seq_len = 32
-local_batch_size = 1
-steps = 1
-mixed_precision_param = "float32"
-"""
+
+
+def mpirun(folder: Path, *of_second: str) -> subprocess.CompletedProcess[str]:
+    (folder / "run.toml").write_text(RUN)
+    command = ["-n", "1", sys.executable, "-m", "hekaton", "train", "run.toml"]
+    launcher = ["mpirun", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+    ended = subprocess.run(
+        [*launcher, *command, ":", *command, *of_second],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert "Traceback" not in ended.stdout
+    return ended
+
+
+@needs_mpirun
+def test_the_processes_of_mpirun_are_one_run(tmp_path: Path) -> None:
+    ended = mpirun(tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    assert "cpu on 2 process(es)" in ended.stdout
+    assert ended.stdout.count("  step      1  ") == 1
+
+
+@needs_mpirun
+def test_a_difference_ends_mpirun_with_the_status_of_the_run(tmp_path: Path) -> None:
+    ended = mpirun(tmp_path, "--optimizer.lr", "0.5")
+    assert ended.returncode == 2, ended.stdout
+    assert "\n  optimizer.lr: 0.0008 on rank 0 (" in ended.stdout
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +191,7 @@ def srun(folder: Path, *of_second: str, **variables: str) -> subprocess.Complete
     return ended
 
 
+@needs_slurm
 def test_the_tasks_of_srun_are_one_run(slurm: Path) -> None:
     ended = srun(slurm, MASTER_ADDR="127.0.0.1")
     assert ended.returncode == 0, ended.stdout
@@ -164,12 +199,14 @@ def test_the_tasks_of_srun_are_one_run(slurm: Path) -> None:
     assert ended.stdout.count("  step      1  ") == 1
 
 
+@needs_slurm
 def test_a_difference_ends_srun_with_the_status_of_the_run(slurm: Path) -> None:
     ended = srun(slurm, "--optimizer.lr", "0.5", MASTER_ADDR="127.0.0.1")
     assert ended.returncode == 2, ended.stdout
     assert "\n  optimizer.lr: 0.0008 on rank 0 (" in ended.stdout
 
 
+@needs_slurm
 def test_a_node_that_no_other_machine_can_find_is_refused_at_once(slurm: Path) -> None:
     """SLURM reaches the nodes by ``NodeAddr``; their names are its own."""
     ended = srun(slurm)
