@@ -260,7 +260,8 @@ def test_every_toml_block_is_a_configuration_that_loads(
     monkeypatch.chdir(tmp_path)
     block = tmp_path / "block.toml"
     block.write_text(blocks(page, "toml")[number][1], encoding="utf-8")
-    plugins = [title for title, _ in blocks(page, "python") if title]
+    titles = [title for title, _ in blocks(page, "python") if title]
+    plugins = [title for title in titles if not title.startswith("test_")]
     flags = ["--plugins.load", ",".join(plugins)] if plugins else []
     try:
         loaded = load([block], flags)
