@@ -139,9 +139,7 @@ def _wrong(kind: type[Component], built: Any) -> str:
         every = built if isinstance(built, list | tuple) else [built]
         optimizers = bool(every) and all(isinstance(one, torch.optim.Optimizer) for one in every)
         return "" if optimizers else "not an optimizer or a list of them"
-    missing = (
-        [one for one in _members(_PROTOCOLS[kind]) if not hasattr(built, one)] if kind in _PROTOCOLS else []
-    )
+    missing = missing_members(_PROTOCOLS[kind], built) if kind in _PROTOCOLS else []
     if missing or kind not in _PROTOCOLS:
         return f"which has no {', '.join(missing)}" if missing else ""
     return wrong_value(_PROTOCOLS[kind], built)
@@ -171,6 +169,11 @@ def _values(protocol: type) -> dict[str, Any]:
             hints[name] = get_type_hints(value.fget)["return"]
     plain = ({int}, {str}, {int, type(None)}, {str, type(None)})
     return {name: hint for name, hint in hints.items() if set(get_args(hint)) in plain or {hint} in plain}
+
+
+def missing_members(protocol: type, built: Any) -> list[str]:
+    """The methods and attributes of a protocol that an object lacks."""
+    return [one for one in _members(protocol) if not hasattr(built, one)]
 
 
 def _members(protocol: type) -> list[str]:

@@ -29,6 +29,10 @@
         check_order(order, documents=100)
         check_encoder(encoder, documents)
         check_row_maker(maker, documents, encoder)
+        check_dataset(dataset, encoder)
+        check_tokenizer(tokenizer, ["some text", "another"])
+        check_schedule(build_schedule)
+        check_logger(build_logger)
 
     def test_rule():
         assert check_rule(rule, "--my.field", "3") == []
@@ -48,9 +52,16 @@
 from hekaton.testing.adapter import check_adapter
 from hekaton.testing.buffers import check_buffers
 from hekaton.testing.converter import check_converter
-from hekaton.testing.data import check_encoder, check_order, check_row_maker
+from hekaton.testing.data import (
+    check_dataset,
+    check_encoder,
+    check_order,
+    check_row_maker,
+    check_tokenizer,
+)
 from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
 from hekaton.testing.layouts import check_layouts
+from hekaton.testing.logger import check_logger
 from hekaton.testing.model import check_model
 from hekaton.testing.model_layouts import check_before_step
 from hekaton.testing.objective import check_objective
@@ -59,10 +70,11 @@ from hekaton.testing.plugin import check_plugin
 from hekaton.testing.requirement import check_requirement
 from hekaton.testing.rule import check_rule
 from hekaton.testing.run_hooks import check_run_hooks
+from hekaton.testing.schedule import check_schedule
 
 __all__ = [
-    "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_encoder",
-    "check_layouts", "check_model", "check_objective", "check_optimizer", "check_order", "check_plugin",
-    "check_requirement", "check_row_maker", "check_rule", "check_run_hooks", "run_command", "run_processes",
-    "start_command", "start_function",
+    "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_dataset",
+    "check_encoder", "check_layouts", "check_logger", "check_model", "check_objective", "check_optimizer",
+    "check_order", "check_plugin", "check_requirement", "check_row_maker", "check_rule", "check_run_hooks",
+    "check_schedule", "check_tokenizer", "run_command", "run_processes", "start_command", "start_function",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Do an order, an encoder and a row maker keep their contracts?"""
+"""Do a dataset, a tokenizer, an order, an encoder and a row maker keep their contracts?"""
 
 from __future__ import annotations
 
@@ -8,12 +8,70 @@ from typing import Any
 
 import numpy as np
 
-from hekaton.components import wrong_value
-from hekaton.data import DocumentEncoder, DocumentOrder, Encoded
+from hekaton.components import missing_members, wrong_value
+from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Encoded, TextTokenizer
 from hekaton.data.feed import Source
 from hekaton.data.order import Sequential
 from hekaton.data.row_makers import BatchRowMaker
 from hekaton.data.rows import RowReader, Sequences, Stream
+
+
+def check_tokenizer(tokenizer: TextTokenizer, texts: Sequence[str]) -> None:
+    """Encode texts together and alone, and decode them.
+
+    Ids are whole numbers from 0 below ``vocab_size``, without the marks of a document around them, and those
+    of a text do not depend on the texts beside it. What decodes need not be the text: a tokenizer may
+    normalise.
+
+    :raises AssertionError: saying what is wrong.
+    """
+    _check_members(TextTokenizer, tokenizer)
+    for name in ("bos_id", "eos_id"):
+        mark = getattr(tokenizer, name)
+        assert mark is None or 0 <= mark < tokenizer.vocab_size, f"{name} = {mark} is no id below vocab_size"
+    together = tokenizer.encode_batch(list(texts))
+    assert len(together) == len(texts), f"{len(together)} answers for {len(texts)} texts"
+    for text, ids in zip(texts, together, strict=True):
+        what = f"the ids of {text[:20]!r}"
+        right = isinstance(ids, np.ndarray) and ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
+        assert right, f"{what} are no array of whole numbers in one dim: {ids!r}"
+        if len(ids):
+            assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size, f"{what} are not all below vocab_size"
+            begins = tokenizer.bos_id is not None and ids[0] == tokenizer.bos_id
+            ends = tokenizer.eos_id is not None and ids[-1] == tokenizer.eos_id
+            assert not (begins or ends), f"{what} have marks around them, which an encoder adds"
+        (alone,) = tokenizer.encode_batch([text])
+        assert np.array_equal(alone, ids), f"{what} depend on what is encoded together"
+        decoded = tokenizer.decode([int(one) for one in ids])
+        assert isinstance(decoded, str), f"decode() returned {type(decoded).__name__}"
+
+
+def check_dataset(dataset: Documents, encoder: DocumentEncoder) -> None:
+    """Fetch documents in any order and together, and compare what they are encoded to.
+
+    :param encoder: of the record, ``Dataset(..., encoder=...)``, built.
+    :raises AssertionError: saying what is wrong.
+    """
+    _check_members(Documents, dataset)
+    count = len(dataset)
+    assert count > 0, "it has no documents"
+    wanted = [index % count for index in (count - 1, 0, count // 2, 0)]
+    fetched = dataset.fetch(wanted)
+    assert isinstance(fetched, list), f"fetch() returned {type(fetched).__name__}, not a list"
+    assert len(fetched) == len(wanted), f"fetch() gave {len(fetched)} documents for {len(wanted)}"
+    for index, document in zip(wanted, fetched, strict=True):
+        found = [encoder.encode(list(encoder.cut(one))) for one in (document, *dataset.fetch([index]))]
+        same = all(np.array_equal(some.ids, other.ids) for some, other in zip(*found, strict=True))
+        assert same, f"document {index} is another one when it is fetched alone"
+
+
+def _check_members(protocol: type, built: Any) -> None:
+    missing = missing_members(protocol, built)
+    assert not missing, f"{type(built).__name__} has no {', '.join(missing)}"
+    wrong = wrong_value(protocol, built)
+    assert not wrong, f"{type(built).__name__}, {wrong}"
+    if hasattr(built, "fingerprint"):
+        assert built.fingerprint == built.fingerprint, "its fingerprint is another one each time"
 
 
 def check_order(order: DocumentOrder, *, documents: int, epochs: int = 3) -> None:
@@ -42,9 +100,7 @@ def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
 
     :raises AssertionError: saying what is wrong.
     """
-    wrong = wrong_value(DocumentEncoder, encoder)
-    assert not wrong, f"{type(encoder).__name__}, {wrong}"
-    assert encoder.fingerprint == encoder.fingerprint, "its fingerprint is another one each time"
+    _check_members(DocumentEncoder, encoder)
     parts = [list(encoder.cut(document)) for document in documents]
     for number, of_document in enumerate(parts):
         assert of_document, f"document {number} has no part"
@@ -108,8 +164,7 @@ def check_row_maker(
 
 
 def _check_declared(maker: BatchRowMaker) -> None:
-    wrong = wrong_value(BatchRowMaker, maker)
-    assert not wrong, f"{type(maker).__name__}, {wrong}"
+    _check_members(BatchRowMaker, maker)
     assert maker.cursor_width in (2, 3), f"its cursor_width is {maker.cursor_width}, not 2 or 3"
     one, two = maker.empty(1), maker.empty(2)
     assert one.keys() == two.keys(), f"empty() gives {sorted(one)} for a row and {sorted(two)} for two"
