@@ -64,7 +64,7 @@ def test_a_wrong_dataset_fails(dataset, message):
         (lambda texts: [np.array([300])] * len(texts), "are not all below vocab_size"),
         (lambda texts: [np.array([1.0])] * len(texts), "are no array of whole numbers"),
         (lambda texts: [np.array([len(texts)])] * len(texts), "depend on what is encoded together"),
-        (lambda texts: [np.array([0, 5])] * len(texts), "have marks around them"),
+        (lambda texts: [np.array([0, 5])] * len(texts), "have a mark at an end"),
         (lambda texts: [np.array([5])], "1 answers for 2 texts"),
     ],
 )

@@ -37,9 +37,8 @@ def check_tokenizer(tokenizer: TextTokenizer, texts: Sequence[str]) -> None:
         assert right, f"{what} are no array of whole numbers in one dim: {ids!r}"
         if len(ids):
             assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size, f"{what} are not all below vocab_size"
-            begins = tokenizer.bos_id is not None and ids[0] == tokenizer.bos_id
-            ends = tokenizer.eos_id is not None and ids[-1] == tokenizer.eos_id
-            assert not (begins or ends), f"{what} have marks around them, which an encoder adds"
+            for mark, place in ((tokenizer.bos_id, 0), (tokenizer.eos_id, -1)):
+                assert mark is None or ids[place] != mark, f"{what} have a mark at an end: encoders add marks"
         (alone,) = tokenizer.encode_batch([text])
         assert np.array_equal(alone, ids), f"{what} depend on what is encoded together"
         decoded = tokenizer.decode([int(one) for one in ids])
