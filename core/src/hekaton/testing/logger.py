@@ -27,12 +27,12 @@ def check_logger(build: Callable[[Any, Path], MetricLogger], *, section: Any = N
     with tempfile.TemporaryDirectory() as around:
         folder = Path(around, "logs")
         for done in (0, 1):
-            logger = build(section, folder)
+            logger: Any = build(section, folder)
             missing = missing_members(MetricLogger, logger)
             assert not missing, f"{type(logger).__name__} has no {', '.join(missing)}"
             if hasattr(logger, "resume"):
                 logger.resume(done)
             for step, metrics in enumerate(METRICS[done:], start=done + 1):
-                returned: Any = logger.log(step, MappingProxyType(metrics))
+                returned = logger.log(step, MappingProxyType(metrics))
                 assert returned is None, f"log() returned {returned!r}"
             logger.close()
