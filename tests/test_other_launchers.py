@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hekaton.testing import run_command
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PROGRAMS = ("srun", "slurmctld", "slurmd", "munged", "sinfo")
 needs_mpirun = pytest.mark.skipif(
@@ -212,3 +214,54 @@ def test_a_node_that_no_other_machine_can_find_is_refused_at_once(slurm: Path) -
     ended = srun(slurm)
     assert ended.returncode == 2, ended.stdout
     assert "srun says that rank 0 is on the node 'node1', and this machine knows no address" in ended.stdout
+
+
+@needs_slurm
+def test_a_job_that_is_told_to_end_is_queued_again_and_resumes(slurm: Path) -> None:
+    written = run_command(
+        "launch", "slurm", "run.toml", "--nodes", "2", "--gpus", "1", "--training.steps", "100000",
+        "--checkpoint.enable", "--checkpoint.interval", "100000", "--job.dump_folder", "job", "--name", "job",
+        cwd=slurm,
+    )  # fmt: skip
+    assert written.returncode == 0, written.stderr
+    script = slurm / "job.sbatch"
+    script.write_text(written.stdout.replace("#SBATCH --gpus-per-node=1\n", ""))
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        "SLURM_CONF": str(slurm / "slurm.conf"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+
+    def slurm_says(*command: str) -> str:
+        return subprocess.run(
+            command, cwd=slurm, env=environment, check=True, capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+
+    job = slurm_says("sbatch", "--parsable", str(script))
+    log = slurm / f"job-{job}.log"
+    try:
+        wait_for_text(log, "  step     10  ")
+        slurm_says("scancel", "--signal=TERM", job)
+        wait_for_text(log, "stopping after step ")
+        for _ in range(100):
+            if slurm_says("squeue", "-h", "-j", job, "-o", "%T") == "PENDING":
+                break
+            time.sleep(0.2)
+        slurm_says(
+            "scontrol", "update", f"JobId={job}", "StartTime=now"
+        )  # it waits for two minutes otherwise
+        wait_for_text(log, "resumed at step ")
+    finally:
+        slurm_says("scancel", job)
+    said = log.read_text()
+    assert said.count("resumed at step ") == 1
+    assert "Traceback" not in said
+
+
+def wait_for_text(log: Path, text: str) -> None:
+    limit = time.monotonic() + 90
+    while time.monotonic() < limit:
+        if log.exists() and text in log.read_text():
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{text!r} is not in:\n{log.read_text() if log.exists() else 'no log'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -86,3 +87,26 @@ def take_number(
             raise ConfigError(f"{flag} needs a number, at most {at_most}, not '{value}'")
         found = int(value)
     return found, others
+
+
+def take_texts(arguments: list[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Take ``--NAME VALUE`` out of the arguments, for every name that has a default.
+
+    :raises ConfigError: for one without its value, or that is given twice.
+    """
+    values, others = dict(defaults), []
+    given = set()
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name.removeprefix("--") not in defaults or not name.startswith("--"):
+            others.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise ConfigError(f"{name} needs a value")
+        if name in given:
+            raise ConfigError(f"{name} is given more than once", hint="give it once")
+        given.add(name)
+        values[name.removeprefix("--")] = value
+    return values, others

@@ -1,10 +1,11 @@
-"""``hekaton launch kubernetes``: what a cluster reads to start a run."""
+"""``hekaton launch kubernetes | slurm``: what a cluster reads to start a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hekaton.cli.arguments import take_number
+from hekaton.cli import launch_slurm
+from hekaton.cli.arguments import take_number, take_texts
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.paths import expanded
 
@@ -27,23 +28,25 @@ processes. FILE and the flags of a run are those of 'hekaton train'.
   --restarts N          starts of all pods after a failure, at most; 100
 
 On one machine, './run_train.sh' or 'python -m hekaton.launch --standalone --nproc_per_node N -m hekaton train
-FILE' starts a process per GPU; under SLURM, srun does."""
+FILE' starts a process per GPU."""
 _TEXTS = {"image": "", "claim": "", "kind": "trainjob", "name": "", "namespace": "default",
           "mount": "/workspace", "shared_memory": "16Gi"}  # fmt: skip
 _NUMBERS = {"nodes": 0, "gpus": 0, "grace": 300, "restarts": 100}
 KINDS = ("trainjob", "jobset")
-PLACES = ("kubernetes",)
+PLACES = ("kubernetes", "slurm")
 
 
 def run(arguments: list[str]) -> int:
     """Run ``hekaton launch ARGUMENTS``."""
     if not arguments or set(arguments) & {"-h", "--help"}:
-        print(USAGE)
+        print(f"{USAGE}\n\n{launch_slurm.USAGE}")
         return 0
     target, *rest = arguments
+    if target == "slurm":
+        return launch_slurm.run(rest)
     if target not in PLACES:
         raise ConfigError(f"unknown target '{target}' of hekaton launch", hint=choices_hint(target, PLACES))
-    texts, rest = take_texts(rest)
+    texts, rest = take_texts(rest, _TEXTS)
     numbers = {}
     for name, default in _NUMBERS.items():
         found, rest = take_number(rest, f"--{name}", at_least=0 if name == "restarts" else 1)
@@ -93,26 +96,3 @@ def _contents(files: list[str]) -> dict[str, str]:
         name = name if name not in contents else f"{number}-{name}"
         contents[name] = Path(expanded(path)).read_text(encoding="utf-8")
     return contents
-
-
-def take_texts(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Take this verb's own options out of the arguments.
-
-    :raises ConfigError: for one without its value.
-    """
-    values, others = dict(_TEXTS), []
-    given = set()
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name.removeprefix("--") not in _TEXTS or not name.startswith("--"):
-            others.append(argument)
-            continue
-        value = value if equals else next(rest, "")
-        if not value or value.startswith("--"):
-            raise ConfigError(f"{name} needs a value")
-        if name in given:
-            raise ConfigError(f"{name} is given more than once", hint="give it once")
-        given.add(name)
-        values[name.removeprefix("--")] = value
-    return values, others

@@ -1,0 +1,67 @@
+"""The batch script of ``hekaton launch slurm``."""
+
+import subprocess
+
+import pytest
+
+from hekaton.cli import main
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my run.toml"
+    path.write_text('[model]\nname = "llama3"\ntokenizer = "byte"\n')
+    return path
+
+
+def test_the_script_asks_for_the_processes_of_the_run_and_quotes_its_words(file, capsys):
+    words = [
+        "--nodes",
+        "2",
+        "--gpus",
+        "8",
+        "--time",
+        "2-00",
+        "--partition",
+        "big",
+        "--job.description",
+        "it's $HOME",
+    ]
+    assert main(["launch", "slurm", str(file), *words]) == 0
+    script = capsys.readouterr().out
+    lines = script.splitlines()
+    for option in (
+        "nodes=2",
+        "ntasks-per-node=8",
+        "gpus-per-node=8",
+        "time=2-00",
+        "partition=big",
+        "requeue",
+    ):
+        assert f"#SBATCH --{option}" in lines
+    assert "#SBATCH --job-name=my-run" in lines
+    (started,) = [line for line in lines if line.startswith("srun ")]
+    said = subprocess.run(
+        ["bash", "-c", started.replace("srun --kill-on-bad-exit=1", "printf '%s\\n'").removesuffix("&")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.splitlines() == [
+        "hekaton", "train", str(file), "--job.description", "it's $HOME",
+    ]  # fmt: skip
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "2"], "needs --gpus"),
+        (["--nodes", "0", "--gpus", "1"], "--nodes"),
+        (["--nodes", "1", "--gpus", "1", "--time", "1;rm"], "is no time of SLURM"),
+        (["--nodes", "1", "--gpus", "1", "--name", "a b"], "has other characters"),
+        (["--nodes", "1", "--gpus", "1", "--name", "a", "--name", "b"], "more than once"),
+        (["--nodes", "1", "--gpus", "3", "--parallelism.tensor_parallel_degree", "2"], "degree"),
+    ],
+)
+def test_what_makes_no_job_is_refused(file, words, message, capsys):
+    assert main(["launch", "slurm", str(file), *words]) == 2
+    assert message in capsys.readouterr().err
