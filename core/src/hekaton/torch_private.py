@@ -107,6 +107,7 @@ PRIVATE_NAMES = (
     PrivateName(
         "torch.Tensor._version", "whether an objective has changed the outputs of the model in place"
     ),
+    PrivateName("torch.Tensor._base", "whether the output of a block is a view, of which FSDP warns"),
     # Recomputation
     PrivateName("torch.ops.aten._scaled_dot_product_efficient_attention", "kept by selective recomputation"),
     PrivateName("torch.ops.aten._scaled_dot_product_cudnn_attention", "kept by selective recomputation"),
