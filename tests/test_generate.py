@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hekaton.__main__ import show_any_text
 from hekaton.building import build_meta, materialize
 from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
@@ -301,6 +302,23 @@ def test_a_request_that_cannot_be_met_is_one_error(
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert message.replace("RUN", str(run_folder)) in err
+
+
+def test_a_prompt_that_is_no_unicode_is_an_error(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As bytes of a command line that are no UTF-8 come to Python."""
+    arguments = ["--checkpoint", str(run_folder), *prompt_arguments("good", "b\udcffd")]
+    assert main(["generate", *arguments]) == 2
+    assert "prompt 2: character 2 is not valid Unicode" in capsys.readouterr().err
+
+
+def test_what_a_terminal_has_no_characters_for_is_escaped() -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii")
+    show_any_text(stream)
+    print("añ\udcff", file=stream, flush=True)
+    assert written.getvalue() == rb"a\xf1\udcff" + b"\n"
 
 
 def test_text_is_shown_once_its_characters_are_whole() -> None:

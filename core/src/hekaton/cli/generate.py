@@ -131,6 +131,11 @@ def _prompts(given: argparse.Namespace) -> list[str]:
                 hint="give them in several calls",
             )
         prompts += [line for line in text.splitlines() if line]
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8
+            raise ConfigError(f"prompt {number}: character {error.start + 1} is not valid Unicode") from error
     if not prompts:
         raise ConfigError("there is no prompt", hint="give --prompt TEXT, or --prompt_file FILE with a line")
     return prompts
