@@ -54,7 +54,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "vocab_output",
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
-        "dispatcher": ("alltoall",),
+        "dispatcher": ("alltoall", "deepep"),
     },
     "hekaton-qwen3": {"model": ("qwen3",), "hf adapter": ("qwen3",)},
     "hekaton-tensorboard": {"logger": ("tensorboard",)},
