@@ -1,6 +1,6 @@
 """Tensor, sequence, context and expert parallel for hekaton."""
 
-from hekaton.contributions import ContextParallel, Dispatcher, ParallelStyle, Ref, hookimpl
+from hekaton.contributions import Check, ContextParallel, Dispatcher, ParallelStyle, Ref, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -68,4 +68,15 @@ def hekaton_dispatchers() -> list[Dispatcher]:
             needs=("deep_ep",),
             summary="each token once to each rank with experts of it, by DeepEP",
         ),
+    ]
+
+
+@hookimpl
+def hekaton_checks() -> list[Check]:
+    return [
+        Check(
+            "dispatcher_sends_the_precision",
+            rule=Ref("hekaton_parallel.checks:dispatcher_sends_the_precision"),
+            summary="the dispatcher of experts sends the precision that layers compute in",
+        )
     ]
