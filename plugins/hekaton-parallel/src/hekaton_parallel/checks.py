@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
 from hekaton.errors import HekatonError
 
 if TYPE_CHECKING:
@@ -18,6 +16,8 @@ def dispatcher_sends_the_precision(run: Run) -> Iterator[HekatonError]:
     config = run.config
     if config.expert_dispatcher() != "deepep" or config.parallelism.expert_parallel_degree < 2:
         return
+    import torch
+
     from hekaton_parallel.deepep import DeepEP
 
     given = config.training.mixed_precision_param
