@@ -10,7 +10,7 @@ from torch import nn
 
 from hekaton import contributions as c
 from hekaton import optim
-from hekaton.components import build_component, check_shared_out, wrong_value
+from hekaton.components import _wrong, build_component, check_shared_out, wrong_value
 from hekaton.config import load
 from hekaton.config.sections import OptimizerSection
 from hekaton.data import TextTokenizer
@@ -77,6 +77,8 @@ def test_texts_and_numbers_of_what_is_built_are_what_its_kind_says(changed, wron
         **{"vocab_size": 300, "bos_id": 0, "eos_id": 1, "fingerprint": "f", **changed}
     )
     assert wrong_value(TextTokenizer, tokenizer) == wrong
+    tokenizer.encode_batch = tokenizer.decode = print
+    assert _wrong(c.Tokenizer, tokenizer) == wrong
 
 
 def groups():
