@@ -52,7 +52,7 @@ class TinyModel(torch.nn.Module):
 
 
 class NoIds:
-    vocab_size, bos_id, eos_id, fingerprint = 0, None, None, "none"
+    vocab_size, bos_id, eos_id, fingerprint = 1, None, None, "none"
     encode_batch = decode = None
 
 
