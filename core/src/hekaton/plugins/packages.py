@@ -55,6 +55,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
         "dispatcher": ("alltoall", "deepep"),
+        "check": ("dispatcher_sends_the_precision",),
     },
     "hekaton-qwen3": {"model": ("qwen3",), "hf adapter": ("qwen3",)},
     "hekaton-tensorboard": {"logger": ("tensorboard",)},
