@@ -22,6 +22,7 @@ CASES = {
     "both alike": {"what": ["user error", "user error"], "machines": 2},
     "raised on all": {"what": ["raised on all", "raised on all"], "machines": 2},
     "known to all": {"what": ["known to all", "known to all"], "machines": 2},
+    "known late": {"what": ["known to all", "known to all, late"], "machines": 2},
     "several": {"what": ["later", "defect"], "machines": 2},
     "cleanup": {"what": [NEXT, "cleanup"], "machines": 2},
     "follows": {"what": ["handles", "defect"], "machines": 2},
@@ -103,6 +104,7 @@ def test_an_error_that_one_rank_raises_on_all_is_that_ranks(ended):
 def test_what_all_are_known_to_raise_stays_as_it_is(ended):
     expected = {"type": "DataError", "text": "machines differ", "exit_code": 2}
     assert ended["known to all"] == [expected, expected]
+    assert ended["known late"] == [expected, expected]
 
 
 def test_of_several_errors_the_earliest_is_named_last(folder, ended):

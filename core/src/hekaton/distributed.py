@@ -20,7 +20,7 @@ from hekaton.errors import ConfigError, HekatonError
 from hekaton.failures.arrival import meet, open_store
 from hekaton.failures.board import Board
 from hekaton.failures.hang import hangs_are_shown
-from hekaton.failures.shown import first_cause_is_shown, tell_torchrun
+from hekaton.failures.shown import STORE_STAYS, first_cause_is_shown, tell_torchrun
 from hekaton.failures.watch import ended_with_the_others
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.launchers import idle_devices
@@ -160,6 +160,8 @@ def process_group(
                 if not error.everywhere:
                     raise
                 everywhere = error  # no other rank needs the error
+                if process.world_size > 1:
+                    board.leave(STORE_STAYS)  # by the store another rank may still make a group
         if everywhere is not None:
             tell_torchrun(str(everywhere))
             raise everywhere
