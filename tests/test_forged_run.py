@@ -98,3 +98,23 @@ def test_tensors_without_what_belongs_to_them_are_no_state_to_resume_from(run: P
     status, said = train(run)
     assert status == 2
     assert f"it holds no {name}, which no run can resume from" in said
+
+
+def test_a_part_that_no_run_has_is_named(run: Path) -> None:
+    step = run / "checkpoint" / "step-1"
+    manifest = Manifest.from_json((step / MANIFEST).read_bytes())
+    (step / MANIFEST).write_text(dataclasses.replace(manifest, parts=(*manifest.parts, "soul")).to_json())
+    status, said = train(run)
+    assert status == 2
+    assert "it holds 'soul', which is no part of this run's state" in said
+    assert "Traceback" not in said
+
+
+def test_a_name_of_a_file_that_cannot_be_encoded_is_refused(run: Path) -> None:
+    step = run / "checkpoint" / "step-1"
+    manifest = Manifest.from_json((step / MANIFEST).read_bytes())
+    files = {**manifest.files, "\ud800": FileRecord(1, "xxh3_128:00")}
+    (step / MANIFEST).write_text(dataclasses.replace(manifest, files=files).to_json())
+    status, said = train(run)
+    assert status == 2
+    assert r"manifest.json names '\ud800', which is not a file of the step" in said

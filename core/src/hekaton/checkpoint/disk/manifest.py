@@ -179,7 +179,7 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise NotWhole(f"{MANIFEST} cannot be read: {error}") from error
         for name in files:
-            if Path(name).name != name or "\0" in name:
+            if Path(name).name != name or "\0" in name or not _is_text(name):
                 raise NotWhole(f"{MANIFEST} names {name!r}, which is not a file of the step")
         try:
             tensors = from_json(content["tensors"]) if version > _WITHOUT_PLACES else None
@@ -220,13 +220,15 @@ def _check_fields(content: Mapping[str, Any], version: int) -> None:
             raise ValueError(f"its {name} is out of range")
     for name in ("versions", "parts"):
         values = content[name].values() if name == "versions" else content[name]
-        if not all(isinstance(value, str) for value in values):
+        if not all(isinstance(value, str) and _is_text(value) for value in values):
             raise ValueError(f"its {name} are not text")
+    if not _is_text(content["saved_at"]):
+        raise ValueError("its saved_at is not text")
     described = {name: content["describe"].get(name) for name in ("model", "flavor")}
     for name, value in described.items():
         if value is not None:
             _check_type(f"describe.{name}", value, str)
-    for path in ("layout", "config", "config.model", "config.model.overrides"):
+    for path in ("layout", "identity", "facts", "config", "config.model", "config.model.overrides"):
         table: Any = content["describe"]
         for name in path.split("."):
             table = table.get(name, {})
@@ -238,6 +240,15 @@ def _check_fields(content: Mapping[str, Any], version: int) -> None:
 def _check_type(name: str, value: Any, kind: type) -> None:
     if type(value) is not kind:
         raise ValueError(f"its {name} is of type {type(value).__name__} and not {kind.__name__}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be encoded: half of a surrogate pair cannot, and JSON can hold one."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_values(name: str, value: Any) -> None:

@@ -12,9 +12,16 @@ import torch.distributed as dist
 
 from hekaton.checkpoint.disk.folders import Folder
 from hekaton.checkpoint.disk.lock import FolderLock
-from hekaton.checkpoint.disk.manifest import MODEL, FileRecord, Manifest, shared_out, written_now
+from hekaton.checkpoint.disk.manifest import (
+    MODEL,
+    FileRecord,
+    Manifest,
+    NotWhole,
+    shared_out,
+    written_now,
+)
 from hekaton.checkpoint.disk.step_folders import StepFolders, check_all_there
-from hekaton.checkpoint.disk.stored import StoredTensors
+from hekaton.checkpoint.disk.stored import StoredTensors, shown
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.selection import Choose, OpenedStep, on_all, on_disk, use_elsewhere, use_newest
 from hekaton.checkpoint.tensors.comparison import Parts, compare, flat, part_of, united
@@ -239,7 +246,11 @@ class CheckpointManager:
         manifest, folder = found.manifest, found.folder
         if check is not None:
             check(manifest)
-        wanted = {name: parts[name] for name in choose(manifest)} if choose is not None else parts
+        names = list(choose(manifest)) if choose is not None else list(parts)
+        for name in names:
+            if name not in parts:
+                raise NotWhole(f"it holds {shown(name)}, which is no part of this run's state")
+        wanted = {name: parts[name] for name in names}
         if fit is not None:
             wanted = fit(wanted, found.tensors)
         chosen = self._fitting(wanted, found, folder, optional)
