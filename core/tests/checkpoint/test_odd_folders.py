@@ -96,6 +96,15 @@ def test_a_lock_that_is_no_file_is_replaced(
     assert messages() == [f"{where}: taking over lock.json, which no run wrote: it is not a regular file"]
 
 
+def test_a_lock_that_is_a_link_to_itself_is_replaced(folder: Path, where: Folder, manager: Make) -> None:
+    folder.mkdir(parents=True)
+    (folder / "lock.json").symlink_to("lock.json")
+    mine = manager()
+    mine.lock()
+    assert stat.S_ISREG((folder / "lock.json").lstat().st_mode)
+    mine.close()
+
+
 @pytest.mark.parametrize("name", ["manifest.json", ".metadata"])
 def test_a_file_of_gigabytes_is_refused_before_it_is_read(
     name: str, step: Path, where: Folder, signed: Callable[..., None], manager: Make, parts: Parts

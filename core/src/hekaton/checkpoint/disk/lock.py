@@ -189,7 +189,7 @@ class FolderLock:
         except ValueError as error:
             return str(error)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EFBIG):  # no regular file, or no small one
+            if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP):  # no regular file, or no small one
                 return reason_of(error)
             raise
 
