@@ -250,7 +250,7 @@ class CheckpointManager:
         for name in names:
             if name not in parts:
                 raise NotWhole(f"it holds {shown(name)}, which is no part of this run's state")
-        wanted = {name: parts[name] for name in names}
+        wanted: Parts = {name: parts[name] for name in names}
         if fit is not None:
             wanted = fit(wanted, found.tensors)
         chosen = self._fitting(wanted, found, folder, optional)
