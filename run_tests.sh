@@ -2,7 +2,7 @@
 # Everything that has to hold: lint, types, import contracts, docs, tests. Installs the test tools if missing.
 #
 #   ./run_tests.sh            all of it
-#   ./run_tests.sh --quick    without the second stage (packages built and installed in clean environments)
+#   ./run_tests.sh --quick    without the tests marked slow (packages in clean environments, most layouts)
 #   ./run_tests.sh --torch 2.14.1 --python 3.12 [--quick]
 #   ./run_tests.sh --lowest [--quick]
 #                             the tests alone, on other versions: tests/versions.sh says more
@@ -28,14 +28,21 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step "$python" -m ruff check .
 step "$python" -m ruff check --preview --select PLW1514 core/src plugins/*/src model_zoo/*/src  # texts are UTF-8, whatever the locale is
 step "$python" -m ruff format --check .
-step "$python" -m mypy
+types=$(mktemp)
+"$python" -m mypy >"$types" 2>&1 & # beside the next steps, which leave a core idle
+mypy=$!
 step lint-imports
 step "$python" docs/generate.py --check
 step "$python" -m mkdocs build --strict --site-dir "$(mktemp -d)"
+printf '\n== %s -m mypy\n' "$python"
+wait "$mypy" && passed=0 || passed=$?
+cat "$types"
+[ "$passed" -eq 0 ] || exit "$passed"
 # One worker keeps a core busy; the processes of a distributed test share what the other leaves. With two threads a
 # process, small products of one worker would wait for a core that the other worker has.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-step "$python" -m pytest -n 2 --no-loadscope-reorder -m "not slow"
-if [ "${1:-}" != "--quick" ]; then
-    step "$python" -m pytest -n 2 --no-loadscope-reorder -m slow
+if [ "${1:-}" = "--quick" ]; then
+    step "$python" -m pytest -n 2 --no-loadscope-reorder -m "not slow"
+else
+    step "$python" -m pytest -n 2 --no-loadscope-reorder
 fi
