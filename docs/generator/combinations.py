@@ -12,9 +12,11 @@ TABLE = (*FLOAT8, *MX)
 RECIPES = {
     "quantize.linear.float8": ("tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise"),
     "quantize.grouped_mm.float8": ("rowwise", "blockwise"),
-    "quantize.linear.mx": ("mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp", "mxfp8_emulated_rceil", "nvfp4"),
+    "quantize.linear.mx": (
+        "mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp", "mxfp8_emulated_rceil", "nvfp4", "nvfp4_emulated",
+    ),
     "quantize.grouped_mm.mx": ("mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp", "mxfp8_emulated_rceil", "nvfp4"),
-}
+}  # fmt: skip
 GATHER = ["--quantize.linear.float8.enable_fsdp_float8_all_gather"]
 AHEAD = ["--quantize.linear.float8.precompute_float8_dynamic_scale_for_fsdp"]
 TP = ["--parallelism.tensor_parallel_degree", "2"]

@@ -60,7 +60,11 @@ def test_the_converter_keeps_its_contract():
             "'layers.0.attention.wq' of llama3 is 64 x 64, of which a rank has 16 x 64: 16 is no multiple of 32",
             "add 'layers.*.attention.wq'",
         ),
-        ([f"--{LINEAR}.recipe_name", "nvfp4"], "NVFP4: torchao 0.18", 'set recipe_name = "mxfp8_rceil"'),
+        (
+            [f"--{LINEAR}.recipe_name", "nvfp4"],
+            "'layers.0.attention.wq' of llama3 is 64 x 64: 64 is no multiple of 128",
+            "add 'layers.*.attention.wq'",
+        ),
         ([f"--{LINEAR}.recipe_name", "mxfp6"], f"{LINEAR}.recipe_name", "'mxfp8_rceil'"),
         (
             ["--model.converters", "quantize.linear.float8"],
@@ -87,7 +91,9 @@ def test_a_model_that_cannot_be_converted_is_refused(flags, message, hint, capsy
 def test_a_gpu_without_mxfp8_is_refused(capability, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    for recipe, expected in (("mxfp8_rceil", refused), ("mxfp8_emulated_rceil", False)):
+    for recipe, expected in (
+        ("mxfp8_rceil", refused), ("nvfp4", refused), ("mxfp8_emulated_rceil", False), ("nvfp4_emulated", False),
+    ):  # fmt: skip
         loaded = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable"])
         found = list(mx_can_be_combined(Run(loaded.config, loaded.plugins, loaded.origins, 1, "cuda")))
         assert [str(one).partition(":")[0] for one in found] == (

@@ -1,4 +1,4 @@
-"""Linear layers and experts whose products are computed in MXFP8, by torchao, for hekaton."""
+"""Linear layers and experts whose products are computed in MXFP8 or NVFP4, by torchao, for hekaton."""
 
 from hekaton.contributions import Check, Converter, Ref, Section, hookimpl
 
@@ -16,7 +16,7 @@ def hekaton_converters() -> list[Converter]:
             LINEAR,
             build=Ref("hekaton_mx.linear:LinearMX"),
             section=LINEAR,
-            summary="products of linear layers in MXFP8",
+            summary="products of linear layers in MXFP8 or NVFP4",
             needs=TORCHAO,
         ),
         Converter(
@@ -51,6 +51,6 @@ def hekaton_checks() -> list[Check]:
         Check(
             "mx_can_be_combined",
             rule=Ref("hekaton_mx.combinations:mx_can_be_combined"),
-            summary="MXFP8 with other converters, layouts and devices",
+            summary="MXFP8 and NVFP4 with other converters, layouts and devices",
         )
     ]

@@ -1,8 +1,9 @@
-"""The converter ``quantize.linear.mx``: the products of linear layers in MXFP8, under the same names."""
+"""The converter ``quantize.linear.mx``: products of linear layers in MXFP8 or NVFP4, under the same names."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from hekaton.draft import Draft
 from hekaton.layer_choices import choose_linear_layers, replace_layers
 from hekaton.mesh import ParallelDims
 from hekaton.product_linear import ProductLinear
-from hekaton_mx import LINEAR
+from hekaton_mx import LINEAR, nvfp4
 from hekaton_mx.sections import MXSection
 
 BLOCK = 32
@@ -24,7 +25,7 @@ BLOCK = 32
 
 
 class LinearMX:
-    """Products of linear layers in MXFP8, as the section says.
+    """Products of linear layers in MXFP8 or NVFP4, as the section says.
 
     A weight stays a parameter of the model's own precision under its own name: checkpoints and exports are as
     without the converter.
@@ -40,20 +41,32 @@ class LinearMX:
             draft,
             self._section.filter_fqns,
             field=f"{LINEAR}.filter_fqns",
-            multiple=BLOCK,
+            multiple=nvfp4.MULTIPLE if is_nvfp4(self._section) else BLOCK,
             tp=self._dims.tp,
             too_small=lambda outputs, inputs: "",
         )
-        recipe = recipe_of(self._section)
-        replace_layers(draft.model, choices, lambda layer: MXFP8Linear(layer, recipe))
+        replace_layers(draft.model, choices, self._maker())
         return replace(draft, choices={**draft.choices, LINEAR: choices})
+
+    def _maker(self) -> Callable[[nn.Linear], nn.Module]:
+        """What makes the layer that takes the place of another one."""
+        recipe = recipe_of(self._section)
+        if is_nvfp4(self._section):
+            multiply = nvfp4.emulated_product if recipe.emulated else nvfp4.product
+            return lambda layer: ProductLinear(layer, multiply)
+        return lambda layer: MXFP8Linear(layer, recipe)
+
+
+def is_nvfp4(section: MXSection) -> bool:
+    """Whether products are in NVFP4."""
+    return section.recipe_name.startswith("nvfp4")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How torchao multiplies.
+    """How MXFP8 is multiplied.
 
-    :param emulated: round to MXFP8, and multiply in float32 or bfloat16.
+    :param emulated: round to it, and multiply in float32 or bfloat16.
     :param wgrad_with_hp: compute gradients of weights in their own precision.
     """
 
