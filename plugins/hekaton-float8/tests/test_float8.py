@@ -229,6 +229,28 @@ def test_devices_and_layouts_without_an_effect_give_notices():
 
 
 @pytest.mark.parametrize(
+    ("recipe", "flags", "refused"),
+    [
+        ("rowwise", ["--training.seq_len", "24"], True),
+        ("tensorwise", ["--training.seq_len", "24", "--training.local_batch_size", "2"], False),
+        ("blockwise", ["--training.seq_len", "24"], False),
+        ("tensorwise", ["--training.seq_len", "16", "--parallelism.context_parallel_degree", "2"], True),
+        (
+            "tensorwise",
+            ["--training.seq_len", "24", "--training.local_batch_size", "2", "--parallelism.pipeline_parallel_degree", "2"],
+            True,
+        ),
+    ],
+)  # fmt: skip
+def test_a_gpu_sums_over_a_multiple_of_16_tokens(recipe, flags, refused):
+    named = [f"--{LINEAR}.recipe_name", recipe, "--compile.enable", *flags]
+    found = said(*named, device_type="cuda", world_size=2)
+    assert [one.partition(":")[0] for one in found] == (
+        ["tensorwise or rowwise float8 of tokens that are no multiple of 16"] if refused else []
+    )
+
+
+@pytest.mark.parametrize(
     ("capability", "recipe", "refused"),
     [
         ((8, 0), "tensorwise", "tensorwise float8 on a GPU below capability 8.9"),

@@ -43,6 +43,14 @@ def _on_tensor_parallel(run: Run) -> bool:
     return run.config.parallelism.tensor_parallel_degree > 1
 
 
+def _tokens(run: Run) -> int:
+    """Of a product: those of a microbatch that a rank has."""
+    training, layout = run.config.training, run.config.parallelism
+    pipelined = layout.pipeline_parallel_degree > 1
+    rows = layout.pipeline_parallel_microbatch_size if pipelined else training.local_batch_size
+    return rows * training.seq_len // layout.context_parallel_degree
+
+
 def _multiplies_in_float8(run: Run, converter: str) -> bool:
     return run.device_type == "cuda" and not run.config.section(converter).emulate
 
@@ -153,6 +161,19 @@ TABLE = (
         reason="it has no products in float8 with a scale for each row or block",
         instead=f'set recipe_name = "tensorwise" on capability 8.9, or {LINEAR}.emulate = true',
         fields=(CONVERTERS, f"{LINEAR}.recipe_name"),
+    ),
+    Combination(
+        converter=LINEAR,
+        when="tensorwise or rowwise float8 of tokens that are no multiple of 16",
+        applies=lambda run: (
+            _multiplies_in_float8(run, LINEAR)
+            and _recipe(run) in ("tensorwise", "rowwise")
+            and _tokens(run) % 16 != 0
+        ),
+        reason="the gradient of a weight sums over them, and a product in float8 sums over a multiple of 16",
+        instead="choose a training.seq_len of which a rank has a multiple of 16, or recipe_name = "
+        '"rowwise_with_gw_hp" or "blockwise"',
+        fields=("training.seq_len", "training.local_batch_size"),
     ),
     _on_a_cpu(LINEAR),
     Combination(
