@@ -10,7 +10,7 @@ from torch import nn
 
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.parallel.ties import ties
-from hekaton.patterns import compile_pattern, resolve, without_numbers
+from hekaton.patterns import pattern_of, resolve, without_numbers
 
 if TYPE_CHECKING:
     from hekaton.draft import Draft
@@ -133,10 +133,10 @@ def named_by(
     """The names that contain a text or match a pattern.
 
     :param what: what the modules are, for the message.
-    :raises ConfigError: where there is none.
+    :raises ConfigError: where there is none, and for what is no pattern.
     """
     if "*" in text or "{" in text:
-        compiled = compile_pattern(text)
+        compiled = pattern_of(text, field)
         found = [name for name in modules if compiled.fullmatch(name)]
     else:
         found = [name for name in modules if text and text in name]

@@ -25,6 +25,17 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(_component(component, pattern) for component in pattern.split(".")))
 
 
+def pattern_of(pattern: str, field: str) -> re.Pattern[str]:
+    """As :func:`compile_pattern`, of what a field of the configuration has.
+
+    :raises ConfigError: for what is no pattern, naming the field.
+    """
+    try:
+        return compile_pattern(pattern)
+    except ConfigError as e:
+        raise ConfigError(f"{field}: {e.message}", hint=e.hint, fields=[field]) from None
+
+
 _GRAMMAR = re.compile(r"(?:\*(?!\*)|[^*{}]|\{ *[^*{}, ]+ *(?:, *[^*{}, ]+ *)*\})+")
 
 

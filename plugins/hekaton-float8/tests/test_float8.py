@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torchao.float8.float8_linear import Float8Linear
 
 from hekaton.building import build_meta
 from hekaton.checkpoint.tensors.model_only import open_model
@@ -15,10 +16,11 @@ from hekaton.mesh import ParallelDims
 from hekaton.parallel.plan import module_names
 from hekaton.patterns import resolve
 from hekaton.plugins import Plugins
+from hekaton.rules import Run
 from hekaton.testing import check_converter, check_plugin, check_requirement, check_rule
 from hekaton_float8 import LINEAR
 from hekaton_float8.combinations import float8_can_be_combined
-from hekaton_float8.linear import TOO_SMALL, LinearFloat8
+from hekaton_float8.linear import TOO_SMALL, LinearFloat8, WholeRows, as_torchao
 from hekaton_float8.sections import Float8Section
 
 SIZES = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 64, "vocab_size": 258}
@@ -155,6 +157,11 @@ def test_checkpoints_are_those_of_the_model_without_it(tmp_path, capsys):
             "did you mean 'output'?",
         ),
         (
+            [f"--{LINEAR}.filter_fqns", "layers.{0.**"],
+            f"{LINEAR}.filter_fqns: 'layers.{{0.**' is no pattern: '{{0' is no component of one\n  from: --{LINEAR}",
+            "a component is a name",
+        ),
+        (
             ["--model.converters", LINEAR],
             f"{LINEAR}.filter_fqns: 'output' of llama3 is 258 x 32: 258 is no multiple of 16",
             f"leave it as it is: add 'output' to {LINEAR}.filter_fqns",
@@ -242,12 +249,37 @@ def test_devices_and_layouts_without_an_effect_give_notices():
         ),
     ],
 )  # fmt: skip
-def test_a_gpu_sums_over_a_multiple_of_16_tokens(recipe, flags, refused):
-    named = [f"--{LINEAR}.recipe_name", recipe, "--compile.enable", *flags]
-    found = said(*named, device_type="cuda", world_size=2)
-    assert [one.partition(":")[0] for one in found] == (
-        ["tensorwise or rowwise float8 of tokens that are no multiple of 16"] if refused else []
+def test_under_tensor_parallel_a_gpu_sums_over_a_multiple_of_16_tokens(recipe, flags, refused):
+    loaded = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable", *flags,
+                       "--parallelism.tensor_parallel_degree", "2"])  # fmt: skip
+    run = Run(loaded.config, loaded.plugins, loaded.origins, 4, "cuda", here=False)
+    found = [str(one) for one in float8_can_be_combined(run)]
+    assert [one.partition(":")[0].rpartition(" of tokens")[2] for one in found] == (
+        [" that are no multiple of 16"] if refused else []
     )
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_rows_are_filled_up_to_a_multiple_of_16(recipe, monkeypatch):
+    """As of a vector for each of two images, or of an odd sequence: the same values, in a shape that a GPU takes."""
+    config = as_torchao(Float8Section(recipe_name=recipe, emulate=True))
+    plain = torch.nn.Linear(32, 48)
+    theirs = Float8Linear.from_float(plain, config=config)
+    shapes, forward = [], Float8Linear.forward
+    monkeypatch.setattr(Float8Linear, "forward", lambda self, x: shapes.append(x.shape) or forward(self, x))
+    ours = WholeRows.from_float(plain, config=config)
+    for shape in ((2, 32), (3, 7, 32), (2, 8, 32), (32,)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        computed = []
+        for layer in (theirs, ours):
+            layer.zero_grad()
+            given = x.clone().requires_grad_()
+            out = layer(given if layer is ours else given.reshape(-1, 32)).reshape(*shape[:-1], 48)
+            out.cos().sum().backward()
+            computed.append([out, given.grad, layer.weight.grad.clone(), layer.bias.grad.clone()])
+        for expected, found in zip(*computed, strict=True):
+            torch.testing.assert_close(found, expected)
+        assert not shapes[-1][:-1].numel() % 16
 
 
 @pytest.mark.parametrize(
@@ -262,8 +294,6 @@ def test_a_gpu_sums_over_a_multiple_of_16_tokens(recipe, flags, refused):
     ],
 )
 def test_a_gpu_without_float8_is_refused(capability, recipe, refused, monkeypatch):
-    from hekaton.rules import Run
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     loaded = load([], [*RUN, f"--{LINEAR}.recipe_name", recipe, "--compile.enable"])

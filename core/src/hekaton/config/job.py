@@ -38,7 +38,7 @@ from hekaton.config.sections.run import LOGGER_SWITCHES
 from hekaton.contributions import Section
 from hekaton.errors import HekatonError, PluginError, choices_hint
 from hekaton.plugins import Contributed, Plugins
-from hekaton.plugins.packages import install_hint
+from hekaton.plugins.packages import CONVERTERS, install_hint
 
 
 class JobConfig(SectionModel):
@@ -207,6 +207,8 @@ def unknown_field_hint(config: type[SectionModel], path: Path, plugins: Plugins)
     hint = choices_hint(name, owner.model_fields)
     if inside and elsewhere:
         hint = f"did you mean {' or '.join(elsewhere[:3])}?\n{hint.splitlines()[-1]}"
+    if now := CONVERTERS.get(dotted(path)):
+        hint = f"[{dotted(path)}] is called [{now}] now"
     install = install_hint("section", dotted(path))
     if install:
         hint = f"{install}\n{hint}"

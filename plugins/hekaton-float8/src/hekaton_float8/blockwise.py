@@ -62,6 +62,7 @@ def rounded(x: torch.Tensor, amax: torch.Tensor, *, power_of_2: bool = False) ->
     return values.to(x.dtype)
 
 
+@torch.compiler.allow_in_graph
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

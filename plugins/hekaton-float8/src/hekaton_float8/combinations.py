@@ -18,17 +18,12 @@ if TYPE_CHECKING:
     from hekaton.errors import HekatonError
     from hekaton.rules import Run
 
-MX, GROUPED_MX = "quantize.linear.mx", "quantize.grouped_mm.mx"
 GATHERS = f"{LINEAR}.enable_fsdp_float8_all_gather"
 TP = "parallelism.tensor_parallel_degree"
 
 
 def _section(run: Run) -> Any:
     return run.config.section(LINEAR)
-
-
-def _has(run: Run, name: str) -> bool:
-    return name in run.config.model.converters
 
 
 def _gathers(run: Run) -> bool:
@@ -75,14 +70,6 @@ TABLE = (
         reason="a layer that has an adapter is not converted any more",
         instead=f'write converters = ["{LINEAR}", "lora"]: adapters beside float8 layers compute in the '
         "precision of the run",
-        fields=(CONVERTERS,),
-    ),
-    Combination(
-        converter=LINEAR,
-        when=f"{LINEAR} with {MX}",
-        applies=lambda run: _has(run, MX),
-        reason="a linear layer computes in one format",
-        instead="choose one of them",
         fields=(CONVERTERS,),
     ),
     Combination(
@@ -164,9 +151,10 @@ TABLE = (
     ),
     Combination(
         converter=LINEAR,
-        when="tensorwise or rowwise float8 of tokens that are no multiple of 16",
+        when="tensorwise or rowwise float8 under tensor parallel of tokens that are no multiple of 16",
         applies=lambda run: (
             _multiplies_in_float8(run, LINEAR)
+            and _on_tensor_parallel(run)
             and _recipe(run) in ("tensorwise", "rowwise")
             and _tokens(run) % 16 != 0
         ),
@@ -184,14 +172,6 @@ TABLE = (
         instead="set compile.enable = true",
         fields=("compile.enable",),
         refused=False,
-    ),
-    Combination(
-        converter=GROUPED,
-        when=f"{GROUPED} with {GROUPED_MX}",
-        applies=lambda run: _has(run, GROUPED_MX),
-        reason="experts compute in one format",
-        instead="choose one of them",
-        fields=(CONVERTERS,),
     ),
     Combination(
         converter=GROUPED,

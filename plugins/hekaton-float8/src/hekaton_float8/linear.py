@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torchao.float8 import Float8LinearConfig, precompute_float8_dynamic_scale_for_fsdp
 from torchao.float8.float8_linear import Float8Linear
 
@@ -17,6 +19,9 @@ from hekaton.product_linear import ProductLinear
 from hekaton_float8 import LINEAR, blockwise
 from hekaton_float8.sections import Float8Section
 from hekaton_float8.tensor_parallel import read_only_by, with_float8_styles
+
+MULTIPLE = 16
+"""Products in float8 take outputs, inputs and rows in multiples of it."""
 
 
 class LinearFloat8:
@@ -38,7 +43,7 @@ class LinearFloat8:
             draft,
             self._section.filter_fqns,
             field=f"{LINEAR}.filter_fqns",
-            multiple=blockwise.BLOCK if recipe == "blockwise" else 16,
+            multiple=blockwise.BLOCK if recipe == "blockwise" else MULTIPLE,
             tp=self._dims.tp,
             too_small=TOO_SMALL[recipe],
         )
@@ -55,13 +60,31 @@ class LinearFloat8:
             product = blockwise.emulated_product if emulated else blockwise.product
             return lambda layer: ProductLinear(layer, product)
         config = as_torchao(self._section, gathers=self._gathers)
-        return lambda layer: Float8Linear.from_float(layer, config=config)
+        return lambda layer: WholeRows.from_float(layer, config=config)
 
     def after_step(self, model_parts: Sequence[nn.Module]) -> None:
         """Compute the scales of all weights anew, where they are wanted ahead of the gather."""
         if self._gathers and self._section.precompute_float8_dynamic_scale_for_fsdp:
             for part in model_parts:
                 precompute_float8_dynamic_scale_for_fsdp(part)
+
+
+class WholeRows(Float8Linear):
+    """torchao's layer, whose input is filled up with rows of 0 to a multiple of 16: the gradient of a weight
+    sums over rows, and a product in float8 sums over such a multiple alone.
+
+    Under tensor parallel inputs are as they come: a rule of the plugin refuses other numbers of tokens.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """:param x: (..., inputs); :returns: (..., outputs)"""
+        rows = x.shape[:-1].numel()
+        if rows % MULTIPLE == 0 or isinstance(x, DTensor):
+            whole: torch.Tensor = super().forward(x)
+            return whole
+        filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % MULTIPLE))
+        out: torch.Tensor = super().forward(filled)
+        return out[:rows].reshape(*x.shape[:-1], -1)
 
 
 def as_torchao(section: Float8Section, *, gathers: bool = False) -> Float8LinearConfig:

@@ -13,7 +13,7 @@ from hekaton.init import Constant
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.plan import blocks
 from hekaton.parallel.ties import ties
-from hekaton.patterns import compile_pattern, without_numbers
+from hekaton.patterns import pattern_of, without_numbers
 from hekaton_lora.linear import A, AddedProduct, B, KaimingUniform, adapt
 from hekaton_lora.sections import LoraSection
 
@@ -71,7 +71,7 @@ def targets(draft: Draft, section: LoraSection) -> dict[str, nn.Linear]:
 def _matching(
     pattern: str, linear: Mapping[str, nn.Linear], modules: Mapping[str, nn.Module], draft: Draft
 ) -> list[str]:
-    compiled = compile_pattern(pattern)
+    compiled = pattern_of(pattern, "lora.targets")
     found = [name for name in linear if compiled.fullmatch(name)]
     if not found:
         others = [name for name in modules if compiled.fullmatch(name)]

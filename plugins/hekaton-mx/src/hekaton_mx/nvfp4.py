@@ -46,6 +46,7 @@ def emulated_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return _as_before(multiply(_rows(x).to(dtype), weight.to(dtype)), x)
 
 
+@torch.compiler.allow_in_graph
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
