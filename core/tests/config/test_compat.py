@@ -105,7 +105,7 @@ def test_a_converter_of_an_earlier_name(problems, load_run, plugin_file):
     )
     (message,) = problems('[float8]\nfilter_fqns = ["output"]\n')
     assert message.startswith(
-        "unknown section [float8]\n  from: run.toml, line 1\n  [float8] is called [quantize.linear.float8] now\n"
+        "unknown section [float8]\n  from: run.toml, line 2\n  [float8] is called [quantize.linear.float8] now\n"
     )
     other = Path("float8_plugin.py")
     other.write_text(
