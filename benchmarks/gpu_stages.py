@@ -338,7 +338,7 @@ def _pinned(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def row_of(what: str, side: Side, run: Any, tokens: int, n_layers: int) -> dict[str, Any]:
     from hekaton.building import model_config
-    from hekaton.metrics import peak_tflops
+    from hekaton.flops import peak_tflops
 
     seconds = statistics.median(side.seconds)
     spec, settings = model_config(run.config, run.plugins)

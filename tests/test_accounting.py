@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hekaton.accounting import Accounts, add_up
+from hekaton.accounting import Accounts, add_up, goodput_by_step, resumed_at
 from hekaton.cli import main
 from hekaton.jsonl import build
 
@@ -48,6 +48,24 @@ def test_time_is_added_up_over_a_restart_and_steps_done_twice_are_lost():
     assert (account.starts, account.step) == (2, 10)
 
 
+def test_goodput_until_a_step_counts_what_counts_in_the_end():
+    lines = [
+        line(0, 10, 0, 4, resumed=False, compute=10),
+        line(10, 20, 4, 8, compute=10),
+        line(30, 30, 6, 6, resumed=True),
+        line(30, 40, 6, 10, compute=10),
+    ]
+    assert goodput_by_step(lines) == [(4, 1.0), (8, 15 / 20), (6, 15 / 30), (10, 25 / 40)]
+    assert resumed_at(lines) == [6]
+
+
+def test_a_month_of_lines_is_added_up_in_a_moment():
+    lines = [line(i, i + 1, i, i + 1, resumed=i % 100 == 0, compute=1) for i in range(60_000)]
+    began = time.process_time()
+    assert add_up(lines).total == 60_000
+    assert time.process_time() - began < 5
+
+
 def test_the_seconds_of_a_run_that_is_resumed_have_names(tmp_path, capsys):
     began = time.time()
     for steps in ("3", "5"):
@@ -78,9 +96,11 @@ def test_the_seconds_of_a_run_that_is_resumed_have_names(tmp_path, capsys):
     assert said[-1].startswith("step 5, 2 start(s), goodput ")
     drawn = ElementTree.parse(tmp_path / "run.svg").getroot()
     texts = [one.text for one in drawn if one.tag.endswith("text")]
-    assert texts[::2] == ["loss", "tokens_per_second"]
+    assert texts[::2] == ["loss", "tokens_per_second", "goodput"]
+    across = {(one.get("x1"), one.get("x2")) for one in drawn if one.tag.endswith("line") and one.get("x1")}
+    assert len(across) == 2  # after step 3, in the panels of 5 steps and of goodput, which begins at 0
     curves = [one.get("points").split() for one in drawn if one.tag.endswith("polyline")]
-    assert [len(points) for points in curves] == [5, 5]
+    assert [len(points) for points in curves[:2]] == [5, 5]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
@@ -146,7 +166,7 @@ def test_metrics_that_no_run_wrote_are_not_plotted(tmp_path, odd):
     assert main(["report", str(tmp_path), "--svg", str(tmp_path / "run.svg")]) == 0
     drawn = ElementTree.parse(tmp_path / "run.svg").getroot()
     curves = [one.get("points").split() for one in drawn if one.tag.endswith("polyline")]
-    assert [len(points) for points in curves] == [1, 1]
+    assert [len(points) for points in curves] == [1, 1, 1]
 
 
 def test_a_plot_that_cannot_be_written_is_an_error(tmp_path, capsys):

@@ -1,7 +1,12 @@
 """Files in the folder of a run ask it to save, to stop and to write a trace."""
 
 import json
+import pickle
 
+import torch
+
+from hekaton.config.sections import ProfilingSection
+from hekaton.profiling import SNAPSHOT_ENTRIES, Profiler
 from hekaton.testing import run_command
 
 PLUGIN = """
@@ -16,7 +21,7 @@ hekaton.requests.EVERY = 0.0
 
 @hookimpl
 def hekaton_step_ended(step, metrics, control):
-    name = {2: "save", 3: "profile", 6: "stop"}.get(step)
+    name = {2: "save", 3: "profile", 4: "memory", 6: "stop"}.get(step)
     if name:
         Path("out", f"{name}.request").touch()
 """
@@ -48,6 +53,24 @@ def test_a_run_saves_traces_and_stops_on_request(tmp_path):
     assert "aten::embedding" in names
     assert "aten::mm" in done.stderr  # among the slowest operators
     assert "Self CPU time total" in done.stderr
+    assert done.stderr.count("no snapshot on request: only the memory of CUDA devices is recorded") == 1
+
+
+def test_a_snapshot_on_request_is_of_one_step(tmp_path, monkeypatch):
+    """With a device that is not there: what it would be asked."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **given: asked.append(given))
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": []})
+    profiler = Profiler(ProfilingSection(), tmp_path, rank=0, step=7)
+    profiler.step()
+    profiler.record_next_step()
+    profiler.step()
+    profiler.step()
+    (snapshot,) = tmp_path.glob("memory_snapshot/*/*")
+    assert snapshot.relative_to(tmp_path / "memory_snapshot").as_posix() == "step-9/rank-0.pickle"
+    assert pickle.loads(snapshot.read_bytes()) == {"segments": []}
+    assert asked == [{"max_entries": SNAPSHOT_ENTRIES}, {"enabled": None}]
 
 
 def test_what_a_run_cannot_remove_it_does_not_carry_out(tmp_path):

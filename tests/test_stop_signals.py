@@ -80,6 +80,15 @@ def test_a_run_saves_between_intervals_and_resumes_where_it_was(
         assert losses(first) | losses(second) == undisturbed
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_before_the_first_step_there_is_nothing_to_save(name, status, train, tmp_path):
+    code = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(30)\n"
+    (tmp_path / "early.py").write_text(code)
+    done = train(*SAVED, "--plugins.load", "early.py")
+    assert done.returncode == status
+    assert done.stderr == f"error: received {name} while there was nothing to save\n"
+
+
 def test_without_a_checkpoint_the_status_is_that_of_an_interruption(train):
     done = train(then=kill("SIGTERM"))
     assert done.returncode == 130

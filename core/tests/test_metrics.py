@@ -9,7 +9,8 @@ import torch
 
 from hekaton import metrics
 from hekaton.errors import PluginError
-from hekaton.metrics import Console, Meter, Phases, log_ranks, peak_tflops, set_up_logging
+from hekaton.flops import peak_tflops
+from hekaton.metrics import Console, Meter, Phases, log_ranks, set_up_logging
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,9 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize("flops", [0.0, -1.0, math.inf, "6e9"])
 def test_operations_that_cannot_be_are_rejected(flops):
-    with pytest.raises(PluginError, match=r"TrainSpec\.flops_per_unit gives .*, not a finite number above 0"):
+    with pytest.raises(
+        PluginError, match=r"TrainSpec\.flops_per_unit or flops_per_row gives .*, not a finite number above 0"
+    ):
         Meter(CPU, unit="tokens", flops_per_unit=flops, processes=1)
 
 
@@ -75,11 +78,23 @@ def test_phases_are_counted_once(clock):
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"), [("NVIDIA H200", 989.0), ("NVIDIA H100 PCIe", 756.0), ("A card of next year", None)]
-)
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989.0), ("NVIDIA H100 80GB HBM3", 989.0), ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0), ("NVIDIA A10", 125.0), ("NVIDIA A10G", None), ("NVIDIA GB200", 2500.0),
+        ("NVIDIA L40S", 362.0), ("NVIDIA L4", 121.0), ("A card of next year", None),
+    ],
+)  # fmt: skip
 def test_peak_is_found_by_the_name_of_the_device(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_tflops(torch.device("cuda")) == peak
+
+
+def test_a_peak_that_is_given_takes_the_place_of_the_known_one():
+    meter = Meter(CPU, unit="tokens", flops_per_unit=2e12, processes=1, peak=4.0)
+    meter.add(3)
+    report = meter.report()
+    assert report["mfu"] == pytest.approx(report["tokens_per_second"] * 2 / 4.0)
 
 
 def test_a_cpu_has_no_known_peak():

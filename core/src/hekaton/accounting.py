@@ -33,6 +33,7 @@ NAMES = {
     "optimizer": "optimizer",
     "save": "save",
     "validation": "validation",
+    "comparing ranks": "between steps",
     "after the optimizer": "between steps",
     "after the step": "between steps",
     "end": "end",
@@ -141,23 +142,13 @@ def read_account(folder: Path) -> Account:
 
     :raises DataError: when there is none, nothing in it, or it cannot be read.
     """
-    lines = _lines(folder / NAME)
-    if not lines:
-        raise DataError(
-            f"{folder / NAME} has nothing of a run", hint="give the folder job.dump_folder of a run"
-        )
-    return add_up(lines)
+    return add_up(read_lines_of(folder))
 
 
 def add_up(lines: Sequence[dict[str, Any]]) -> Account:
     """:param lines: of ``accounting.jsonl``, in their order."""
     seconds: dict[str, float] = defaultdict(float)
-    for index, line in enumerate(lines):
-        back_to = min(
-            (later["step"] for later in lines[index + 1 :] if later["resumed"]), default=line["step"]
-        )
-        done = line["step"] - line["from"]
-        lost = min(1.0, max(0, line["step"] - back_to) / done) if done > 0 else 0.0
+    for index, (line, lost) in enumerate(zip(lines, _lost_shares(lines), strict=True)):
         for name, spent in line["seconds"].items():
             share = lost if name in OF_STEPS else 0.0
             seconds[name] += spent * (1 - share)
@@ -167,6 +158,50 @@ def add_up(lines: Sequence[dict[str, Any]]) -> Account:
     starts = sum("start-up" in line["seconds"] for line in lines)
     total = max(line["ended"] for line in lines) - min(line["began"] for line in lines)
     return Account(dict(seconds), total, starts, lines[-1]["step"])
+
+
+def goodput_by_step(lines: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Steps, and the share of the time until then in which steps were computed that count in the end.
+
+    :param lines: of ``accounting.jsonl``, in their order.
+    """
+    useful, found = 0.0, []
+    for line, lost in zip(lines, _lost_shares(lines), strict=True):
+        useful += (1 - lost) * sum(line["seconds"].get(name, 0.0) for name in USEFUL)
+        elapsed = line["ended"] - lines[0]["began"]
+        found.append((line["step"], useful / elapsed if elapsed > 0 else 0.0))
+    return found
+
+
+def resumed_at(lines: Sequence[dict[str, Any]]) -> list[int]:
+    """The steps after which the run went on once more: after a start, or a rollback."""
+    return [line["step"] for line in lines[1:] if line["resumed"]]
+
+
+def _lost_shares(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """Of the steps of each line, the share that a later start or rollback did again."""
+    shares = []
+    back_to = float("inf")
+    for line in reversed(lines):
+        done = line["step"] - line["from"]
+        lost = line["step"] - min(back_to, line["step"])
+        shares.append(min(1.0, lost / done) if done > 0 else 0.0)
+        if line["resumed"]:
+            back_to = min(back_to, line["step"])
+    return shares[::-1]
+
+
+def read_lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``accounting.jsonl`` of a run folder.
+
+    :raises DataError: when there is none, nothing in it, or it cannot be read.
+    """
+    lines = _lines(folder / NAME)
+    if not lines:
+        raise DataError(
+            f"{folder / NAME} has nothing of a run", hint="give the folder job.dump_folder of a run"
+        )
+    return lines
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

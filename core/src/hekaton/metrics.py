@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import resource
 import shutil
@@ -17,21 +16,9 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 import torch
 
 from hekaton.errors import ConfigError, PluginError
+from hekaton.flops import is_flops, peak_tflops
 
 GIB = 2**30
-
-PEAK_TFLOPS = {  # dense bf16, from the vendors' data sheets
-    "A100": 312.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H200": 989.0,
-    "B200": 2250.0,
-    "MI250X": 191.5,
-    "MI300X": 1307.0,
-    "L40S": 362.0,
-}
-"""Device name, or a part of it -> peak in TFLOP/s; the first part found counts."""
 
 
 class MetricLogger(Protocol):
@@ -54,14 +41,6 @@ class ResumableLogger(MetricLogger, Protocol):
         Steps after it that were logged before belong to a run that was cut off. They are to be removed, or no
         longer shown: this run logs them again.
         """
-
-
-def peak_tflops(device: torch.device) -> float | None:
-    """The device's peak in bf16, ``None`` where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 class Phases:
@@ -100,11 +79,6 @@ class Phases:
         return seconds
 
 
-def is_flops(value: object) -> bool:
-    """Whether a number of operations can be: what ``TrainSpec.flops_per_unit`` must give."""
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
-
-
 class Meter:
     """Turns units of work and seconds since the last report into rates.
 
@@ -114,12 +88,20 @@ class Meter:
     """
 
     def __init__(
-        self, device: torch.device, *, unit: str, flops_per_unit: float | None, processes: int
+        self,
+        device: torch.device,
+        *,
+        unit: str,
+        flops_per_unit: float | None,
+        processes: int,
+        peak: float | None = None,
     ) -> None:
-        """:raises PluginError: for operations that are not a finite number above 0."""
+        """:param peak: of the device in TFLOP/s; by default that of its name.
+        :raises PluginError: for operations that are not a finite number above 0."""
         if flops_per_unit is not None and not is_flops(flops_per_unit):
             raise PluginError(
-                f"TrainSpec.flops_per_unit gives {flops_per_unit!r}, not a finite number above 0",
+                f"TrainSpec.flops_per_unit or flops_per_row gives {flops_per_unit!r}, not a finite number "
+                "above 0",
                 hint="leave it out, and no TFLOP/s are reported",
             )
         self.phases = Phases(device)
@@ -127,7 +109,7 @@ class Meter:
         self._unit = unit
         self._flops = flops_per_unit
         self._processes = processes
-        self._peak = peak_tflops(device)
+        self._peak = peak or peak_tflops(device)
         self._units = 0
         self._steps = 0
         self._since = time.perf_counter()

@@ -39,6 +39,7 @@ class Profiler:
         self._step = step
         self._profiler: Any = None
         self._of_next_step: Any = None
+        self._records_next_step = False
         if settings.enable_profiling:
             active, warmup = settings.profiler_active, settings.profiler_warmup
             self._profiler = torch.profiler.profile(
@@ -65,6 +66,16 @@ class Profiler:
         )
         self._of_next_step.start()
 
+    def record_next_step(self) -> None:
+        """Record what the step that begins now allocates, for a snapshot after it."""
+        if self._settings.enable_memory_snapshot or self._records_next_step:
+            log.info("no snapshot on request: profiling.enable_memory_snapshot is on, or one is under way")
+        elif not torch.cuda.is_available():
+            log.info("no snapshot on request: only the memory of CUDA devices is recorded")
+        else:
+            torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
+            self._records_next_step = True
+
     def step(self) -> None:
         """Note the end of a step."""
         self._step += 1
@@ -75,9 +86,14 @@ class Profiler:
             with warnings.catch_warnings():  # each cycle is written before its events are cleared
                 warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
                 self._profiler.step()
-        if self._settings.enable_memory_snapshot and self._step % self._settings.profile_freq == 0:
+        due = self._settings.enable_memory_snapshot and self._step % self._settings.profile_freq == 0
+        if due or self._records_next_step:
             path = self._path(self._settings.save_memory_snapshot_folder, "pickle")
             write_whole(path, pickle.dumps(torch.cuda.memory._snapshot()))
+            log.info("snapshot of the memory written to %s", path)
+        if self._records_next_step:
+            torch.cuda.memory._record_memory_history(enabled=None)
+            self._records_next_step = False
 
     def close(self) -> None:
         # Stopped while it warms up, torch's profiler crashes the process (seen with 2.13 on CPU).

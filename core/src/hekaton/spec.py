@@ -82,7 +82,11 @@ class TrainSpec:
         before anything is built. What no run could do, the configuration refuses itself, with an error in
         its ``__post_init__``.
     :param flops_per_unit: ``flops_per_unit(config, seq_len)``: floating-point operations of forward and
-        backward per unit of work (per token), for TFLOP/s and MFU. Without it neither is reported.
+        backward per unit of work (per token), for TFLOP/s and MFU. Without it, and without
+        ``flops_per_row``, neither is reported.
+    :param flops_per_row: in its place where ``seq_len`` does not say how large rows are:
+        ``flops_per_row(config, shapes)``, the operations per row, of which the objective's inputs have the
+        shapes ``{"img": (256, 64)}``.
     :param before_step: ``before_step(parts, meshes)`` is called once per optimizer step, when the gradients
         of the whole step are there and before they are clipped, without gradients being recorded: for state
         that is no parameter, such as a router's bias. ``parts`` are the parts of the model on this rank;
@@ -115,6 +119,7 @@ class TrainSpec:
     configure: Callable[[Any, Any], ModelConfig] | None = None
     check: Callable[[Any, RunFacts], Iterable[Refusal]] | None = None
     flops_per_unit: Callable[[Any, int], float] | None = None
+    flops_per_row: Callable[[Any, Mapping[str, Sequence[int]]], float] | None = None
     before_step: Callable[[Sequence[nn.Module], Meshes], None] | None = None
     report: Callable[[Sequence[nn.Module], Meshes], Mapping[str, float]] | None = None
     terms: Callable[[Any], Mapping[str, float]] | None = None

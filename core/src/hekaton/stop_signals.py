@@ -7,6 +7,7 @@ would see it only when the collective ends, and a collective that hangs does not
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import signal
@@ -14,12 +15,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn
 
-from hekaton.control import RunControl
+from hekaton.errors import AGAIN, INTERRUPTED
+
+if TYPE_CHECKING:
+    from hekaton.control import RunControl
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 ONE_SIGNAL = 1.0
 """Seconds within which signals count as one: a terminal sends Ctrl-C to torchrun and its workers alike, and
 torchrun passes on its own."""
@@ -35,12 +41,27 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
 
     :param limit: in seconds; 0 waits for as long as it takes.
     """
+    with _signals_go_to(lambda receiving: _watch(receiving, control, limit)):
+        yield
+
+
+@contextlib.contextmanager
+def end_on_signals() -> Iterator[None]:
+    """Around a whole run: a signal before the first step, or after the last, ends the process at once. All
+    that was saved is there, so its status says to start it again; after SIGINT, that it was interrupted."""
+    with _signals_go_to(_end_at_first):
+        yield
+
+
+@contextlib.contextmanager
+def _signals_go_to(watch: Callable[[socket.socket], None]) -> Iterator[None]:
+    """:param watch: reads the numbers of signals, on a thread, until there are no more."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     receiving, sending = socket.socketpair()
     sending.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(receiving, control, limit), daemon=True)
+    watcher = threading.Thread(target=watch, args=(receiving,), daemon=True)
     watcher.start()
     fd = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, _received) for number in SIGNALS}
@@ -57,6 +78,14 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
 
 def _received(number: int, frame: object) -> None:
     """Takes the place of the default action; the watching thread acts."""
+
+
+def _end_at_first(receiving: socket.socket) -> None:
+    while numbers := receiving.recv(1):
+        if numbers[0] in SIGNALS:
+            name = signal.Signals(numbers[0]).name
+            print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED if numbers[0] == signal.SIGINT else AGAIN)
 
 
 def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
@@ -106,6 +135,13 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def stop_when_torchrun_is_gone() -> None:
+    """Have the kernel send SIGTERM to this process when torchrun, which started it, is killed: nobody would
+    end it, nor start the run again while it has the lock of the checkpoint folder. Linux only."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def known_end() -> float | None:

@@ -152,6 +152,27 @@ PRIVATE_NAMES = (
         "torch.utils.data._utils.signal_handling._SIGCHLD_handler_set",
         "a run from Python takes back the handler that data workers need, and a later run has it again",
     ),
+    PrivateName("torch.autograd.profiler._is_profiler_enabled", "two profilers at once are an error"),
+    PrivateName(
+        "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent._start_workers",
+        "signals are passed on to the processes, once they are there",
+    ),
+    PrivateName(
+        "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent._monitor_workers",
+        "no process is started again that ended because it was told to",
+    ),
+    PrivateName(
+        "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent._shutdown",
+        "kills the processes that have not ended in time after a signal",
+    ),
+    PrivateName(
+        "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent._remaining_restarts",
+        "as _monitor_workers",
+    ),
+    PrivateName(
+        "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent._worker_group",
+        "the processes, for signals",
+    ),
     PrivateName("torch.cuda.memory._record_memory_history", "memory snapshots"),
     PrivateName("torch.cuda.memory._snapshot", "memory snapshots"),
     # The test kit

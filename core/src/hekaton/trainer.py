@@ -27,6 +27,7 @@ from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
 from hekaton.fault.bad_steps import BadSteps
 from hekaton.finiteness import check_weights
+from hekaton.flops import flops_per_unit
 from hekaton.forward_backward import TOTAL
 from hekaton.identity.built import of_run
 from hekaton.identity.handshake import agree
@@ -94,12 +95,12 @@ class Trainer:
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
         self.bad_steps = BadSteps(assembled, self.loader)
-        flops = assembled.meta.spec.flops_per_unit
         self.meter = Meter(
             process.device,
             unit=self.loader.unit,
-            flops_per_unit=flops(assembled.meta.config, config.training.seq_len) if flops else None,
+            flops_per_unit=flops_per_unit(assembled, self.loader),
             processes=process.world_size,
+            peak=config.metrics.peak_tflops,
         )
 
     def run(self) -> Request:
@@ -134,14 +135,15 @@ class Trainer:
             collect = ending.enter_context(
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )
-            requests = requests_of(config, self.process, self.control, profile=profiler.trace_next_step)
+            requests = requests_of(config, self.process, self.control, profiler)
             self._accounts.write(self.step, resumed=True)
             first = self.step + 1
             self.meter.start()
             while self.step < steps:
                 checkpoints.poll()
                 self.step += 1
-                losses, grad_norm = self.train_step()
+                with self.faults.measured(self.step, self.where):
+                    losses, grad_norm = self.train_step()
                 self.where.at("after the optimizer")
                 drifted = None if self.bad_steps.go_back else self.faults.after_step(self.step)
                 self.bad_steps.look_at(self.step, drifted, equal_at=self.faults.equal_at)

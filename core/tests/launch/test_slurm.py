@@ -51,6 +51,24 @@ def test_the_script_asks_for_the_processes_of_the_run_and_quotes_its_words(file,
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+def test_with_restarts_torchrun_starts_the_processes_of_each_node(file, capsys):
+    assert main(["launch", "slurm", str(file), "--nodes", "2", "--gpus", "8", "--restarts", "3"]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --ntasks-per-node=1\n" in script
+    assert "#SBATCH --gpus-per-node=8\n" in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    lines = [line for line in script.splitlines() if line.startswith(("head=", "id=", "port=", "srun "))]
+    said = subprocess.run(
+        ["bash", "-c", "\n".join(lines).replace("srun ", "printf '%s\\n' ").removesuffix("&")],
+        env={"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "30007", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a[1-2]"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.splitlines() == [
+        "--kill-on-bad-exit=1", "python3", "-m", "hekaton.launch", "--nnodes=2", "--nproc_per_node=8", "--max-restarts=3",
+        "--rdzv_backend=c10d", "--rdzv_id=30007-0", "--rdzv_endpoint=:20007", "-m", "hekaton", "train", str(file),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -17,7 +17,7 @@ from hekaton_flux.diffusers import read_config, single_file_table, table, write_
 from hekaton_flux.model import Flux, FluxConfig, pack, patch_positions, sinusoids, unpack
 from hekaton_flux.objective import FlowMatching
 from hekaton_flux.settings import FlowMatchingSection
-from hekaton_flux.spec import flavors
+from hekaton_flux.spec import flavors, flops_per_row
 
 TINY = FluxConfig(
     dim=48, n_heads=3, n_double_blocks=1, n_single_blocks=2, axes=(4, 8, 4), channels=12, text_dim=20, pooled_dim=10,
@@ -241,3 +241,19 @@ def test_a_model_that_does_not_take_what_the_encoders_for_trials_give_is_rejecte
 def test_another_model_is_rejected():
     with pytest.raises(ConfigError, match="trains the model flux, not a model with a dict"):
         objective(config={})
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_flops_are_those_that_torch_counts(guidance):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = replace(flavors["debugmodel"], guidance=guidance)
+    given = arguments(config, rows=1, height=12, width=12, n_txt=7)
+    inputs = {"timesteps": sinusoids(given.pop("times")), "guidance": sinusoids(given.pop("scales")), **given}
+    if not guidance:
+        del inputs["guidance"]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        Flux(config)(**inputs).sum().backward()
+    shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+    assert counter.get_total_flops() == pytest.approx(flops_per_row(config, shapes), rel=1e-6)

@@ -19,6 +19,8 @@ flags of a run are those of 'hekaton train'; paths are relative to the folder in
   --time TIME       limit of a job, as SLURM writes it; 24:00:00
   --partition NAME  by default SLURM's own
   --name NAME       of the job; by default that of FILE
+  --restarts N      times that all processes start again within the job after one has failed, by torchrun on
+                    each node; 0, which does without torchrun
 
 The job is queued again when a node fails, and when the run saved because it was told to end; it then resumes.
 Set [checkpoint] enable, and [fault] save_before_seconds to save ahead of the limit."""
@@ -37,6 +39,7 @@ def run(arguments: list[str]) -> int:
     texts, rest = take_texts(arguments, _TEXTS)
     nodes, rest = take_number(rest, "--nodes", at_least=1)
     gpus, rest = take_number(rest, "--gpus", at_least=1)
+    restarts, rest = take_number(rest, "--restarts", at_least=0)
     files, flags = split_files(rest)
     if nodes is None or gpus is None or not files:
         missing = [
@@ -53,6 +56,13 @@ def run(arguments: list[str]) -> int:
     loaded = load(files, flags)
     check(loaded, world_size=nodes * gpus, device_type="cuda", here=False)
     name = texts["name"] or re.sub(r"[^\w.-]", "-", Path(files[0]).stem)
-    job = Job(name=name, nodes=nodes, gpus=gpus, time=texts["time"], partition=texts["partition"])
+    job = Job(
+        name=name,
+        nodes=nodes,
+        gpus=gpus,
+        time=texts["time"],
+        partition=texts["partition"],
+        restarts=restarts or 0,
+    )
     print(script(job, [*files, *flags]), end="")
     return 0

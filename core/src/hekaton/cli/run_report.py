@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hekaton.accounting import read_account
+from hekaton.accounting import add_up, goodput_by_step, read_lines_of, resumed_at
 from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.cli.arguments import as_path
 from hekaton.errors import ConfigError
@@ -20,7 +20,8 @@ usage: hekaton report RUN_FOLDER [--svg FILE]
 Say where the wall time of a run went, over all of its starts, and which share of it computed steps that count
 (goodput). RUN_FOLDER is the run's job.dump_folder.
 
-  --svg FILE    also write a plot of the loss and of the rate, by step"""
+  --svg FILE    also write a plot of the loss, the rate and the goodput until then, by step; a line across
+                wherever the run was started again"""
 WIDTH, HEIGHT, MARGIN = 720, 200, 48
 
 
@@ -33,14 +34,16 @@ def run(arguments: list[str]) -> int:
     if rest and (len(rest) != 2 or rest[0] != "--svg"):
         raise ConfigError(f"unknown argument '{rest[0]}' of hekaton report", hint=USAGE.splitlines()[0])
     place = as_path(folder)
-    account = read_account(place)
+    lines = read_lines_of(place)
+    account = add_up(lines)
     for name, seconds in sorted(account.seconds.items(), key=lambda one: -one[1]):
         share = seconds / account.total if account.total else 0.0
         print(f"{name:<14} {seconds:>12,.1f} s {share:>7.1%}")
     print(f"{'total':<14} {account.total:>12,.1f} s")
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
     if rest:
-        drawn = plot(_metrics(place / METRICS))
+        goodput = [{"step": step, "goodput": share} for step, share in goodput_by_step(lines)]
+        drawn = plot(_metrics(place / METRICS), goodput, restarts=resumed_at(lines))
         try:
             as_path(rest[1]).write_text(drawn, encoding="utf-8")
         except OSError as error:
@@ -48,35 +51,50 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def plot(lines: Sequence[dict[str, Any]]) -> str:
-    """An SVG with a curve of the loss, and one of the rate of work, by step.
+def plot(
+    lines: Sequence[dict[str, Any]], goodput: Sequence[dict[str, Any]] = (), *, restarts: Sequence[int] = ()
+) -> str:
+    """An SVG with a curve of the loss, one of the rate of work and one of the goodput, by step.
 
-    :param lines: of ``metrics.jsonl``.
+    :param lines: of ``metrics.jsonl``; :param goodput: the same for ``goodput``.
+    :param restarts: steps after which the run was started again.
     """
     names = {name for line in lines for name in line}
     rates = sorted(name for name in names if name.endswith("_per_second") and "/" not in name)
-    panels = [_panel(name, lines, top=index * HEIGHT) for index, name in enumerate(["loss", *rates])]
+    curves = [*((name, lines) for name in ["loss", *rates]), *([("goodput", goodput)] if goodput else [])]
+    panels = [
+        _panel(name, those, top=index * HEIGHT, restarts=restarts)
+        for index, (name, those) in enumerate(curves)
+    ]
     size = f'width="{WIDTH}" height="{HEIGHT * len(panels)}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">{"".join(panels)}</svg>\n'
     )
 
 
-def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int) -> str:
+def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int, restarts: Sequence[int]) -> str:
     points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     title = f'<text x="{MARGIN}" y="{top + 16}" font-size="12">{escape(name)}</text>'
     if not points:
         return title
     (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
     across, up = (right - left) or 1, (high - low) or 1
+
+    def x(step: float) -> str:
+        return f"{MARGIN + (step - left) / across * (WIDTH - 2 * MARGIN):.1f}"
+
     drawn = " ".join(
-        f"{MARGIN + (step - left) / across * (WIDTH - 2 * MARGIN):.1f},"
-        f"{top + HEIGHT - 24 - (value - low) / up * (HEIGHT - MARGIN):.1f}"
+        f"{x(step)},{top + HEIGHT - 24 - (value - low) / up * (HEIGHT - MARGIN):.1f}"
         for step, value in points
+    )
+    lines_across = "".join(
+        f'<line x1="{x(step)}" x2="{x(step)}" y1="{top + 24}" y2="{top + HEIGHT - 24}" stroke="silver"/>'
+        for step in restarts
+        if left <= step <= right
     )
     said = f"steps {left} to {right}, {low:.4g} to {high:.4g}"
     return (
-        f'{title}<text x="{MARGIN}" y="{top + HEIGHT - 6}" font-size="10">{said}</text>'
+        f'{title}<text x="{MARGIN}" y="{top + HEIGHT - 6}" font-size="10">{said}</text>{lines_across}'
         f'<polyline fill="none" stroke="steelblue" points="{drawn}"/>'
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hekaton.environment import among_others
 from hekaton.errors import AGAIN, INTERRUPTED
 from hekaton.launchers import adopt_launcher
+from hekaton.stop_signals import end_on_signals, stop_when_torchrun_is_gone
 
 if TYPE_CHECKING:
     from hekaton.config import Loaded
@@ -55,6 +56,12 @@ def run(arguments: list[str]) -> int:
     if not arguments:
         print(QUICK_START, file=sys.stderr)
         return 2
+    with end_on_signals():
+        return _train(files, flags)
+
+
+def _train(files: list[str], flags: list[str]) -> int:
+    stop_when_torchrun_is_gone()
     adopt_launcher()
     with told_to_the_others():
         loaded, process = prepared(files, flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ from hekaton.errors import TrainingError
 
 if TYPE_CHECKING:
     from hekaton.assembly import Assembled
+    from hekaton.failures.whereabouts import Whereabouts
     from hekaton.fault.replay import Replay
     from hekaton.fault.replicas import ReplicaCheck
+    from hekaton.fault.stragglers import Stragglers
     from hekaton.forward_backward import RunMicrobatch
 
 
@@ -36,6 +39,22 @@ class FaultChecks:
             from hekaton.fault.replay import Replay
 
             self._replay = Replay(assembled.parts, device=assembled.process.device)
+        self._stragglers: Stragglers | None = None
+        if self._settings.stragglers_every and assembled.process.world_size > 1:
+            from hekaton.fault.stragglers import Stragglers
+
+            self._stragglers = Stragglers(
+                every=self._settings.stragglers_every,
+                factor=self._settings.straggler_factor,
+                stage=assembled.meshes.dense["pp"].get_local_rank(),
+                cuda=assembled.process.device.type == "cuda",
+            )
+
+    def measured(self, step: int, where: Whereabouts) -> contextlib.AbstractContextManager[None]:
+        """Around a step, which may be one of those in which the ranks are compared."""
+        return (
+            contextlib.nullcontext() if self._stragglers is None else self._stragglers.measured(step, where)
+        )
 
     def replay(self, step: int) -> RunMicrobatch | None:
         """What runs the first microbatch of a step, ``None`` where nothing is to be repeated.

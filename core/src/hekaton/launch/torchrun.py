@@ -1,7 +1,7 @@
 """torchrun without its report, where a process has said what is wrong: ``python -m hekaton.launch``.
 
-Options are those of torchrun. The exit status is that of the process that failed first, where torchrun's
-would be 1.
+Options are those of torchrun, and ``--stop_seconds``. The exit status is that of the process that failed
+first, where torchrun's would be 1. Signals are passed on to the processes, which have the time to save.
 """
 
 from __future__ import annotations
@@ -12,13 +12,29 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from hekaton.cli.arguments import take_number
+
+STOP_SECONDS = 630
+"""Somewhat more than ``fault.stop_seconds``, after which a process ends by itself."""
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Start processes as torchrun does, and wait for them."""
+    """Start processes as torchrun does, and wait for them.
+
+    ``--stop_seconds N`` before the module or script is how long the processes have to end after a signal.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import determine_local_world_size, parse_args, run
 
-    options = parse_args(list(arguments))  # type: ignore[no-untyped-call]
+    from hekaton.launch import agent
+
+    limit, rest = _stop_seconds(list(arguments))
+    options = parse_args(rest)  # type: ignore[no-untyped-call]
+    agent.use(limit=limit)
+    if options.max_restarts:
+        # Processes that start again would meet at the store of those before, with all that is in it.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     processes = determine_local_world_size(options.nproc_per_node)
     if threads := threads_of_each(processes):
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -34,7 +50,17 @@ def main(arguments: Sequence[str]) -> int:
             print(f"error: rank {rank} was ended by {name}", file=sys.stderr)
             return 128 - failure.exitcode
         return failure.exitcode
+    except SignalException as e:
+        print(f"error: received {e.sigval.name} before the processes were started", file=sys.stderr)
+        return 128 + e.sigval
     return 0
+
+
+def _stop_seconds(arguments: list[str]) -> tuple[float, list[str]]:
+    """The limit, and the arguments of torchrun; what follows the module or script is not ours."""
+    own = next((i for i, word in enumerate(arguments) if word in ("-m", "--module")), len(arguments))
+    found, before = take_number(arguments[:own], "--stop_seconds", at_least=0)
+    return float(STOP_SECONDS if found is None else found), before + arguments[own:]
 
 
 def threads_of_each(processes: int) -> int:

@@ -29,9 +29,11 @@ def faults_are_looked_for(run: Run) -> Iterator[str]:
             "fault.save_before_seconds: no effect where the end of the job is not known: "
             "SLURM_JOB_END_TIME is not set"
         )
-    for name in ("compare_replicas_every", "replay_every"):
+    for name in ("compare_replicas_every", "replay_every", "stragglers_every"):
         if getattr(fault, name) > steps:
             yield f"fault.{name} = {getattr(fault, name)} is more than training.steps = {steps}: no effect"
+    if 0 < fault.stragglers_every <= steps and run.world_size == 1:
+        yield "fault.stragglers_every: no effect on one process: there is nothing to compare it with"
     degrees = run.config.parallelism
     if not 0 < fault.compare_replicas_every <= steps or run.world_size is None:
         return

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hekaton.flops import is_flops
 from hekaton.generation import recomputed
 from hekaton.init import Initializer, resolve_init
-from hekaton.metrics import is_flops
 from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
 from hekaton.spec import OpenCache, RunFacts, TrainSpec

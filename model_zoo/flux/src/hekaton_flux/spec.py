@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hekaton.init import Constant, Initializer, Normal
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
-from hekaton_flux.model import Flux, FluxConfig
+from hekaton_flux.model import SINUSOIDS, Flux, FluxConfig
 
 _PUBLISHED = {"dim": 3_072, "n_heads": 24, "n_double_blocks": 19, "n_single_blocks": 38}
 
@@ -58,10 +58,32 @@ def init(config: FluxConfig) -> Mapping[str, Initializer]:
     }
 
 
+def flops_per_row(config: FluxConfig, shapes: Mapping[str, Sequence[int]]) -> float:
+    """Forward and backward, per image with its text: 6 operations per parameter and each vector that it
+    multiplies, and 12 per pair of positions and channel of each attention."""
+    dim, hidden = config.dim, config.hidden_dim
+    img, txt = shapes["img"][0], shapes["txt"][0]
+    both = img + txt
+    double = both * (4 * dim**2 + 2 * dim * hidden) + 12 * dim**2
+    single = both * (4 * dim**2 + 2 * dim * hidden) + 3 * dim**2
+    first = (img * config.channels + txt * config.text_dim + config.pooled_dim) * dim  # no gradient of inputs
+    first += SINUSOIDS * (1 + config.guidance) * dim
+    ends = img * config.channels * dim + (4 + config.guidance) * dim**2
+    blocks = config.n_double_blocks + config.n_single_blocks
+    multiplied = config.n_double_blocks * double + config.n_single_blocks * single + ends
+    return 6.0 * multiplied + 4.0 * first + 12.0 * blocks * dim * both**2
+
+
 def _glorot(inputs: int, outputs: int) -> Normal:
     return Normal(math.sqrt(2 / (inputs + outputs)))
 
 
 train_spec = TrainSpec(
-    name="flux", model=Flux, flavors=flavors, plan=plan, init=init, objective="flow_matching"
+    name="flux",
+    model=Flux,
+    flavors=flavors,
+    plan=plan,
+    init=init,
+    objective="flow_matching",
+    flops_per_row=flops_per_row,
 )

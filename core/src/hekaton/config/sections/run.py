@@ -112,6 +112,9 @@ class MetricsSection(SectionModel):
     """Log on every rank, each to a folder of its own, instead of on rank 0 alone."""
     enable_wandb: Annotated[bool, OwnLog] = False
     """Send metrics to Weights & Biases: the same as ``"wandb"`` among ``loggers``."""
+    peak_tflops: Annotated[float | None, Field(gt=0, allow_inf_nan=False), OwnLog] = None
+    """Peak of a device in TFLOP/s, of which MFU is a share; by default that of bf16 products by the data
+    sheet, for devices whose name is known."""
 
 
 class CheckpointSection(SectionModel):

@@ -1,0 +1,128 @@
+"""Runs that are disturbed by random faults, started again, and compared with one that nothing disturbed.
+
+    python benchmarks/faults.py [--faults 300] [--kinds "one process" torchrun SLURM] [--seed 1]
+
+Prints a table of what was done and what happened, and where the time of these runs went. The faults are those
+of ``tests/operations``, whose tests take a few. torchrun's link and SLURM need root, network namespaces and
+Debian's slurmctld, slurmd, slurm-client and munge. The exit status is 1 where something was not as it has to
+be. ``--hang_seconds`` is 6, which is too little for a machine that has other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/operations"))
+
+from lab import Lab, Outcome
+from lab_starts import INTERVAL, Job, Single, Torchrun
+
+from hekaton.accounting import Account
+
+SHARES = {Single.kind: 0.6, Torchrun.kind: 0.2, Job.kind: 0.2}
+A_RUN = 5
+"""Faults of a run."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--faults", type=int, default=300)
+    parser.add_argument("--kinds", nargs="*", default=list(SHARES))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", default=None)
+    parser.add_argument("--hang_seconds", type=float, default=6.0, help="more on a slow machine")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begins no run after so many")
+    arguments = parser.parse_args()
+    outcomes: list[Outcome] = []
+    wrong = 0
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder))
+        lab = stack.enter_context(Lab(Path(folder).resolve(), arguments.kinds, hang=arguments.hang_seconds))
+        for kind in arguments.kinds:
+            share = SHARES[kind] / sum(SHARES[one] for one in arguments.kinds)
+            number, end = round(share * arguments.faults), time.monotonic() + 60 * arguments.minutes
+            found, failed = disturbed(lab, kind, number, Random(arguments.seed), end=end)
+            outcomes += found
+            wrong += failed
+        accounts = lab.accounts
+    print("\n".join(["", *table(outcomes), "", *broken_down(accounts)]))
+    print(f"\n{len(outcomes)} faults, {len(accounts)} runs, {wrong} not as they have to be")
+    sys.exit(bool(wrong))
+
+
+def disturbed(lab: Lab, kind: str, number: int, random: Random, *, end: float) -> tuple[list[Outcome], int]:
+    """So many faults of runs of one kind, each as often as the others; no run begins after ``end``."""
+    outcomes: list[Outcome] = []
+    wrong = 0
+    to_come = []
+    while len(outcomes) < number and wrong < 5 and time.monotonic() < end:
+        while len(to_come) < A_RUN:
+            to_come += random.sample(faults := lab.faults(kind), len(faults))
+        began = time.time()
+        try:
+            found = lab.disturb(kind, to_come[: min(A_RUN, number - len(outcomes))], random)
+        except AssertionError as error:
+            wrong += 1
+            print(f"wrong: {error}", flush=True)
+            to_come = to_come[A_RUN:]
+            continue
+        to_come = to_come[len(found) :]
+        outcomes += found
+        print(
+            f"{kind}: {len(outcomes)} of {number}, {time.time() - began:.0f} s for {len(found)}", flush=True
+        )
+        for one in found:
+            print(f"    {one}", flush=True)
+    return outcomes, wrong
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each way to start and fault."""
+    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for one in outcomes:
+        groups[one.kind, one.fault].append(one)
+    lines = [
+        "| started by | fault | times | ended with | steps lost, at most | seconds to the end, at most |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
+    ]
+    for (kind, fault), those in groups.items():
+        statuses = Counter("went on" if one.status is None else str(one.status) for one in those)
+        ended = ", ".join(f"{status} ({times})" for status, times in sorted(statuses.items()))
+        seconds = max((one.seconds for one in those if one.status is not None), default=0.0)
+        lost = max(one.lost for one in those)
+        lines.append(f"| {kind} | {fault} | {len(those)} | {ended} | {lost} | {seconds:.1f} |")
+    return lines
+
+
+def broken_down(accounts: Sequence[tuple[str, Account]]) -> list[str]:
+    """Where the time of the runs went, for each way to start."""
+    lines = [
+        f"| started by | {' | '.join(NAMES)} | named | goodput |",
+        f"| --- |{' ---: |' * (len(NAMES) + 2)}",
+    ]
+    for kind in dict.fromkeys(kind for kind, _ in accounts):
+        those = [account for of, account in accounts if of == kind]
+        total = sum(one.total for one in those)
+        shares = [sum(one.seconds.get(name, 0.0) for one in those) / total for name in NAMES]
+        named = sum(sum(one.seconds.values()) for one in those) / total
+        goodput = sum(one.goodput * one.total for one in those) / total
+        cells = " | ".join(f"{share:.1%}" for share in [*shares, named, goodput])
+        lines.append(f"| {kind} | {cells} |")
+    return [f"Shares of wall time; a checkpoint every {INTERVAL} steps:", "", *lines]
+
+
+NAMES = (
+    "start-up", "load", "data wait", "compile", "compute", "optimizer", "between steps", "save", "lost work",
+    "down", "end",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Ranks that compute more slowly than the others, which all then wait for them.
+
+In a step with collectives every rank takes as long as the slowest. So what is compared is the time that a
+rank's own operators take: a step is recorded by torch's profiler, and the operators of communication, in
+which the others wait, are left out. On CUDA it is the time of the kernels; on a CPU that of the operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hekaton.failures.whereabouts import Whereabouts
+from hekaton.torch_versions import expect_cleared_events
+
+log = logging.getLogger("hekaton")
+
+COMMUNICATES = ("c10d", "_c10d_functional", "c10d_functional", "fsdp", "FSDP", "gloo", "nccl", "symm_mem")
+"""What the names of operators and kernels begin with that wait for other ranks."""
+
+
+@dataclass(frozen=True)
+class OwnTime:
+    """Of one rank in one step, in seconds.
+
+    :param stage: of the pipeline; only ranks of the same one have the same to compute.
+    :param wait: for data.
+    """
+
+    host: str
+    stage: int
+    compute: float
+    wait: float
+
+    @property
+    def own(self) -> float:
+        return self.compute + self.wait
+
+
+class Stragglers:
+    """Compares the ranks every so many steps, and names those that are slow on rank 0."""
+
+    def __init__(self, *, every: int, factor: float, stage: int, cuda: bool) -> None:
+        """:param factor: of the median, from which on a rank is slow; :param stage: of this rank."""
+        self._every = every
+        self._factor = factor
+        self._stage = stage
+        self._cuda = cuda
+
+    @contextlib.contextmanager
+    def measured(self, step: int, where: Whereabouts) -> Iterator[None]:
+        """Around a step; collective in those that are measured."""
+        if step % self._every or torch.autograd.profiler._is_profiler_enabled:
+            yield
+            return
+        expect_cleared_events()
+        with _seconds_in("data", where) as waited:
+            kinds = torch.profiler.ProfilerActivity
+            with torch.profiler.profile(activities=[kinds.CUDA if self._cuda else kinds.CPU]) as profiler:
+                yield
+        where.at("comparing ranks")
+        computed = compute_of(profiler.events() or (), cuda=self._cuda)
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, OwnTime(socket.gethostname(), self._stage, computed, sum(waited)))
+        if dist.get_rank() == 0:
+            for line in slow_ones(dict(enumerate(ranks)), factor=self._factor):
+                log.warning("step %d: %s", step, line)
+
+
+@contextlib.contextmanager
+def _seconds_in(phase: str, where: Whereabouts) -> Iterator[list[float]]:
+    """The seconds that the process is in a phase, each time."""
+    spent: list[float] = []
+    entered: list[float] = []
+
+    def moved(to: str) -> None:
+        now = time.perf_counter()
+        spent.extend(now - then for then in entered)
+        entered[:] = [now] if to == phase else []
+
+    where.follow.append(moved)
+    try:
+        yield spent
+    finally:
+        where.follow.remove(moved)
+
+
+def compute_of(events: Sequence[Any], *, cuda: bool) -> float:
+    """The seconds of the operators, or kernels, that do not communicate."""
+    found = 0.0
+    for event in events:
+        on_device = event.device_type != torch.autograd.DeviceType.CPU
+        name = event.name.removeprefix("void ")
+        if on_device != cuda or name.startswith(COMMUNICATES) or (not cuda and "::" not in name):
+            continue
+        found += event.self_device_time_total if cuda else event.self_cpu_time_total
+    return found / 1e6
+
+
+def slow_ones(ranks: Mapping[int, OwnTime], *, factor: float) -> list[str]:
+    """A line for each rank that takes more than ``factor`` times the median of its stage."""
+    stages: dict[int, dict[int, OwnTime]] = defaultdict(dict)
+    for rank, one in ranks.items():
+        stages[one.stage][rank] = one
+    lines = []
+    for those in stages.values():
+        median = statistics.median_low([one.own for one in those.values()])
+        for rank, one in those.items():
+            if one.own > factor * median:
+                lines.append(
+                    f"rank {rank} on {one.host} takes {one.own / max(median, 1e-9):.1f} times as long as "
+                    f"the median rank: {one.compute:.3f} s of computation and {one.wait:.3f} s of waiting "
+                    f"for data, against {median:.3f} s"
+                )
+    return lines

@@ -1,0 +1,72 @@
+"""The agent of torchrun on one machine, which lets processes end as they were told to.
+
+torchrun kills its processes 30 s after a signal, ends with status 1, and starts processes again that have
+ended because they were told to. This agent passes signals on, and leaves the end to the processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+
+from hekaton.errors import AGAIN, INTERRUPTED, HekatonError
+from hekaton.stop_signals import SIGNALS
+
+FINAL = (AGAIN, INTERRUPTED, HekatonError.exit_code)
+"""Statuses after which another start by itself is wrong: told to end, or wrong for every start."""
+
+
+def use(*, limit: float) -> None:
+    """Have ``torch.distributed.run`` use this agent.
+
+    :param limit: seconds that processes have to end after a signal; 0 waits for as long as it takes.
+    """
+    from torch.distributed.launcher import api
+
+    Agent.limit = limit
+    api.LocalElasticAgent = Agent  # type: ignore[misc]
+
+
+class Agent(LocalElasticAgent):
+    """Starts, watches and restarts the processes of one machine."""
+
+    limit = 0.0
+    _told: float | None = None
+
+    def _start_workers(self, worker_group: Any) -> dict[int, Any]:
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        for number in SIGNALS:  # torchrun has set its own for the start of each attempt
+            signal.signal(number, self._pass_on)
+        return started
+
+    def _monitor_workers(self, worker_group: Any) -> Any:
+        result = super()._monitor_workers(worker_group)
+        ended = {failure.exitcode for failure in result.failures.values()}
+        if self._told is not None or ended & set(FINAL):
+            self._remaining_restarts = 0
+        if self._told is not None and self.limit and time.monotonic() - self._told > self.limit:
+            print(f"error: processes have not ended {self.limit:g} s after a signal: killed", file=sys.stderr)
+            self._told = time.monotonic()
+            self._shutdown(signal.SIGKILL)
+        return result
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """:raises SignalException: where there is no process that it could be passed on to."""
+        if self._told is None:
+            self._told = time.monotonic()
+        reached = False
+        for worker in self._worker_group.workers:
+            with contextlib.suppress(ProcessLookupError, TypeError):
+                os.kill(worker.id, number)
+                reached = True
+        if not reached:
+            name = signal.Signals(number)
+            raise SignalException(f"process {os.getpid()} received {name.name}", sigval=name)

@@ -1,0 +1,57 @@
+"""Run by test_agent.py in a process of its own: what hekaton.launch makes of the ends of its processes."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from hekaton.launch.torchrun import main
+
+WORKER = """
+import os, pathlib, signal, sys, time
+number = len(list(pathlib.Path().glob("start-*-" + os.environ["RANK"])))
+told = []
+for name in ("SIGTERM", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda number, frame: told.append(number))
+pathlib.Path(f"start-{number}-" + os.environ["RANK"]).touch()
+status = int(sys.argv[1])
+if status >= 0:
+    sys.exit(status if os.environ["RANK"] == "1" else time.sleep(0.3) or 75 if status == 75 else status)
+end = time.monotonic() + 30
+while not told and time.monotonic() < end:
+    time.sleep(0.02)
+time.sleep(float(sys.argv[2]))
+sys.exit(75)
+"""
+
+
+def launch(*options: str, status: int = -1, saves: float = 0.0, send: str = "") -> None:
+    """Print the status of the launcher, and end with 0.
+
+    :param status: of the processes; below 0 they wait for a signal, and then end with 75.
+    :param saves: seconds that they take for it; :param send: the signal, when both are there.
+    """
+    Path("worker.py").write_text(WORKER)
+
+    def tell() -> None:
+        end = time.monotonic() + 30
+        while len(list(Path().glob("start-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), getattr(signal, send))
+
+    if send:
+        threading.Thread(target=tell, daemon=True).start()
+    for name in [
+        name
+        for name in os.environ
+        if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    ]:
+        del os.environ[name]
+    arguments = ["--standalone", "--nproc_per_node=2", *options, "worker.py", str(status), str(saves)]
+    print("status", main(arguments), file=sys.stdout, flush=True)
+
+
+def run(options: list[str], **given: object) -> None:
+    launch(*options, **given)

@@ -1,0 +1,36 @@
+"""What ``hekaton.launch`` does with signals, and with processes that have ended: it starts no process again that was
+told to end."""
+
+from pathlib import Path
+
+import pytest
+
+from hekaton.testing import run_processes
+
+SCRIPT = Path(__file__).with_name("launched_on_processes.py")
+
+
+def launched(folder, options=(), **given):
+    """The launcher's status, how often each rank was started, and what the launcher wrote."""
+    (done,) = run_processes(SCRIPT, "run", processes=1, cwd=folder, options=list(options), **given)
+    starts = [len(list(folder.glob(f"start-*-{rank}"))) for rank in (0, 1)]
+    return int(done.stdout.split()[-1]), starts, done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_is_passed_on_and_the_status_is_that_of_the_processes(tmp_path, name):
+    assert launched(tmp_path, ["--max-restarts=2"], send=name)[:2] == (75, [1, 1])
+
+
+def test_processes_that_were_told_to_end_or_cannot_start_are_not_started_again(tmp_path):
+    assert launched(tmp_path, ["--max-restarts=2"], status=75)[:2] == (75, [1, 1])
+
+
+def test_processes_that_failed_are_started_again(tmp_path):
+    assert launched(tmp_path, ["--max-restarts=1"], status=3)[:2] == (3, [2, 2])
+
+
+def test_processes_that_do_not_end_are_killed_at_the_limit(tmp_path):
+    status, starts, said = launched(tmp_path, ["--stop_seconds", "1"], send="SIGTERM", saves=60)
+    assert (status, starts) == (128 + 9, [1, 1])
+    assert "error: processes have not ended 1 s after a signal: killed" in said

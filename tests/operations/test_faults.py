@@ -1,0 +1,27 @@
+"""Two dozen random faults of a single process: nothing is lost beyond the last checkpoint, and losses are those
+of a run that nothing disturbed. ``benchmarks/faults.py`` takes more, and other ways to start a run."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from lab import Lab
+from lab_starts import INTERVAL, Single
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SEED = 15
+
+
+def test_a_run_that_is_disturbed_ends_as_one_that_is_not(tmp_path):
+    random = Random(SEED)
+    with Lab(tmp_path, [Single.kind]) as lab:
+        faults = lab.faults(Single.kind)
+        to_come = [one for _ in range(4) for one in random.sample(faults, len(faults))]
+        outcomes = []
+        while len(outcomes) < len(to_come):
+            outcomes += lab.disturb(Single.kind, to_come[len(outcomes) :][:8], random)
+        accounts = [account for _, account in lab.accounts]
+    assert set(Counter(one.fault for one in outcomes)) == {one.name for one in faults}
+    assert max(one.lost for one in outcomes) <= INTERVAL
+    for account in accounts:
+        assert sum(account.seconds.values()) >= 0.99 * account.total
