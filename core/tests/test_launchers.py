@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
+from hekaton import launchers
 from hekaton.errors import ConfigError
-from hekaton.launchers import PORTS, adopt_launcher, expanded_counts, first_host, idle_devices
+from hekaton.launchers import PORTS, adopt_launcher, expanded_counts, first_host, idle_devices, share_cores
 
 OURS = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Variables of the second process on the second of two machines with two each. As srun 22.05, Open MPI 4.1 and
@@ -172,3 +173,26 @@ def test_more_devices_than_processes_are_reported_in_one_line():
     assert line.startswith("1 process of this run sees 8 GPUs on this machine, and 7 will be idle: NGPU=8 ")
     assert "\n" not in line
     assert idle_devices(8, {"LOCAL_WORLD_SIZE": "6"}).startswith("6 processes of this run see 8 GPUs")
+
+
+@pytest.mark.parametrize(
+    ("variables", "bound_to", "threads"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0"}, 26, 6),
+        ({"LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0", "SLURM_CPUS_ON_NODE": "8"}, 8, 2),
+        ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_ON_NODE": "26"}, 6, 0),  # each has cores of its own
+        ({"LOCAL_WORLD_SIZE": "1"}, 26, 0),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "3"}, 26, 0),
+    ],
+)
+def test_cores_of_a_machine_are_shared_out(environment, monkeypatch, capsys, variables, bound_to, threads):
+    os.environ.pop("OMP_NUM_THREADS", None)
+    environment(variables)
+    monkeypatch.setattr(os, "cpu_count", lambda: 26)
+    monkeypatch.setattr(launchers, "cores", lambda: bound_to)
+    assert share_cores() == threads
+    assert os.environ.get("OMP_NUM_THREADS") == (
+        str(threads) if threads else variables.get("OMP_NUM_THREADS")
+    )
+    said = f"OMP_NUM_THREADS = {threads}: {bound_to} cores, 4 processes\n" if threads else ""
+    assert capsys.readouterr().err == said

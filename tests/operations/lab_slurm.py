@@ -98,7 +98,7 @@ class Slurm:
             self.environment["MASTER_ADDR"] = "127.0.0.1"
 
     def __enter__(self) -> Slurm:
-        (self.folder / "state").mkdir(parents=True)
+        (self.folder / "state").mkdir(parents=True)  # and the folder itself, where it is not there
         self.folder.chmod(0o755)
         key = self.folder / "key"
         key.write_bytes(os.urandom(128))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hekaton.environment import is_number, number
 from hekaton.errors import ConfigError
+from hekaton.processor import cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,25 @@ def adopt_launcher() -> str:
     if local_size is not None:
         os.environ["LOCAL_WORLD_SIZE"] = str(local_size)
     return launcher.name
+
+
+def share_cores() -> int:
+    """Set ``OMP_NUM_THREADS`` to this process's share of the machine's cores, where nobody has set it and the
+    launcher has not bound the process to cores of its own: torch would use all of them in every process.
+
+    Called before torch is imported.
+
+    :returns: the threads; 0 where nothing is set.
+    """
+    processes = number("LOCAL_WORLD_SIZE", default=1, at_least=1)
+    given = number("SLURM_CPUS_ON_NODE", default=os.cpu_count() or 1, at_least=1)
+    if processes < 2 or "OMP_NUM_THREADS" in os.environ or cores() < min(given, os.cpu_count() or 1):
+        return 0
+    threads = max(1, cores() // processes)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if os.environ.get("LOCAL_RANK") == "0":
+        print(f"OMP_NUM_THREADS = {threads}: {cores()} cores, {processes} processes", file=sys.stderr)
+    return threads
 
 
 _CURE = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -11,6 +12,11 @@ measured to take 11 times as long as in float32."""
 
 
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

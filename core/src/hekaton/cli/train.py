@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hekaton.environment import among_others
 from hekaton.errors import AGAIN, INTERRUPTED
-from hekaton.launchers import adopt_launcher
+from hekaton.launchers import adopt_launcher, share_cores
 from hekaton.stop_signals import end_on_signals, stop_when_torchrun_is_gone
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def run(arguments: list[str]) -> int:
 
 def _train(files: list[str], flags: list[str]) -> int:
     stop_when_torchrun_is_gone()
-    adopt_launcher()
+    if adopt_launcher():
+        share_cores()
     with told_to_the_others():
         loaded, process = prepared(files, flags)
     if loaded.config.comm.mode == "fake_backend":

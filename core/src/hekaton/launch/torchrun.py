@@ -6,15 +6,16 @@ first, where torchrun's would be 1. Signals are passed on to the processes, whic
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
-from hekaton.cli.arguments import take_number
+from hekaton.processor import cores
 
-STOP_SECONDS = 630
+STOP_SECONDS = 630.0
 """Somewhat more than ``fault.stop_seconds``, after which a process ends by itself."""
 
 
@@ -59,8 +60,17 @@ def main(arguments: Sequence[str]) -> int:
 def _stop_seconds(arguments: list[str]) -> tuple[float, list[str]]:
     """The limit, and the arguments of torchrun; what follows the module or script is not ours."""
     own = next((i for i, word in enumerate(arguments) if word in ("-m", "--module")), len(arguments))
-    found, before = take_number(arguments[:own], "--stop_seconds", at_least=0)
-    return float(STOP_SECONDS if found is None else found), before + arguments[own:]
+    parser = argparse.ArgumentParser("hekaton.launch", add_help=False, allow_abbrev=False)
+    parser.add_argument("--stop_seconds", type=_seconds, default=STOP_SECONDS)
+    known, before = parser.parse_known_args(arguments[:own])
+    return known.stop_seconds, before + arguments[own:]
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 def threads_of_each(processes: int) -> int:
@@ -69,8 +79,3 @@ def threads_of_each(processes: int) -> int:
     if processes < 2 or "OMP_NUM_THREADS" in os.environ:
         return 0
     return max(1, cores() // processes)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
