@@ -128,7 +128,7 @@ class Lab:
         outcomes: list[Outcome] = []
         start: Start | None = None
         done, saved = 0, False
-        to_come = list(faults)
+        to_come, queued = list(faults), False
         try:
             while True:
                 fault = to_come[0] if to_come else None
@@ -137,9 +137,10 @@ class Lab:
                     start = self._ended(start)  # it was not started in a way that this needs
                 if start is None:
                     start = self._start(kind, folder, fault)
-                elif isinstance(start, Job) and outcomes[-1].status == 75:
+                elif queued:
                     self.endpoint.listen(folder)
                     start.again()
+                queued = False
                 self._wait_for_moment(start, fault, random, early=early)
                 if outcomes and outcomes[-1].status is not None:
                     lost = self._lost(start, done, saved=saved)
@@ -150,8 +151,11 @@ class Lab:
                     assert STARVED in start.said(), f"ended with {start.status()} without any fault"
                     outcomes.append(Outcome(kind, BUSY, start.status(), 0.0, 0))
                 elif fault is not None:
+                    outcome = self._do(fault, start, kind, random)
+                    if outcome is None:
+                        continue
                     to_come.pop(0)
-                    outcomes.append(self._do(fault, start, kind, random))
+                    outcomes.append(outcome)
                 if outcomes and outcomes[-1].status is not None:
                     done = max(losses_of(self._dump_folder(folder)), default=0)
                     saved = (
@@ -161,7 +165,8 @@ class Lab:
                     )
                     if outcomes[-1].status == 0:
                         break
-                    if not (isinstance(start, Job) and outcomes[-1].status == 75):
+                    queued = isinstance(start, Job) and outcomes[-1].status == 75
+                    if not queued:
                         start.close()
                         start = None
             place = self._dump_folder(folder)
@@ -181,10 +186,12 @@ class Lab:
         shutil.rmtree(self._dump_folder(folder))
         return outcomes
 
-    def _do(self, fault: Fault, start: Start, kind: str, random: Random) -> Outcome:
+    def _do(self, fault: Fault, start: Start, kind: str, random: Random) -> Outcome | None:
+        """What came of it; ``None`` where there was nothing to disturb."""
         steps, resumed = start.steps(), start.said().count(RESUMED)
         done = max(losses_of(self._dump_folder(start.folder)), default=0)
-        fault.do(self, start, random)
+        if fault.do(self, start, random) is False:
+            return None
         began = time.monotonic()
         if fault.ends is False:
             self._wait(start, lambda: LOGGERS_END in start.said(), START)

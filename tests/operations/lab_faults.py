@@ -24,7 +24,8 @@ ALL = (Single.kind, Torchrun.kind, Job.kind)
 
 @dataclass(frozen=True)
 class Fault:
-    """:param do: brings it about, and may wait; called with the lab, the start and a generator.
+    """:param do: brings it about, and may wait; called with the lab, the start and a generator. It says
+        False where there is nothing to disturb yet.
     :param limit: seconds after it within which the start has ended, where hangs are found after 6 s.
     :param saves: the run has the time to save, and loses nothing.
     :param ends: whether the start ends by it at all; ``None`` where it may go on.
@@ -33,7 +34,7 @@ class Fault:
     """
 
     name: str
-    do: Callable[[Any, Start, Random], None]
+    do: Callable[[Any, Start, Random], bool | None]
     kinds: tuple[str, ...] = ALL
     limit: float = 60.0
     saves: bool = False
@@ -42,36 +43,42 @@ class Fault:
     on_hosts: bool = False
 
 
-def kill_a_rank(lab: Any, start: Start, random: Random) -> None:
-    if ranks := start.ranks():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(random.choice(ranks), signal.SIGKILL)
+def kill_a_rank(lab: Any, start: Start, random: Random) -> bool:
+    return _send_to_a_rank(start, random, signal.SIGKILL)
 
 
 def kill_the_launcher(lab: Any, start: Start, random: Random) -> None:
     start.kill_launcher()
 
 
-def tell(number: signal.Signals) -> Callable[[Any, Start, Random], None]:
+def tell(number: signal.Signals) -> Callable[[Any, Start, Random], bool | None]:
     return lambda lab, start, random: start.tell(number)
 
 
-def tell_a_rank(lab: Any, start: Start, random: Random) -> None:
-    if ranks := start.ranks():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(random.choice(ranks), signal.SIGTERM)
+def tell_a_rank(lab: Any, start: Start, random: Random) -> bool:
+    return _send_to_a_rank(start, random, signal.SIGTERM)
 
 
-def stop_a_rank(lab: Any, start: Start, random: Random) -> None:
+def _send_to_a_rank(start: Start, random: Random, number: signal.Signals) -> bool:
+    """Whether there was one."""
+    ranks = start.ranks()
+    with contextlib.suppress(ProcessLookupError, IndexError):
+        os.kill(random.choice(ranks), number)
+        return True
+    return False
+
+
+def stop_a_rank(lab: Any, start: Start, random: Random) -> bool:
     """Stop it for longer than the limit of hangs, then let it go on."""
     ranks = start.ranks()
     if not ranks:
-        return
+        return False
     rank = random.choice(ranks)
     with contextlib.suppress(ProcessLookupError):
         os.kill(rank, signal.SIGSTOP)
         time.sleep(lab.hang + random.uniform(1.0, 4.0))
         os.kill(rank, signal.SIGCONT)
+    return True
 
 
 def fill_the_disk(lab: Any, start: Start, random: Random) -> None:

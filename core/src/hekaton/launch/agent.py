@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from hekaton.errors import AGAIN, INTERRUPTED, HekatonError
 from hekaton.stop_signals import SIGNALS
 
-FINAL = (AGAIN, INTERRUPTED, HekatonError.exit_code)
+FINAL = frozenset({AGAIN, INTERRUPTED, HekatonError.exit_code})
 """Statuses after which another start by itself is wrong: told to end, or wrong for every start."""
 
 
@@ -50,7 +50,8 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
         ended = {failure.exitcode for failure in result.failures.values()}
-        if self._told is not None or ended & set(FINAL):
+        # SIGTERM is what ends the others when one has failed.
+        if self._told is not None or (ended & FINAL and ended <= FINAL | {-signal.SIGTERM}):
             self._remaining_restarts = 0
         if self._told is not None and self.limit and time.monotonic() - self._told > self.limit:
             print(f"error: processes have not ended {self.limit:g} s after a signal: killed", file=sys.stderr)
