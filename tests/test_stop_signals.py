@@ -26,6 +26,23 @@ def hekaton_step_ended(step, metrics, control):
     if step == 2 and os.environ.get("RANK", "0") == os.environ["SIGNALLED"]:
         exec(os.environ["THEN"])
 """
+EARLY = """
+import os
+import signal
+import time
+
+from hekaton.contributions import Dataset, Ref, hookimpl
+
+
+def build(*given, **named):
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(60)
+
+
+@hookimpl
+def hekaton_datasets():
+    return [Dataset("early", build=Ref("signalling:build"), summary="is told to end")]
+"""
 FLAGS = [
     "--model.tokenizer", "byte",
     "--model.overrides", '{"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 258}',
@@ -82,9 +99,8 @@ def test_a_run_saves_between_intervals_and_resumes_where_it_was(
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGINT", 130)])
 def test_before_the_first_step_there_is_nothing_to_save(name, status, train, tmp_path):
-    code = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(30)\n"
-    (tmp_path / "early.py").write_text(code)
-    done = train(*SAVED, "--plugins.load", "early.py")
+    (tmp_path / "signalling.py").write_text(EARLY.format(name=name))
+    done = train(*SAVED, "--training.dataset", "early")
     assert done.returncode == status
     assert done.stderr == f"error: received {name} while there was nothing to save\n"
 

@@ -83,8 +83,9 @@ def _received(number: int, frame: object) -> None:
 def _end_at_first(receiving: socket.socket) -> None:
     while numbers := receiving.recv(1):
         if numbers[0] in SIGNALS:
-            name = signal.Signals(numbers[0]).name
-            print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
+            if not _has_torchrun():  # which ends those that are left when one has failed
+                name = signal.Signals(numbers[0]).name
+                print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
             os._exit(INTERRUPTED if numbers[0] == signal.SIGINT else AGAIN)
 
 
@@ -140,8 +141,12 @@ os.register_at_fork(after_in_child=_in_child)
 def stop_when_torchrun_is_gone() -> None:
     """Have the kernel send SIGTERM to this process when torchrun, which started it, is killed: nobody would
     end it, nor start the run again while it has the lock of the checkpoint folder. Linux only."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if _has_torchrun() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+
+def _has_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def known_end() -> float | None:

@@ -32,7 +32,7 @@ def use(*, limit: float) -> None:
     from torch.distributed.launcher import api
 
     Agent.limit = limit
-    api.LocalElasticAgent = Agent  # type: ignore[misc]
+    api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
 
 
 class Agent(LocalElasticAgent):
@@ -63,6 +63,7 @@ class Agent(LocalElasticAgent):
         """:raises SignalException: where there is no process that it could be passed on to."""
         if self._told is None:
             self._told = time.monotonic()
+            print(f"{signal.Signals(number).name}: passed on to the processes", file=sys.stderr, flush=True)
         reached = False
         for worker in self._worker_group.workers:
             with contextlib.suppress(ProcessLookupError, TypeError):
