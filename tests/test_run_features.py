@@ -117,6 +117,43 @@ def test_loggers_that_fail_are_reported_once_and_the_run_goes_on(train, tmp_path
     ]
 
 
+NO_ANSWER = """
+from hekaton.contributions import Logger, Ref, hookimpl
+
+def build(section, folder):
+    raise ConnectionRefusedError(111, "nobody answers")
+
+@hookimpl
+def hekaton_loggers():
+    return [Logger("away", build=Ref("no_answer:build"))]
+"""
+
+
+def test_a_logger_that_is_gone_when_a_run_resumes_does_not_stop_it(tmp_path, monkeypatch, capsys):
+    """At the first start it is an error: whoever starts a run can cure it."""
+    (tmp_path / "no_answer.py").write_text(NO_ANSWER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = [
+        "train",
+        *TINY,
+        "--job.dump_folder",
+        str(tmp_path),
+        "--checkpoint.enable",
+        "--lr_scheduler.total_steps",
+        "6",
+    ]
+    away = ["--plugins.load", "no_answer", "--metrics.loggers", "away, jsonl"]
+    assert main([*run, *away]) == 2
+    said = capsys.readouterr().err
+    assert "error: logger 'away' cannot be opened: ConnectionRefusedError: [Errno 111] nobody answers" in said
+    assert main(run) == 0
+    capsys.readouterr()
+    assert main([*run, *away, "--training.steps", "6", "--metrics.log_freq", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("logger 'away' is left out: logger 'away' cannot be opened:") == 1
+    assert [line["step"] for line in json_lines(tmp_path)][-2:] == [5, 6]
+
+
 def test_profiler_writes_a_trace(train, tmp_path):
     train(
         "--profiling.enable_profiling", "--profiling.profile_freq", "2", "--profiling.profiler_warmup", "1",

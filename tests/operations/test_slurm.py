@@ -25,7 +25,7 @@ needs_hosts = pytest.mark.skipif(bool(lab_hosts.why_not()), reason=lab_hosts.why
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    with Lab(tmp_path_factory.mktemp("lab"), [Job.kind]) as lab:
+    with Lab(tmp_path_factory.mktemp("lab"), [Job.kind], hang=20.0) as lab:
         yield lab
 
 

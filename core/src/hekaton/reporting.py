@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from hekaton.metrics import Console, MetricLogger, ResumableLogger, log_all
 from hekaton.surroundings import writing_to
 
 log = logging.getLogger("hekaton")
+
+_UNREACHABLE = (ConnectionError, TimeoutError, socket.gaierror)
+"""Errors of a server; other errors of the system are those of the folder."""
 
 
 class OptionalLogger:
@@ -111,8 +115,14 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
                 folder /= settings.save_tb_folder
             if settings.save_for_all_ranks:
                 folder /= f"rank_{process.rank}"
-            with writing_to(folder):
-                logger = OptionalLogger(name, self._opened(name, folder))
+            try:
+                with writing_to(folder):
+                    logger = OptionalLogger(name, self._opened(name, folder))
+            except HekatonError as error:
+                if self._step == 0:
+                    raise  # whoever starts a run can cure it; nobody may be there when it resumes
+                log.warning("logger '%s' is left out: %s", name, error.message)
+                continue
             opened.callback(logger.close)
             logger.resume(self._step)
             loggers.append(logger)
@@ -122,9 +132,11 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         """:raises ConfigError: for what the library behind a logger says to its settings."""
         try:
             built: MetricLogger = self._assembled.build(Logger, name, folder)
-        except (HekatonError, OSError):
+        except HekatonError:
             raise
         except Exception as e:
+            if isinstance(e, OSError) and not isinstance(e, _UNREACHABLE):
+                raise
             said = f"{type(e).__name__}: {str(e).strip()}"
             raise ConfigError(
                 f"logger '{name}' cannot be opened: {said}", hint=f"leave '{name}' out of metrics.loggers"
