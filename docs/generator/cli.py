@@ -37,9 +37,9 @@ torchrun --standalone --nproc_per_node 2 -m hekaton.train --job.config_file my_r
 ```
 
 `python -m hekaton.launch` takes the options of torchrun. It leaves out torchrun's own report where a process
-has said what is wrong, and ends with that process's exit status. Signals are passed on to the processes, which
-have `--stop_seconds` (630) to save and to end. `./run_train.sh` of the repository uses it, and sets up the
-environment on first use.
+has said what is wrong, and ends with that process's exit status. Signals are passed on to the processes,
+which have `--stop_seconds` (630) to save and to end. `./run_train.sh` of the repository uses it, and sets up
+the environment on first use.
 """
 
 ENVIRONMENT = """\
