@@ -1,10 +1,14 @@
 """A process that makes no progress is reported with where all are, and by policy the run ends."""
 
 import socket
+import threading
 
 import pytest
+from torch.distributed import HashStore
 
-from hekaton.failures.hang import Stuck, in_words
+from hekaton.failures import board
+from hekaton.failures.hang import Stuck, hangs_are_shown, in_words
+from hekaton.failures.whereabouts import Whereabouts
 from hekaton.testing import run_command
 
 HOST = socket.gethostname()
@@ -94,3 +98,36 @@ def test_a_process_that_is_stopped_is_one_that_nothing_is_heard_of(tmp_path):
     assert done.returncode == 1, done.stderr
     assert f"rank 1 on {HOST}: nothing heard of" in done.stderr
     assert f"rank 0 on {HOST}: in step 4 (" in done.stderr
+
+
+class Unreachable:
+    """A store behind a link that is cut."""
+
+    def __getattr__(self, name):
+        return lambda *given: threading.Event().wait(60)
+
+
+def test_a_process_that_does_not_reach_the_store_ends_all_the_same(
+    tmp_path, monkeypatch, caplog, hekaton_log
+):
+    monkeypatch.setattr(board, "ANSWERS", 0.2)
+    hekaton_log.propagate = True
+    where = Whereabouts()
+    lonely = board.Board(HashStore(), rank=1, world_size=2)
+    lonely._store = Unreachable()
+    ended, status = threading.Event(), []
+
+    def end(with_status):
+        status.append(with_status)
+        ended.set()
+
+    watched = hangs_are_shown(
+        where, lonely, rank=1, world_size=2, seconds=0.4, abort=True, folder=tmp_path, end=end
+    )
+    with watched:
+        where.at("data", step=1)
+        where.at("data", step=2)
+        assert ended.wait(40)
+    assert status == [1]
+    assert f"rank 1 on {HOST}: in step 2 (data) for " in caplog.text
+    assert lonely.is_gone

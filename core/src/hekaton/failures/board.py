@@ -6,14 +6,20 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
+T = TypeVar("T")
+
 _POLL = 0.05
+ANSWERS = 30.0
+"""Seconds in which the store answers. Behind a link that is cut it never does, and nothing says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,8 @@ def torchrun_holds_the_store() -> bool:
 
 
 class Board:
-    """The failures of a run. Whatever is asked of a store that is gone is answered as if nothing was there.
+    """The failures of a run. Whatever is asked of a store that is gone, or has not answered in half a minute,
+    is answered as if nothing was there.
 
     The order of failures is that in which the store heard of them: clocks of machines differ.
     """
@@ -69,6 +76,8 @@ class Board:
         self._cause: Failure | None = None
         self._has_looked = False
         self._first_here: dict[int, bool] = {}
+        self.is_gone = False
+        """Whether the store did not answer in time; it is not asked any more."""
 
     def arrive(self) -> None:
         """Leave this rank's host, for others to name it should it be lost."""
@@ -76,9 +85,8 @@ class Board:
 
     def publish(self, failure: Failure) -> Failure:
         """Tell of a failure of this rank's own; :returns: the first of all ranks."""
-        first = failure
-        with self._gone_is_nothing():
-            first = _read(self._store.compare_set("first", "", json.dumps(asdict(failure))))
+        sent = json.dumps(asdict(failure))
+        first = _read(self._ask(lambda: self._store.compare_set("first", "", sent), sent.encode()))
         if first.teller != self.rank and first.line != failure.line:
             self._add("others")
         return first
@@ -148,7 +156,7 @@ class Board:
             self.looked()
             return
         end = time.monotonic() + seconds
-        while not self.all_looked() and time.monotonic() < end:
+        while not self.all_looked() and time.monotonic() < end and not self.is_gone:
             time.sleep(_POLL)
 
     def all_looked(self) -> bool:
@@ -172,35 +180,38 @@ class Board:
         while True:
             if self._has(key):
                 return _read(self._get(key).encode())
-            if time.monotonic() >= end:
+            if time.monotonic() >= end or self.is_gone:
                 return None
             time.sleep(_POLL)
 
     def _has(self, key: str) -> bool:
-        with self._gone_is_nothing():
-            return bool(self._store.check([key]))
-        return False
+        return self._ask(lambda: bool(self._store.check([key])), False)
 
     def _get(self, key: str) -> str:
-        if self._has(key):
-            with self._gone_is_nothing():
-                return self._store.get(key).decode()
-        return ""
+        return self._ask(lambda: self._store.get(key).decode(), "") if self._has(key) else ""
 
     def _set(self, key: str, value: str) -> None:
-        with self._gone_is_nothing():
-            self._store.set(key, value)
+        self._ask(lambda: self._store.set(key, value), None)
 
     def _add(self, key: str, amount: int = 1) -> int:
-        with self._gone_is_nothing():
-            return int(self._store.add(key, amount))
-        return 0
+        return self._ask(lambda: int(self._store.add(key, amount)), 0)
 
-    @staticmethod
-    def _gone_is_nothing() -> contextlib.AbstractContextManager[None]:
+    def _ask(self, ask: Callable[[], T], nothing: T) -> T:
         import torch.distributed as dist
 
-        return contextlib.suppress(dist.DistError, RuntimeError)
+        if self.is_gone:
+            return nothing
+        answers: list[T] = []
+
+        def wait() -> None:
+            with contextlib.suppress(dist.DistError, RuntimeError):
+                answers.append(ask())
+
+        waiting = threading.Thread(target=wait, name="hekaton store", daemon=True)
+        waiting.start()
+        waiting.join(ANSWERS)
+        self.is_gone = self.is_gone or waiting.is_alive()
+        return answers[0] if answers else nothing
 
 
 def _read(sent: bytes) -> Failure:
