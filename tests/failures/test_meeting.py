@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 import torch.distributed as dist
@@ -98,3 +99,21 @@ def test_those_that_do_not_come_are_named_by_all(store: dist.Store) -> None:
             ConfigError, match=r"3 of 4 processes have not connected within 0 s: ranks 0, 2, 3\n"
         ):
             come(store, rank, 4, seconds=0.0)
+
+
+def test_processes_that_are_started_again_meet_whatever_their_agents_count(store, monkeypatch):
+    """torchrun on another machine does not count a start that it makes because this one had to start again."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    boards = [Board(store, rank=rank, world_size=2) for rank in (0, 1)]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    first = threading.Thread(
+        target=meet, args=(store, boards[1]), kwargs={"rank": 1, "world_size": 2, "seconds": 20}, daemon=True
+    )
+    first.start()
+    end = time.monotonic() + 10
+    while store.add("hekaton/arrived", 0) < 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    meet(store, boards[0], rank=0, world_size=2, seconds=5)
+    first.join(10)
+    assert not first.is_alive()

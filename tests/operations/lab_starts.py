@@ -208,7 +208,13 @@ class Torchrun(Start):
         if hosts is None:
             commands = [[*words, "--standalone", "--nproc_per_node=2", *run]]
         else:
-            meet = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_endpoint=node1:29400"]
+            meet = [
+                "--nnodes=2",
+                "--nproc_per_node=1",
+                "--rdzv_backend=c10d",
+                "--rdzv_endpoint=node1:29400",
+                "--rdzv_conf=read_timeout=300",
+            ]
             commands = [
                 [
                     word if word != os.getcwd() else str(folder)

@@ -57,7 +57,7 @@ def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: flo
     :raises ConfigError: naming those that have not connected in time; or where this process has the rank of
         another one, or something else by which they could not meet.
     """
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+    if torchrun_holds_the_store() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         board.arrive()
         return  # the store may be that of the attempt before, with all that was in it
     wrong = _place_taken(store, rank=rank, world_size=world_size)
