@@ -1,9 +1,12 @@
 """The threads of each process that ``hekaton.launch`` starts."""
 
 import os
+from types import SimpleNamespace
+
+import pytest
 
 from hekaton.launch import torchrun
-from hekaton.launch.torchrun import main, threads_of_each
+from hekaton.launch.torchrun import first_failure, main, threads_of_each
 
 
 def test_cores_are_shared_out_where_nobody_says_how_many_threads(monkeypatch):
@@ -25,3 +28,23 @@ def test_processes_are_started_with_their_share_and_it_is_said(monkeypatch, caps
     assert main(["--standalone", "--nproc_per_node", "4", "-m", "hekaton.train"]) == 0
     assert seen == ["6"]
     assert capsys.readouterr().err == "OMP_NUM_THREADS = 6: 26 cores, 4 processes\n"
+
+
+@pytest.mark.parametrize(
+    ("failures", "first"),
+    [
+        ({0: (1, 100), 1: (-9, 103)}, 1),  # rank 0 has said that its collective broke
+        ({0: (2, 100), 1: (-9, 131)}, 0),  # torchrun has killed rank 1
+        ({0: (-15, 101), 1: (3, 100)}, 1),
+        ({0: (-11, 100), 1: (-15, 100)}, 0),
+    ],
+)
+def test_the_process_that_was_killed_is_the_cause(failures, first):
+    class Failed(Exception):
+        def __init__(self):
+            self.failures = {r: SimpleNamespace(exitcode=c, timestamp=t) for r, (c, t) in failures.items()}
+
+        def get_first_failure(self):
+            return min(self.failures.items(), key=lambda one: one[1].timestamp)
+
+    assert first_failure(Failed())[0] == first

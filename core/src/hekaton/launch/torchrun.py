@@ -12,9 +12,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hekaton.processor import cores
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+NOTICED = 10
+"""Seconds in which a process that was killed is noticed; torchrun itself kills after 30."""
 STOP_SECONDS = 630.0
 """Somewhat more than ``fault.stop_seconds``, after which a process ends by itself."""
 
@@ -45,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as e:
-        rank, failure = e.get_first_failure()
+        rank, failure = first_failure(e)
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             print(f"error: rank {rank} was ended by {name}", file=sys.stderr)
@@ -55,6 +61,17 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: received {e.sigval.name} before the processes were started", file=sys.stderr)
         return 128 + e.sigval
     return 0
+
+
+def first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The rank that failed first. One that was killed says nothing: where this was noticed soon after another
+    said that it has failed, the other did because of it."""
+    rank, first = error.get_first_failure()
+    for other, failure in error.failures.items():
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        if killed and failure.timestamp <= first.timestamp + NOTICED:
+            return other, failure
+    return rank, first
 
 
 def _stop_seconds(arguments: list[str]) -> tuple[float, list[str]]:
