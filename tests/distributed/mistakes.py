@@ -110,6 +110,23 @@ def balance_of_each_part(patch):
     patch.setattr(apply, "prepare_experts", prepare_and_forget)
 
 
+def balance_by_targets(patch):
+    """The balance of each rank has the weight of its targets, of which ranks have unequal numbers."""
+    from hekaton.forward_backward import ForwardBackward
+
+    accumulate = ForwardBackward.accumulate
+
+    def accumulate_by_targets(self, inputs, targets, **given):
+        of_all = self._global_counts(targets)
+        share = {name: (count / of_all[name]).item() for name, count in self._objective.count(targets).items()}
+        (factor,) = (self._dp * one for one in share.values())
+        with pytest.MonkeyPatch.context() as scaled:
+            scaled.setattr(self, "_terms", {name: weight * factor for name, weight in self._terms.items()})
+            return accumulate(self, inputs, targets, **given)
+
+    patch.setattr(ForwardBackward, "accumulate", accumulate_by_targets)
+
+
 def splits_transposed(patch):
     from hekaton_parallel import dispatch
 
@@ -146,6 +163,7 @@ MISTAKES = {
     "expert bias updated per microbatch": bias_per_microbatch,
     "tokens counted twice under recomputation": counted_when_recomputed,
     "balance of each part of a sequence": balance_of_each_part,
+    "balance averaged over ranks of unequal token counts": balance_by_targets,
     "uneven splits transposed": splits_transposed,
     "parts of experts not summed": expert_parts_not_summed,
     "output bias of experts multiplied by the degree": bias_of_every_rank,

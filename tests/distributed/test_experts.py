@@ -108,6 +108,7 @@ MISTAKES = {
     "expert bias updated per microbatch": (("shard2 ep2", *ACCUMULATED), "buffers"),
     "tokens counted twice under recomputation": (("shard2 ep2", *RECOMPUTED), "counts"),
     "balance of each part of a sequence": (("cp2 ep2",), "router.gate"),
+    "balance averaged over ranks of unequal token counts": (("shard2 ep2",), "router.gate"),
     "uneven splits transposed": (("shard2 ep2",), "raises"),
     "parts of experts not summed": (("shard2 etp2",), "first_loss"),
     "output bias of experts multiplied by the degree": (("shard2 etp2",), "mlp2_bias"),
