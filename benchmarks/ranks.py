@@ -1,16 +1,17 @@
 """What grows with the number of processes: their start, what they read, their store, their checkpoints.
 
-    python benchmarks/ranks.py [--processes 2 8 32] [--handshake 2 8 64] [flags of hekaton train]
+    python benchmarks/ranks.py [--processes 2 8 32] [--handshake 2 8 64] [--tables 2 8] [FLAGS]
 
 Starts a small run of Llama 3 with so many processes of one thread, each a fresh interpreter, on text files,
 with a tokenizer of Hugging Face, for one step and its checkpoint. The store is held here, behind a proxy that
-counts. Prints a row for each number of processes, and then how long the handshake of so many bare processes
-takes (goal: below 1 s for 64).
+counts. Prints a row for each number of processes, then how long the handshake of so many bare processes takes
+(goal: below 1 s for 64), and then what a tokenizer of 128,000 ids takes of the memory of so many processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 8, 32])
     parser.add_argument("--handshake", type=int, nargs="*", default=[2, 8, 64])
+    parser.add_argument("--tables", type=int, nargs="*", default=[2, 8])
     arguments, flags = parser.parse_known_args()
     if arguments.processes:
         print(" | ".join(COLUMNS))
@@ -64,6 +66,9 @@ def main() -> None:
             f"handshake of {processes} processes: {agreed:.3f} s; meeting before it {seconds:.2f} s",
             flush=True,
         )
+    for processes in arguments.tables:
+        with tempfile.TemporaryDirectory() as folder:
+            tables(Path(folder), processes)
 
 
 COLUMNS = (
@@ -147,6 +152,88 @@ def handshake(processes: int) -> tuple[float, float]:
         run_processes(__file__, "compare", processes=processes, timeout=300, said=str(said))
         meeting, agreed = json.loads(said.read_text())
     return meeting, agreed
+
+
+ENTRIES = 128_000
+MEASURED = """
+import os, sys, time
+from pathlib import Path
+from hekaton_hf.tokenizer import build
+
+def pss(process):
+    return int(Path("/proc", process, "smaps_rollup").read_text().split("Pss:")[1].split()[0])
+
+rank, encodes = sys.argv[1:]
+before = pss("self")
+tokenizer = build(None, "tokenizer")
+if encodes == "text":
+    tokenizer.encode_batch([Path(os.__file__).read_text()])
+Path(f"more-{rank}").write_text(str(pss("self") - before))
+while not Path("measured").exists():
+    time.sleep(0.2)
+"""
+"""A process of a run, as far as it has to do with its tokenizer."""
+
+
+def tables(folder: Path, processes: int) -> None:
+    """Print what the table of a tokenizer takes, in MB of each process and of the machine."""
+    write_tokenizer(folder / "tokenizer")
+    file = str(folder.resolve() / "tokenizer" / "tokenizer.json")
+    for what, encodes, local in (
+        ("text, each with its own", "text", 1),
+        ("text", "text", processes),
+        ("ids", "ids", processes),
+    ):
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", MEASURED, str(rank), encodes],
+                cwd=folder,
+                env={**os.environ, "LOCAL_WORLD_SIZE": str(local), "OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(processes)
+        ]
+        told = [folder / f"more-{rank}" for rank in range(processes)]
+        while not all(one.exists() and one.read_text() for one in told):
+            assert not any(one.poll() for one in running)
+            time.sleep(0.2)
+        more = [int(one.read_text()) / 1e3 for one in told]
+        servers = [one for one in Path("/proc").glob("[0-9]*") if file in words(one)]
+        serving = [int((one / "smaps_rollup").read_text().split("Pss:")[1].split()[0]) for one in servers]
+        (folder / "measured").touch()
+        assert not any(one.wait() for one in running)
+        for one in (*told, folder / "measured"):
+            one.unlink()
+        each, all_serving = statistics.mean(more), sum(serving) / 1e3
+        print(
+            f"a table of {ENTRIES:,} ids in {processes} processes on {what}: {each:.0f} MB in each, "
+            f"{all_serving:.0f} MB in {len(serving)} that serve",
+            flush=True,
+        )
+
+
+def words(process: Path) -> list[str]:
+    """The command line of a process of ``/proc``."""
+    try:
+        return (process / "cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One of Hugging Face as GPT-2's, of all pairs of letters and many of three."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [letter for letter in alphabet if letter.isascii() and letter.isalpha()] + ["\u0120"]
+    pairs = list(itertools.product(letters, letters))
+    triples = [(first + second, letter) for first, second in pairs for letter in letters]
+    merges = (pairs + triples)[: ENTRIES - len(alphabet)]
+    ids = {piece: number for number, piece in enumerate(alphabet + [a + b for a, b in merges])}
+    made = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
 
 
 def compare(said: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from hekaton.errors import CheckpointError
 from hekaton.weights.facts import TOKEN_IDS, ModelFacts, SpecialTokens, check_facts, facts_of
 from hekaton_hf.folders import CONFIG, GENERATION, read_json
+from hekaton_hf.large_tokenizer import LargeTokenizer
 from hekaton_hf.tokenizer import HFTokenizer, pad_id
 from hekaton_hf.tokenizer import build as build_tokenizer
 
@@ -68,7 +69,7 @@ def check_ids(assets: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _tokenizer(assets: Path) -> HFTokenizer | None:
+def _tokenizer(assets: Path) -> HFTokenizer | LargeTokenizer | None:
     return build_tokenizer(None, str(assets)) if (assets / "tokenizer.json").is_file() else None
 
 

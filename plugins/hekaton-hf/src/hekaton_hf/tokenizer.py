@@ -17,6 +17,8 @@ from hekaton.checkpoint.disk.folders import read_file
 from hekaton.data import Integers, TokenIds, pieces
 from hekaton.errors import DataError
 from hekaton_hf.fast_encoding import FastEncoding, fast_encoding
+from hekaton_hf.large_tokenizer import LargeTokenizer, is_shared, return_freed_memory
+from hekaton_hf.serving import Client
 
 SHIPPED = Path(__file__).parent / "assets" / "python_stdlib"
 """The tokenizer of ``python_stdlib``: 2,048 ids, see ``scripts/train_tokenizer.py`` of the repository."""
@@ -155,8 +157,8 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def build(section: Any, path: str | None) -> HFTokenizer:
-    """Read the tokenizer at ``path``, a folder or a ``tokenizer.json``; ``None`` is the one we ship.
+def build(section: Any, path: str | None) -> HFTokenizer | LargeTokenizer:
+    """The tokenizer at ``path``, a folder or a ``tokenizer.json``; ``None`` is the one we ship.
 
     :raises DataError: when there is none, it cannot be read, or its begin or end mark is not in it.
     """
@@ -169,6 +171,36 @@ def build(section: Any, path: str | None) -> HFTokenizer:
             origin="model.hf_assets_path",
             hint="give a folder with a tokenizer.json; left out, it is the tokenizer that hekaton-hf ships",
         )
+    backend = section.backend if section is not None else "auto"
+    shared = is_shared(file.stat().st_size)
+    # Whether gigatoken can be had is for the process to find out that encodes, unless it is asked for.
+    tokenizer = read(file, "tokenizers" if shared and backend == "auto" else backend)
+    if not shared:
+        return tokenizer
+    known = tokenizer.fingerprint
+    large = LargeTokenizer(
+        tokenizer, client=Client(file, backend, known), read=lambda: _read_again(file, backend, known)
+    )
+    del tokenizer
+    return_freed_memory()
+    return large
+
+
+def _read_again(file: Path, backend: str, fingerprint: str) -> HFTokenizer:
+    tokenizer = read(file, backend)
+    if tokenizer.fingerprint != fingerprint:
+        raise DataError(
+            f"the tokenizer '{file}' has changed since the run started", origin="model.hf_assets_path"
+        )
+    return tokenizer
+
+
+def read(file: Path, backend: str) -> HFTokenizer:
+    """The tokenizer of a ``tokenizer.json``, with its table.
+
+    :param backend: as in ``[hf_tokenizer]``.
+    :raises DataError: as :func:`build`.
+    """
     try:
         content = read_file(file, limit=MAX_BYTES)
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -186,7 +218,7 @@ def build(section: Any, path: str | None) -> HFTokenizer:
             **marks,
         },
         folder=file.parent,
-        fast=fast_encoding(content, section.backend if section is not None else "auto"),
+        fast=fast_encoding(content, backend),
     )
 
 
