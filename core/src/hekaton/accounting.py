@@ -34,6 +34,7 @@ NAMES = {
     "save": "save",
     "validation": "validation",
     "comparing ranks": "between steps",
+    "evaluation": "evaluation",
     "after the optimizer": "between steps",
     "after the step": "between steps",
     "end": "end",

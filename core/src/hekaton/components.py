@@ -16,6 +16,7 @@ from hekaton.contributions import (
     Dataset,
     Dispatcher,
     Encoder,
+    Evaluation,
     Logger,
     LRSchedule,
     Objective,
@@ -28,7 +29,7 @@ from hekaton.contributions import (
 from hekaton.data import DocumentEncoder, DocumentOrder, Documents, TextTokenizer
 from hekaton.data.row_makers import BatchRowMaker
 from hekaton.errors import ConfigError, PluginError, choices_hint
-from hekaton.metrics import MetricLogger
+from hekaton.metrics import MetricLogger, RunEvaluation
 from hekaton.objective import TrainingObjective
 from hekaton.parallel.context import ContextStrategy
 from hekaton.plugins import Plugins, kind_name
@@ -43,6 +44,7 @@ _PROTOCOLS: Mapping[type[Component], type] = {
     Converter: ModelConverter,
     Dataset: Documents,
     Encoder: DocumentEncoder,
+    Evaluation: RunEvaluation,
     Logger: MetricLogger,
     Objective: TrainingObjective,
     Order: DocumentOrder,

@@ -333,6 +333,17 @@ class Check(Contribution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation(Component):
+    """A judgement of a run's model between its steps. A run has it where its section is set.
+
+    ``build(section, assembled)`` is given what the run is made of, a :class:`hekaton.assembly.Assembled`, before
+    the first step, and returns a :class:`hekaton.metrics.RunEvaluation`.
+    """
+
+    build: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
 class IdentitySubject(Component):
     """Something more that the processes of a run must have in common, and that a resume compares.
 

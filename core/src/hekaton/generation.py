@@ -82,20 +82,28 @@ def stream(
     positions: int | None = None,
     ids: int | None = None,
     batch_size: int = 8,
+    is_over: Callable[[int, Sequence[int]], bool] | None = None,
+    streams: Sequence[int] | None = None,
 ) -> Iterator[Token]:
-    """Continue prompts, and give each token as it comes: see :func:`generate`."""
+    """Continue prompts, and give each token as it comes: see :func:`generate`.
+
+    :param is_over: called with the number of a prompt and its new tokens, whether the text ends with them, for
+        ends that are no single token.
+    :param streams: of the draws of each prompt, by default as :func:`streams_of` gives them.
+    """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens = {max_new_tokens} must be at least 1")
     for number, prompt in enumerate(prompts):
         check_prompt(prompt, positions=positions, what=f"prompt {number + 1}")
-    streams = _streams(prompts)
+    streams = streams_of(prompts) if streams is None else streams
     for first in range(0, len(prompts), batch_size):
         batch = range(first, min(first + batch_size, len(prompts)))
         most = max_new_tokens
         room = [most if positions is None else min(most, positions - len(prompts[row])) for row in batch]
         rows = _Rows([list(prompts[row]) for row in batch], room, [streams[row] for row in batch])
         draws = partial(_drawn, sampling=sampling or Sampling(), ids=ids, streams=rows.streams)
-        for token in _continue(model, rows, draws, frozenset(ends), cache or recomputed):
+        over = None if is_over is None else partial(_over, is_over, batch)
+        for token in _continue(model, rows, draws, frozenset(ends), cache or recomputed, over):
             yield Token(first + token.prompt, token.id, token.last)
 
 
@@ -110,7 +118,7 @@ def check_prompt(prompt: Sequence[int], *, positions: int | None, what: str) -> 
         )
 
 
-def _streams(prompts: Sequence[Sequence[int]]) -> list[int]:
+def streams_of(prompts: Sequence[Sequence[int]]) -> list[int]:
     """What the draws of each prompt are keyed by: its ids, and how many equal prompts come before it."""
     streams = []
     equal: Counter[tuple[int, ...]] = Counter()
@@ -119,6 +127,12 @@ def _streams(prompts: Sequence[Sequence[int]]) -> list[int]:
         streams.append(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
         equal[prompt] += 1
     return streams
+
+
+def _over(
+    is_over: Callable[[int, Sequence[int]], bool], batch: range, row: int, new: Sequence[int]
+) -> bool:
+    return is_over(batch[row], new)
 
 
 class _Rows(NamedTuple):
@@ -146,6 +160,7 @@ def _continue(
     draws: Callable[[torch.Tensor, int], list[int]],
     ends: Collection[int],
     open_cache: OpenCache,
+    is_over: Callable[[int, Sequence[int]], bool] | None,
 ) -> Iterator[Token]:
     texts = rows.texts
     prompt_lengths = [len(text) for text in texts]
@@ -159,6 +174,8 @@ def _continue(
             for row in sorted(running):
                 texts[row].append(drawn[row])
                 last = drawn[row] in ends or number + 1 == rows.room[row]
+                if is_over is not None and not last:
+                    last = is_over(row, texts[row][prompt_lengths[row] :])
                 running -= {row} if last else set()
                 yield Token(row, drawn[row], last)
             if not running:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hekaton.building import build_meta, materialize
+from hekaton.building import MetaModel, build_meta, materialize
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model
 from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors
@@ -24,6 +24,7 @@ from hekaton.config.job import config_of
 from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
 from hekaton.distributed import plain
+from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, DataError, HekatonError
 from hekaton.identity.kept import TOKENIZER
 from hekaton.mesh import ParallelDims
@@ -33,7 +34,7 @@ from hekaton.plugins import Plugins
 from hekaton.spec import TrainSpec
 from hekaton.urls import is_url
 from hekaton.weights import LazyTensor
-from hekaton.weights.counterpart import build_format, counterpart_of
+from hekaton.weights.counterpart import Counterpart, build_format, counterpart_of
 from hekaton.weights.facts import ModelFacts, facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.table import listed
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("hekaton")
 
 _SHOWN = 10
+
+Arrange: TypeAlias = Callable[[JobConfig, MetaModel], None]
+"""Cuts and shards a model on the meta device, which is then given memory and this process's part of the
+weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,7 @@ def load_checkpoint(
     model: str | None = None,
     flavor: str | None = None,
     mesh: DeviceMesh | None = None,
+    arrange: Arrange | None = None,
 ) -> LoadedModel:
     """Load the model of a checkpoint that any layout saved, as the run had it, converters included.
 
@@ -101,6 +107,7 @@ def load_checkpoint(
     :param assets: the tokenizer's folder, where it is no longer where the run's configuration says.
     :param model: the model's name, and ``flavor`` its flavor, of a checkpoint that does not say them.
     :param mesh: of one dim, over which the parameters are sharded; each process reads its own part.
+    :param arrange: places the model on another layout.
     :raises CheckpointError: where there is no such step, it is damaged or not whole, or cannot be built.
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
     """
@@ -120,7 +127,7 @@ def load_checkpoint(
         _check_names(meta.model, stored.tensors, what=str(step))
         try:
             with stored.verified():
-                _shard(meta.model, meta.plan, mesh)
+                _place(config, meta, mesh, arrange)
                 _fill(meta.model, stored.tensors, device=device)
         except CheckpointError as error:
             if step == steps[-1]:
@@ -149,10 +156,11 @@ def load_folder(
     model: str | None = None,
     leave_out: Collection[str] = (),
     mesh: DeviceMesh | None = None,
+    arrange: Arrange | None = None,
 ) -> LoadedModel:
     """Load a model from a folder in another format, with the tokenizer in it.
 
-    :param dtype: as in :func:`load_checkpoint`, and so are ``assets``, ``model`` and ``mesh``.
+    :param dtype: as in :func:`load_checkpoint`, and so are the others.
     :param leave_out: other models in the folder that are not read, such as ``vision``.
     :raises CheckpointError: for a folder that is of no model, or damaged.
     """
@@ -168,7 +176,8 @@ def load_folder(
     tokenizer = _tokenizer_of_folder(assets or str(folder), plugins, format_name)
     check_vocabulary(tokenizer, found.config, what=str(folder))
     _check_names(built, tensors, what=str(folder))
-    _shard(built, found.spec.plan(found.config), mesh)
+    if mesh is not None or arrange is not None:
+        _place(*_described(found, built, plugins), mesh, arrange)
     _fill(built, tensors, device=device)
     return LoadedModel(
         source=str(folder),
@@ -323,6 +332,28 @@ def _check_names(model: nn.Module, tensors: Mapping[str, LazyTensor], *, what: s
     if lines:
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise CheckpointError(f"{what} does not fit its model", hint="\n".join([*lines[:_SHOWN], *more]))
+
+
+def _described(found: Counterpart, model: nn.Module, plugins: Plugins) -> tuple[JobConfig, MetaModel]:
+    """A model of another format as one of a run, which has a plan."""
+    dtype = next(name for name, one in DTYPES.items() if one == next(model.parameters()).dtype)
+    config = config_of(
+        plugins, {"model": {"name": found.spec.name, "flavor": found.flavor}, "training": {"dtype": dtype}}
+    )
+    plan = found.spec.plan(found.config)
+    draft = Draft(what=found.spec.name, config=found.config, model=model, plan=plan, init={})
+    return config, MetaModel(
+        spec=found.spec, config=found.config, model=model, plan=plan, initializers={}, converters=(), draft=draft
+    )
+
+
+def _place(
+    config: JobConfig, meta: MetaModel, mesh: DeviceMesh | None, arrange: Arrange | None
+) -> None:
+    if arrange is not None:
+        arrange(config, meta)
+    else:
+        _shard(meta.model, meta.plan, mesh)
 
 
 def _shard(model: nn.Module, plan: ParallelPlan, mesh: DeviceMesh | None) -> None:

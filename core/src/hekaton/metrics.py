@@ -31,6 +31,19 @@ class MetricLogger(Protocol):
         """Write out what is left; called once, however the run ends."""
 
 
+class RunEvaluation(Protocol):
+    """What an evaluation's ``build`` returns."""
+
+    def due(self, step: int) -> bool:
+        """Whether the run is evaluated after this step; the same on every process."""
+
+    def __call__(self) -> Mapping[str, float]:
+        """Evaluate, on every process together.
+
+        :returns: metrics by name, the same on every process; each is logged as ``evaluation/NAME``.
+        """
+
+
 @runtime_checkable
 class ResumableLogger(MetricLogger, Protocol):
     """A logger whose folder or account may hold steps of an earlier run."""
@@ -178,6 +191,8 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 OF_SET = "validation/"
 """What the metrics of sets that are validated on begin with; then come their name and the metric's."""
+OF_EVALUATION = "evaluation/"
+"""What the metrics of evaluations begin with."""
 _RATE = "_per_second"
 _SHORT = {"tokens": "tok"}
 
@@ -231,7 +246,7 @@ class Console:
             if name in metrics and not self._says_little(name, metrics):
                 cells.append((form.format(metrics[name], unit=_SHORT.get(unit, unit)), colour))
         for name, value in metrics.items():
-            if name.startswith(OF_SET) and name.endswith("/loss"):
+            if (name.startswith(OF_SET) and name.endswith("/loss")) or name.startswith(OF_EVALUATION):
                 cells.append((f"{name.removesuffix('/loss').replace('/', ' ')} {value:.4f}", "32"))
         while self._progress is not None and len(cells) > 2 and self._width(cells) > self._columns():
             cells.pop()

@@ -23,6 +23,7 @@ from hekaton.config import Loaded
 from hekaton.control import Request, RunControl
 from hekaton.distributed import Process, all_sum, set_timeout, wait_for
 from hekaton.draws import Draw
+from hekaton.evaluating import make_evaluations
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
 from hekaton.fault.bad_steps import BadSteps
@@ -90,6 +91,7 @@ class Trainer:
         )
         self._ends = SourceEnds(self.loader, documents, self.control)
         self.validation = make_validation(assembled)
+        self.evaluations = make_evaluations(assembled)
         encoders = {"training data": str(self.loader.identity()["encoder"]), **self.validation.encoders}
         agree(of_run(assembled, documents, self.validation.documents, encoders=encoders))
         self._identity = identity_of(assembled, documents, self.validation.documents)
@@ -165,11 +167,12 @@ class Trainer:
                     with self._left_out("save"):
                         checkpoints.save(self.step, good=self._is_good(losses))
                     self._accounts.write(self.step)
-                if self.validation.due(self.step):
-                    with self._left_out("validation"):
-                        validation = self.validation()
-                    reporter.log(self.step, validation)
-                    metrics = {**metrics, **validation}
+                for phase, judged in (("validation", self.validation), ("evaluation", self.evaluations)):
+                    if judged.due(self.step):
+                        with self._left_out(phase):
+                            found = judged()
+                        reporter.log(self.step, found)
+                        metrics = {**metrics, **found}
                 self.where.at("after the step")
                 self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
                 profiler.step()

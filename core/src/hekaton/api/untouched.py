@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import os
-import random
 import signal
 import sys
 import threading
@@ -14,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+
+from hekaton.random_state import cuda_in_use, generators_kept
 
 
 @contextlib.contextmanager
@@ -24,27 +25,12 @@ def untouched() -> Iterator[None]:
     the environment, the hook for exceptions, and the current device. What torch has compiled is forgotten.
     """
     with contextlib.ExitStack() as after:
-        for put_back in (_generators, _torch, _logger, _garbage, _signals, _environment):
+        for put_back in (generators_kept, _torch, _logger, _garbage, _signals, _environment):
             after.enter_context(put_back())
         after.enter_context(warnings.catch_warnings())
         after.enter_context(torch.inference_mode(False))
         after.enter_context(torch.enable_grad())
         yield
-
-
-@contextlib.contextmanager
-def _generators() -> Iterator[None]:
-    state = random.getstate()
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    cuda = range(torch.cuda.device_count()) if _cuda_in_use() else ()
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager
@@ -54,7 +40,7 @@ def _torch() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    device = torch.cuda.current_device() if _cuda_in_use() else None
+    device = torch.cuda.current_device() if cuda_in_use() else None
     default = torch.get_default_device()
     if default.type != "cpu":
         torch.set_default_device("cpu")
@@ -75,10 +61,6 @@ def _torch() -> Iterator[None]:
             torch.cuda.set_device(device)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
-
-
-def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -191,6 +191,33 @@ class KnowsPlaces(TextTokenizer, Protocol):
 
 
 @runtime_checkable
+class MarksTexts(Protocol):
+    """A tokenizer that is published with marks of its own around texts."""
+
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The ids that it puts before a text where it is asked for special tokens; often none."""
+
+
+@runtime_checkable
+class RendersChats(Protocol):
+    """A tokenizer that comes with a chat template."""
+
+    def chat_template(self) -> str:
+        """The source of the template.
+
+        :raises DataError: where there is none.
+        """
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+        """The text of a conversation.
+
+        :param ask: end with what an answer begins with; otherwise the text ends with the last message's own
+            words, which are to be continued.
+        :raises DataError: where there is no template, or it refuses the conversation.
+        """
+
+
+@runtime_checkable
 class PieceTokenizer(TextTokenizer, Protocol):
     """A tokenizer to which it matters where a text begins or ends: that puts a space before it, for example.
 

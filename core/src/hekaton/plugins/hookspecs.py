@@ -20,6 +20,7 @@ from hekaton.contributions import (
     Dataset,
     Dispatcher,
     Encoder,
+    Evaluation,
     HFAdapter,
     IdentitySubject,
     Logger,
@@ -285,6 +286,20 @@ def hekaton_checks() -> list[Check]:  # type: ignore[empty-body]
     :raises PluginError: (by the caller) when two plugins contribute the same name.
 
     Example: ``hekaton_lora`` says when frozen weights are random ones.
+    """
+
+
+@hookspec
+def hekaton_evaluations() -> list[Evaluation]:  # type: ignore[empty-body]
+    """Contribute judgements of a run's model between its steps, on the run's own layout. A run has one where
+    the section that its record names is set.
+
+    :returns: one record per evaluation. ``build(section, assembled)`` is called on every process before the
+        first step, and returns an object with ``due(step)``, asked after every step, and a call that gives
+        metrics. Modes of modules are as they were afterwards; the trainer keeps the random generators.
+    :raises PluginError: (by the caller) when two plugins contribute the same name.
+
+    Example: ``hekaton_eval`` contributes ``lm_eval``, tasks of the lm-evaluation-harness.
     """
 
 

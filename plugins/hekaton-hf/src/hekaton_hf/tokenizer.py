@@ -147,6 +147,20 @@ class HFTokenizer:
             lengths[number] = 0 if added.special else len(added.content.encode("utf-8", "replace"))
         return lengths
 
+    def prefix_ids(self) -> tuple[int, ...]:
+        ids, plain = (self._tokenizer.encode("a", add_special_tokens=marks).ids for marks in (True, False))
+        return tuple(ids[: ids.index(plain[0])]) if plain and plain[0] in ids else ()
+
+    def chat_template(self) -> str:
+        from hekaton_hf.chat.rendering import template_source
+
+        return template_source(self.folder)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+        from hekaton_hf.chat.rendering import rendered
+
+        return rendered(self.folder, messages, ask=ask)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))

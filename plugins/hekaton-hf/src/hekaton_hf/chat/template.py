@@ -78,6 +78,21 @@ class ChatTemplate:
         spans = [span for span in spans if span[0] < span[1]]
         return Rendered(text, spans[-1:] if turns == "last_turn" else spans)
 
+    def prompt(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+        """The text that an answer to a conversation follows.
+
+        :param ask: end with what an answer begins with; otherwise with the words of the last message.
+        :raises RefusedError: as :meth:`render`.
+        """
+        text, _ = self._text(messages, None, ask=ask)
+        if ask:
+            return text
+        words = str(messages[-1].get("content", "")).strip()
+        end = text.rfind(words)
+        if not words or end < 0:
+            raise RefusedError("its last message is not in its text, and cannot be continued")
+        return text[: end + len(words)]
+
     def _text(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, ask: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:

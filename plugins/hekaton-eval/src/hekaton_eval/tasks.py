@@ -1,0 +1,126 @@
+"""Tasks of the harness by name or by file, loaded with their data before a model computes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lm_eval.tasks import TaskManager
+
+from hekaton.errors import ConfigError, DataError, HekatonError
+
+SECONDS = 3.0
+"""To reach the Hub before it counts as out of reach: its own client tries for minutes."""
+FILES = (".yaml", ".yml")
+
+
+def load_tasks(
+    names: Sequence[str], *, include: Sequence[str] = (), num_fewshot: int | None = None
+) -> dict[str, Any]:
+    """Load tasks, as :func:`lm_eval.evaluator.evaluate` takes them.
+
+    :param names: names of tasks, groups and tags, also with ``*``; or YAML files, whose data files may be beside
+        them.
+    :param include: folders with more tasks.
+    :param num_fewshot: examples before each question, of tasks that do not fix it at 0.
+    :raises ConfigError: for a name that there is not, with the nearest, and a file that is no task.
+    :raises DataError: for data that is neither here nor can be had.
+    """
+    if not names:
+        raise ConfigError("no task is named", hint="say --tasks NAME,NAME")
+    files = [name for name in names if name.endswith(FILES)]
+    for folder in include:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"there is no folder '{folder}' with tasks")
+    manager = TaskManager(
+        include_path=[str(Path(one).resolve()) for one in include] or None,
+        include_defaults=len(files) < len(names),
+    )
+    specs = [one for name in names if not name.endswith(FILES) for one in _named(name, manager)]
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    with _unreachable_at_once() if specs else contextlib.nullcontext():
+        for spec in [*specs, *files]:
+            for kind, found in _load(spec, manager).items():
+                loaded[kind].update(found)
+    for task in loaded["tasks"].values():
+        fixed = task.get_config("num_fewshot")
+        if num_fewshot is not None and fixed != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif fixed is None:
+            task.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def _named(name: str, manager: TaskManager) -> list[str]:
+    found = manager.match_tasks([name])
+    if not found:
+        near = difflib.get_close_matches(name, manager.all_tasks, n=5)
+        meant = f"did you mean {', '.join(near)}?\n" if near else ""
+        raise ConfigError(
+            f"unknown task '{name}'",
+            hint=f"{meant}lm_eval ls tasks lists all; a task of your own is named by its YAML file",
+        )
+    return list(found)
+
+
+def _load(spec: str, manager: TaskManager) -> dict[str, Any]:
+    """:raises HekatonError: for what the harness and its libraries say in many ways."""
+    if not spec.endswith(FILES):
+        return _built(spec, spec, manager)
+    file = Path(spec)
+    if not file.is_file():
+        raise ConfigError(f"there is no task file '{spec}'")
+    try:
+        with contextlib.chdir(file.resolve().parent):
+            return _built(file.name, spec, manager)
+    except DataError:
+        # Data files may be named from where the program was started, as lm_eval has it.
+        return _built(str(file.resolve()), spec, manager)
+
+
+def _built(spec: str, name: str, manager: TaskManager) -> dict[str, Any]:
+    try:
+        return dict(manager.load([spec]))
+    except HekatonError:
+        raise
+    except Exception as error:  # of yaml, jinja2, datasets, huggingface_hub, requests, the task's own code
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, OSError) or "offline" in said.lower() or "DatasetNotFound" in type(error).__name__:
+            raise DataError(
+                f"the data of task '{name}' is not on this machine and cannot be had: {said}",
+                hint="download it where there is a network (HF_HOME says where to), or correct data_files",
+            ) from error
+        raise ConfigError(f"task '{name}' cannot be loaded: {type(error).__name__}: {said}") from error
+
+
+@contextlib.contextmanager
+def _unreachable_at_once() -> Iterator[None]:
+    """Where the Hub cannot be reached, only what is on this machine is looked for."""
+    import datasets.config
+    import huggingface_hub.constants as hub
+
+    if datasets.config.HF_HUB_OFFLINE or _is_reachable(hub.ENDPOINT):
+        yield
+        return
+    datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = False
+
+
+def _is_reachable(endpoint: str) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # a proxy answers for it, or its error is its own
+    place = urlsplit(endpoint)
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 443), timeout=SECONDS):
+            return True
+    except OSError:
+        return False
