@@ -11,8 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 case ${1:-} in --torch | --python | --lowest | --prepare) exec tests/versions.sh "$@" ;; esac
 
-if ! python3 -c 'import hekaton, hekaton_deepseek_v3, hekaton_float8, hekaton_flux, hekaton_gpt_oss, hekaton_hf, hekaton_llama3, hekaton_llama4, hekaton_lora, hekaton_mlflow, hekaton_mx, hekaton_parallel, hekaton_qwen3, hekaton_tensorboard, hekaton_torchao, hekaton_wandb
-import build, diffusers, hypothesis, importlinter, jsonschema, mkdocs, mypy, peft, pytest, pytest_timeout, ruff, torchao, transformers, xdist' 2>/dev/null; then
+if ! python3 -c 'import hekaton, hekaton_deepseek_v3, hekaton_eval, hekaton_float8, hekaton_flux, hekaton_gpt_oss, hekaton_hf, hekaton_llama3, hekaton_llama4, hekaton_lora, hekaton_mlflow, hekaton_mx, hekaton_parallel, hekaton_qwen3, hekaton_tensorboard, hekaton_torchao, hekaton_wandb
+import build, diffusers, hypothesis, importlinter, jsonschema, lm_eval, matplotlib, mkdocs, mypy, peft, pytest, pytest_timeout, ruff, torchao, transformers, xdist' 2>/dev/null; then
     if [ requirements.txt -nt .venv/.ready-dev ] || [ requirements-dev.txt -nt .venv/.ready-dev ]; then
         echo "setting up .venv" >&2
         python3 -m venv .venv

@@ -34,6 +34,9 @@ API_VERSION = "1.0"
 
 hookimpl = pluggy.HookimplMarker("hekaton")
 
+OF_EVALUATION = "evaluation/"
+"""What the metrics of evaluations begin with."""
+
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -336,8 +339,8 @@ class Check(Contribution):
 class Evaluation(Component):
     """A judgement of a run's model between its steps. A run has it where its section is set.
 
-    ``build(section, assembled)`` is given what the run is made of, a :class:`hekaton.assembly.Assembled`, before
-    the first step, and returns a :class:`hekaton.metrics.RunEvaluation`.
+    ``build(section, assembled)`` is given what the run is made of, a :class:`hekaton.assembly.Assembled`,
+    before the first step, and returns a :class:`hekaton.metrics.RunEvaluation`.
     """
 
     build: Ref

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hekaton.assembly import Assembled
-from hekaton.contributions import Evaluation
+from hekaton.contributions import OF_EVALUATION, Evaluation
 from hekaton.errors import PluginError
-from hekaton.metrics import OF_EVALUATION, RunEvaluation
+from hekaton.metrics import RunEvaluation
 from hekaton.random_state import generators_kept
 
 

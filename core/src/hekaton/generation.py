@@ -87,8 +87,8 @@ def stream(
 ) -> Iterator[Token]:
     """Continue prompts, and give each token as it comes: see :func:`generate`.
 
-    :param is_over: called with the number of a prompt and its new tokens, whether the text ends with them, for
-        ends that are no single token.
+    :param is_over: called with the number of a prompt and its new tokens, whether the text ends with them,
+        for ends that are no single token.
     :param streams: of the draws of each prompt, by default as :func:`streams_of` gives them.
     """
     if max_new_tokens < 1:
@@ -129,9 +129,7 @@ def streams_of(prompts: Sequence[Sequence[int]]) -> list[int]:
     return streams
 
 
-def _over(
-    is_over: Callable[[int, Sequence[int]], bool], batch: range, row: int, new: Sequence[int]
-) -> bool:
+def _over(is_over: Callable[[int, Sequence[int]], bool], batch: range, row: int, new: Sequence[int]) -> bool:
     return is_over(batch[row], new)
 
 

@@ -86,6 +86,25 @@ class LoadedModel:
         ids: list[int] = self.tokenizer.encode_batch([text])[0].tolist()
         return ids if self.tokenizer.bos_id is None else [self.tokenizer.bos_id, *ids]
 
+    def generate(
+        self, text: str, *, max_new_tokens: int = 128, temperature: float = 1.0, seed: int = 0
+    ) -> str:
+        """What the model continues a text with, as ``hekaton generate`` does.
+
+        :param max_new_tokens: at most; the text may end before, and ends with the model's positions.
+        :param temperature: logits are divided by it; 0 takes the most likely token.
+        :raises ConfigError: for a text that leaves no position, and a model that gives no logits.
+        """
+        from hekaton.generation import generate
+        from hekaton.sampling import Sampling
+
+        (new,) = generate(
+            self.model, [self.encode(text)], max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature=temperature, seed=seed), ends=self.ends, cache=self.spec.cache,
+            positions=self.facts.positions, ids=self.tokenizer.vocab_size,
+        )  # fmt: skip
+        return self.tokenizer.decode([one for one in new if one not in self.ends])
+
 
 def load_checkpoint(
     location: str,
@@ -343,13 +362,17 @@ def _described(found: Counterpart, model: nn.Module, plugins: Plugins) -> tuple[
     plan = found.spec.plan(found.config)
     draft = Draft(what=found.spec.name, config=found.config, model=model, plan=plan, init={})
     return config, MetaModel(
-        spec=found.spec, config=found.config, model=model, plan=plan, initializers={}, converters=(), draft=draft
+        spec=found.spec,
+        config=found.config,
+        model=model,
+        plan=plan,
+        initializers={},
+        converters=(),
+        draft=draft,
     )
 
 
-def _place(
-    config: JobConfig, meta: MetaModel, mesh: DeviceMesh | None, arrange: Arrange | None
-) -> None:
+def _place(config: JobConfig, meta: MetaModel, mesh: DeviceMesh | None, arrange: Arrange | None) -> None:
     if arrange is not None:
         arrange(config, meta)
     else:

@@ -15,8 +15,10 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 
 import torch
 
+from hekaton.contributions import OF_EVALUATION
 from hekaton.errors import ConfigError, PluginError
 from hekaton.flops import is_flops, peak_tflops
+from hekaton.progress import progress_bar
 
 GIB = 2**30
 
@@ -191,8 +193,6 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 OF_SET = "validation/"
 """What the metrics of sets that are validated on begin with; then come their name and the metric's."""
-OF_EVALUATION = "evaluation/"
-"""What the metrics of evaluations begin with."""
 _RATE = "_per_second"
 _SHORT = {"tokens": "tok"}
 
@@ -212,30 +212,18 @@ _WORTH_SHOWING = 0.01
 
 
 class Console:
-    """A line per report, and on a terminal a progress bar with the time left."""
+    """A line per report, and on a terminal or in a notebook a progress bar with the time left."""
 
     def __init__(self, *, steps: int, step: int, colour: bool) -> None:
         self._log = logging.getLogger("hekaton")
-        terminal = sys.stderr.isatty() and self._log.isEnabledFor(logging.INFO)
-        self._colour = colour and terminal
-        self._progress: Any = None
-        if terminal:
-            from rich.console import Console as RichConsole
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-            self._progress = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=RichConsole(stderr=True),
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=steps, completed=step)
-            self._progress.start()
+        shown = self._log.isEnabledFor(logging.INFO)
+        self._terminal = shown and sys.stderr.isatty()
+        self._colour = colour and self._terminal
+        self._progress = progress_bar(steps=steps, step=step) if shown else None
 
     def advance(self, step: int) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+            self._progress.show(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         cells = [(f"step {step:>6}", "")]
@@ -248,7 +236,7 @@ class Console:
         for name, value in metrics.items():
             if (name.startswith(OF_SET) and name.endswith("/loss")) or name.startswith(OF_EVALUATION):
                 cells.append((f"{name.removesuffix('/loss').replace('/', ' ')} {value:.4f}", "32"))
-        while self._progress is not None and len(cells) > 2 and self._width(cells) > self._columns():
+        while self._terminal and len(cells) > 2 and self._width(cells) > self._columns():
             cells.pop()
         painted = [
             f"\033[{colour}m{cell}\033[0m" if self._colour and colour else cell for cell, colour in cells
@@ -272,7 +260,7 @@ class Console:
 
     def close(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            self._progress.close()
 
 
 def log_ranks() -> frozenset[int]:

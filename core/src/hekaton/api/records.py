@@ -12,6 +12,7 @@ from typing import Any
 from hekaton.api.places import location
 from hekaton.checkpoint.disk.folders import read_file, reason_of
 from hekaton.checkpoint.runs.inspection import DEFAULT_FOLDER, ListedStep, find_steps
+from hekaton.contributions import OF_EVALUATION
 from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_in
 from hekaton.json_lines import MAX_LINE, is_number, read_lines
@@ -43,6 +44,7 @@ class PastRun:
         ``time`` in seconds since the epoch, and the numbers; ``None`` for one that was not finite. A list of
         such rows is what ``pandas.DataFrame`` takes.
     :param validation: the same of each validation.
+    :param evaluations: the same of each evaluation by tasks, ``evaluation/TASK/METRIC``.
     :param steps: its checkpoints, oldest first.
     :param changes: what of the configuration, versions and source changed at resumes, and after which step.
     """
@@ -51,6 +53,7 @@ class PastRun:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     validation: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
     steps: list[SavedStep]
     changes: list[Change]
 
@@ -81,7 +84,8 @@ def _read(folder: Path) -> PastRun:
         folder=folder,
         config=config,
         metrics=[row for row in rows if "loss" in row],
-        validation=[row for row in rows if "loss" not in row],
+        validation=[row for row in rows if "loss" not in row and not _is_evaluation(row)],
+        evaluations=[row for row in rows if _is_evaluation(row)],
         steps=[
             SavedStep(number=one.number, folder=str(one.folder), good=one.status == "good")
             for one in saved
@@ -89,6 +93,10 @@ def _read(folder: Path) -> PastRun:
         ],
         changes=history_in(last.describe) if last is not None else [],
     )
+
+
+def _is_evaluation(row: dict[str, Any]) -> bool:
+    return any(name.startswith(OF_EVALUATION) for name in row)
 
 
 def _config(file: Path) -> dict[str, Any]:

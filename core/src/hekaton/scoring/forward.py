@@ -201,7 +201,7 @@ def _inputs(model: nn.Module, tokens: torch.Tensor, *, positions: bool = False) 
 
 
 def _logits_at(outputs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Whole logits at the chosen places, (n, vocab); of a vocabulary that is cut, only theirs are gathered."""
+    """Whole logits at the chosen places, (n, vocab); where a vocabulary is cut, only theirs are gathered."""
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(outputs, DTensor):

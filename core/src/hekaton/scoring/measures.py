@@ -62,9 +62,7 @@ class NextTokens:
 
     width = 1
 
-    def __init__(
-        self, sampling: Sampling, *, streams: Sequence[int], ids: int | None, number: int
-    ) -> None:
+    def __init__(self, sampling: Sampling, *, streams: Sequence[int], ids: int | None, number: int) -> None:
         self.size = len(streams)
         self._sampling, self._streams = sampling, streams
         self._ids, self._number = ids, number

@@ -33,7 +33,7 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """Token ids, at least one of both."""
+    """Token ids, at least one of context; an empty continuation is certain."""
 
     context: Sequence[int]
     continuation: Sequence[int]
@@ -64,7 +64,8 @@ def log_likelihoods(
     """
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, request in enumerate(requests):
-        alike[request.given].append(number)
+        if request.continuation:
+            alike[request.given].append(number)
     texts = sorted(alike, key=lambda text: (-len(text), text))
     table = torch.zeros(len(requests), 2, dtype=torch.float64, device=forward.device)
     batches = _batches([len(text) for text in texts], forward, vocab_size=vocab_size, batch_size=batch_size)
@@ -96,8 +97,8 @@ def continuations(
 ) -> list[list[int]]:
     """Continue texts. Every process of a layout calls this with the same prompts and gets the same answer.
 
-    A whole model on a process keeps keys and values where it can; on other layouts each token takes a pass over
-    the whole text.
+    A whole model on a process keeps keys and values where it can; on other layouts each token takes a pass
+    over the whole text.
 
     :param room: new tokens that each may have, at least 1.
     :param is_over: called with the number of a prompt and its new tokens, whether the text ends with them.

@@ -35,8 +35,8 @@ _IGNORED = ("do_sample", "until", "temperature", "top_k", "top_p", "max_gen_toks
 class ScoringLM(TemplateLM):
     """A model behind the interface of the harness.
 
-    Every process of a layout has one and is asked the same; texts are shared out inside. So the harness sees a
-    single process, and each process computes the same results.
+    Every process of a layout has one and is asked the same; texts are shared out inside. So the harness sees
+    a single process, and each process computes the same results.
     """
 
     def __init__(
@@ -258,8 +258,8 @@ class HekatonLM(ScoringLM):
         leave_out: str = "",
         **parallelism: Any,
     ) -> None:
-        """:param plugins: modules and ``.py`` files to load as plugins, and ``leave_out`` parts of a folder, with
-        ``+`` between.
+        """:param plugins: modules and ``.py`` files to load as plugins, and ``leave_out`` parts of a folder,
+        with ``+`` between.
         :raises HekatonError: for what cannot be loaded.
         """
         from hekaton.plugins import Plugins

@@ -33,7 +33,7 @@ Judge a model by tasks of EleutherAI's lm-evaluation-harness, and print its resu
   --system_instruction TEXT of such a conversation
   --gen_kwargs ARGUMENTS    of tasks that generate: max_gen_toks=64,temperature=0.7,do_sample=true
   --max_length N            tokens of the longest text; by default the positions of the model
-  --add_bos_token BOOL      begin texts with it (true), or not (false); by default as the tokenizer is published
+  --add_bos_token BOOL      begin texts with it: true or false; by default as the tokenizer is published
   --seed N                  of examples before questions, and of tokens that are drawn; 1234 by default
   --out FOLDER              write the results there, in the harness's format
   --log_samples             with every question and answer
@@ -47,9 +47,10 @@ Judge a model by tasks of EleutherAI's lm-evaluation-harness, and print its resu
   --plugins.load NAME       also load this module, or this .py file, as a plugin
   --plugins.disable NAME    leave this plugin out
 
-Under torchrun every process has a copy of the model, and texts are shared out among them. Where it is too large
-for one, it is cut: --parallelism.data_parallel_shard_degree N, tensor_parallel_degree, expert_parallel_degree and
-expert_tensor_parallel_degree, as in a run. The results are the same on every layout."""
+Under torchrun every process has a copy of the model, and texts are shared out among them. Where it is too
+large for one, it is cut: --parallelism.data_parallel_shard_degree N, tensor_parallel_degree,
+expert_parallel_degree and expert_tensor_parallel_degree, as in a run. The results are the same on every
+layout."""
 
 
 def run(arguments: list[str]) -> int:

@@ -84,4 +84,3 @@ def _process(device: str | None) -> Process:
     if device is None or process.device.type == device.partition(":")[0]:
         return process
     return Process(process.rank, process.world_size, torch.device("cpu"))
-

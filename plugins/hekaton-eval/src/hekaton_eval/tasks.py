@@ -25,8 +25,8 @@ def load_tasks(
 ) -> dict[str, Any]:
     """Load tasks, as :func:`lm_eval.evaluator.evaluate` takes them.
 
-    :param names: names of tasks, groups and tags, also with ``*``; or YAML files, whose data files may be beside
-        them.
+    :param names: names of tasks, groups and tags, also with ``*``; or YAML files, whose data files may be
+        beside them.
     :param include: folders with more tasks.
     :param num_fewshot: examples before each question, of tasks that do not fix it at 0.
     :raises ConfigError: for a name that there is not, with the nearest, and a file that is no task.
@@ -91,7 +91,11 @@ def _built(spec: str, name: str, manager: TaskManager) -> dict[str, Any]:
         raise
     except Exception as error:  # of yaml, jinja2, datasets, huggingface_hub, requests, the task's own code
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, OSError) or "offline" in said.lower() or "DatasetNotFound" in type(error).__name__:
+        if (
+            isinstance(error, OSError)
+            or "offline" in said.lower()
+            or "DatasetNotFound" in type(error).__name__
+        ):
             raise DataError(
                 f"the data of task '{name}' is not on this machine and cannot be had: {said}",
                 hint="download it where there is a network (HF_HOME says where to), or correct data_files",

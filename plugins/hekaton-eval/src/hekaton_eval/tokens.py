@@ -54,7 +54,7 @@ class Tokens:
         return frozenset(one for one in (tokenizer.bos_id, tokenizer.eos_id) if one is not None)
 
     def encode(self, text: str, *, marks: bool | None) -> list[int]:
-        """:param marks: put the tokenizer's own marks before it; by default where it does not begin with one."""
+        """:param marks: put the tokenizer's own before it; by default where it does not begin with one."""
         ids: list[int] = self.tokenizer.encode_batch([text])[0].tolist()
         if not self._prefix:
             return ids

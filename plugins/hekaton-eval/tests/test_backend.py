@@ -1,0 +1,89 @@
+"""The backend of the harness against the harness's own ``hf`` backend, on every layout."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+from hekaton.cli import main
+from hekaton.testing import run_processes
+from hekaton_eval.backend import HekatonLM
+from hekaton_hf.tokenizer import SHIPPED
+
+JUDGED = Path(__file__).with_name("judged.py")
+
+
+@pytest.fixture(scope="module")
+def judged() -> Any:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("judged", JUDGED)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def place(judged: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        judged.write_tasks(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ours(judged: Any, place: Path) -> Callable[[str], Any]:
+    """The answers of a model from its checkpoint, on one process."""
+    known: dict[str, Any] = {}
+
+    def of(name: str) -> Any:
+        if name not in known:
+            checkpoint = judged.save_model(place / name, name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                known[name] = judged.answers(HekatonLM(checkpoint=str(checkpoint), batch_size=4), place)
+        return known[name]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama3", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen3", "deepseek_v3", "gpt_oss"))],
+)
+def test_the_answers_are_those_of_the_hf_backend_on_the_exported_model(name, judged, place, ours, capfd):
+    from lm_eval.models.huggingface import HFLM
+
+    mine = ours(name)
+    exported = place / f"{name}-hf"
+    command = ["convert", "to-hf", str(place / name), str(exported), "--hf_assets_path", str(SHIPPED)]
+    assert main(command) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = judged.answers(
+            HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=4), place
+        )
+        from_folder = judged.answers(HekatonLM(hf=str(exported), batch_size=2), place)
+    judged.check_same(mine, theirs)
+    judged.check_same(from_folder, theirs)
+    greedy = [one[0][1] for sample in mine["answers"]["tiny_choice"] for one in sample]
+    assert not all(greedy)
+    assert len({text[0][0] for text in mine["answers"]["tiny_until"]}) > 1
+
+
+@pytest.mark.slow
+def test_the_answers_are_the_same_on_every_layout(judged, place, ours):
+    single = {name: ours(name) for name in dict.fromkeys(name for name, _ in judged.LAYOUTS)}
+    run_processes(JUDGED, "on_layouts", processes=4, timeout=110, folder=str(place))
+    for number, (name, degrees) in enumerate(judged.LAYOUTS):
+        for rank in range(4):
+            found = json.loads((place / f"layout-{number}-{rank}.json").read_text())
+            judged.check_same(found, single[name])
+        assert degrees

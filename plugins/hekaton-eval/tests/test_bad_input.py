@@ -1,0 +1,168 @@
+"""What a user gets wrong, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+import hekaton
+from hekaton.cli import main
+from hekaton.errors import ConfigError
+from hekaton.sampling import Sampling
+from hekaton.scoring import texts
+from hekaton.scoring.forward import PlainForward
+from hekaton_eval import tasks
+from hekaton_eval.backend import ScoringLM, batch_rows
+from hekaton_eval.command import _parsed
+from hekaton_eval.tasks import load_tasks
+from hekaton_hf.tokenizer import SHIPPED
+
+TASK = """\
+task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{a}}"
+doc_to_target: "{{a}}"
+"""
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["eval", *words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_unknown_task_is_told_with_the_nearest(capsys):
+    message = said(capsys, "--checkpoint", "outputs", "--tasks", "arc_eazy")
+    assert "error: unknown task 'arc_eazy'" in message
+    assert "did you mean arc_easy" in message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_data_that_cannot_be_had_is_told_at_once(capsys, monkeypatch, tmp_path):
+    def unreachable(*_: object, **__: object) -> socket.socket:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(tasks.socket, "create_connection", unreachable)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    began = time.process_time(), time.monotonic()
+    message = said(capsys, "--checkpoint", "outputs", "--tasks", "arc_easy")
+    assert "the data of task 'arc_easy' is not on this machine and cannot be had" in message
+    assert time.process_time() - began[0] < 20
+    import datasets.config
+
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_file_without_its_data_or_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(hekaton.HekatonError, match=r"there is no task file 'nowhere\.yaml'"):
+        load_tasks(["nowhere.yaml"])
+    (tmp_path / "mine.yaml").write_text(TASK % "nowhere.jsonl")
+    with pytest.raises(hekaton.HekatonError, match=r"the data of task .* is not on this machine"):
+        load_tasks([str(tmp_path / "mine.yaml")])
+    (tmp_path / "mine.yaml").write_text("task: [")
+    with pytest.raises(hekaton.HekatonError, match="cannot be loaded"):
+        load_tasks([str(tmp_path / "mine.yaml")])
+    with pytest.raises(hekaton.HekatonError, match="there is no folder 'nowhere' with tasks"):
+        load_tasks(["arc_easy"], include=["nowhere"])
+
+
+@pytest.fixture(scope="module")
+def model() -> ScoringLM:
+    from hekaton.data.byte import build
+
+    module = hekaton.build(
+        "llama3", "debugmodel", n_layers=1, dim=32, n_heads=2, n_kv_heads=1, vocab_size=300
+    )
+    return ScoringLM(
+        PlainForward(module.eval()), build(None, None), vocab_size=300, max_length=16, ends=[], quiet=True
+    )
+
+
+def test_an_answer_and_a_context_that_are_too_long(model, caplog):
+    with pytest.raises(ConfigError, match="an answer of 20 tokens is longer than the 16 positions"):
+        model.loglikelihood([_asked("a", "b" * 20)], disable_tqdm=True)
+    with pytest.raises(ConfigError, match="16 tokens are to be generated, and the model has 16 positions"):
+        model.generate_until([_asked("a", {"max_gen_toks": 16})])
+    caplog.set_level("WARNING", logger="hekaton")
+    (long,) = model.generate_until([_asked("x" * 40 + "abcdefghijkl", {"max_gen_toks": 3})])
+    (cut,) = model._generated(["bcdefghijkl"], {"max_gen_toks": 3}, quiet=True)
+    assert model._prompts(["x" * 40 + "abcdefghijkl"], 3) == [model.tok_encode("abcdefghijkl")[-13:]]
+    assert long == cut
+    assert "1 of 1 contexts lose their beginning" in caplog.text
+
+
+def test_a_tokenizer_without_a_template_cannot_chat(model):
+    with pytest.raises(ConfigError, match="has no chat template"):
+        model.apply_chat_template([{"role": "user", "content": "hi"}])
+
+
+def test_texts_without_an_answer_are_certain(model):
+    assert texts.log_likelihoods(model._forward, [texts.Request([1], [])], vocab_size=300) == [(0.0, True)]
+    assert Sampling(temperature=0).temperature == 0
+
+
+def _asked(*arguments: object) -> object:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(args=arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "a"], "one of the arguments --checkpoint --hf is required"),
+        (["--checkpoint", "a"], "--tasks"),
+        (["--checkpoint", "a", "--tasks", "a", "--limit", "0"], "--limit 0: a number of at least 1"),
+        (["--checkpoint", "a", "--tasks", "a", "--lmit", "3"], "unknown argument '--lmit'"),
+        (["--checkpoint", "a", "--tasks", "a", "--log_samples"], "has no effect without --out"),
+    ],
+)
+def test_wrong_options(words, message):
+    with pytest.raises(ConfigError) as e:
+        _parsed(words)
+    assert message in str(e.value)
+
+
+def test_a_batch_size_that_is_none():
+    assert batch_rows("auto") is None
+    with pytest.raises(ConfigError, match="batch_size = many: auto, or a number"):
+        batch_rows("many")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_that_is_being_written_and_a_tokenizer_of_another_model(tmp_path, monkeypatch, capsys):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("judged", Path(__file__).with_name("judged.py"))
+    judged = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judged)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    judged.write_tasks(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    judged.save_model(tmp_path / "step-1", "llama3")
+    common = ["--tasks", "choice.yaml"]
+    other = json.loads((SHIPPED / "tokenizer.json").read_text())
+    other["pre_tokenizer"] = {"type": "Whitespace"}
+    Path("other").mkdir()
+    Path("other/tokenizer.json").write_text(json.dumps(other))
+    message = said(capsys, "--checkpoint", "step-1", *common, "--hf_assets_path", "other")
+    assert "is not the one that step-1 was trained with" in message
+    shutil.copytree("step-1", "step-2")
+    Path("step-2/manifest.json").unlink()
+    message = said(capsys, "--checkpoint", "step-2", *common)
+    assert "step-2" in message
+    message = said(capsys, "--checkpoint", "step-1", *common, "--parallelism.pipeline_parallel_degree", "2")
+    assert "parallelism.pipeline_parallel_degree: a model that is not trained is placed without it" in message
