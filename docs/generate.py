@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from generator import cli, combinations, configuration, hooks, identity
+from generator import cli, combinations, configuration, hooks, identity, python_api
 
 DOCS = Path(__file__).resolve().parent
 PAGES = {
@@ -21,6 +21,7 @@ PAGES = {
     "reference/combinations.md": combinations.page,
     "reference/identity.md": identity.page,
     "reference/cli.md": cli.page,
+    "reference/python.md": python_api.page,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 from hekaton.cli import main
+from hekaton.random_state import generators_kept
 from hekaton.testing import run_processes
 from hekaton_eval.backend import HekatonLM
 from hekaton_hf.tokenizer import SHIPPED
@@ -32,10 +34,8 @@ def judged() -> Any:
 @pytest.fixture(scope="module")
 def place(judged: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("judged")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
-        judged.write_tasks(folder)
-        yield folder
+    judged.write_tasks(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,40 @@ def test_the_answers_are_those_of_the_hf_backend_on_the_exported_model(name, jud
 @pytest.mark.slow
 def test_the_answers_are_the_same_on_every_layout(judged, place, ours):
     single = {name: ours(name) for name in dict.fromkeys(name for name, _ in judged.LAYOUTS)}
-    run_processes(JUDGED, "on_layouts", processes=4, timeout=110, folder=str(place))
+    run_processes(JUDGED, "on_layouts", processes=2, timeout=500, folder=str(place))
     for number, (name, degrees) in enumerate(judged.LAYOUTS):
-        for rank in range(4):
+        for rank in range(2):
             found = json.loads((place / f"layout-{number}-{rank}.json").read_text())
             judged.check_same(found, single[name])
         assert degrees
+
+
+def test_the_command_prints_a_table_and_writes_results(judged, place, ours, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip for a list
+    expected = ours("llama3")["metrics"]
+    tasks = ",".join(str(place / name) for name in judged.TASKS)
+    command = ["eval", "--checkpoint", str(place / "llama3"), "--tasks", tasks, "--out", str(tmp_path)]
+    with warnings.catch_warnings(), generators_kept():
+        warnings.simplefilter("ignore")
+        assert main([*command, "--batch_size", "5", "--log_samples"]) == 0
+    table = capsys.readouterr().out
+    assert "|tiny_choice |" in table
+    assert "|bits_per_byte" in table
+    (file,) = (tmp_path / "hekaton").glob("results_*.json")
+    results = json.loads(file.read_text())
+    assert results["config"]["model"] == "hekaton"
+    assert results["config"]["model_source"] == str(place / "llama3")
+    assert results["results"]["tiny_rolling"]["bits_per_byte,none"] == pytest.approx(
+        expected["tiny_rolling/bits_per_byte"], rel=1e-6
+    )
+    assert results["n-samples"]["tiny_choice"] == {"original": 6, "effective": 6}
+    (samples,) = (tmp_path / "hekaton").glob("samples_tiny_until_*.jsonl")
+    assert len(samples.read_text().splitlines()) == 5
+
+
+def test_the_harness_finds_the_backend():
+    from lm_eval.api.registry import get_model
+
+    assert get_model("hekaton") is HekatonLM
+    (entry,) = importlib.metadata.entry_points(group="lm_eval.models", name="hekaton")
+    assert entry.load() is HekatonLM

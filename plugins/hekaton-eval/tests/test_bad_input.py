@@ -51,7 +51,6 @@ def test_data_that_cannot_be_had_is_told_at_once(capsys, monkeypatch, tmp_path):
     def unreachable(*_: object, **__: object) -> socket.socket:
         raise OSError("network is unreachable")
 
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.setattr(tasks.socket, "create_connection", unreachable)
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -65,8 +64,7 @@ def test_data_that_cannot_be_had_is_told_at_once(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_task_file_without_its_data_or_that_is_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_a_task_file_without_its_data_or_that_is_none(tmp_path):
     with pytest.raises(hekaton.HekatonError, match=r"there is no task file 'nowhere\.yaml'"):
         load_tasks(["nowhere.yaml"])
     (tmp_path / "mine.yaml").write_text(TASK % "nowhere.jsonl")
@@ -149,7 +147,6 @@ def test_a_checkpoint_that_is_being_written_and_a_tokenizer_of_another_model(tmp
     spec = importlib.util.spec_from_file_location("judged", Path(__file__).with_name("judged.py"))
     judged = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(judged)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     judged.write_tasks(tmp_path)
     monkeypatch.chdir(tmp_path)
     judged.save_model(tmp_path / "step-1", "llama3")

@@ -22,7 +22,12 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "objective": ("flow_matching",),
         "section": ("flow_matching",),
     },
-    "hekaton-eval": {"command": ("eval",), "evaluation": ("lm_eval",), "section": ("evaluation",)},
+    "hekaton-eval": {
+        "check": ("tasks_can_be_asked",),
+        "command": ("eval",),
+        "evaluation": ("lm_eval",),
+        "section": ("evaluation",),
+    },
     "hekaton-gpt-oss": {"model": ("gpt_oss",), "hf adapter": ("gpt_oss",)},
     "hekaton-hf": {
         "check": ("assets_can_be_exported",),

@@ -1,6 +1,6 @@
 """Evaluation by EleutherAI's lm-evaluation-harness for hekaton."""
 
-from hekaton.contributions import Command, Evaluation, Ref, Section, hookimpl
+from hekaton.contributions import Check, Command, Evaluation, Ref, Section, hookimpl
 
 HEKATON_API = ">=1,<2"
 
@@ -28,6 +28,17 @@ def hekaton_evaluations() -> list[Evaluation]:
             section="evaluation",
             needs=NEEDS,
             summary="tasks of the lm-evaluation-harness between the steps of a run",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_checks() -> list[Check]:
+    return [
+        Check(
+            "tasks_can_be_asked",
+            rule=Ref("hekaton_eval.checks:tasks_can_be_asked"),
+            summary="the harness and the task files of [[evaluation.tasks]] are there",
         )
     ]
 

@@ -9,7 +9,6 @@ from typing import Any
 from lm_eval.evaluator import evaluate
 
 from hekaton.assembly import Assembled
-from hekaton.errors import ConfigError
 from hekaton.scoring.forward import LayoutForward
 from hekaton_eval.backend import ScoringLM
 from hekaton_eval.sections import EvaluationSection, TasksEntry
@@ -96,10 +95,7 @@ def numbers_of(found: Any) -> dict[str, float]:
 
 
 def build(section: EvaluationSection, assembled: Assembled) -> TasksInRun:
-    """:raises ConfigError: for an entry without tasks.
+    """:raises ConfigError: for a task that there is not.
     :raises DataError: for a task whose data is not there.
     """
-    for number, entry in enumerate(section.tasks, 1):
-        if not entry.tasks:
-            raise ConfigError(f"entry {number} of [[evaluation.tasks]] names no tasks")
     return TasksInRun(section, assembled)

@@ -26,9 +26,9 @@ class FaultSection(SectionModel):
     ``SLURM_JOB_END_TIME``. 0 waits for the signal."""
 
     hang_seconds: Seconds = 600.0
-    """A process that is in one phase of a step (data, forward and backward, optimizer, save, validation) for
-    longer, after the first step, writes where its threads are to ``hangs`` in the run folder, and the log
-    says which ranks are where. 0 looks for nothing."""
+    """A process that is in one phase of a step (data, forward and backward, optimizer, save, validation,
+    evaluation) for longer, after the first step, writes where its threads are to ``hangs`` in the run folder,
+    and the log says which ranks are where. 0 looks for nothing."""
     hang: Annotated[Literal["report", "abort"], OnlyWith("hang_seconds", above=0)] = "report"
     """What happens then: ``"abort"`` ends the run with status 1."""
     stragglers_every: Steps = 0
