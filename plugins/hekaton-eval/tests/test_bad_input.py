@@ -108,7 +108,7 @@ def test_a_tokenizer_without_a_template_cannot_chat(model):
 
 
 def test_texts_without_an_answer_are_certain(model):
-    assert texts.log_likelihoods(model._forward, [texts.Request([1], [])], vocab_size=300) == [(0.0, True)]
+    assert texts.log_likelihoods(model._forward, [texts.TextPair([1], [])], vocab_size=300) == [(0.0, True)]
     assert Sampling(temperature=0).temperature == 0
 
 

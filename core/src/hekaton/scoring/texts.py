@@ -32,8 +32,8 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
-    """Token ids, at least one of context; an empty continuation is certain."""
+class TextPair:
+    """A context and the continuation that is scored: token ids, at least one of the context."""
 
     context: Sequence[int]
     continuation: Sequence[int]
@@ -46,7 +46,7 @@ class Request:
 
 def log_likelihoods(
     forward: Forward,
-    requests: Sequence[Request],
+    requests: Sequence[TextPair],
     *,
     vocab_size: int,
     batch_size: int | None = None,

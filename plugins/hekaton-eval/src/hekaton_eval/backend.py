@@ -21,7 +21,7 @@ from hekaton.errors import ConfigError
 from hekaton.loading import LoadedModel
 from hekaton.sampling import Sampling
 from hekaton.scoring.forward import Forward
-from hekaton.scoring.texts import Request, Scored, continuations, log_likelihoods
+from hekaton.scoring.texts import Scored, TextPair, continuations, log_likelihoods
 from hekaton_eval.opened import opened
 from hekaton_eval.tokens import Tokens
 
@@ -101,7 +101,7 @@ class ScoringLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        windows: list[Request] = []
+        windows: list[TextPair] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
             for context, continuation in map(
@@ -113,7 +113,7 @@ class ScoringLM(TemplateLM):
                     context_len=1,
                 ),
             ):
-                windows.append(Request(context, continuation))
+                windows.append(TextPair(context, continuation))
                 owners.append(number)
         sums = [0.0] * len(requests)
         scored = self._scored(windows, what="rolling log-likelihoods", quiet=disable_tqdm)
@@ -190,7 +190,7 @@ class ScoringLM(TemplateLM):
         tail = self.tokens.decode(new[-longest - 8 :])
         return any(stop in tail for stop in until if stop)
 
-    def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+    def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> TextPair:
         """:raises ConfigError: for an answer that is longer than the model's texts."""
         if len(continuation) > self.max_length:
             raise ConfigError(
@@ -199,9 +199,9 @@ class ScoringLM(TemplateLM):
                 hint="its log-likelihood cannot be computed: leave the task out",
             )
         over = len(context) + len(continuation) - self.max_length - 1
-        return Request(context[max(0, over) :], continuation)
+        return TextPair(context[max(0, over) :], continuation)
 
-    def _scored(self, requests: Sequence[Request], *, what: str, quiet: bool) -> list[Scored]:
+    def _scored(self, requests: Sequence[TextPair], *, what: str, quiet: bool) -> list[Scored]:
         with self._progress(what, len(requests), quiet=quiet) as told:
             return log_likelihoods(
                 self._forward, requests, vocab_size=self._vocab_size, batch_size=self._batch_size, told=told

@@ -31,8 +31,8 @@ def tasks_can_be_asked(run: Run) -> Iterator[HekatonError | str]:
     longest = getattr(section, "max_length", None)
     if pipeline > 1 and longest is not None and longest > seq_len:
         yield run.violation(
-            f"evaluation.max_length = {longest} is above training.seq_len = {seq_len}, which is the length of "
-            "all texts under a pipeline, whose stages exchange tensors of one shape",
+            f"evaluation.max_length = {longest} is above training.seq_len = {seq_len}, the length of texts "
+            "under a pipeline, whose stages exchange tensors of one shape",
             "evaluation.max_length",
         )
     for number, entry in enumerate(entries, 1):
