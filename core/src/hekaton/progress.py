@@ -83,7 +83,7 @@ class _NotebookBar:
         text = f"step {self._step} of {self._steps}"
         done = self._step - self._first
         if done > 0 and self._step < self._steps:
-            left = (time.monotonic() - self._began) / done * (self._steps - self._step)
-            text += f", {int(left) // 60}:{int(left) % 60:02d} left"
+            left = round((time.monotonic() - self._began) / done * (self._steps - self._step))
+            text += f", {left // 60}:{left % 60:02d} left"
         bar = f'<progress value="{self._step}" max="{self._steps}" style="width: 24em"></progress> {text}'
         return {"text/plain": text, "text/html": bar}

@@ -96,8 +96,8 @@ def test_an_answer_and_a_context_that_are_too_long(model, caplog):
         model.generate_until([_asked("a", {"max_gen_toks": 16})])
     caplog.set_level("WARNING", logger="hekaton")
     (long,) = model.generate_until([_asked("x" * 40 + "abcdefghijkl", {"max_gen_toks": 3})])
-    (cut,) = model._generated(["bcdefghijkl"], {"max_gen_toks": 3}, quiet=True)
-    assert model._prompts(["x" * 40 + "abcdefghijkl"], 3) == [model.tok_encode("abcdefghijkl")[-13:]]
+    (cut,) = model._generated(["xabcdefghijkl"], {"max_gen_toks": 3}, quiet=True)
+    assert model._prompts(["x" * 40 + "abcdefghijkl"], 3) == [model.tok_encode("xabcdefghijkl")[-13:]]
     assert long == cut
     assert "1 of 1 contexts lose their beginning" in caplog.text
 

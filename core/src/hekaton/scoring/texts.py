@@ -123,7 +123,7 @@ def continuations(
         new: dict[int, list[int]] = {number: [] for number in numbers}
         running = list(numbers) if counts else []
         while _some_are_running(running, forward):
-            shown = running or numbers[:1]
+            shown = [*running] or numbers[:1]
             texts = [[*prompts[number], *new[number]] for number in shown]
             drawn = _next_tokens(
                 forward, texts, sampling=sampling, streams=[streams[number] for number in shown], ids=ids,
