@@ -69,8 +69,8 @@ class PlainForward:
 
     rows: int | None = None
     length: int | None = None
-    multiple = 1
-    together = False
+    multiple: int = 1
+    together: bool = False
 
     def __init__(
         self, model: nn.Module, *, cache: OpenCache | None = None, group: ProcessGroup | None = None
@@ -114,7 +114,7 @@ class LayoutForward:
         eager = config.model_copy(update={"compile": config.compile.model_copy(update={"enable": False})})
         self._forward = ForwardBackward(built, self._objective, meshes, dims, eager, device=device)
         self._sums = [meshes.dense["pp"].get_group(), meshes.batch["cp"].get_group()]
-        self.group = meshes.batch["dp"].get_group()
+        self.group: ProcessGroup | None = meshes.batch["dp"].get_group()
         self.shard, self.shards = meshes.batch["dp"].get_local_rank(), dims.dp
         self.together = True
         self.rows = config.training.local_batch_size if dims.pp > 1 else None

@@ -32,7 +32,7 @@ POSITIONS = 2048
 _IGNORED = ("do_sample", "until", "temperature", "top_k", "top_p", "max_gen_toks")
 
 
-class ScoringLM(TemplateLM):
+class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
     """A model behind the interface of the harness.
 
     Every process of a layout has one and is asked the same; texts are shared out inside. So the harness sees
