@@ -81,7 +81,7 @@ def test_the_answers_are_those_of_the_hf_backend_on_the_exported_model(name, jud
 @pytest.mark.slow
 def test_the_answers_are_the_same_on_every_layout(judged, place, ours):
     single = {name: ours(name) for name in dict.fromkeys(name for name, _ in judged.LAYOUTS)}
-    run_processes(JUDGED, "on_layouts", processes=2, timeout=500, folder=str(place))
+    run_processes(JUDGED, "on_layouts", processes=2, timeout=110, folder=str(place))
     for number, (name, degrees) in enumerate(judged.LAYOUTS):
         for rank in range(2):
             found = json.loads((place / f"layout-{number}-{rank}.json").read_text())

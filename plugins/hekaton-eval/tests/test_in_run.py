@@ -86,7 +86,6 @@ def trained(place: Path, folder: str, *, evaluated: bool, steps: int, layout: st
         processes=processes,
         cwd=place,
         warnings="ignore",
-        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (place / folder / "metrics.jsonl").read_text().splitlines()]

@@ -37,4 +37,4 @@ def test_entries_that_cannot_be_carried_out(entries, said, capsys):
 
 def test_settings_without_tasks_have_no_effect(capsys):
     assert main(["config", "check", *RUN, "--evaluation.batch_size", "4"]) == 0
-    assert "[evaluation] has no effect" in capsys.readouterr().err + capsys.readouterr().out
+    assert "[evaluation] has no effect" in capsys.readouterr().out
