@@ -214,7 +214,8 @@ def test_every_verb_is_in_the_reference_with_its_help():
 def build_site(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
     # Not --quiet: it hides the warnings from --strict, too.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+    environment = os.environ | {"HEKATON_DOCS_CELLS_AS_THEY_ARE": "1"}  # test_notebook.py runs them
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, env=environment)
 
 
 def test_the_site_builds_with_every_link_and_fetches_nothing(tmp_path: Path):

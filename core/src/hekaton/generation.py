@@ -16,7 +16,7 @@ from hekaton.errors import ConfigError
 from hekaton.loss import NextToken
 from hekaton.parallel.contract import needed_inputs
 from hekaton.sampling import Sampling, draw
-from hekaton.spec import CachedForward, OpenCache
+from hekaton.spec import CachedForward, OpenCache, ReadsPrompts
 
 AT_ONCE = 256
 """Tokens of a prompt that pass through the model together, which bounds the memory of their logits."""
@@ -199,10 +199,15 @@ def _read_prompts(
     for start in range(0, longest, AT_ONCE):
         part = tokens[:, start : start + AT_ONCE]
         at = torch.arange(start, start + part.shape[1], device=device).expand(part.shape)
-        logits = forward(part, at)
-        found = torch.empty_like(logits[:, 0]) if found is None else found
-        ending = ((lengths > start) & (lengths <= start + part.shape[1])).nonzero()[:, 0]
-        found[ending] = logits[ending, lengths[ending] - 1 - start]
+        columns = lengths - 1 - start
+        within = columns.clamp(0, part.shape[1] - 1)
+        if isinstance(forward, ReadsPrompts):
+            logits = forward.read(part, at, within)
+        else:
+            logits = forward(part, at)[torch.arange(len(texts), device=device), within]
+        found = torch.empty_like(logits) if found is None else found
+        ending = (columns == within).nonzero()[:, 0]
+        found[ending] = logits[ending]
     assert found is not None
     return found
 

@@ -26,6 +26,22 @@ ModelConfig: TypeAlias = Any
 
 CachedForward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Tokens and positions, (rows, n) both -> logits, (rows, n, vocab): see ``TrainSpec.cache``."""
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A :data:`CachedForward` that need not compute all logits of what it reads."""
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor: ...
+
+    def read(self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """As the call, for one place of each row alone.
+
+        :param columns: (rows,) the places.
+        :returns: (rows, vocab)
+        """
+
+
 OpenCache: TypeAlias = "Callable[[nn.Module, int, int], AbstractContextManager[CachedForward]]"
 """Model, rows, length -> a context that gives a :data:`CachedForward`."""
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from hekaton.errors import PluginError
 from hekaton_blocks.attention import DocumentAttention
+from hekaton_blocks.decoder import Decoder
 
 if TYPE_CHECKING:
     from hekaton.spec import CachedForward
@@ -74,6 +75,35 @@ class KeyValueCache:
         return self._masks[pattern.mask_key]
 
 
+class _Cached:
+    """Runs a model whose layers have a cache."""
+
+    def __init__(self, model: Any, cache: KeyValueCache) -> None:
+        self._model, self._cache = model, cache
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        self._cache.begin(positions)
+        logits: torch.Tensor = self._model(tokens, positions=positions, documents=None)
+        return logits
+
+
+class _CachedDecoder(_Cached):
+    """Computes of a prompt only the logits that a token is drawn from."""
+
+    def read(self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """See :class:`hekaton.spec.ReadsPrompts`."""
+        rows = torch.arange(len(tokens), device=tokens.device)
+
+        def chosen(output: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (given[0][rows, columns],)
+
+        hook = self._model.output.register_forward_pre_hook(chosen)
+        try:
+            return self(tokens, positions)
+        finally:
+            hook.remove()
+
+
 @contextmanager
 def key_value_cache(model: nn.Module, rows: int, length: int) -> Iterator[CachedForward]:
     """For ``TrainSpec.cache``, of a model whose only exchange between tokens is its
@@ -89,12 +119,7 @@ def key_value_cache(model: nn.Module, rows: int, length: int) -> Iterator[Cached
             hint="leave TrainSpec.cache out",
         )
     cache = KeyValueCache(rows, length)
-
-    def forward(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        cache.begin(positions)
-        logits: torch.Tensor = model(tokens, positions=positions, documents=None)
-        return logits
-
+    forward = (_CachedDecoder if isinstance(model, Decoder) else _Cached)(model, cache)
     for layer in layers:
         layer.cache = cache
     try:
