@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -264,6 +265,9 @@ class HekatonLM(ScoringLM):
         """
         from hekaton.plugins import Plugins
 
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            log.info("notice: there is no CUDA device, the model is on the CPU")
+            device = None  # lm_eval says cuda:0 where its user says nothing
         found = Plugins.discover(load=[name for name in plugins.split("+") if name])
         found.check()
         ending = contextlib.ExitStack()
