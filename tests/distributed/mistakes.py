@@ -118,7 +118,9 @@ def balance_by_targets(patch):
 
     def accumulate_by_targets(self, inputs, targets, **given):
         of_all = self._global_counts(targets)
-        share = {name: (count / of_all[name]).item() for name, count in self._objective.count(targets).items()}
+        share = {
+            name: (count / of_all[name]).item() for name, count in self._objective.count(targets).items()
+        }
         (factor,) = (self._dp * one for one in share.values())
         with pytest.MonkeyPatch.context() as scaled:
             scaled.setattr(self, "_terms", {name: weight * factor for name, weight in self._terms.items()})
