@@ -1,7 +1,8 @@
 """Tokens per second and core of the data pipeline, against the tokenizer alone on the same documents.
 
     python benchmarks/data.py [--repeats 5] [--seq-len 2048] [--rows 8]
-    python benchmarks/corpus.py                                          the same for corpora of token ids
+    python benchmarks/data.py --all           then also benchmarks/corpus.py, for corpora of token ids, and
+                                              benchmarks/preprocess.py, for making them
 
 The documents are those of ``python_stdlib``, as files of the interpreter, and as one JSON-lines and one
 parquet file read by the dataset ``text``; the tokenizer is a byte-level BPE of 50,000 ids, trained on them
@@ -16,6 +17,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,12 +36,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=8, help="sequences in a step")
+    parser.add_argument("--all", action="store_true", help="also corpora of token ids, and making them")
     arguments = parser.parse_args()
     # One thread; read when tokenizers first encodes.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HEKATON_CACHE"] = folder
         run(Path(folder), repeats=arguments.repeats, seq_len=arguments.seq_len, rows=arguments.rows)
+    for name in ("corpus.py", "preprocess.py") if arguments.all else ():
+        print(f"\n{name}", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name(name))], check=True)
 
 
 def run(folder: Path, *, repeats: int, seq_len: int, rows: int) -> None:

@@ -179,8 +179,8 @@ def shares_of_sources(loader: Loader, readers: dist.ProcessGroup) -> dict[str, f
     }
 
 
-class SourceEnds:
-    """Looks for sources of a mixture that rows of this rank have read to the end.
+class MixtureWatch:
+    """Says when the weights of a mixture change, and when rows of this rank have read a source to its end.
 
     :param control: is asked to stop the run where the mixture says so, or nothing is left.
     """
@@ -192,7 +192,12 @@ class SourceEnds:
         self._ended: list[str] = []
 
     def look(self, step: int) -> None:
-        """Called after each step."""
+        """Called after each step.
+
+        :param step: steps that are done.
+        """
+        if self._loader.shares(step) != self._loader.shares(step - 1):
+            log_shares(self._loader, step=step)
         new = [name for name in self._loader.ended_names() if name not in self._ended]
         self._ended += new
         for name in new:
@@ -211,6 +216,18 @@ def log_skipped(loader: Loader, readers: dist.ProcessGroup, *, device: torch.dev
     whole = int(all_sum(torch.tensor(loader.skipped, device=device), readers).item())
     if whole:
         log.info("notice: documents without a token, or a target, that were skipped: %s", f"{whole:,}")
+
+
+def log_sources(loader: Loader, readers: dist.ProcessGroup) -> None:
+    """Say what was read of each source of a mixture, since the first step of the run."""
+    reached = shares_of_sources(loader, readers)
+    names = [name.removesuffix("/tokens") for name in reached if name.endswith("/tokens")]
+    for name in names:
+        tokens, share, epochs = (reached[f"{name}/{what}"] for what in ("tokens", "share", "epochs"))
+        log.info(
+            "mixture: %s tokens of %s, %.2f%% of all, in %.2f epochs", f"{tokens:,.0f}",
+            name.removeprefix("data/"), 100 * share, epochs,
+        )  # fmt: skip
 
 
 def log_shares(loader: Loader, *, step: int) -> None:

@@ -36,7 +36,15 @@ from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
-from hekaton.reading import SourceEnds, batch_on, log_shares, log_skipped, run_loader, shares_of_sources
+from hekaton.reading import (
+    MixtureWatch,
+    batch_on,
+    log_shares,
+    log_skipped,
+    log_sources,
+    run_loader,
+    shares_of_sources,
+)
 from hekaton.reporting import Reporter
 from hekaton.requests import requests_of
 from hekaton.sources import open_dataset
@@ -89,7 +97,7 @@ class Trainer:
             global_batch_size=self._global_batch_size,
             settings=config.training.dataloader,
         )
-        self._ends = SourceEnds(self.loader, documents, self.control)
+        self._mixture = MixtureWatch(self.loader, documents, self.control)
         self.validation = make_validation(assembled)
         self.evaluations = make_evaluations(assembled)
         encoders = {"training data": str(self.loader.identity()["encoder"]), **self.validation.encoders}
@@ -189,7 +197,9 @@ class Trainer:
                     break
             self.where.at("end")
             self.bad_steps.settle()
-            log_skipped(self.loader, self.meshes.batch["dp"].get_group(), device=self.process.device)
+            readers = self.meshes.batch["dp"].get_group()
+            log_skipped(self.loader, readers, device=self.process.device)
+            log_sources(self.loader, readers)
         return asked if self.step < steps else Request()
 
     def train_step(self) -> tuple[Losses, torch.Tensor]:
@@ -205,7 +215,7 @@ class Trainer:
             losses = self.forward_backward(batch, self._draw(), first=self.faults.replay(self.step))
         with self._phase("optimizer"):
             grad_norm = self.optimizer_step(losses)
-        self._ends.look(self.step)
+        self._mixture.look(self.step)
         self.meter.add(self._global_batch_size * self.loader.units_per_row)
         return losses, grad_norm
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from hekaton import reading
+from hekaton.control import RunControl
 from hekaton.data import mixture as mixtures
 from hekaton.data.blend import Blend
 from hekaton.data.encoders import IdsEncoder
@@ -137,6 +139,26 @@ def test_weights_by_step():
     met = [Counter(token // 100_000 - 1 for token in tokens_of(mixed, 10)) for _ in range(3)]
     assert [sorted(one) for one in met] == [[0], [1], [0, 1]]
     assert met[2][0] == met[2][1]
+
+
+def test_changed_weights_ended_sources_and_what_was_read_are_said(caplog, monkeypatch):
+    monkeypatch.setattr(reading, "all_sum", lambda tensor, group: tensor)  # one process
+    mixed = loader(stream({0: (1, 0), 10: (1, 3)}, 4, epochs=(1, None)))
+    watch = reading.MixtureWatch(mixed, Mixture([entry("a", (0, 1.0))], stops=True), RunControl())
+    met = Counter()
+    with caplog.at_level("INFO", "hekaton"):
+        for step in range(1, 31):
+            met.update(token // 100_000 - 1 for token in tokens_of(mixed, 1) if token)
+            watch.look(step)
+        reading.log_sources(mixed, None)
+    assert caplog.messages[0] == ("step 8: source 'source0' is read to its end in rows of this process")
+    assert "mixture from step 11 on: source0 25.00%, source1 75.00% of the tokens" in caplog.messages
+    share = 100 * met[1] / met.total()
+    assert f"mixture: {met[1]:,} tokens of source1, {share:.2f}% of all, in " in caplog.text
+    assert f"mixture: {met[0]:,} tokens of source0, " in caplog.text
+    reached = reading.shares_of_sources(mixed, None)
+    assert reached["data/source1/share"] == met[1] / met.total()
+    assert reached["data/source0/epochs"] == 1
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (5, 1)])

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from hekaton.cli import main
 from hekaton.data.byte import ByteTokenizer
 from hekaton.data.loader import build_loader
 from hekaton.data.order import Sequential
@@ -158,6 +159,19 @@ def test_rows_are_the_same_however_they_are_read(monkeypatch):
     check_encoder(encoder, parts)
     for maker in (InOrder(29), InOrder(29, packs_documents=False)):
         check_row_maker(maker, parts, encoder, rows=3, steps=20)
+
+
+def test_stats_are_of_the_texts_and_not_of_the_files(tmp_path, capsys):
+    texts = [text for text in TEXTS if text]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(texts[:9]))
+    (tmp_path / "b.jsonl").write_bytes(jsonl(texts[9:]))
+    words = ["data", "stats", "--model.tokenizer", "byte", "--training.dataset", "stream",
+             "--training.dataset_path", f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"]  # fmt: skip
+    assert main(words) == 0
+    tokens = sum(len(text.encode()) + 2 for text in texts)  # between the marks of a document
+    assert f"stream: {len(texts)} documents, {tokens:,} tokens" in capsys.readouterr().out
+    assert main([*words, "--documents", "5"]) == 0
+    assert "stream: 5 documents" in capsys.readouterr().out
 
 
 def test_the_buffer_shuffles_within_its_size_and_parts_share_a_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hekaton.errors import ConfigError, choices_hint
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig, Loaded
+    from hekaton.data.feed import Source
 
 USAGE = """\
 usage: hekaton data verify FOLDER
@@ -86,25 +88,44 @@ def stats(loaded: Loaded, *, most: int | None) -> Iterator[str]:
     config = loaded.config
     stream = make_stream(*_opened(loaded), seq_len=config.training.seq_len, rows=1)
     for source in stream.sources:
-        count = min(len(source.documents), most or len(source.documents))
         lengths: Counter[int] = Counter()
-        tokens = empty = long = 0
-        for start in range(0, count, BATCH):
-            for document in source.documents.fetch(range(start, min(start + BATCH, count))):
-                parts = source.encoder.cut(document)
-                length = sum(len(source.encoder.encode([part])[0].ids) for part in parts)
-                tokens += length
-                empty += length == 0
-                long += length > config.training.seq_len
-                lengths[length.bit_length()] += 1
+        count = tokens = empty = long = 0
+        for length in itertools.islice(_lengths(source, most), most):
+            count += 1
+            tokens += length
+            empty += length == 0
+            long += length > config.training.seq_len
+            lengths[length.bit_length()] += 1
         name = source.name or config.training.dataset
         of = f" (of {len(source.documents):,})" if count < len(source.documents) else ""
         yield f"{name}: {count:,} documents{of}, {tokens:,} tokens, {tokens / max(count, 1):,.1f} in each"
         yield f"  {empty:,} empty, {long:,} longer than a row of {config.training.seq_len:,}"
-        for bits in range(max(lengths, default=-1) + 1):
+        for bits in range(min(lengths, default=0), max(lengths, default=-1) + 1):
             low, high = (1 << bits) >> 1, max((1 << bits) - 1, 0)
             share = lengths[bits] / max(lengths.values())
             yield f"  {low:>12,} to {high:<12,} {lengths[bits]:>10,}  {'█' * round(share * BAR)}".rstrip()
+
+
+def _lengths(source: Source, most: int | None) -> Iterator[int]:
+    """The tokens of each document; where documents are files of many texts, of each text.
+
+    :param most: documents that are asked for.
+    """
+    import numpy as np
+
+    batch = min(BATCH, most or BATCH)
+    for start in range(0, len(source.documents), batch):
+        for document in source.documents.fetch(range(start, min(start + batch, len(source.documents)))):
+            length, has_texts = 0, False
+            for part in source.encoder.cut(document):
+                (encoded,) = source.encoder.encode([part])
+                if encoded.breaks is None:
+                    length += len(encoded.ids)
+                else:
+                    has_texts = True
+                    yield from np.diff([*encoded.breaks, len(encoded.ids)]).tolist()
+            if not has_texts:
+                yield length
 
 
 def show(loaded: Loaded, *, step: int, row: int | None, dim: bool) -> Iterator[str]:

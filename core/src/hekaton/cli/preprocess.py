@@ -24,7 +24,7 @@ resumes where an earlier one was interrupted.
                          error above it; 0 by default
   --dataset NAME         the dataset that reads IN; text by default
   --set FIELD=VALUE      a field of the dataset's section, such as text_column=content
-  --shard_documents N    documents of one shard; 50000 by default
+  --shard_documents N    documents of one shard; a 64th of all by default, from 1000 to 50000
   --plugins.load NAME    also load this module, or this .py file, as a plugin
   --plugins.disable NAME leave this plugin out"""
 
@@ -40,15 +40,25 @@ def run(arguments: list[str]) -> int:
     from hekaton.components import build_component
     from hekaton.config import load
     from hekaton.contributions import Dataset, Tokenizer
-    from hekaton.corpus.preprocess import preprocess
+    from hekaton.corpus.preprocess import check_target, preprocess
     from hekaton.metrics import set_up_logging
 
     set_up_logging(0, 1)
     loaded = load([], [f"--plugins.{name}={','.join(getattr(flags, name))}"
                        for name in ("load", "disable") if getattr(flags, name)])  # fmt: skip
     config, plugins = loaded.config, loaded.plugins
+    check_target(given.target)  # before anything is read through
+    encoder = plugins.get(Dataset, given.dataset).encoder
+    if encoder != "text":
+        raise ConfigError(
+            f"dataset '{given.dataset}' has documents for the encoder '{encoder}': only texts are tokenised"
+        )
     name, path = tokenizer_named(plugins, given.tokenizer)
-    tokenizer = build_component(config, plugins, Tokenizer, name, path)
+    try:
+        tokenizer = build_component(config, plugins, Tokenizer, name, path)
+    except DataError as e:
+        origin = "--tokenizer" if e.origin == "model.hf_assets_path" else e.origin
+        raise DataError(e.message, origin=origin, hint=e.hint) from e
     settings = _settings(given.set, max_bad=given.max_bad)
     try:
         documents = build_component(
@@ -56,11 +66,6 @@ def run(arguments: list[str]) -> int:
         )
     except DataError as e:  # its fields are options here
         raise DataError(e.message, hint=_as_options(e.hint)) from e
-    encoder = plugins.get(Dataset, given.dataset).encoder
-    if encoder != "text":
-        raise ConfigError(
-            f"dataset '{given.dataset}' has documents for the encoder '{encoder}': only texts are tokenised"
-        )
     began = time.monotonic()
     try:
         manifest = preprocess(
@@ -79,6 +84,7 @@ def run(arguments: list[str]) -> int:
 
 def _as_options(hint: str) -> str:
     hint = hint.replace("text_dataset.max_bad_rows = ", "--max_bad ")
+    hint = hint.replace("set dataset_path, for example dataset_path = ", "name IN before OUT, for example ")
     return hint.replace("set text_dataset.text_column to", "--set text_column=NAME with")
 
 
@@ -125,5 +131,5 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max_bad", type=_count, default=0)
     parser.add_argument("--dataset", default="text")
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--shard_documents", type=_positive, default=50_000)
+    parser.add_argument("--shard_documents", type=_positive)
     return parser.parse_args(arguments)

@@ -15,6 +15,9 @@ from hekaton.errors import HekatonError
 from hekaton.rules.run import Run
 from hekaton.sources import check_tokenizer
 
+FULL_ROWS = ("documents", "concat")
+"""Row makers of which every row has as many tokens as any other."""
+
 
 def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
     """What datasets are given can be read, as far as they say so ahead of a run."""
@@ -150,7 +153,7 @@ def validation_sets_hold_together(run: Run) -> Iterator[HekatonError]:
             )
 
 
-def mixture_holds_together(run: Run) -> Iterator[HekatonError]:
+def mixture_holds_together(run: Run) -> Iterator[HekatonError | str]:
     """A mixture has sources that exist, and weights; sources are set for a mixture only."""
     training, validation = run.config.training, run.config.validation
     users: list[Any] = [training, *([validation] if validation.enable else [])]
@@ -172,3 +175,9 @@ def mixture_holds_together(run: Run) -> Iterator[HekatonError]:
                 run.plugins.get(Dataset, entry.dataset)
     except HekatonError as e:
         yield run.violation(e.message, "mixture.sources", "training.dataset", hint=e.hint)
+    packing = run.config.training.packing
+    if packing not in FULL_ROWS:
+        yield (
+            f"training.packing = {toml_value(packing)} pads rows that documents do not fill: the weights of "
+            "the mixture are shares of rows, and those of tokens are in the metrics"
+        )

@@ -58,3 +58,15 @@ def test_what_is_wrong_with_data_is_said(problems, toml, message):
 def test_weights_are_numbers_from_zero(load_run, weight):
     with pytest.raises(ConfigErrors, match=r"mixture\.sources.*weight"):
         load_run(MIXTURE + source(weight))
+
+
+@pytest.mark.parametrize(
+    ("packing", "says"), [("documents", False), ("concat", False), ("one_per_row", True)]
+)
+def test_rows_that_are_padded_make_weights_those_of_rows(load_run, monkeypatch, packing, says):
+    others = [rule for rule in rules.RULES if rule is not layout.plan_can_be_carried_out]
+    monkeypatch.setattr(rules, "RULES", others)
+    toml = MIXTURE + f'packing = "{packing}"\n' + source()
+    notices = check(load_run(toml), world_size=1, device_type="cpu")
+    expected = "the weights of the mixture are shares of rows"
+    assert any(expected in notice for notice in notices) == says

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +34,10 @@ class Texts:
             )
             for index in indices
         ]
+        self._plain = {
+            str(file.path) for index in indices for file in index.files if format_of(file.path) == "txt"
+        }
+        """Files of which documents are text as it lies there."""
         self._column = column
         self._ends = np.cumsum([len(index) for index in indices], dtype=np.int64)
         self._starts = [0, *self._ends[:-1].tolist()]
@@ -83,7 +86,7 @@ class Texts:
 
     def _text(self, group: int, number: int) -> str:
         raw, path, start, *_ = self._found(group, number)
-        if path is None or format_of(Path(path)) == "txt":
+        if path is None or path in self._plain:
             return decode(raw)[0]
         try:
             return text_in(parse_object(raw), self._column)[0]
