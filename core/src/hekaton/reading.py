@@ -211,22 +211,18 @@ class MixtureWatch:
             self._control.ask(save=True, stop=True, reason="all sources of the mixture are read to their end")
 
 
-def log_skipped(loader: Loader, readers: dist.ProcessGroup, *, device: torch.device) -> None:
-    """Say how many documents rows of the run met since it started, or was resumed, that have no token."""
+def log_read(loader: Loader, readers: dist.ProcessGroup, *, device: torch.device) -> None:
+    """Say how many documents rows of the run met since it started, or was resumed, that have no token; and
+    what was read of each source of a mixture since the first step."""
     whole = int(all_sum(torch.tensor(loader.skipped, device=device), readers).item())
     if whole:
         log.info("notice: documents without a token, or a target, that were skipped: %s", f"{whole:,}")
-
-
-def log_sources(loader: Loader, readers: dist.ProcessGroup) -> None:
-    """Say what was read of each source of a mixture, since the first step of the run."""
     reached = shares_of_sources(loader, readers)
-    names = [name.removesuffix("/tokens") for name in reached if name.endswith("/tokens")]
-    for name in names:
-        tokens, share, epochs = (reached[f"{name}/{what}"] for what in ("tokens", "share", "epochs"))
+    for name in [one.name for one in loader.progress()]:
+        tokens, share, epochs = (reached[f"data/{name}/{what}"] for what in ("tokens", "share", "epochs"))
         log.info(
-            "mixture: %s tokens of %s, %.2f%% of all, in %.2f epochs", f"{tokens:,.0f}",
-            name.removeprefix("data/"), 100 * share, epochs,
+            "mixture: %s tokens of %s, %.2f%% of all, in %.2f epochs", f"{tokens:,.0f}", name, 100 * share,
+            epochs,
         )  # fmt: skip
 
 

@@ -36,15 +36,7 @@ from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
 from hekaton.profiling import Profiler
-from hekaton.reading import (
-    MixtureWatch,
-    batch_on,
-    log_shares,
-    log_skipped,
-    log_sources,
-    run_loader,
-    shares_of_sources,
-)
+from hekaton.reading import MixtureWatch, batch_on, log_read, log_shares, run_loader, shares_of_sources
 from hekaton.reporting import Reporter
 from hekaton.requests import requests_of
 from hekaton.sources import open_dataset
@@ -197,9 +189,7 @@ class Trainer:
                     break
             self.where.at("end")
             self.bad_steps.settle()
-            readers = self.meshes.batch["dp"].get_group()
-            log_skipped(self.loader, readers, device=self.process.device)
-            log_sources(self.loader, readers)
+            log_read(self.loader, self.meshes.batch["dp"].get_group(), device=self.process.device)
         return asked if self.step < steps else Request()
 
     def train_step(self) -> tuple[Losses, torch.Tensor]:

@@ -150,7 +150,7 @@ def test_changed_weights_ended_sources_and_what_was_read_are_said(caplog, monkey
         for step in range(1, 31):
             met.update(token // 100_000 - 1 for token in tokens_of(mixed, 1) if token)
             watch.look(step)
-        reading.log_sources(mixed, None)
+        reading.log_read(mixed, None, device=torch.device("cpu"))
     # Rows have 13 or 12 documents of 5 tokens: 8 sequences of 8, the last of 12 documents of 4, and of 13 a
     # token that is left.
     assert caplog.messages[0] == "step 9: source 'source0' is read to its end in rows of this process"
