@@ -97,10 +97,12 @@ def test_a_run_saves_between_intervals_and_resumes_where_it_was(
         assert losses(first) | losses(second) == undisturbed
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_before_the_first_step_there_is_nothing_to_save(name, status, train, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "processes", "status"), [("SIGTERM", 1, 75), ("SIGINT", 1, 130), ("SIGTERM", 2, 143)]
+)
+def test_before_the_first_step_there_is_nothing_to_save(name, processes, status, train, tmp_path):
     (tmp_path / "signalling.py").write_text(EARLY.format(name=name))
-    done = train(*SAVED, "--training.dataset", "early")
+    done = train(*SAVED, "--training.dataset", "early", processes=processes)
     assert done.returncode == status
     assert done.stderr == f"error: received {name} while there was nothing to save\n"
 

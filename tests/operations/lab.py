@@ -274,7 +274,7 @@ class Lab:
     def _wait_for_moment(self, start: Start, fault: Fault | None, random: Random, *, early: bool) -> None:
         if fault is None:
             self._wait(start, lambda: False, START)
-        elif early and random.random() < 0.2:
+        elif early and not fault.on_hosts and random.random() < 0.2:
             time.sleep(random.uniform(0.0, 2.0 if isinstance(start, Single) else 5.0))
         else:
             least = start.steps() + random.randint(1, 5)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+from hekaton.environment import among_others
 from hekaton.errors import AGAIN, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
 @contextlib.contextmanager
 def end_on_signals() -> Iterator[None]:
     """Around a whole run: a signal before the first step, or after the last, ends the process at once. All
-    that was saved is there, so its status says to start it again; after SIGINT, that it was interrupted."""
+    that was saved is there, so its status says to start it again; after SIGINT, that it was interrupted.
+
+    Under ``srun`` it is that of the signal: srun ends tasks by SIGTERM when another one has failed, and gives
+    the highest status of all, so that an error would be taken for a run that is to be started again."""
     with _signals_go_to(_end_at_first):
         yield
 
@@ -83,10 +87,11 @@ def _received(number: int, frame: object) -> None:
 def _end_at_first(receiving: socket.socket) -> None:
     while numbers := receiving.recv(1):
         if numbers[0] in SIGNALS:
+            status = AGAIN if _has_torchrun() or not among_others() else 128 + numbers[0]
             if not _has_torchrun():  # which ends those that are left when one has failed
                 name = signal.Signals(numbers[0]).name
                 print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED if numbers[0] == signal.SIGINT else AGAIN)
+            os._exit(INTERRUPTED if numbers[0] == signal.SIGINT else status)
 
 
 def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
