@@ -178,7 +178,7 @@ class _Watch:
                 self._board.leave(10.0)
             return 1
         if self._board.is_gone:  # nobody can say anything for all
-            self._say(in_words({self._rank: mine}, world_size=1, hosts=lambda rank: mine.host), abort=abort)
+            self._say(in_words({self._rank: mine}, world_size=0, hosts=lambda rank: ""), abort=abort)
         cause = self._board.cause(within=10.0) if abort else None
         if cause is not None:
             error = elsewhere(self._board, cause)
