@@ -195,7 +195,7 @@ def test_every_field_is_in_the_reference_below_its_section(first_party_plugins: 
     for path, contributed in Plugins.discover().all(Section).items():
         if contributed.plugin.name in first_party_plugins:
             schema = contributed.record.schema.load().model_json_schema()
-            expected += _fields(schema, path, schema.get("$defs", {}))
+            expected += _fields(schema, contributed.record.joins or path, schema.get("$defs", {}))
     page = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
     found = []
     for part in re.split(r"\n###? \[", page)[1:]:

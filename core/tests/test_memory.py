@@ -29,6 +29,7 @@ def test_memory_that_does_not_suffice_is_an_error_with_its_place(allocate):
     assert str(e.value).endswith("\n  choose less")
 
 
-def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="size mismatch"), out_of_memory_is_said("there", hint=""):
-        raise RuntimeError("size mismatch")
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, RecursionError])
+def test_other_errors_stay_what_they_are(kind):
+    with pytest.raises(kind, match="size mismatch"), out_of_memory_is_said("there", hint=""):
+        raise kind("size mismatch")

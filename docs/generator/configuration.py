@@ -76,10 +76,10 @@ def page() -> str:
             own += sections(name, schema)
     for path, contributed in sorted(plugins().all(Section).items()):
         plugin = contributed.plugin
-        owner = (
-            f"Owned by the plugin `{plugin.name}` (`{plugin.distribution}`): {contributed.record.summary}."
-        )
-        own += sections(path, contributed.record.schema.load(), note=owner)
+        joins = f"Further fields of `[{contributed.record.joins}]`. " if contributed.record.joins else ""
+        owner = f"{joins}Owned by the plugin `{plugin.name}` (`{plugin.distribution}`)"
+        owner += f": {contributed.record.summary}."
+        own += sections(contributed.record.joins or path, contributed.record.schema.load(), note=owner)
     parts = [INTRODUCTION, *own, COMPATIBILITY, *compatible, NOT_AVAILABLE, not_available()]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 

@@ -110,9 +110,13 @@ class Section(Contribution):
 
     ``schema`` loads to a subclass of :class:`hekaton.config.SectionModel`, in a module that is light to
     import.
+
+    With ``joins``, the path of a section of the core (``"validation"``), there is no section of the record's
+    name: the fields of the schema are further fields of that section.
     """
 
     schema: Ref
+    joins: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

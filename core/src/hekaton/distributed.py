@@ -194,6 +194,13 @@ def all_sum(value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return value
 
 
+def gather_along(value: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """The parts of all processes of ``group``, of equal shapes, one after the other along ``dim``."""
+    parts = [torch.empty_like(value) for _ in range(group.size())]
+    dist.all_gather(parts, value, group=group)
+    return torch.cat(parts, dim=dim)
+
+
 def plain(value: torch.Tensor) -> torch.Tensor:
     """A whole tensor from a DTensor; under loss parallel the loss is one. Others are returned as they are."""
     from torch.distributed.tensor import DTensor

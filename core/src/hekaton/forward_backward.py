@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from hekaton.building import BuiltModel
-from hekaton.distributed import all_sum, plain
+from hekaton.distributed import all_sum, gather_along, plain
 from hekaton.draws import Draw
 from hekaton.errors import ConfigError, PluginError
 from hekaton.mesh import Meshes, ParallelDims
@@ -24,6 +24,7 @@ from hekaton.objective import (
     check_sums,
     check_unchanged,
     check_weights,
+    validated_by,
 )
 from hekaton.parallel.apply import compile_options
 from hekaton.parallel.context import inner_attentions, split_sequence
@@ -70,6 +71,7 @@ class ForwardBackward:
         self._built = built
         self._terms = terms or {}
         check_weights(objective)
+        check_weights(validated_by(objective))
         if both := sorted(self._terms.keys() & objective.weights.keys()):
             raise PluginError(
                 f"the loss has two terms '{both[0]}': of the model and of {type(objective).__name__}",
@@ -171,16 +173,46 @@ class ForwardBackward:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, draw: Draw) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """This rank's sum of each term over a batch, and its count."""
-        inputs, targets = self._split(*self._objective.prepare(batch, draw))
-        counts = {name: count.clone() for name, count in self._objective.count(targets).items()}
-        self._counts = {name: torch.ones((), device=self._device) for name in self._objective.weights}
-        with self._loss_context():
-            if self.pipeline is not None:
-                _, sums = self._recorded(self.pipeline.evaluate, inputs, targets)
-            else:
-                _, sums = self._recorded(self._forward, inputs, targets)
+        """This rank's sum of each term over a batch, and its count, of the objective that validates."""
+        with self._validating():
+            inputs, targets = self._split(*self._objective.prepare(batch, draw))
+            counts = {name: count.clone() for name, count in self._objective.count(targets).items()}
+            self._counts = {name: torch.ones((), device=self._device) for name in self._objective.weights}
+            with self._loss_context():
+                if self.pipeline is not None:
+                    _, sums = self._recorded(self.pipeline.evaluate, inputs, targets)
+                else:
+                    _, sums = self._recorded(self._forward, inputs, targets)
         return sums, counts
+
+    @torch.no_grad()
+    def predict(self, inputs: Batch) -> torch.Tensor:
+        """The model's outputs for inputs of whole sequences, the same on every rank: (rows, sequence, ...).
+
+        Every rank computes all of it. Not for a pipeline, nor for outputs that are no tensor.
+        """
+        assert self.pipeline is None, "no rank of a pipeline has the outputs of whole rows and their inputs"
+        mine, _ = self._split(inputs, {})
+        outputs: torch.Tensor = plain(self._whole(mine))
+        built = self._built
+        if built.context is None:
+            return outputs
+        assert built.layout.context is not None
+        whole = gather_along(outputs.contiguous(), 1, built.context.process_group)
+        order = built.layout.context.order(whole.shape[1], built.context.degree, device=whole.device)
+        return torch.empty_like(whole).index_copy_(1, order, whole)
+
+    @contextlib.contextmanager
+    def _validating(self) -> Iterator[None]:
+        """Compute the objective that validates, where the run's has one."""
+        trained, loss = self._objective, self._loss
+        self._objective = validated_by(trained)
+        if self._objective is not trained:
+            self._loss = self._objective.loss
+        try:
+            yield
+        finally:
+            self._objective, self._loss = trained, loss
 
     def _split(self, inputs: Batch, targets: Batch) -> tuple[Batch, Batch]:
         """This rank's part of the sequences."""

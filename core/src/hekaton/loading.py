@@ -23,6 +23,7 @@ from hekaton.config import JobConfig
 from hekaton.config.job import config_of
 from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
+from hekaton.data.byte import ByteTokenizer
 from hekaton.distributed import plain
 from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, DataError, HekatonError
@@ -192,8 +193,10 @@ def load_folder(
         log.warning("%s: %s", folder, notice)
     with _default_dtype(DTYPES[dtype or _dtype_of(tensors)]):
         built = found.on_meta()
-    tokenizer = _tokenizer_of_folder(assets or str(folder), plugins, format_name)
-    check_vocabulary(tokenizer, found.config, what=str(folder))
+    tokenizer: Any = ByteTokenizer()  # of a model without a vocabulary, which is given no tokens
+    if assets is not None or hasattr(found.config, "vocab_size"):
+        tokenizer = _tokenizer_of_folder(assets or str(folder), plugins, format_name)
+        check_vocabulary(tokenizer, found.config, what=str(folder))
     _check_names(built, tensors, what=str(folder))
     if mesh is not None or arrange is not None:
         _place(*_described(found, built, plugins), mesh, arrange)

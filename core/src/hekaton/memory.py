@@ -19,7 +19,10 @@ def out_of_memory_is_said(where: object, *, hint: str) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         text = str(error).strip()
-        if type(error) is RuntimeError and "can't allocate memory" not in text:
+        if (
+            not isinstance(error, MemoryError | torch.OutOfMemoryError)
+            and "can't allocate memory" not in text
+        ):
             raise
         first = text.splitlines()[0] if text else type(error).__name__
         raise TrainingError(f"out of memory {where}: {first}", hint=hint) from error

@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TextIO, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hekaton.contributions import OF_EVALUATION
@@ -44,6 +46,14 @@ class RunEvaluation(Protocol):
 
         :returns: metrics by name, the same on every process; each is logged as ``evaluation/NAME``.
         """
+
+
+@runtime_checkable
+class ImageLogger(MetricLogger, Protocol):
+    """A logger that shows images as well."""
+
+    def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        """Take the images that were made after a step, each (height, width, 3) from 0 to 255."""
 
 
 @runtime_checkable

@@ -7,10 +7,12 @@ global counts of the step, and gradients are right however the step is cut into 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hekaton.errors import PluginError
@@ -82,6 +84,9 @@ class TrainingObjective(Protocol):
 
     One with a term that is the negative logarithm of the probability of the ``labels`` of a batch, in nats,
     may name it as ``likelihood``: then a validation gives perplexity and bits per byte as well.
+
+    One with an attribute ``validation`` is validated by that objective in its place, with the same inputs and
+    terms of its own: those of weight 0 are shown and count for nothing. See also :class:`MakesImages`.
     """
 
     @property
@@ -109,6 +114,28 @@ class TrainingObjective(Protocol):
 
         :param outputs: what the model returned.
         """
+
+
+Predict: TypeAlias = Callable[[Batch], torch.Tensor]
+"""Inputs of whole sequences, the same on every rank -> the model's outputs, (rows, sequence, ...), whole."""
+
+
+@runtime_checkable
+class MakesImages(Protocol):
+    """An objective whose model makes images, which a run shows by the loggers that take them."""
+
+    def images_due(self, step: int, *, last: bool) -> bool:
+        """Whether images are made after this step; the same on every rank."""
+
+    def images(self, predict: Predict) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Name -> image, (height, width, 3), from 0 to 255. Called on every rank, which all call ``predict``
+        as often and with the same inputs."""
+
+
+def validated_by(objective: TrainingObjective) -> TrainingObjective:
+    """The objective that a validation computes."""
+    found: TrainingObjective = getattr(objective, "validation", objective)
+    return found
 
 
 def check_declared(given: Batch, declared: Sequence[BatchTensor], *, what: str) -> list[str]:

@@ -8,10 +8,13 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from hekaton.assembly import Assembled
 from hekaton.contributions import Logger
 from hekaton.errors import ConfigError, HekatonError
-from hekaton.metrics import Console, MetricLogger, ResumableLogger, log_all
+from hekaton.metrics import Console, ImageLogger, MetricLogger, ResumableLogger, log_all
 from hekaton.surroundings import writing_to
 
 log = logging.getLogger("hekaton")
@@ -36,6 +39,11 @@ class OptionalLogger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._attempt(lambda: self._logger.log(step, metrics), step=step)
+
+    def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        logger = self._logger
+        if isinstance(logger, ImageLogger):
+            self._attempt(lambda: logger.log_images(step, images), step=step)
 
     def close(self) -> None:
         try:
@@ -91,6 +99,12 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         log_all(self._loggers, step, metrics)
+
+    def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        """For the loggers that take images."""
+        for logger in self._loggers:
+            if isinstance(logger, ImageLogger):
+                logger.log_images(step, images)
 
     def go_back(self, step: int) -> None:
         """The run continues after ``step`` once more: what was logged after it is no longer shown."""

@@ -43,7 +43,7 @@ from hekaton.sources import open_dataset
 from hekaton.stop_signals import stop_on_signals
 from hekaton.surroundings import collected_garbage, set_determinism, write_config
 from hekaton.updating import tell_converters, update
-from hekaton.validation import make_validation
+from hekaton.validation import images_due, images_of, make_validation
 
 log = logging.getLogger("hekaton")
 
@@ -61,8 +61,7 @@ class Trainer:
         where: Whereabouts | None = None,
         loggers: Sequence[MetricLogger] = (),
     ) -> None:
-        """:param where: is told which step and phase the run is in; :param loggers: get metrics beside those
-        that are configured."""
+        """:param where: is told the step and phase; :param loggers: beside those that are configured."""
         self.where = where or Whereabouts()
         self._loggers = loggers
         self.config = config = loaded.config
@@ -173,6 +172,9 @@ class Trainer:
                             found = judged()
                         reporter.log(self.step, found)
                         metrics = {**metrics, **found}
+                if images_due(self.assembled, self.step):
+                    with self._left_out("images"):
+                        reporter.log_images(self.step, images_of(self.assembled))
                 self.where.at("after the step")
                 self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
                 profiler.step()
@@ -195,8 +197,7 @@ class Trainer:
     def train_step(self) -> tuple[Losses, torch.Tensor]:
         """One optimizer step.
 
-        :returns: this rank's part of the loss and its terms (their sum over ranks is the mean over the step),
-            and the gradient norm before clipping; all stay on the device.
+        :returns: this rank's part of the loss and its terms, and the gradient norm; all stay on the device.
         """
         self.bad_steps.begin()
         with self._phase("data"):
@@ -212,8 +213,7 @@ class Trainer:
     def optimizer_step(self, losses: Losses | None = None) -> torch.Tensor:
         """Clip, step unless the gradients are bad, forget them; the schedule goes on in any case.
 
-        :param losses: of the step, as :meth:`train_step` returns them; without them no spike is found.
-        :returns: the gradient norm before clipping.
+        :param losses: of :meth:`train_step`, to find spikes; :returns: the gradient norm before clipping.
         """
         parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
         grad_norm = clip_grad_norm(

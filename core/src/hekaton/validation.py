@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hekaton.assembly import Assembled
@@ -17,7 +19,7 @@ from hekaton.distributed import all_sum
 from hekaton.draws import Draw
 from hekaton.loss import IGNORE_INDEX
 from hekaton.metrics import OF_SET
-from hekaton.objective import Batch
+from hekaton.objective import Batch, MakesImages, validated_by
 from hekaton.reading import batch_on, encoders_of, run_loader, shared_batches
 from hekaton.sources import open_dataset
 
@@ -59,6 +61,29 @@ def make_validation(assembled: Assembled) -> Validation:
             for one in settings.sets
         ],
     )
+
+
+def images_due(assembled: Assembled, step: int) -> bool:
+    """Whether the objective makes images after this step."""
+    objective = assembled.objective
+    last = step == assembled.config.training.steps
+    return isinstance(objective, MakesImages) and objective.images_due(step, last=last)
+
+
+def images_of(assembled: Assembled) -> Mapping[str, npt.NDArray[np.uint8]]:
+    """The images that the objective makes with the model as it is, in eval mode."""
+    assert isinstance(assembled.objective, MakesImages)
+    with _evaluated(assembled):
+        return assembled.objective.images(assembled.forward_backward.predict)
+
+
+@contextlib.contextmanager
+def _evaluated(assembled: Assembled) -> Iterator[None]:
+    for part in assembled.parts:
+        part.eval()
+    yield
+    for part in assembled.parts:
+        part.train()
 
 
 class NoValidation:
@@ -126,21 +151,18 @@ class LossOnData:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        parts = self._assembled.parts
-        for part in parts:
-            part.eval()
         metrics: dict[str, float] = {}
-        for one in self._data:
-            metrics |= {one.metric(name): value for name, value in self._metrics(one).items()}
-        for part in parts:
-            part.train()
+        with _evaluated(self._assembled):
+            for one in self._data:
+                metrics |= {one.metric(name): value for name, value in self._metrics(one).items()}
         return metrics
 
     def _metrics(self, data: _Data) -> dict[str, float]:
         """``loss``; ``loss/TERM`` where there are several; of texts ``perplexity`` and ``bits_per_byte``."""
         assembled = self._assembled
         meshes, device = assembled.meshes, assembled.process.device
-        weights = assembled.objective.weights
+        objective = validated_by(assembled.objective)
+        weights = objective.weights
         sums = torch.zeros(2, len(weights), dtype=torch.float64, device=device)
         size = torch.zeros((), dtype=torch.float64)
         with contextlib.closing(self._batches(data)) as batches:
@@ -155,7 +177,7 @@ class LossOnData:
         metrics = {"loss": sum(weights[name] * mean for name, mean in terms.items())}
         if len(terms) > 1:
             metrics |= {f"loss/{name}": mean for name, mean in terms.items()}
-        likelihood = getattr(assembled.objective, "likelihood", None)
+        likelihood = getattr(objective, "likelihood", None)
         if likelihood is not None:
             metrics["perplexity"] = math.exp(min(terms[likelihood], _HIGHEST))
             text = all_sum(size.to(device), meshes.batch["dp"].get_group()).item()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from hekaton.config import JobConfig, SectionModel
+from hekaton.config.base import section_class
 from hekaton.config.job import config_class
 from hekaton.contributions import Ref, Section, hookimpl
 from hekaton.errors import HekatonError
@@ -120,3 +121,48 @@ def test_a_schema_that_is_not_a_section_is_rejected():
 
 def test_a_schema_that_does_not_exist_is_rejected():
     assert "cannot load" in str(problem(pocket="Nowhere"))
+
+
+class MoreValidation(SectionModel):
+    images: int = 3
+    """How many images are shown."""
+
+
+class Clashing(SectionModel):
+    freq: int = 3
+
+
+def joined(schema: str, path: str) -> Plugins:
+    @hookimpl
+    def hekaton_sections():
+        return [Section("more", schema=Ref(f"{__name__}:{schema}"), joins=path)]
+
+    found = Plugins()
+    found.register(SimpleNamespace(hekaton_sections=hekaton_sections, __name__="mine"), name="mine")
+    found.check()
+    return found
+
+
+def test_fields_join_a_section_of_the_core():
+    config, problems = config_class(joined("MoreValidation", "validation"))
+    assert problems == []
+    read = config.model_validate({"validation": {"images": 5, "freq": 7}})
+    assert (read.validation.images, read.validation.freq, read.validation.steps) == (5, 7, -1)
+    assert config().validation.images == 3
+    assert "more" not in config.model_fields
+    assert "images" not in JobConfig.model_fields["validation"].annotation.model_fields
+    field = section_class(config.model_fields["validation"]).model_fields["images"]
+    assert field.description == "How many images are shown."
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "message"),
+    [
+        ("Clashing", "validation", "joins 'validation' with a field 'freq', which that has already"),
+        ("MoreValidation", "valediction", "joins 'valediction', which is no section of hekaton's"),
+    ],
+)
+def test_fields_that_cannot_join_are_a_problem(schema, path, message):
+    config, problems = config_class(joined(schema, path))
+    assert config is JobConfig
+    assert message in str(problems[0])

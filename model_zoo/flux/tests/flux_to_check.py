@@ -21,4 +21,4 @@ def started(config):
     }
 
 
-spec = replace(train_spec, flavors={"tiny": CONFIG}, init=started)
+spec = replace(train_spec, flavors={"tiny": CONFIG}, defaults={}, init=started)

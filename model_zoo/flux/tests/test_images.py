@@ -10,7 +10,8 @@ from hekaton.cli import main
 from hekaton.errors import ConfigError, DataError
 from hekaton.testing import check_encoder, check_plugin, check_row_maker
 from hekaton_flux import images
-from hekaton_flux.encoders import TrialEncoders, frozen_encoders
+from hekaton_flux.encoder_choice import frozen_encoders
+from hekaton_flux.encoders import TrialEncoders
 from hekaton_flux.images import BACKGROUND, COLORS, CaptionedImage, draw
 from hekaton_flux.rows import ImageEncoder, ImageRows
 from hekaton_flux.settings import FlowMatchingSection

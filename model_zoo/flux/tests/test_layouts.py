@@ -13,4 +13,4 @@ from flux_to_check import spec
 
 @pytest.mark.slow
 def test_layouts_compute_what_one_process_does():
-    assert check_model(spec) == ("shard2", "cp2")
+    assert check_model(spec) == ("shard2", "tp2", "cp2")

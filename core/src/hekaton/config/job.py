@@ -127,7 +127,11 @@ def config_class(plugins: Plugins) -> tuple[type[JobConfig], list[HekatonError]]
     for path, contributed in sorted(plugins.all(Section).items()):
         try:
             what = f"section '{contributed.record.name}' of {contributed.plugin}"
-            config = _extended(config, tuple(path.split(".")), _schema(contributed, what), what)
+            schema, joined = _schema(contributed, what), contributed.record.joins
+            if joined:
+                config = _joined(config, joined, schema, what)
+            else:
+                config = _extended(config, tuple(path.split(".")), schema, what)
         except HekatonError as e:
             problems.append(e)
     return config, problems  # type: ignore[return-value]
@@ -175,6 +179,27 @@ def _extended(
     fields: Mapping[str, Any] = {name: (inner, Field(default_factory=inner))}
     return create_model(
         owner.__name__, __base__=owner, __doc__=owner.__doc__, __cls_kwargs__=_NO_SOURCE, **fields
+    )
+
+
+@lru_cache(maxsize=256)
+def _joined(
+    owner: type[SectionModel], path: str, schema: type[SectionModel], what: str
+) -> type[SectionModel]:
+    """``owner`` with the fields of ``schema`` in its section at ``path``, one of the core without a dot."""
+    field = owner.model_fields.get(path)
+    section = section_class(field) if field is not None else None
+    if section is None:
+        raise PluginError(f"{what} joins '{path}', which is no section of hekaton's")
+    if both := sorted(section.model_fields.keys() & schema.model_fields.keys()):
+        raise PluginError(f"{what} joins '{path}' with a field '{both[0]}', which that has already")
+    fields: Mapping[str, Any] = {name: (one.annotation, one) for name, one in schema.model_fields.items()}
+    wider = create_model(
+        section.__name__, __base__=section, __doc__=section.__doc__, __cls_kwargs__=_NO_SOURCE, **fields
+    )
+    outer: Mapping[str, Any] = {path: (wider, Field(default_factory=wider))}
+    return create_model(
+        owner.__name__, __base__=owner, __doc__=owner.__doc__, __cls_kwargs__=_NO_SOURCE, **outer
     )
 
 

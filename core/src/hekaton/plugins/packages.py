@@ -16,11 +16,17 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hekaton-flux": {
         "model": ("flux",),
         "hf adapter": ("flux",),
-        "dataset": ("shapes", "shapes_validation"),
+        "dataset": (
+            "cc12m-test", "cc12m-wds", "coco-validation", "encoded_images", "image_folder", "shapes",
+            "shapes_validation", "webdataset",
+        ),
         "encoder": ("captioned_images",),
         "row maker": ("images",),
         "objective": ("flow_matching",),
-        "section": ("flow_matching",),
+        "section": ("encoder", "flow_matching", "flux_training", "flux_validation", "inference"),
+        "check": ("flow_matching_holds_together",),
+        "checkpoint format": ("flux_file",),
+        "command": ("flux",),
     },
     "hekaton-eval": {
         "check": ("tasks_can_be_asked",),
@@ -56,8 +62,8 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "parallel style": (
             "biased_experts", "colwise", "gather_for_heads", "gathering_colwise", "gathering_vocab_output",
             "grouped_experts", "head_norm", "head_parameters", "local_linear", "local_norm", "part_layer",
-            "part_linear", "part_norm", "replicate", "rowwise", "sequence_norm", "vocab_embedding",
-            "vocab_output",
+            "part_linear", "part_norm", "replicate", "rowwise", "sequence_norm", "summed_rowwise",
+            "vocab_embedding", "vocab_output", "whole_colwise", "whole_rowwise",
         ),
         "context parallel": ("allgather", "ring", "ulysses"),
         "dispatcher": ("alltoall", "deepep"),

@@ -161,7 +161,8 @@ def export(
         tensors = {name: cast(tensor, precision, what=name) for name, tensor in tensors.items()}
         ours = {name: cast(tensor, precision, what=name) for name, tensor in ours.items()}
     config = found.adapter.write_config.load()(found.config)
-    config = {"architectures": list(found.adapter.architectures[:1]), **config}
+    if "_class_name" not in config:  # diffusers' word for it
+        config = {"architectures": list(found.adapter.architectures[:1]), **config}
     unmerged = Unmerged(merges=found.merges, table=table, tensors=ours, base=base)
     return Weights(config=config, tensors=tensors, facts=facts, unmerged=unmerged)
 
@@ -308,7 +309,7 @@ def _with_defaults(adapter: HFAdapter, content: Mapping[str, Any]) -> dict[str, 
 
 
 def _architectures(content: Mapping[str, Any], *, what: str) -> list[str]:
-    listed = content.get("architectures")
+    listed = content.get("architectures", content.get("_class_name"))  # the name that diffusers has for it
     names = [] if listed is None else [listed] if isinstance(listed, str) else listed
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise CheckpointError(

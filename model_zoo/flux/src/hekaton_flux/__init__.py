@@ -1,6 +1,9 @@
 """FLUX.1 for hekaton."""
 
 from hekaton.contributions import (
+    Check,
+    CheckpointFormat,
+    Command,
     Dataset,
     Encoder,
     HFAdapter,
@@ -57,6 +60,24 @@ def hekaton_datasets() -> list[Dataset]:
             encoder="captioned_images",
             summary="other drawn shapes with captions",
         ),
+        *(
+            Dataset(
+                name,
+                build=Ref(f"hekaton_flux.{module}:build"),
+                check=Ref(f"hekaton_flux.{module}:check"),
+                section="flow_matching",
+                encoder="captioned_images",
+                summary=summary,
+            )
+            for name, module, summary in (
+                ("webdataset", "shards", "tar shards of images with captions"),
+                ("cc12m-wds", "shards", "webdataset, by torchtitan's name"),
+                ("cc12m-test", "shards", "webdataset, by torchtitan's name"),
+                ("coco-validation", "shards", "webdataset, by torchtitan's name"),
+                ("image_folder", "folder", "a folder of images with captions"),
+                ("encoded_images", "encoded", "what hekaton flux preprocess wrote"),
+            )
+        ),
     ]
 
 
@@ -66,6 +87,7 @@ def hekaton_encoders() -> list[Encoder]:
         Encoder(
             "captioned_images",
             build=Ref("hekaton_flux.rows:encoder"),
+            check=Ref("hekaton_flux.rows:check"),
             section="flow_matching",
             gives="images with texts",
             summary="images to latents, and their texts, by frozen encoders",
@@ -93,6 +115,48 @@ def hekaton_sections() -> list[Section]:
             "flow_matching",
             schema=Ref("hekaton_flux.settings:FlowMatchingSection"),
             summary="flow matching: sizes, times, dropout of the text",
+        ),
+        *(
+            Section(name, schema=Ref(f"hekaton_flux.torchtitan:{schema}"), joins=joins, summary=summary)
+            for name, schema, joins, summary in (
+                ("encoder", "EncoderSection", "", "frozen encoders, by torchtitan's names"),
+                ("inference", "InferenceSection", "", "making images, by torchtitan's names"),
+                ("flux_training", "TrainingFields", "training", "fields of torchtitan"),
+                ("flux_validation", "ValidationFields", "validation", "fields of torchtitan"),
+            )
+        ),
+    ]
+
+
+@hookimpl
+def hekaton_checks() -> list[Check]:
+    return [
+        Check(
+            "flow_matching_holds_together",
+            rule=Ref("hekaton_flux.checks:flow_matching_holds_together"),
+            summary="guidance goes to a model that takes it, images of samples are seen",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_commands() -> list[Command]:
+    return [
+        Command(
+            "flux",
+            run=Ref("hekaton_flux.commands:run"),
+            summary="make images with a trained model, or encode a dataset once",
+        )
+    ]
+
+
+@hookimpl
+def hekaton_checkpoint_formats() -> list[CheckpointFormat]:
+    return [
+        CheckpointFormat(
+            "flux_file",
+            build=Ref("hekaton_flux.single_file:build"),
+            summary="the single file that FLUX.1 was published in, flux1-dev.safetensors",
         )
     ]
 

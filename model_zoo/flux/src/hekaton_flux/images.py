@@ -13,6 +13,7 @@ from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 COLORS = {
     "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (235, 205, 45),
@@ -30,6 +31,29 @@ class CaptionedImage:
 
     pixels: Pixels
     text: str
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as a file has it.
+
+    :param data: of a JPEG, PNG or WebP file.
+    :param where: for messages.
+    """
+
+    data: bytes
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What the frozen encoders gave for an image and its text, see ``encoders.FrozenEncoders``."""
+
+    latents: Floats
+    latents_std: Floats
+    text: Floats
+    pooled: Floats
 
 
 def draw(color: str, shape: str, *, size: int, center: tuple[float, float], radius: float) -> Pixels:
@@ -55,7 +79,7 @@ class Shapes:
     def __init__(self, name: str, *, count: int, image_size: int) -> None:
         """:param name: with the index it determines what is drawn."""
         self._name, self._count, self._size = name, count, image_size
-        self.fingerprint = fingerprint(f"{name} {count} {image_size} 1".encode())
+        self.fingerprint = fingerprint(f"{name} {count} {image_size} 2".encode())
 
     def __len__(self) -> int:
         return self._count
@@ -68,7 +92,7 @@ class Shapes:
         random = np.random.Generator(np.random.PCG64(int(digest[:16], 16)))
         color = list(COLORS)[int(random.integers(len(COLORS)))]
         shape = SHAPES[int(random.integers(len(SHAPES)))]
-        radius = 0.2 + 0.15 * random.random()
+        radius = 0.28 + 0.14 * random.random()
         x, y = radius + (1 - 2 * radius) * random.random(2)
         pixels = draw(color, shape, size=self._size, center=(x, y), radius=radius)
         return CaptionedImage(pixels, f"a {color} {shape}")

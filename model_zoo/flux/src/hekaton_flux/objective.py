@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from hekaton.errors import ConfigError
-from hekaton.objective import Batch, BatchTensor, ObjectiveContext
-from hekaton_flux.encoders import TrialEncoders
-from hekaton_flux.model import SINUSOIDS, FluxConfig, pack, patch_positions, sinusoids
+from hekaton.objective import Batch, BatchTensor, ObjectiveContext, Predict
+from hekaton_flux.encoder_choice import frozen_encoders
+from hekaton_flux.encoders import EncoderSizes, TrialEncoders
+from hekaton_flux.images import Pixels
+from hekaton_flux.model import SINUSOIDS, FluxConfig, pack
+from hekaton_flux.sampling import PIXELS_PER_LATENT, ImageSampling, make_images, model_inputs, titled
 from hekaton_flux.settings import FlowMatchingSection
 
 if TYPE_CHECKING:
     from hekaton.draws import Draw
 
-PIXELS_PER_LATENT = 8
+PARTS = 8
+"""How many times a validation looks at."""
 
 
 class FlowMatching:
@@ -45,6 +49,8 @@ class FlowMatching:
             )
         check_sizes(section, context.model)
         self._section, self._model, self._dtype = section, context.model, context.dtype
+        self._device, self._dp = context.device, context.dims.dp
+        self.validation: FlowMatching = self
         self._wide = torch.promote_types(context.dtype, torch.float32)
         self._latents = section.image_size // PIXELS_PER_LATENT
         self._patches = (self._latents // 2) ** 2
@@ -90,21 +96,31 @@ class FlowMatching:
             mean = mean + batch["latents_std"].to(wide) * draw.normal("latents", mean.shape[1:]).to(wide)
         latents = pack(mean)
         noise = draw.normal("noise", latents.shape[1:]).to(wide)
-        logits = section.logit_mean + section.logit_std * draw.normal("time", ()).to(wide)
-        times = logits.sigmoid()
+        times = self._times(draw)
         t = times[:, None, None]
-        inputs = {
-            "img": ((1 - t) * latents + t * noise).to(self._dtype),
-            "img_ids": self._positions(len(latents), latents.device),
-            "txt": self._dropped(batch, "text", draw),
-            "timesteps": sinusoids(times).to(self._dtype),
-            "y": self._dropped(batch, "pooled", draw),
-        }
-        if self._model.guidance:
-            scales = torch.full_like(times, section.guidance)
-            inputs["guidance"] = sinusoids(scales).to(self._dtype)
+        inputs = model_inputs(
+            self._model,
+            img=(1 - t) * latents + t * noise,
+            at=times,
+            txt=self._text(batch, "text", draw),
+            y=self._text(batch, "pooled", draw),
+            side=(self._latents, self._latents),
+            guidance=section.guidance,
+            dtype=self._dtype,
+        )
         present = batch.get("present", torch.ones_like(times, dtype=torch.bool))
         return inputs, {"velocity": noise - latents, "present": present}
+
+    def _times(self, draw: Draw) -> torch.Tensor:
+        """(rows,)"""
+        logits = draw.normal("time", ()).to(self._wide)
+        return (self._section.logit_mean + self._section.logit_std * logits).sigmoid()
+
+    def _text(self, batch: Batch, name: str, draw: Draw) -> torch.Tensor:
+        """An encoding of the text, in some rows that of an empty one."""
+        given, empty = batch[name], batch[f"empty_{name}"]
+        dropped = draw.uniform(f"drop_{name}", ()) < self._section.text_dropout
+        return torch.where(dropped.view(-1, *[1] * (given.dim() - 1)), empty, given)
 
     def count(self, targets: Batch) -> dict[str, torch.Tensor]:
         velocity, present = targets["velocity"], targets["present"]
@@ -116,22 +132,80 @@ class FlowMatching:
         errors = (outputs.to(self._wide) - targets["velocity"]).square().sum(dim=(1, 2))
         return {"flow_matching": (errors * targets["present"]).sum()}
 
-    def _positions(self, rows: int, device: torch.device) -> torch.Tensor:
-        return patch_positions(self._latents, self._latents, device=device).expand(rows, -1, -1)
+    def images_due(self, step: int, *, last: bool) -> bool:
+        freq = self._section.sample_freq
+        return freq > 0 and (last or step % freq == 0)
 
-    def _dropped(self, batch: Batch, name: str, draw: Draw) -> torch.Tensor:
-        """An encoding of the text, in some rows that of an empty one."""
-        given, empty = batch[name], batch[f"empty_{name}"]
-        dropped = draw.uniform(f"drop_{name}", ()) < self._section.text_dropout
-        return torch.where(dropped.view(-1, *[1] * (given.dim() - 1)), empty, given).to(self._dtype)
+    def images(self, predict: Predict) -> Mapping[str, Pixels]:
+        """Images of the prompts of the section, from the same noise at every step."""
+        section = self._section
+        size = (section.image_size, section.image_size)
+        sampling = ImageSampling(
+            steps=section.sample_steps, guidance=section.sample_guidance, seed=0, size=size
+        )
+        made = make_images(
+            predict, self._model, frozen_encoders(section), section.sample_prompts, sampling,
+            device=self._device, dtype=self._dtype,
+        )  # fmt: skip
+        return titled(section.sample_prompts, made)
+
+
+class AtFixedTimes(FlowMatching):
+    """The same error with every text, at times that are the middles of equal parts of the time from image to
+    noise: row by row and batch by batch the next one. The error at each of them is a term of its own."""
+
+    weights: ClassVar[Mapping[str, float]] = {
+        "flow_matching": 1.0,
+        **{f"time_{(part + 0.5) / PARTS:.4f}": 0.0 for part in range(PARTS)},
+    }
+
+    def targets(self, seq_len: int) -> Sequence[BatchTensor]:
+        return (*super().targets(seq_len), BatchTensor(name="part", shape=(), dtype=torch.long))
+
+    def prepare(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch]:
+        inputs, targets = super().prepare(batch, draw)
+        return inputs, {**targets, "part": self._parts(draw)}
+
+    def count(self, targets: Batch) -> dict[str, torch.Tensor]:
+        size = targets["velocity"][0].numel()
+        present, parts = targets["present"], targets["part"]
+        return self._terms(
+            present.sum() * size, [(present & (parts == one)).sum() * size for one in range(PARTS)]
+        )
+
+    def loss(self, outputs: torch.Tensor, targets: Batch) -> dict[str, torch.Tensor]:
+        errors = (outputs.to(self._wide) - targets["velocity"]).square().sum(dim=(1, 2)) * targets["present"]
+        parts = targets["part"]
+        return self._terms(errors.sum(), [(errors * (parts == one)).sum() for one in range(PARTS)])
+
+    def _terms(self, whole: torch.Tensor, parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(zip(self.weights, (whole, *parts), strict=True))
+
+    def _parts(self, draw: Draw) -> torch.Tensor:
+        """Which part of the time each row is at, (rows,)"""
+        before = (draw.step - 1) * len(draw.rows) * self._dp
+        return torch.tensor([(before + row) % PARTS for row in draw.rows], device=draw.device)
+
+    def _times(self, draw: Draw) -> torch.Tensor:
+        return (self._parts(draw).to(self._wide) + 0.5) / PARTS
+
+    def _text(self, batch: Batch, name: str, draw: Draw) -> torch.Tensor:
+        return batch[name]
 
 
 def check_sizes(section: FlowMatchingSection, model: FluxConfig) -> None:
     """:raises ConfigError: for a model that does not take what the encoders for trials give. The sizes of
     other encoders are compared with the first batch."""
-    if section.text_encoder or section.pooled_encoder or section.autoencoder:
+    if section.encoded or section.text_encoder or section.pooled_encoder or section.autoencoder:
         return
-    sizes = TrialEncoders.sizes
+    check_encoder_sizes(TrialEncoders.sizes, model, hint=_NAME_FOLDERS)
+
+
+_NAME_FOLDERS = "name the folders of others: flow_matching.text_encoder, pooled_encoder and autoencoder"
+
+
+def check_encoder_sizes(sizes: EncoderSizes, model: FluxConfig, *, hint: str = "") -> None:
+    """:raises ConfigError: for a model that does not take what the encoders give."""
     given = {
         "channels": 4 * sizes.latent_channels,
         "text_dim": sizes.text_dim,
@@ -143,11 +217,12 @@ def check_sizes(section: FlowMatchingSection, model: FluxConfig) -> None:
         if getattr(model, name) != size
     ]
     if wrong:
-        raise ConfigError(
-            f"the model has {', '.join(wrong)}, which the encoders for trials do not give",
-            hint="name the folders of others: flow_matching.text_encoder, pooled_encoder and autoencoder",
-        )
+        kind = "encoders for trials" if sizes == TrialEncoders.sizes else "encoders"
+        raise ConfigError(f"the model has {', '.join(wrong)}, which the {kind} do not give", hint=hint)
 
 
 def flow_matching(section: Any, context: ObjectiveContext) -> FlowMatching:
-    return FlowMatching(section, context)
+    """What trains, with what validates it."""
+    built = FlowMatching(section, context)
+    built.validation = AtFixedTimes(section, context)
+    return built

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from hekaton.data import Encoded, Values, Whole
 from hekaton.data.feed import Feed
 from hekaton.errors import DataError
-from hekaton_flux.encoders import Floats, FrozenEncoders, frozen_encoders
-from hekaton_flux.images import CaptionedImage
+from hekaton_flux.decoding import BadImages, Unusable, pixels_of
+from hekaton_flux.encoder_choice import check_encoders, frozen_encoders
+from hekaton_flux.encoders import FrozenEncoders
+from hekaton_flux.images import CaptionedImage, EncodedImage, Floats, StoredImage
 from hekaton_flux.settings import FlowMatchingSection
+
+Document: TypeAlias = CaptionedImage | StoredImage | EncodedImage
 
 
 def shapes_of(encoders: FrozenEncoders, section: FlowMatchingSection) -> dict[str, tuple[int, ...]]:
@@ -35,26 +39,49 @@ class ImageEncoder:
 
     def __init__(self, encoders: FrozenEncoders, section: FlowMatchingSection) -> None:
         self._encoders, self._section = encoders, section
-        self._shapes = shapes_of(encoders, section)
+        self._bad = BadImages(section.max_bad_images)
         self.fingerprint = (
-            f"captioned_images {encoders.fingerprint} {section.image_size} {section.text_length}"
+            f"captioned_images {encoders.fingerprint} {section.image_size} {section.text_length} "
+            f"{section.smaller_images}"
         )
 
-    def cut(self, document: CaptionedImage) -> Iterator[Whole]:
+    def cut(self, document: Document) -> Iterator[Whole]:
         yield Whole(document)
 
     def encode(self, parts: Sequence[Whole]) -> list[Encoded]:
-        """:raises DataError: for an image of another size."""
-        return [Encoded(self._encoded(part.content)[None]) for part in parts]
+        """One unit each, and none for a bad image.
 
-    def _encoded(self, image: CaptionedImage) -> Floats:
-        size = self._section.image_size
+        :raises DataError: for pixels of another size, and for more bad images than the section lets pass.
+        """
+        found = [self.encoded(part.content) for part in parts]
+        return [Encoded(np.zeros((0, 1), np.float32) if one is None else _joined(one)[None]) for one in found]
+
+    def encoded(self, image: Document) -> EncodedImage | None:
+        """What the encoders give for an image, ``None`` for a bad one."""
+        if isinstance(image, EncodedImage):
+            return image
+        section = self._section
+        if isinstance(image, StoredImage):
+            try:
+                pixels = pixels_of(
+                    image, size=section.image_size, enlarge=section.smaller_images == "enlarge"
+                )
+            except Unusable as e:
+                self._bad.add(image.where, str(e))
+                return None
+            image = CaptionedImage(pixels, image.text)
+        size = section.image_size
         if image.pixels.shape != (size, size, 3):
             raise DataError(
                 f"an image has the shape {image.pixels.shape}, flow_matching.image_size is {size}",
             )
-        tensors = (*self._encoders.image(image.pixels), *self._encoders.text(image.text))
-        return np.concatenate([values.ravel() for values in tensors])
+        return EncodedImage(*self._encoders.image(image.pixels), *self._encoders.text(image.text))
+
+
+def _joined(image: EncodedImage) -> Floats:
+    return np.concatenate(
+        [values.ravel() for values in (image.latents, image.latents_std, image.text, image.pooled)]
+    )
 
 
 class ImageRows:
@@ -98,6 +125,11 @@ class ImageRows:
 
 def encoder(section: Any, tokenizer: Any) -> ImageEncoder:
     return ImageEncoder(frozen_encoders(section), section)
+
+
+def check(section: Any, tokenizer: Any) -> None:
+    """:raises ConfigError: for encoders that are not there."""
+    check_encoders(section)
 
 
 def row_maker(section: Any, seq_len: int) -> ImageRows:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hekaton.init import Constant, Initializer, Normal
 from hekaton.parallel.plan import ParallelPlan
-from hekaton.spec import TrainSpec
+from hekaton.spec import Refusal, RunFacts, TrainSpec
 from hekaton_flux.model import SINUSOIDS, Flux, FluxConfig
 
 _PUBLISHED = {"dim": 3_072, "n_heads": 24, "n_double_blocks": 19, "n_single_blocks": 38}
@@ -20,16 +20,42 @@ flavors = {
     ),
     "dev": FluxConfig(**_PUBLISHED, guidance=True),
     "schnell": FluxConfig(**_PUBLISHED),
+    # By torchtitan's names; there dev is not given the guidance scale.
+    "flux-debug": FluxConfig(dim=1_536, n_heads=12, n_double_blocks=2, n_single_blocks=2),
+    "flux-dev": FluxConfig(**_PUBLISHED),
+    "flux-schnell": FluxConfig(**_PUBLISHED),
 }  # fmt: skip
 
 
 def plan(config: FluxConfig) -> ParallelPlan:
     """How the model is cut. Queries, keys and values are one matrix in the published layout, and so is what a
-    single block computes from its input: no style of tensor parallel cuts these."""
+    single block computes from its input: under tensor parallel their outputs are cut where they are computed,
+    and gathered, so that every rank attends with all heads."""
     return ParallelPlan(
         block="{double_blocks,single_blocks}.*",
+        tensor={
+            "{img_in,txt_in}": "replicate",
+            f"{_embedders(config)}.{{in_layer,out_layer}}": "replicate",
+            "double_blocks.*.{img_mod,txt_mod}.lin": "whole_colwise",
+            "double_blocks.*.{img_attn,txt_attn}.qkv": "whole_colwise",
+            "double_blocks.*.{img_attn,txt_attn}.norm.{query_norm,key_norm}": "replicate",
+            "double_blocks.*.{img_attn,txt_attn}.proj": "whole_rowwise",
+            "double_blocks.*.{img_mlp,txt_mlp}.0": "colwise",
+            "double_blocks.*.{img_mlp,txt_mlp}.2": "summed_rowwise",
+            "single_blocks.*.modulation.lin": "whole_colwise",
+            "single_blocks.*.linear1": "whole_colwise",
+            "single_blocks.*.norm.{query_norm,key_norm}": "replicate",
+            "single_blocks.*.linear2": "whole_rowwise",
+            "final_layer.linear": "replicate",
+            "final_layer.adaLN_modulation.1": "replicate",
+        },
         context=["{double_blocks,single_blocks}.*.inner"],
     )
+
+
+def _embedders(config: FluxConfig) -> str:
+    """A pattern of what embeds conditions."""
+    return "{time_in,vector_in,guidance_in}" if config.guidance else "{time_in,vector_in}"
 
 
 def init(config: FluxConfig) -> Mapping[str, Initializer]:
@@ -38,7 +64,7 @@ def init(config: FluxConfig) -> Mapping[str, Initializer]:
     (2010), except those of the conditions."""
     dim, hidden = config.dim, config.hidden_dim
     zero, condition = Constant(0.0), Normal(0.02)
-    embedders = "{time_in,vector_in,guidance_in}" if config.guidance else "{time_in,vector_in}"
+    embedders = _embedders(config)
     return {
         "img_in.weight": _glorot(config.channels, dim),
         "txt_in.weight": _glorot(config.text_dim, dim),
@@ -78,6 +104,15 @@ def _glorot(inputs: int, outputs: int) -> Normal:
     return Normal(math.sqrt(2 / (inputs + outputs)))
 
 
+def check(config: FluxConfig, facts: RunFacts) -> Iterator[Refusal]:
+    """What tensor parallel cannot cut."""
+    if (config.dim * (1 + config.hidden_dim_factor)) % facts.tp or config.dim % facts.tp:
+        yield Refusal(
+            f"has dim = {config.dim}, parallelism.tensor_parallel_degree = {facts.tp} does not divide it",
+            ("parallelism.tensor_parallel_degree",),
+        )
+
+
 train_spec = TrainSpec(
     name="flux",
     model=Flux,
@@ -86,4 +121,6 @@ train_spec = TrainSpec(
     init=init,
     objective="flow_matching",
     flops_per_row=flops_per_row,
+    defaults={name: {"training": {"packing": "images"}} for name in flavors},
+    check=check,
 )

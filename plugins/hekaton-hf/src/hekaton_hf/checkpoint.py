@@ -1,4 +1,4 @@
-"""Folders as transformers' ``save_pretrained`` writes them: ``config.json`` and safetensors."""
+"""Folders as transformers and diffusers write them (``save_pretrained``): ``config.json`` and safetensors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from hekaton_hf.safetensors_file import DTYPES, write_file
 
 log = logging.getLogger("hekaton")
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+MODEL, OF_DIFFUSERS = "model", "diffusion_pytorch_model"
+"""What the names of the files begin with, as transformers and diffusers write them."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
@@ -60,7 +60,7 @@ class HFFormat:
         assets = None if options.assets is None else folder_of(options.assets)
         if assets is not None:
             check_ids(assets, weights.config)
-        files = _shards(weights.tensors, options.max_shard_size)
+        files = _shards(weights.tensors, options.max_shard_size, stem=stem_of(weights.config))
         try:
             for name in list(files)[options.rank :: options.ranks]:
                 write_file(folder / name, {key: weights.tensors[key] for key in files[name]})
@@ -72,24 +72,38 @@ class HFFormat:
 
 def _files(folder: Path) -> dict[str, list[str] | None]:
     """Name of a file -> the tensors in it, where an index says which."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"'{folder / INDEX}' has no weight_map")
-        files: dict[str, list[str] | None] = {}
-        for tensor, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(f"'{folder / INDEX}' names {file!r}, which is not a file of the folder")
-            of_file = files.setdefault(file, [])
-            assert of_file is not None
-            of_file.append(tensor)
-        return files
-    if (folder / SINGLE).exists():
-        return {SINGLE: None}
+    for stem in (MODEL, OF_DIFFUSERS):
+        if (folder / index_of(stem)).exists():
+            return _listed_files(folder / index_of(stem))
+        if (folder / f"{stem}.safetensors").exists():
+            return {f"{stem}.safetensors": None}
     hint = "only safetensors are read: pickled weights could run code"
     if not list(folder.glob("*.bin")):
-        hint = f"neither {SINGLE} nor {INDEX}"
+        hint = f"neither {MODEL}.safetensors nor {index_of(MODEL)}"
     raise CheckpointError(f"there are no weights in '{folder}'", hint=hint)
+
+
+def _listed_files(index: Path) -> dict[str, list[str] | None]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"'{index}' has no weight_map")
+    files: dict[str, list[str] | None] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"'{index}' names {file!r}, which is not a file of the folder")
+        of_file = files.setdefault(file, [])
+        assert of_file is not None
+        of_file.append(tensor)
+    return files
+
+
+def index_of(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+def stem_of(config: Mapping[str, Any]) -> str:
+    """What the names of a model's files begin with."""
+    return OF_DIFFUSERS if "_class_name" in config else MODEL
 
 
 def _check_index(folder: Path, file: str, expected: set[str], found: set[str]) -> None:
@@ -97,7 +111,7 @@ def _check_index(folder: Path, file: str, expected: set[str], found: set[str]) -
     if found - expected:
         lines = [f"not in the file: {', '.join(sorted(expected - found))}"] if expected - found else []
         lines += [f"not in the index: {', '.join(sorted(found - expected))}"]
-        raise CheckpointError(f"'{folder / file}' is not as {INDEX} says", hint="\n".join(lines))
+        raise CheckpointError(f"'{folder / file}' is not as its index says", hint="\n".join(lines))
 
 
 def _tensors_of(file: Path) -> dict[str, LazyTensor]:
@@ -143,7 +157,7 @@ def _loader(file: Path, name: str) -> Any:
     return load
 
 
-def _shards(tensors: Mapping[str, LazyTensor], max_size: int) -> dict[str, list[str]]:
+def _shards(tensors: Mapping[str, LazyTensor], max_size: int, *, stem: str) -> dict[str, list[str]]:
     """Name of a file -> the tensors in it, in order."""
     groups: list[list[str]] = [[]]
     size = 0
@@ -154,9 +168,9 @@ def _shards(tensors: Mapping[str, LazyTensor], max_size: int) -> dict[str, list[
         groups[-1].append(name)
         size += tensor.nbytes
     if len(groups) == 1:
-        return {SINGLE: groups[0]}
+        return {f"{stem}.safetensors": groups[0]}
     count = len(groups)
-    return {f"model-{i:05}-of-{count:05}.safetensors": group for i, group in enumerate(groups, 1)}
+    return {f"{stem}-{i:05}-of-{count:05}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
 def _write_rest(folder: Path, weights: Weights, files: Mapping[str, list[str]], assets: Path | None) -> None:
@@ -182,7 +196,9 @@ def _write_rest(folder: Path, weights: Weights, files: Mapping[str, list[str]], 
     if len(files) > 1:
         total = sum(tensor.nbytes for tensor in weights.tensors.values())
         where = {key: name for name, keys in files.items() for key in keys}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(
+            folder / index_of(stem_of(config)), {"metadata": {"total_size": total}, "weight_map": where}
+        )
     write_json(folder / CONFIG, config)
 
 

@@ -7,6 +7,9 @@ HEKATON_API = ">=1,<2"
 _STYLES = {
     "colwise": "linear layer sharded by its outputs",
     "rowwise": "linear layer sharded by its inputs",
+    "whole_colwise": "linear layer sharded by its outputs, which are gathered",
+    "whole_rowwise": "linear layer sharded by its inputs, of a whole input, whose outputs are whole",
+    "summed_rowwise": "linear layer sharded by its inputs, whose outputs are whole",
     "sequence_norm": "norm of this rank's part of the sequence, gathered afterwards",
     "local_norm": "norm of this rank's part of the sequence, not gathered",
     "local_linear": "linear layer that every rank has whole, of its part of the sequence",

@@ -43,6 +43,23 @@ def rowwise(section: Any, context: TensorContext) -> ParallelStyle:
     return RowwiseParallel(output_layouts=_between_modules(context))
 
 
+def whole_colwise(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer sharded by its outputs, which all ranks gather, for models in which every rank has whole
+    sequences and heads between modules."""
+    return ColwiseParallel(output_layouts=Replicate())
+
+
+def whole_rowwise(section: Any, context: TensorContext) -> ParallelStyle:
+    """A linear layer sharded by its inputs, of which each rank takes its part of a whole input; the partial
+    outputs are summed, and all ranks have them whole."""
+    return RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
+
+
+def summed_rowwise(section: Any, context: TensorContext) -> ParallelStyle:
+    """As ``rowwise``, after a ``colwise``, in models in which every rank has whole sequences."""
+    return RowwiseParallel(output_layouts=Replicate())
+
+
 def vocab_embedding(section: Any, context: TensorContext) -> ParallelStyle:
     """An embedding sharded by its rows: each rank looks up what it has, and the results are summed."""
     return _Embedding(_between_modules(context))

@@ -1,4 +1,4 @@
-"""Writes metrics as TensorBoard scalars."""
+"""Writes metrics as TensorBoard scalars, and images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -25,6 +27,13 @@ class TensorBoardLogger:
             self._writer = SummaryWriter(str(self._folder))
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        """An image per name and step."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder))
+        for name, pixels in images.items():
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._writer is not None:

@@ -1,0 +1,112 @@
+"""A folder of images with captions: ``red.jpg`` beside ``red.txt``, or one ``metadata.jsonl`` for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hekaton.data.contents import KnownFile, known_file
+from hekaton.data.identity import fingerprint
+from hekaton.errors import DataError
+from hekaton_flux.decoding import SUFFIXES, check_captions
+from hekaton_flux.images import StoredImage
+
+METADATA = "metadata.jsonl"
+
+
+class ImageFolder:
+    """The images of a folder and the folders in it, in the order of their names."""
+
+    def __init__(self, folder: Path, *, max_bad: int) -> None:
+        """:raises DataError: for more images without a caption than ``max_bad``, and captions of images that
+        are not there."""
+        images, self._captions = listed(folder)
+        check_captions(
+            [_named(folder, path) for path in images if path not in self._captions], max_bad, what=str(folder)
+        )
+        self._folder = folder
+        self._images: list[KnownFile] = [known_file(path) for path in images if path in self._captions]
+        self.fingerprint = fingerprint(
+            "image_folder 1",
+            *(
+                part
+                for file in self._images
+                for part in (_named(folder, file.path), file.content, self._captions[file.path])
+            ),
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def files(self) -> Mapping[str, str]:
+        return {_named(self._folder, file.path): file.content for file in self._images}
+
+    def fetch(self, indices: Sequence[int]) -> list[StoredImage]:
+        return [self._image(index) for index in indices]
+
+    def _image(self, index: int) -> StoredImage:
+        file = self._images[index] = self._images[index].unchanged()
+        return StoredImage(file.path.read_bytes(), self._captions[file.path], str(file.path))
+
+
+def listed(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The images in a folder, and the captions of those that have one.
+
+    :raises DataError: when there is no image, or a file of captions cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"dataset_path = '{folder}' is no folder")
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not images:
+        hint = 'training.dataset = "webdataset" reads its .tar files' if any(folder.rglob("*.tar")) else ""
+        raise DataError(f"there is no image ({', '.join(SUFFIXES)}) in '{folder}'", hint=hint)
+    captions: dict[Path, str] = {}
+    for path in sorted(folder.rglob(METADATA)):
+        captions |= _captions_in(path)
+    if lost := sorted(captions.keys() - set(images)):
+        raise DataError(f"'{lost[0]}' has a caption in {METADATA}, and is not there")
+    for path in images:
+        beside = path.with_suffix(".txt")
+        if path not in captions and beside.is_file():
+            captions[path] = beside.read_text(encoding="utf-8", errors="replace").strip()
+    return images, captions
+
+
+def _captions_in(path: Path) -> dict[Path, str]:
+    """:raises DataError: for a line that is no object with ``file_name`` and ``text``."""
+    captions = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"]
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise DataError(f"{path}, line {number}: an object with file_name and text was expected") from e
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise DataError(f"{path}, line {number}: file_name and text are no texts")
+        captions[path.parent / name] = text.strip()
+    return captions
+
+
+def _named(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def build(section: Any, path: str | None) -> ImageFolder:
+    check(section, path)
+    return ImageFolder(Path(str(path)), max_bad=section.max_bad_images)
+
+
+def check(section: Any, path: str | None, *, here: bool = True) -> None:
+    """:raises DataError: without a folder that has images with captions."""
+    if not here:
+        return
+    if path is None:
+        raise DataError("dataset 'image_folder' needs dataset_path: the folder of the images")
+    images, captions = listed(Path(path))
+    missing = [_named(Path(path), image) for image in images if image not in captions]
+    if len(missing) > section.max_bad_images:
+        check_captions(missing, section.max_bad_images, what=path)

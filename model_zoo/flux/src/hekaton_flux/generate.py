@@ -1,0 +1,210 @@
+"""``hekaton flux generate``: images of texts, by a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hekaton.cli import plugin_flags
+from hekaton.cli.arguments import VerbParser, as_path
+from hekaton.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hekaton.loading import LoadedModel
+    from hekaton.plugins import Plugins
+    from hekaton_flux.settings import FlowMatchingSection
+
+USAGE = """\
+usage: hekaton flux generate --checkpoint PATH --prompt TEXT --out FILE.png [options]
+       hekaton flux generate --hf PATH --prompt TEXT --out FILE.png [options]
+
+Make an image of each prompt, on one device, and write them side by side as a PNG.
+
+  --checkpoint PATH        a run's folder, of which the newest good step is read, or one step folder
+  --hf PATH                a folder as FLUX.1 is published in, with transformer, text_encoder, text_encoder_2,
+                           tokenizer, tokenizer_2 and vae in it, or the folder of a transformer alone
+  --prompt TEXT            the text; may be given several times
+  --out FILE.png           where to write
+  --steps N                evaluations of the velocity; 30 by default, 4 for a model that was trained for few
+  --guidance G             the guidance scale; by default 3.5 for a model that takes one and 3 for one that
+                           was trained with dropped texts. A model with neither, as schnell, takes none
+  --seed N                 of the noise; 0 by default
+  --count N                images of each prompt; 1 by default
+  --size WIDTHxHEIGHT      in pixels, multiples of 16; by default that of the run, or 1024x1024
+  --batch_size N           images that are made together; 8 by default
+  --text_encoder FOLDER    the encoders, where they are not those of the run or beside the transformer;
+  --pooled_encoder FOLDER  also --autoencoder PATH, and --text_length N, tokens of the text
+  --device DEVICE          cpu or cuda; by default CUDA where there is a device
+  --dtype DTYPE            float32, bfloat16 or float64; by default as the weights are stored
+  --plugins.load NAME      also load this module, or this .py file, as a plugin
+  --plugins.disable NAME   leave this plugin out"""
+
+_ENCODERS = ("text_encoder", "pooled_encoder", "autoencoder")
+_PUBLISHED = {"text_encoder": "text_encoder_2", "pooled_encoder": "text_encoder", "autoencoder": "vae"}
+"""Where they are in a folder that FLUX.1 is published in."""
+_SCHNELL_LENGTH = 256
+"""Tokens of a text of schnell, and twice so many of dev."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``hekaton flux generate ARGUMENTS``."""
+    flags, words = plugin_flags(arguments)
+    if not words or set(words) & {"-h", "--help"}:
+        print(USAGE)
+        return 0
+    given = _parsed(words)
+    plugins = flags.discover()
+    plugins.check()
+    from hekaton.metrics import set_up_logging
+
+    set_up_logging(0, 1)
+    began = time.monotonic()
+    loaded, section = _loaded(given, plugins)
+    count = _make(loaded, section, given)
+    print(f"{given.out}: {count:,} image(s) by {loaded.source}, {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    parser = VerbParser("flux generate")
+    source = parser.add_mutually_exclusive_group(required=True)
+    for name in ("checkpoint", "hf"):
+        source.add_argument(f"--{name}")
+    parser.add_argument("--prompt", action="append", required=True)
+    parser.add_argument("--out", type=as_path, required=True)
+    for name, kind, default in (
+        ("steps", int, None), ("guidance", float, None), ("seed", int, 0), ("count", int, 1),
+        ("size", str, None), ("batch_size", int, 8), ("text_length", int, None),
+        *((name, str, None) for name in _ENCODERS),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
+    given = parser.parse_args(words)
+    for name in ("count", "batch_size", "steps", "text_length"):
+        value = getattr(given, name)
+        if value is not None and not 1 <= value <= 2**20:
+            raise ConfigError(f"--{name} {value}: a number of at least 1 was expected")
+    if given.out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {given.out}: the name of a .png file was expected")
+    if not given.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {given.out}: there is no folder '{given.out.absolute().parent}'")
+    return given
+
+
+def _loaded(given: argparse.Namespace, plugins: Plugins) -> tuple[LoadedModel, FlowMatchingSection | None]:
+    """The model, and of a run how it was trained."""
+    import torch
+
+    from hekaton.checkpoint.tensors.model_only import open_model
+    from hekaton.config.job import config_of
+    from hekaton.loading import load_checkpoint, load_folder
+    from hekaton_flux.model import FluxConfig
+
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device", hint="say --device cpu")
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    section: Any = None
+    if given.checkpoint is not None:
+        loaded = load_checkpoint(str(as_path(given.checkpoint)), plugins, device=device, dtype=given.dtype)
+        content = open_model(Path(loaded.source)).manifest.describe.get("config", {})
+        if "flow_matching" in content:
+            section = config_of(plugins, content).section("flow_matching")
+    else:
+        folder = as_path(given.hf)
+        inside = folder / "transformer"
+        loaded = load_folder(
+            inside if inside.is_dir() else folder, plugins, format_name="hf", device=device, dtype=given.dtype
+        )
+    if not isinstance(loaded.config, FluxConfig):
+        raise ConfigError(
+            f"{loaded.source} is of the model '{loaded.spec.name}', which makes no images",
+            hint="hekaton generate",
+        )
+    return loaded, section
+
+
+def _make(loaded: LoadedModel, section: FlowMatchingSection | None, given: argparse.Namespace) -> int:
+    import torch
+    from PIL import Image
+
+    from hekaton_flux.encoder_choice import frozen_encoders
+    from hekaton_flux.objective import check_encoder_sizes
+    from hekaton_flux.sampling import ImageSampling, grid, make_images
+
+    guidance = _guidance(loaded, section, given.guidance)
+    steps = given.steps or (4 if section is None and not loaded.config.guidance else 30)
+    sampling = ImageSampling(steps=steps, guidance=guidance, seed=given.seed, size=_size(given.size, section))
+    encoders = frozen_encoders(_encoders(loaded, section, given))
+    check_encoder_sizes(encoders.sizes, loaded.config)
+    first = next(loaded.model.parameters())
+    prompts = [prompt for prompt in given.prompt for _ in range(given.count)]
+    with torch.inference_mode():
+        images = list(
+            make_images(
+                lambda inputs: loaded.model(**inputs), loaded.config, encoders, prompts, sampling,
+                device=first.device, dtype=first.dtype, rows=given.batch_size,
+            )
+        )  # fmt: skip
+    columns = given.count if given.count > 1 and len(given.prompt) > 1 else _columns(len(images))
+    try:
+        Image.fromarray(grid(images, columns=columns)).save(given.out)
+    except OSError as e:
+        raise ConfigError(f"cannot write '{given.out}': {e.strerror or e}") from e
+    return len(images)
+
+
+def _guidance(loaded: LoadedModel, section: FlowMatchingSection | None, given: float | None) -> float:
+    """:raises ConfigError: for a scale with which the model can do nothing."""
+    if loaded.config.guidance:
+        return 3.5 if given is None else given
+    if section is not None and section.text_dropout > 0:
+        return 3.0 if given is None else given
+    if given is not None and given != 1:
+        raise ConfigError(
+            f"--guidance {given:g}: the model of {loaded.source} takes no guidance scale, and was not "
+            "trained with dropped texts, as schnell",
+            hint="leave out --guidance",
+        )
+    return 1.0
+
+
+def _size(given: str | None, section: FlowMatchingSection | None) -> tuple[int, int]:
+    """Height and width."""
+    if given is None:
+        return (1024, 1024) if section is None else (section.image_size, section.image_size)
+    width, by, height = given.partition("x")
+    if not (by and width.isdecimal() and height.isdecimal() and len(given) < 16):
+        raise ConfigError(f"--size {given}: WIDTHxHEIGHT was expected, such as 1024x768")
+    return int(height), int(width)
+
+
+def _encoders(
+    loaded: LoadedModel, section: FlowMatchingSection | None, given: argparse.Namespace
+) -> FlowMatchingSection:
+    """The section that names the encoders."""
+    from hekaton_flux.settings import FlowMatchingSection
+
+    named = {name: getattr(given, name) for name in _ENCODERS if getattr(given, name) is not None}
+    if section is None:
+        around = Path(loaded.source).parent
+        if (around / "model_index.json").is_file():
+            named = {name: str(around / inside) for name, inside in _PUBLISHED.items()} | named
+        if missing := [f"--{name}" for name in _ENCODERS if name not in named]:
+            raise ConfigError(
+                f"the encoders are missing: there are none beside {loaded.source}",
+                hint=f"say {', '.join(missing)}",
+            )
+        length = given.text_length or (2 if loaded.config.guidance else 1) * _SCHNELL_LENGTH
+        return FlowMatchingSection(text_length=length, **named)
+    before = section.model_dump() | ({"encoded": ""} if named or not section.encoded else {})
+    if given.text_length is not None:
+        before["text_length"] = given.text_length
+    return FlowMatchingSection.model_validate(before | named)
+
+
+def _columns(count: int) -> int:
+    """Of a grid that is about square, and rather wide."""
+    return next(columns for columns in range(1, count + 1) if columns * columns >= count)

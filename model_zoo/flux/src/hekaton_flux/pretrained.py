@@ -1,0 +1,168 @@
+"""T5, CLIP and an autoencoder, opened from local folders by transformers and diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hekaton.data.contents import known_file
+from hekaton.data.identity import fingerprint
+from hekaton.errors import ConfigError
+from hekaton_flux.encoders import EncoderSizes
+from hekaton_flux.images import Floats, Pixels
+from hekaton_flux.settings import FlowMatchingSection
+
+
+class Autoencoder:
+    """diffusers' ``AutoencoderKL``, from its folder or from the file that it was published in."""
+
+    def __init__(self, path: str) -> None:
+        """:raises ConfigError: for what cannot be opened, or makes latents of other than 8 by 8 pixels."""
+        if Path(path).is_file():
+            self.model = _published_autoencoder(Path(path))
+        else:
+            _, self.model = _opened("autoencoder", path, "AutoencoderKL")
+        content = self.model.config
+        pixels = 2 ** (len(content.block_out_channels) - 1)
+        if pixels != 8:
+            raise ConfigError(
+                f"flow_matching.autoencoder = '{path}': a latent is of {pixels} by {pixels} "
+                "pixels, the model is trained on those of 8 by 8"
+            )
+        self._shift, self._scale = content.shift_factor or 0.0, content.scaling_factor
+        self.latent_channels: int = content.latent_channels
+
+    def image(self, pixels: Pixels) -> tuple[Floats, Floats]:
+        import torch
+
+        with torch.no_grad():
+            given = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+            found = self.model.encode(given.to(self.model.device)).latent_dist
+            mean, std = (found.mean - self._shift) * self._scale, found.std * self._scale
+        return mean[0].cpu().numpy(), std[0].cpu().numpy()
+
+    def pixels(self, latents: Floats) -> Pixels:
+        """The image that it makes of latents, (height, width, 3)."""
+        import torch
+
+        with torch.no_grad():
+            given = torch.from_numpy(latents)[None].to(self.model.device) / self._scale + self._shift
+            decoded = self.model.decode(given).sample[0].cpu()
+        values: Pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        return values
+
+
+class PretrainedEncoders:
+    """T5, CLIP and an autoencoder from local folders, by transformers and diffusers."""
+
+    def __init__(self, section: FlowMatchingSection) -> None:
+        """:raises ConfigError: for a folder that cannot be opened, or sizes that training cannot take."""
+        self._text_length = section.text_length
+        self._t5_tokenizer, self._t5 = _opened("text_encoder", section.text_encoder, "T5EncoderModel")
+        self._clip_tokenizer, self._clip = _opened("pooled_encoder", section.pooled_encoder, "CLIPTextModel")
+        self._autoencoder = Autoencoder(section.autoencoder)
+        self.sizes = EncoderSizes(
+            latent_channels=self._autoencoder.latent_channels,
+            text_dim=self._t5.config.d_model,
+            pooled_dim=self._clip.config.hidden_size,
+        )
+        paths = (section.text_encoder, section.pooled_encoder, section.autoencoder)
+        self.fingerprint = fingerprint(*(_digest(Path(path)) for path in paths))
+        self.image, self.pixels = self._autoencoder.image, self._autoencoder.pixels
+
+    def to(self, device: str) -> None:
+        """Encode on another device."""
+        for module in (self._t5, self._clip, self._autoencoder.model):
+            module.to(device)
+
+    def text(self, text: str) -> tuple[Floats, Floats]:
+        import torch
+
+        with torch.no_grad():
+            ids = _ids(self._t5_tokenizer, text, self._text_length)
+            states = self._t5(ids.to(self._t5.device)).last_hidden_state
+            ids = _ids(self._clip_tokenizer, text, self._clip.config.max_position_embeddings)
+            pooled = self._clip(ids.to(self._clip.device)).pooler_output
+        return states[0].cpu().numpy(), pooled[0].cpu().numpy()
+
+
+def _ids(tokenizer: Any, text: str, length: int) -> Any:
+    return tokenizer(
+        text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+# Of the published autoencoder (ae_params in src/flux/util.py of black-forest-labs/flux).
+_PUBLISHED = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 16, "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2, "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+    "use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": True, "sample_size": 1024,
+}  # fmt: skip
+
+
+def _published_autoencoder(path: Path) -> Any:
+    """The autoencoder of ``ae.safetensors``, the single file that it was published in.
+
+    :raises ConfigError: for a file of something else.
+    """
+    _libraries("autoencoder")
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = AutoencoderKL(**_PUBLISHED)
+    try:
+        model.load_state_dict(convert_ldm_vae_checkpoint(load_file(path), model.config))
+    except (OSError, SafetensorError, KeyError, RuntimeError, IndexError, ValueError) as e:
+        reason = str(e).splitlines()[0]
+        raise ConfigError(
+            f"flow_matching.autoencoder = '{path}' is not the published ae.safetensors: {reason}"
+        ) from e
+    return model.eval().requires_grad_(False)
+
+
+def _libraries(field: str) -> tuple[Any, Any]:
+    try:
+        import diffusers
+        import transformers
+    except ImportError as e:
+        raise ConfigError(
+            f"flow_matching.{field} needs transformers and diffusers: {e}",
+            hint='pip install "hekaton-flux[encoders]"',
+        ) from e
+    return diffusers, transformers
+
+
+def _opened(field: str, path: str, name: str) -> tuple[Any, Any]:
+    """The tokenizer of a folder, where it is of an encoder of texts, and the model, which is not trained."""
+    check_folder(field, path)
+    diffusers, transformers = _libraries(field)
+    try:
+        if name == "AutoencoderKL":
+            tokenizer, model = None, diffusers.AutoencoderKL.from_pretrained(path, local_files_only=True)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            model = getattr(transformers, name).from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise ConfigError(f"flow_matching.{field} = '{path}' is no {name}: {e}") from e
+    return tokenizer, model.eval().requires_grad_(False)
+
+
+def check_folder(field: str, path: str) -> None:
+    """:raises ConfigError: where there is no folder, or for an autoencoder no file either."""
+    if Path(path).is_dir() or (field == "autoencoder" and Path(path).is_file()):
+        return
+    hint = ""
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        hint = f"it is read from a folder of this machine: hf download {path} --local-dir FOLDER"
+    raise ConfigError(f"flow_matching.{field} = '{path}' is no folder", hint=hint)
+
+
+def _digest(path: Path) -> str:
+    """Of the content of a folder, or of a file."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return fingerprint(
+        *(f"{file.relative_to(path).as_posix()} {known_file(file).content}" for file in sorted(files))
+    )

@@ -1,0 +1,186 @@
+"""Tar shards of images with captions, as webdataset writes them: members with the same name up to its first
+dot are one sample, ``000017.jpg`` and ``000017.txt``."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hekaton.data import Integers
+from hekaton.data.contents import KnownFile, cache_folder, known_file, remove_unused
+from hekaton.data.identity import fingerprint
+from hekaton.errors import DataError
+from hekaton_flux.decoding import SUFFIXES, check_captions
+from hekaton_flux.images import StoredImage
+
+_BLOCK = 512
+_CAPTIONS = (".txt", ".json")
+"""A text, or an object with a ``caption``; the first that a sample has."""
+
+
+class Shards:
+    """The samples of several tar files. Each has an index of where its members lie, which is kept in the
+    cache under the hash of the file's content."""
+
+    def __init__(self, folder: Path, *, max_bad: int) -> None:
+        """:raises DataError: for a tar file that is cut short or damaged, and for more images without a
+        caption than ``max_bad``."""
+        self._root = folder if folder.is_dir() else folder.parent
+        self._files: list[KnownFile] = [known_file(path) for path in shards_in(folder)]
+        self._samples: list[Integers] = []
+        missing: list[str] = []
+        for file in self._files:
+            members = _index(file)
+            captioned = members[:, 2] >= 0
+            missing += [_name(file.path, int(begin)) for begin in members[~captioned, 0]]
+            self._samples.append(members[captioned])
+        check_captions(missing, max_bad, what=str(folder))
+        self._ends = list(itertools.accumulate(map(len, self._samples)))
+        self.fingerprint = fingerprint("shards 1", *(file.content for file in self._files))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def files(self) -> Mapping[str, str]:
+        return {file.path.relative_to(self._root).as_posix(): file.content for file in self._files}
+
+    def fetch(self, indices: Sequence[int]) -> list[StoredImage]:
+        return [self._sample(index) for index in indices]
+
+    def _sample(self, index: int) -> StoredImage:
+        number = bisect.bisect_right(self._ends, index)
+        file = self._files[number] = self._files[number].unchanged()
+        at = index - (self._ends[number - 1] if number else 0)
+        begin, size, caption, length, is_json = map(int, self._samples[number][at])
+        where = f"{file.path}: {_name(file.path, begin)}"
+        with file.path.open("rb") as opened:
+            data = os.pread(opened.fileno(), size, begin)
+            text = os.pread(opened.fileno(), length, caption).decode("utf-8", "replace")
+        return StoredImage(data, caption_in_json(text, where) if is_json else text.strip(), where)
+
+
+def caption_in_json(text: str, where: str) -> str:
+    """:raises DataError: for what is no object with a ``caption``."""
+    try:
+        caption = json.loads(text)["caption"]
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise DataError(f"{where}: its .json has no 'caption', and there is no .txt") from e
+    if not isinstance(caption, str):
+        raise DataError(f"{where}: the caption in its .json is no text")
+    return caption.strip()
+
+
+def shards_in(path: Path) -> list[Path]:
+    """The tar files of a folder, in the order of their names, or the one that is named.
+
+    :raises DataError: when there are none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"dataset_path = '{path}' is no folder and no file")
+    found = sorted(file for file in path.rglob("*.tar") if file.is_file())
+    if not found:
+        raise DataError(f"there is no .tar file in '{path}'", hint=_other_kind(path))
+    return found
+
+
+def _other_kind(path: Path) -> str:
+    if any(path.rglob("*.tar.*")):
+        return "compressed tar files are not read: unpack them with gunzip, images are compressed already"
+    if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        return 'it has images: training.dataset = "image_folder" reads them'
+    return ""
+
+
+def _index(file: KnownFile) -> Integers:
+    """The samples of a tar file: (n, 5), where the image begins and its bytes, where the caption begins, -1
+    without one, its bytes, and whether it is in a JSON object."""
+    kept = cache_folder() / "shards" / f"{file.content}-1.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found: Integers = np.load(kept, allow_pickle=False)
+        if found.dtype == np.int64 and found.shape[1:] == (5,):
+            return found
+    found = _scan(file.path)
+    with contextlib.suppress(OSError):  # it is made anew next time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_name(f"{kept.name}.unfinished-{os.getpid()}")
+        with unfinished.open("wb") as opened:
+            np.save(opened, found)
+        unfinished.replace(kept)
+        remove_unused(kept.parent)
+    return found
+
+
+def _scan(path: Path) -> Integers:
+    """:raises DataError: for a file that is no tar file, cut short or damaged."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                end = member.offset_data
+                if not member.isfile():
+                    continue
+                end += -(-member.size // _BLOCK) * _BLOCK
+                folder, _, name = member.name.rpartition("/")
+                stem, dot, suffix = name.partition(".")
+                samples.setdefault(f"{folder}/{stem}", {})[f"{dot}{suffix.lower()}"] = (
+                    member.offset_data, member.size
+                )  # fmt: skip
+                tar.members = []  # or it would keep every header
+    except (tarfile.TarError, OSError, ValueError) as e:
+        raise DataError(f"'{path}' is no whole tar file: {e}", hint=_again) from e
+    with path.open("rb") as opened:
+        mark = os.pread(opened.fileno(), _BLOCK, end)
+    if mark != bytes(_BLOCK):
+        how = "is cut short" if len(mark) < _BLOCK else "is damaged"
+        raise DataError(f"'{path}' {how}: it does not end after its member at byte {end:,}", hint=_again)
+    return np.array(
+        [line for parts in samples.values() if (line := _line(parts)) is not None], np.int64
+    ).reshape(-1, 5)
+
+
+_again = "copy or download it again"
+
+
+def _line(parts: Mapping[str, tuple[int, int]]) -> tuple[int, ...] | None:
+    """A line of the index; ``None`` for a sample without an image."""
+    image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
+    if image is None:
+        return None
+    kind = next((kind for kind in _CAPTIONS if kind in parts), None)
+    return (*image, *(parts[kind] if kind else (-1, 0)), int(kind == ".json"))
+
+
+def _name(path: Path, begin: int) -> str:
+    """The name of a member, from the header before its content."""
+    with path.open("rb") as opened:
+        header = os.pread(opened.fileno(), 100, begin - _BLOCK)
+    return header.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def build(section: Any, path: str | None) -> Shards:
+    check(section, path)
+    return Shards(Path(str(path)), max_bad=section.max_bad_images)
+
+
+def check(section: Any, path: str | None, *, here: bool = True) -> None:
+    """:raises DataError: where there are no tar files."""
+    if not here:
+        return
+    if path is None:
+        raise DataError(
+            "a dataset of tar shards needs dataset_path: the folder of the .tar files",
+            hint="hf download pixparse/cc12m-wds --repo-type dataset --local-dir FOLDER gives those of CC12M",
+        )
+    shards_in(Path(path))

@@ -1,0 +1,279 @@
+"""Images from noise: steps of the velocity against diffusers' scheduler and transformer, and ``hekaton flux generate``."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from PIL import Image
+
+import hekaton
+from hekaton.cli import main
+from hekaton.draws import Draw
+from hekaton.errors import ConfigError
+from hekaton.weights import whole
+from hekaton_flux.diffusers import table, write_config
+from hekaton_flux.model import patch_positions
+from hekaton_flux.sampling import ImageSampling, grid, make_images, times
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_flux import TINY, build
+
+SIDE = (4, 6)
+CPU = torch.device("cpu")
+
+
+class Latents:
+    """Encoders of texts that are known, and latents in place of images."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(3)
+        self.texts = {
+            text: (torch.randn(5, 20, generator=generator), torch.randn(10, generator=generator))
+            for text in ("a red circle", "two", "")
+        }
+
+    def text(self, text):
+        return tuple(one.numpy() for one in self.texts[text])
+
+    def pixels(self, latents):
+        return latents
+
+
+def sampled(model, prompts, *, rows=8, **settings):
+    sampling = ImageSampling(**{"steps": 3, "guidance": 3.5, "seed": 7, "size": (32, 48), **settings})
+    with torch.no_grad():
+        return list(
+            make_images(
+                lambda inputs: model(**inputs), model.config, Latents(), prompts, sampling, device=CPU,
+                dtype=torch.float32, rows=rows,
+            )
+        )  # fmt: skip
+
+
+def of_diffusers(model, prompt, *, guidance):
+    """The same with diffusers' transformer, its scheduler, and noise as its pipeline packs it."""
+    config = model.config
+    content = {key: value for key, value in write_config(config).items() if key != "_class_name"}
+    theirs = FluxTransformer2DModel(**content)
+    tensors = {name: whole(value.detach()) for name, value in model.state_dict().items()}
+    made = table(config).to_hf(tensors, what="x")
+    theirs.load_state_dict({name: tensor.read() for name, tensor in made.items()})
+    # scheduler_config.json of FLUX.1-dev, and of FLUX.1-schnell.
+    settings = {"use_dynamic_shifting": True, "shift": 3.0} if config.guidance else {"shift": 1.0}
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15, **settings
+    )
+    patches = SIDE[0] // 2 * (SIDE[1] // 2)
+    mu = calculate_shift(patches) if config.guidance else None
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 3, 3), mu=mu)
+    latents = Draw(seed=7, step=0, rows=[0], device=CPU, purpose="images").normal(
+        "noise", (patches, config.channels)
+    )
+
+    def velocity(text, at):
+        states, pooled = Latents().texts[text]
+        return theirs(
+            hidden_states=latents, encoder_hidden_states=states[None], pooled_projections=pooled[None],
+            timestep=at, guidance=torch.tensor([guidance]) if config.guidance else None,
+            img_ids=patch_positions(*SIDE).float(), txt_ids=torch.zeros(5, 3),
+        ).sample  # fmt: skip
+
+    with torch.no_grad():
+        for step in scheduler.timesteps:
+            found = velocity(prompt, step[None] / 1000)
+            if not config.guidance and guidance != 1:
+                empty = velocity("", step[None] / 1000)
+                found = empty + guidance * (found - empty)
+            latents = scheduler.step(found, step, latents).prev_sample
+    from diffusers import FluxPipeline
+
+    return FluxPipeline._unpack_latents(latents, 8 * SIDE[0], 8 * SIDE[1], 8)[0].numpy()
+
+
+@pytest.mark.parametrize(("takes_scale", "guidance"), [(True, 3.5), (False, 2.0), (False, 1.0)])
+def test_steps_of_the_velocity_are_those_of_diffusers(takes_scale, guidance):
+    model = build(replace(TINY, guidance=takes_scale))
+    (ours,) = sampled(model, ["a red circle"], guidance=guidance)
+    theirs = of_diffusers(model, "a red circle", guidance=guidance)
+    assert ours.shape == theirs.shape == (3, 4, 6)
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_an_image_does_not_depend_on_those_beside_it():
+    model = build(replace(TINY, guidance=False))
+    alone = sampled(model, ["a red circle", "two", "two"], rows=1)
+    together = sampled(model, ["a red circle", "two", "two"], rows=3)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(alone[1], alone[2]), "two images of a prompt have noise of their own"
+    assert not np.allclose(sampled(model, ["two"], seed=8)[0], sampled(model, ["two"])[0])
+
+
+def test_published_schedules():
+    assert times(4, 4096, shifted=False).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    # exp(1.15) / (exp(1.15) + 1 / t - 1), of the paper's largest images.
+    shift = math.exp(1.15)
+    expected = [shift / (shift + 1 / t - 1) for t in (1, 0.75, 0.5, 0.25)]
+    assert times(4, 4096, shifted=True).tolist() == pytest.approx([*expected, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": (40, 64)}, "a multiple of 16, and at most 4096\n  the nearest is 32"),
+        ({"size": (64, 8192)}, "an image side of 8192 pixels"),
+        ({"steps": 0}, "steps = 0"),
+        ({"guidance": -1.0}, "a scale from 0 to 100"),
+    ],
+)
+def test_images_that_cannot_be_made_are_rejected(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageSampling(**{"steps": 3, "guidance": 1.0, "seed": 0, "size": (64, 64), **wrong})
+
+
+def test_a_grid_has_images_row_by_row():
+    images = [np.full((2, 3, 3), value, np.uint8) for value in (1, 2, 3)]
+    whole_grid = grid(images, columns=2, gap=1)
+    assert whole_grid[..., 0].tolist() == [
+        [1, 1, 1, 255, 2, 2, 2], [1, 1, 1, 255, 2, 2, 2], [255] * 7,
+        [3, 3, 3, 255, 255, 255, 255], [3, 3, 3, 255, 255, 255, 255],
+    ]  # fmt: skip
+
+
+FILE = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
+SMALL = {
+    "model.overrides": {
+        "dim": 48,
+        "n_heads": 2,
+        "n_double_blocks": 1,
+        "n_single_blocks": 1,
+        "axes": [4, 10, 10],
+    },
+    "flow_matching.image_size": 32,
+    "flow_matching.sample_freq": 2,
+    "flow_matching.sample_steps": 2,
+    "flow_matching.sample_prompts": ["a red circle", "a blue square"],
+    "training.local_batch_size": 4,
+    "training.steps": 3,
+    "validation.freq": 3,
+    "validation.local_batch_size": 4,
+    "validation.steps": 4,
+    "lr_scheduler.warmup_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = hekaton.train(FILE, **SMALL, **{"job.dump_folder": str(folder)})
+    return folder, run
+
+
+def test_a_run_shows_images_of_its_prompts_in_tensorboard(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = trained
+    events = EventAccumulator(str(folder / "tb"))
+    events.Reload()
+    assert events.Tags()["images"] == ["samples/a red circle", "samples/a blue square"]
+    shown = events.Images("samples/a red circle")
+    assert [image.step for image in shown] == [2, 3]
+    assert (shown[0].width, shown[0].height) == (32, 32)
+
+
+def test_a_validation_says_the_loss_at_each_time(trained):
+    _, run = trained
+    (metrics,) = [one for one in run.metrics if "validation_loss" in one]
+    parts = [metrics[f"validation_loss/time_{(part + 0.5) / 8:.4f}"] for part in range(8)]
+    # 16 rows, two at each time: the loss as a whole is the mean of the parts.
+    assert metrics["validation_loss"] == pytest.approx(sum(parts) / 8, rel=1e-5)
+    assert all(part > 0 for part in parts)
+    assert not any(
+        "time_" in name for one in run.metrics for name in one if not name.startswith("validation")
+    )
+
+
+def pixels(path):
+    with Image.open(path) as opened:
+        return np.asarray(opened).astype(int)
+
+
+def test_generate_writes_images_of_a_run(trained, tmp_path, capsys):
+    folder, _ = trained
+    words = [
+        "flux",
+        "generate",
+        "--checkpoint",
+        str(folder),
+        "--prompt",
+        "a red circle",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    assert main([*words, "--count", "3", "--out", str(tmp_path / "a.png")]) == 0
+    assert "3 image(s) by " in capsys.readouterr().out
+    assert pixels(tmp_path / "a.png").shape == (2 * 32 + 2, 2 * 32 + 2, 3)
+    assert main([*words, "--count", "3", "--out", str(tmp_path / "b.png"), "--batch_size", "1"]) == 0
+    assert main([*words, "--count", "3", "--out", str(tmp_path / "c.png"), "--seed", "1"]) == 0
+    a, b, c = (pixels(tmp_path / f"{name}.png") for name in "abc")
+    assert np.abs(a - b).max() <= 1
+    assert np.abs(a - c).max() > 1
+    assert main([*words, "--size", "48x16", "--out", str(tmp_path / "d.png")]) == 0
+    assert pixels(tmp_path / "d.png").shape == (16, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x.jpg"], "the name of a .png file was expected"),
+        (["--out", "missing/x.png"], "there is no folder"),
+        (["--size", "big"], "WIDTHxHEIGHT was expected"),
+        (["--size", "40x40"], "multiple of 16"),
+        (["--text_encoder", "missing"], "names some encoders, and not pooled_encoder, autoencoder"),
+    ],
+)
+def test_generate_rejects_what_it_cannot_do(words, message, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = trained
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    out = [] if "--out" in given else ["--out", "x.png"]
+    assert main(["flux", "generate", "--checkpoint", str(folder), "--prompt", "a", *out, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_guidance_needs_a_model_that_knows_it(trained, tmp_path, capsys):
+    """As schnell: without the scale as an input, and not trained with dropped texts."""
+    folder, run = trained
+    assert (
+        main(["convert", "to-hf", str(folder / "checkpoint/step-3"), str(tmp_path / "hf/transformer")]) == 0
+    )
+    words = [
+        "flux",
+        "generate",
+        "--hf",
+        str(tmp_path / "hf"),
+        "--prompt",
+        "a",
+        "--out",
+        str(tmp_path / "x.png"),
+        "--device",
+        "cpu",
+    ]
+    capsys.readouterr()
+    assert main([*words, "--guidance", "3"]) == 2
+    assert "takes no guidance scale, and was not trained with dropped texts" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "the encoders are missing" in capsys.readouterr().err
+    # The folder is one that diffusers reads.
+    theirs = FluxTransformer2DModel.from_pretrained(tmp_path / "hf/transformer")
+    assert sum(one.numel() for one in theirs.parameters()) == sum(
+        one.numel() for one in run.model.parameters()
+    )
