@@ -59,7 +59,7 @@ class Tokens:
         if not self._prefix:
             return ids
         if marks is None:
-            marks = not text.startswith(self._prefix_text)
+            marks = not self._prefix_text or not text.startswith(self._prefix_text)
         return [*self._prefix, *ids] if marks else ids
 
     def decode(self, ids: Sequence[int]) -> str:
