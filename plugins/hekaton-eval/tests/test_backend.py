@@ -89,6 +89,7 @@ def test_the_answers_are_the_same_on_every_layout(judged, place, ours):
         assert degrees
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_results(judged, place, ours, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip for a list
     expected = ours("llama3")["metrics"]

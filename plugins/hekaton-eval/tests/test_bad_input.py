@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,25 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the harness's thousands of tasks, whose files take seconds to read, those of one folder."""
+    import lm_eval.tasks
+
+    folder = Path(lm_eval.tasks.__file__).parent / "arc"
+    manager = partial(lm_eval.tasks.TaskManager, include_defaults=False, include_path=[str(folder)])
+    monkeypatch.setattr(tasks, "TaskManager", lambda **_: manager())
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_an_unknown_task_is_told_with_the_nearest(capsys):
+def test_an_unknown_task_is_told_with_the_nearest(capsys, few_tasks):
     message = said(capsys, "--checkpoint", "outputs", "--tasks", "arc_eazy")
     assert "error: unknown task 'arc_eazy'" in message
     assert "did you mean arc_easy" in message
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_data_that_cannot_be_had_is_told_at_once(capsys, monkeypatch, tmp_path):
+def test_data_that_cannot_be_had_is_told_at_once(capsys, monkeypatch, few_tasks):
     def unreachable(*_: object, **__: object) -> socket.socket:
         raise OSError("network is unreachable")
 
