@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from hekaton_flux.images import BACKGROUND, COLORS, SHAPES
 
 FILE = Path(__file__).parents[1] / "model_zoo/flux/train_configs/debug_model.toml"
 COUNT = 32
+SIDE, WORDS = 64, 4
+"""Pixels and words, as in the run file."""
 FAINT = 0.25
 """Shares of the colour below it are background."""
 SQUARE, TRIANGLE = 0.9, 0.74
@@ -77,24 +78,27 @@ def validation_losses(folder: Path) -> list[tuple[int, float]]:
 def images_of(
     folder: Path, prompts: list[str], count: int, guidance: float
 ) -> dict[str, list[npt.NDArray[np.uint8]]]:
-    """``count`` images of each prompt, by ``hekaton flux generate``."""
-    from PIL import Image
+    """``count`` images of each prompt, as ``hekaton flux generate`` makes them."""
+    import torch
 
-    found: dict[str, list[npt.NDArray[np.uint8]]] = {}
-    for prompt in prompts:
-        out = folder / f"{re.sub(r'[^a-z]+', '_', prompt)}.png"
-        words = ["flux", "generate", "--checkpoint", str(folder), "--prompt", prompt, "--count", str(count)]
-        words += ["--out", str(out), "--batch_size", str(count), "--guidance", str(guidance)]
-        subprocess.run([sys.executable, "-m", "hekaton", *words], check=True)
-        with Image.open(out) as opened:
-            whole = np.asarray(opened)
-        columns = next(columns for columns in range(1, count + 1) if columns * columns >= count)
-        side = (whole.shape[1] + 2) // columns
-        found[prompt] = [
-            whole[number // columns * side :, number % columns * side :][: side - 2, : side - 2]
-            for number in range(count)
-        ]
-    return found
+    from hekaton.loading import load_checkpoint
+    from hekaton.plugins import Plugins
+    from hekaton_flux.encoders import TrialEncoders
+    from hekaton_flux.sampling import ImageSampling, make_images
+
+    cpu = torch.device("cpu")
+    loaded = load_checkpoint(str(folder), Plugins.discover(), device=cpu)
+    sampling = ImageSampling(steps=30, guidance=guidance, seed=0, size=(SIDE, SIDE))
+    with torch.inference_mode():
+        return {
+            prompt: list(
+                make_images(
+                    lambda inputs: loaded.model(**inputs), loaded.config, TrialEncoders(WORDS),
+                    [prompt] * count, sampling, device=cpu, dtype=torch.float32, rows=count,
+                )
+            )
+            for prompt in prompts
+        }  # fmt: skip
 
 
 def main() -> None:
