@@ -30,6 +30,7 @@ HEAVY = (
     "tokenizers",
     "torch.utils.tensorboard",
     "pytest",
+    "tabulate",  # which torch._dynamo imports at exit: a process that was interrupted would then end with 1
 )
 """Imported where it is installed."""
 
