@@ -23,9 +23,12 @@ SETTINGS = {
 OF_THE_TESTS = dict(os.environ)
 """What the environment was when this was imported, before a test patched it."""
 
-APPLIED = {*SETTINGS, "PYTHONPATH", "PYTHONFAULTHANDLER", "HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER"}
-"""Variables that need no fresh interpreter although they are read when a process starts: those of downloads are
-set by lm_eval in the process that imports it."""
+APPLIED = {
+    *SETTINGS, "PYTHONPATH", "PYTHONFAULTHANDLER",
+    "HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER",
+}  # fmt: skip
+"""Variables that need no fresh interpreter although they are read when a process starts. The last are about
+downloads alone, and lm_eval sets them in every process that imports it."""
 
 READ_AT_IMPORT = (
     "PYTHON", "PYTORCH_", "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TORCH_DEVICE_BACKEND", "HF_",
