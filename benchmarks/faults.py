@@ -22,7 +22,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/operations"))
 
-from lab import Lab, Outcome
+from fault_lab import Lab, Outcome
 from lab_starts import INTERVAL, Job, Single, Torchrun
 
 from hekaton.accounting import Account

@@ -224,7 +224,9 @@ def test_a_tokenizer_with_ids_past_the_embedding_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_facts_that_a_manifest_garbles_say_nothing(tmp_path: Path) -> None:
+def test_facts_that_a_manifest_garbles_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source(tmp_path / "hf")
     assert main(["convert", "from-hf", "hf", "step", "--model_flavor", "tiny"]) == 0
     garbled = {
@@ -233,12 +235,16 @@ def test_facts_that_a_manifest_garbles_say_nothing(tmp_path: Path) -> None:
     }  # fmt: skip
     file = tmp_path / "step/manifest.json"
     manifest = Manifest.from_json(file.read_text())
-    for facts in (garbled, "x", None, [1]):
+    for facts in (garbled, {}):
         file.write_text(replace(manifest, describe={**manifest.describe, "facts": facts}).to_json())
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         assert main(["convert", "to-hf", "step", "out"]) == 0
         ids = dict.fromkeys(IDS) | ({"eos_token_id": 4} if facts is garbled else {})
         assert said(tmp_path / "out") == ids | {"positions": 8192}, "as written where nobody says"
+    for facts in ("x", None, [1]):
+        file.write_text(replace(manifest, describe={**manifest.describe, "facts": facts}).to_json())
+        assert main(["convert", "to-hf", "step", "refused"]) == 2
+        assert f"its describe.facts is of type {type(facts).__name__} and not dict" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from lab import Lab
+from fault_lab import Lab
 from lab_starts import INTERVAL, Single
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

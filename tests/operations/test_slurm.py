@@ -7,7 +7,7 @@ from random import Random
 import lab_hosts
 import lab_slurm
 import pytest
-from lab import Lab
+from fault_lab import Lab
 from lab_faults import RESTARTS
 from lab_starts import Job
 
