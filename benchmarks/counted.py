@@ -68,8 +68,12 @@ class CountingProxy(threading.Thread):
             to.sendall(content)
 
 
+IMPORTS = "<frozen importlib._bootstrap_external>"
+
+
 class Opens:
-    """Counts the files that this process opens, by class.
+    """Counts the files that this process opens, by class; without modules that it imports, of which it opens
+    the source or what is compiled, if another process has compiled it.
 
     :param classes: class -> folders and files that belong to it; the first that fits counts.
     """
@@ -82,6 +86,8 @@ class Opens:
 
     def _heard(self, event: str, arguments: tuple[object, ...]) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes):
+            return
+        if sys._getframe(1).f_code.co_filename == IMPORTS:
             return
         path = os.path.realpath(os.fsdecode(arguments[0]))
         kind = next(

@@ -224,9 +224,14 @@ def is_idle(field: FieldInfo) -> bool:
 
 
 def is_path(field: FieldInfo) -> bool:
-    """Whether a field holds a path: it is declared as :data:`PathField`, or as that or nothing."""
-    marks = [*field.metadata, *(mark for one in get_args(field.annotation) for mark in get_args(one)[1:])]
-    return any(isinstance(mark, AfterValidator) and mark.func is _expanded for mark in marks)
+    """Whether a field holds a path or a list of them: it is declared with :data:`PathField`."""
+    return any(_is_path(one) for one in (*field.metadata, field.annotation))
+
+
+def _is_path(annotation: object) -> bool:
+    if isinstance(annotation, AfterValidator):
+        return annotation.func is _expanded
+    return any(_is_path(one) for one in get_args(annotation))
 
 
 def section_class(field: FieldInfo) -> type[SectionModel] | None:

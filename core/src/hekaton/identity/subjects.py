@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from hekaton.config import as_dict
-from hekaton.config.base import dotted, is_path, may_differ, walk
+from hekaton.config.base import SectionModel, is_path, may_differ
 from hekaton.data.identity import fingerprint, sample
 from hekaton.environment import launched
 from hekaton.identity import code
-from hekaton.identity.values import Values, common_values, config_values, plain
+from hekaton.identity.values import Values, common_values, plain
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -178,18 +177,32 @@ def initial_weights(config: JobConfig) -> dict[str, str]:
 def named_files(config: JobConfig) -> dict[str, str]:
     """The files that fields of the configuration name, with a digest of the content of each, but for those
     that may differ."""
-    values = config_values(as_dict(config))
-    names = [
-        dotted(path)
-        for path, field, inside in walk(type(config))
-        if is_path(field) and not may_differ(field, inside)
-    ]
-    paths = {name: values.get(name) for name in names if name != READ_INTO_VALUES}
     return {
         f"{name}: content": _sampled(Path(path))
-        for name, path in paths.items()
-        if path and Path(path).is_file()
+        for name, path in _paths(config, "", ())
+        if name != READ_INTO_VALUES and Path(path).is_file()
     }
+
+
+def _paths(
+    section: SectionModel, before: str, outer: tuple[type[SectionModel], ...]
+) -> Iterator[tuple[str, str]]:
+    """The names and values of all fields that hold a path or several, also in lists of tables."""
+    inside = (*outer, type(section))
+    for name, field in type(section).model_fields.items():
+        value, at = getattr(section, name), f"{before}{name}"
+        if isinstance(value, list):
+            entries = {f"{at}[{i}]": one for i, one in enumerate(value)}
+        elif isinstance(value, dict):
+            entries = {f"{at}.{key}": one for key, one in value.items()}
+        else:
+            entries = {at: value}
+        held = is_path(field) and not may_differ(field, inside)
+        for place, one in entries.items():
+            if isinstance(one, SectionModel):
+                yield from _paths(one, f"{place}.", inside)
+            elif held and one:
+                yield place, one
 
 
 def _sampled(path: Path) -> str:

@@ -63,7 +63,7 @@ def check_before_step(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ())
     Two steps are taken without an optimizer, each followed by ``before_step``. The buffers, parameters and
     gradients that it leaves are the same when the rows go through in two microbatches, when blocks are
     recomputed in backward, and under every layout of two processes that the plan claims. What
-    another random seed changes is not compared (modules of dropout pass everything on meanwhile). Part of
+    other random seeds change is not compared (modules of dropout pass everything on meanwhile). Part of
     ``check_model``.
 
     :param spec: it has a name in a module, from which other processes import it.
