@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from hekaton.testing.process import FRESH
+
 TOGETHER = {"tests/test_third_party_package.py": "tests/test_wheels.py"}
 """Files that run on the same worker of pytest-xdist as another: they share an environment of a gigabyte."""
 
@@ -67,3 +69,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return TOGETHER.get(file, file)
 
     return ByFile(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells why test processes were fresh interpreters, which take seconds longer to start."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fresh"] = dict(FRESH)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    FRESH.update(getattr(node, "workeroutput", {}).get("fresh", {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for why, processes in sorted(FRESH.items()):
+        terminalreporter.write_line(f"{processes} test processes were fresh interpreters: {why}")

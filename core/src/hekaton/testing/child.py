@@ -26,9 +26,10 @@ OF_THE_TESTS = dict(os.environ)
 APPLIED = {
     *SETTINGS, "PYTHONPATH", "PYTHONFAULTHANDLER",
     "HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER",
+    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",
 }  # fmt: skip
-"""Variables that need no fresh interpreter although they are read when a process starts. The last are about
-downloads alone, and lm_eval sets them in every process that imports it."""
+"""Variables that need no fresh interpreter although they are read when a process starts. lm_eval, of downloads,
+and scikit-learn, of OpenMP, set theirs in every process that imports them."""
 
 READ_AT_IMPORT = (
     "PYTHON", "PYTORCH_", "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TORCH_DEVICE_BACKEND", "HF_",

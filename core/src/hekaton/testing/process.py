@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from hekaton.testing.child import ProcessRequest
 HAS_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 """Frameworks of macOS do not survive a fork."""
 
+FRESH: Counter[str] = Counter()
+"""Why processes were fresh interpreters, which take seconds longer to start, and how many were."""
 STACK_TIME = 10.0
 """Seconds for a process to write its stack."""
 
@@ -48,6 +51,7 @@ class RunningProcess:
             except client.NoServer as e:
                 self.why_fresh = str(e)
         if self.why_fresh:
+            FRESH[self.why_fresh] += 1
             self._popen = _interpreter(request)
             self.pid = self._popen.pid
 
