@@ -28,8 +28,8 @@ APPLIED = {
     "HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER",
     "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",
 }  # fmt: skip
-"""Variables that need no fresh interpreter although they are read when a process starts. lm_eval, of downloads,
-and scikit-learn, of OpenMP, set theirs in every process that imports them."""
+"""Variables that need no fresh interpreter although they are read when a process starts. lm_eval sets those
+of downloads, and scikit-learn those of OpenMP, in every process that imports them."""
 
 READ_AT_IMPORT = (
     "PYTHON", "PYTORCH_", "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TORCH_DEVICE_BACKEND", "HF_",
