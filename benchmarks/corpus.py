@@ -13,7 +13,6 @@ within 3 s; 500 MB of memory.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -119,14 +118,13 @@ def loader(folders: list[Path], seq_len: int, rows: int) -> Callable[[], object]
 
 def write(folder: Path, ends: Any) -> None:
     """What makes the ids of a folder a corpus."""
+    from hekaton.corpus.layout import CorpusManifest, Shard
     from hekaton.data.contents import known_file
 
     ends.astype("<i8").tofile(folder / "shard.ends")
     checksums = [known_file(folder / f"shard.{name}").content for name in ("bin", "ends")]
-    shard = {"name": "shard", "documents": len(ends), "tokens": int(ends[-1]), "ids_checksum": checksums[0],
-             "ends_checksum": checksums[1]}  # fmt: skip
-    manifest = {"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": VOCAB_SIZE, "shards": [shard]}
-    (folder / "corpus.json").write_text(json.dumps(manifest))
+    shard = Shard("shard", len(ends), int(ends[-1]), *checksums)
+    (folder / "corpus.json").write_text(CorpusManifest("uint16", "", VOCAB_SIZE, (shard,)).to_json())
 
 
 def first_batch(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +115,15 @@ def test_files_of_other_machines_are_not_looked_at(problems):
     assert "needs files to read" in problems(tokens, here=False)
 
 
+def test_an_error_of_a_source_or_a_set_names_it(problems, tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"123")
+    entry = 'dataset = "tokens"\ndataset_path = "a.bin"\n'
+    mixture = MIXTURE + SOURCE + '[[mixture.sources]]\nname = "code"\n' + entry
+    assert "source 'code': 'a.bin' has 3 bytes, which are no uint16" in problems(mixture)
+    found = problems(VALIDATION + "[[validation.sets]]\n" + entry)
+    assert "validation data 'tokens': 'a.bin' has 3 bytes" in found
+
+
 def test_ids_of_another_tokenizer_are_a_violation(problems, tmp_path):
     (tmp_path / "corpus").mkdir()
     for name, content in (("a.bin", bytes(4)), ("a.ends", (2).to_bytes(8, "little"))):
@@ -127,7 +136,6 @@ def test_ids_of_another_tokenizer_are_a_violation(problems, tmp_path):
         manifest = CorpusManifest("uint16", tokenizer, 9, (Shard("a", 1, 2, "", ""),))
         (tmp_path / "corpus" / "corpus.json").write_text(manifest.to_json())
         assert (said in problems(tokens)) if said else problems(tokens) == ""
-    content = json.loads(manifest.to_json())
-    content["shards"][0]["tokens"] = 3
-    (tmp_path / "corpus" / "corpus.json").write_text(json.dumps(content))
+    larger = replace(manifest, shards=(Shard("a", 1, 3, "", ""),))
+    (tmp_path / "corpus" / "corpus.json").write_text(larger.to_json())
     assert "has 4 bytes, and 6 when the corpus was made" in problems(tokens)

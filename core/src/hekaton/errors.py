@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 AGAIN = 75
 """Exit status of a run that was told to end and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
@@ -96,6 +97,20 @@ class Disagreement(HekatonError):
 
 class RaisedElsewhere(HekatonError):
     """Another rank failed before this one; the message is empty where this machine has said why already."""
+
+
+@contextlib.contextmanager
+def about(thing: str) -> Iterator[None]:
+    """Errors that are raised within begin with what they are about.
+
+    :param thing: for example ``source 'web'``; nothing is added where it is empty.
+    """
+    try:
+        yield
+    except HekatonError as e:
+        if thing:
+            e.message = f"{thing}: {e.message}"
+        raise
 
 
 def _rank() -> int | None:

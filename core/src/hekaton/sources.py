@@ -13,7 +13,7 @@ from hekaton.data.feed import Source
 from hekaton.data.loader import check_documents
 from hekaton.data.mixture import Mixture, MixtureEntry
 from hekaton.data.rows import Stream
-from hekaton.errors import DataError
+from hekaton.errors import DataError, about
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -37,9 +37,10 @@ def open_dataset(
     documents: Documents = build_component(config, plugins, Dataset, name, path, settings=settings)
 
     def open_one(entry: MixtureEntry) -> Documents:
-        built: Documents = build_component(
-            config, plugins, Dataset, entry.dataset, entry.path, settings=entry.settings
-        )
+        with about(f"source '{entry.name}'"):
+            built: Documents = build_component(
+                config, plugins, Dataset, entry.dataset, entry.path, settings=entry.settings
+            )
         return built
 
     return documents.opened(open_one) if isinstance(documents, Mixture) else documents
@@ -70,19 +71,23 @@ def make_stream(
     def encoder(entry: MixtureEntry) -> DocumentEncoder:
         record = plugins.get(Dataset, entry.dataset)
         shares = plugins.section_of(record) == plugins.section_of(plugins.get(Encoder, record.encoder))
-        built: DocumentEncoder = build_component(
-            config, plugins, Encoder, record.encoder, tokenizer, settings=entry.settings if shares else None
-        )
+        with about(_named(entry.name)):
+            built: DocumentEncoder = build_component(
+                config, plugins, Encoder, record.encoder, tokenizer,
+                settings=entry.settings if shares else None,
+            )  # fmt: skip
         return built
 
     one = MixtureEntry(name="", dataset=dataset, path=None, weights={}, settings=settings or {})
     mixture = documents if isinstance(documents, Mixture) else None
     entries = mixture.entries if mixture else [one]
     check_documents(documents)
-    for part in mixture.parts if mixture else [documents]:
-        check_tokenizer(part, tokenizer)
-        if isinstance(part, ChecksRows):
-            part.check_rows(rows)
+    parts = mixture.parts if mixture else [documents]
+    for entry, part in zip(entries, parts, strict=True):
+        with about(_named(entry.name)):
+            check_tokenizer(part, tokenizer)
+            if isinstance(part, ChecksRows):
+                part.check_rows(rows)
     return Stream(
         [
             Source(
@@ -92,13 +97,17 @@ def make_stream(
                 epochs=entry.max_epochs if repeat else 1,
                 name=entry.name,
             )
-            for entry, part in zip(entries, mixture.parts if mixture else [documents], strict=True)
+            for entry, part in zip(entries, parts, strict=True)
         ],
         build_component(config, plugins, RowMaker, config.training.packing, seq_len),
         rows,
         repeat,
         blend=Blend(mixture.weights, rows=rows, seed=seed) if mixture else None,
     )
+
+
+def _named(source: str) -> str:
+    return f"source '{source}'" if source else ""
 
 
 def check_tokenizer(documents: object, tokenizer: TextTokenizer) -> None:

@@ -17,6 +17,7 @@ from hekaton.assembly import Assembled
 from hekaton.data import CountsBytes, Documents
 from hekaton.distributed import all_sum
 from hekaton.draws import Draw
+from hekaton.errors import about
 from hekaton.loss import IGNORE_INDEX
 from hekaton.metrics import OF_SET
 from hekaton.objective import Batch, MakesImages, validated_by
@@ -128,18 +129,16 @@ class LossOnData:
     def __init__(self, assembled: Assembled, data: list[_Data]) -> None:
         self._assembled = assembled
         self._data = data
-        self.documents = {
-            one.what: open_dataset(
-                assembled.config, assembled.plugins, one.dataset, one.path, settings=one.settings
-            )
-            for one in data
-        }
-        self.encoders = {
-            one.what: encoders_of(
-                assembled, one.dataset, self.documents[one.what], rows=self._rows(one), settings=one.settings
-            )
-            for one in data
-        }
+        self.documents, self.encoders = {}, {}
+        for one in data:
+            with about(one.what):
+                self.documents[one.what] = open_dataset(
+                    assembled.config, assembled.plugins, one.dataset, one.path, settings=one.settings
+                )
+                self.encoders[one.what] = encoders_of(
+                    assembled, one.dataset, self.documents[one.what], rows=self._rows(one),
+                    settings=one.settings,
+                )  # fmt: skip
         tokenizer = assembled.tokenizer
         self._bytes = (
             torch.from_numpy(tokenizer.byte_lengths()) if isinstance(tokenizer, CountsBytes) else None
@@ -154,7 +153,8 @@ class LossOnData:
         metrics: dict[str, float] = {}
         with _evaluated(self._assembled):
             for one in self._data:
-                metrics |= {one.metric(name): value for name, value in self._metrics(one).items()}
+                with about(one.what):
+                    metrics |= {one.metric(name): value for name, value in self._metrics(one).items()}
         return metrics
 
     def _metrics(self, data: _Data) -> dict[str, float]:

@@ -6,13 +6,16 @@ import json
 import os
 import re
 import struct
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hekaton.cli import data as data_command
+from hekaton.cli import main
 from hekaton.cli import preprocess as command
+from hekaton.corpus import layout
 from hekaton.corpus import preprocess as writing
 from hekaton.corpus.layout import CorpusManifest, checksum, verify
 from hekaton.corpus.preprocess import preprocess
@@ -24,6 +27,7 @@ from hekaton.errors import DataError
 from hekaton.sources import check_tokenizer
 
 TEXTS = ["1 2 3", "", "4", "5 6 7 8", "9 10", " ", "11 12"]
+SHARD = {"name": "x", "documents": 1, "tokens": 1, "ids_checksum": "", "ends_checksum": ""}
 IDS = [[900, 1, 2, 3], [900, 4], [900, 5, 6, 7, 8], [900, 9, 10], [900, 11, 12]]
 
 
@@ -127,10 +131,10 @@ def test_damage_is_named(made, capsys):
     ends.write_bytes(wrong)
     with pytest.raises(DataError, match=re.escape(f"'{ends}' has another checksum than when the corpus")):
         tokens(made)
-    forged = (made / "corpus.json").read_text()
-    (made / "corpus.json").write_text(
-        re.sub('(?s)(.*"ends_checksum": ")[^"]*', rf"\g<1>{checksum(ends)}", forged)
-    )
+    manifest = CorpusManifest.read(made)
+    forged = replace(manifest.shards[2], ends_checksum=checksum(ends))
+    forged_manifest = replace(manifest, shards=(*manifest.shards[:2], forged))
+    (made / "corpus.json").write_text(forged_manifest.to_json())
     with pytest.raises(DataError, match="lies from id 0 to 1,099,511,627,776 of 3"):
         read(tokens(made))
     ends.unlink()
@@ -140,17 +144,37 @@ def test_damage_is_named(made, capsys):
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"version": 2}', '{"version": 1, "dtype": "object", "shards": []}', "[" * 100_000,
-     '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": "1", "shards": []}',
-     '{"version": 1, "dtype": "uint16", "tokenizer": 1, "vocab_size": 1, "shards": []}',
-     '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": 1, "shards": {}}',
-     '{"version": 1, "dtype": "uint16", "tokenizer": "", "vocab_size": 1, "shards": [{"name": "../x", '
-     '"documents": 1, "tokens": 1, "ids_checksum": "", "ends_checksum": ""}]}'],
+    ["{", "[]", '{"version": 1}', '{"version": 2}', "[" * 100_000, {"dtype": "object"}, {"vocab_size": "1"},
+     {"tokenizer": 1}, {"shards": {}}, {"shards": [{**SHARD, "name": "../x"}]},
+     {"shards": [{**SHARD, "tokens": -1}]}, {"shards": [SHARD, SHARD]}],
 )  # fmt: skip
 def test_what_is_no_manifest_is_an_error(tmp_path, content):
+    if isinstance(content, dict):
+        whole = {"version": 2, "dtype": "uint16", "tokenizer": "", "vocab_size": 1, "shards": []}
+        content = json.dumps({**whole, **content, "checksum": layout._checksum_of({**whole, **content})})
     (tmp_path / "corpus.json").write_text(content)
-    with pytest.raises(DataError, match="is not the manifest of a corpus"):
+    with pytest.raises(DataError, match="is not the manifest of a corpus") as e:
         tokens(tmp_path)
+    assert "checksum" not in str(e.value).replace("'checksum'", "")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda content: {**content, "vocab_size": 901}, lambda content: {**content, "tokenizer": "another"},
+     lambda content: {**content, "shards": content["shards"][:2]}, lambda content: {**content, "checksum": ""},
+     lambda content: {**content, "more": 1}],
+)  # fmt: skip
+def test_an_edited_manifest_is_refused(made, edit, capsys):
+    manifest = made / "corpus.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content))  # in other white space it says the same
+    assert read(tokens(made)) == IDS
+    manifest.write_text(json.dumps(edit(content)))
+    message = f"'{manifest}' is not the manifest of a corpus: its content does not have its checksum"
+    with pytest.raises(DataError, match=re.escape(message)):
+        tokens(made)
+    assert main(["data", "verify", str(made)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_refused(made, number_tokenizer):

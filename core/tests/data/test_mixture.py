@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,18 @@ def test_weights_that_say_nothing_are_errors():
         Mixture([entry("a", (0, 1.0), (10, 0.0))], stops=False)
     with pytest.raises(DataError, match="source 'b' is empty: it has no documents"):
         Mixture([entry("b", (0, 1.0))], stops=False).opened(lambda entry: Held(0, 0, 1))
+
+
+def test_errors_of_a_source_name_it():
+    mixed = stream((1, 1), 2)
+    nothing = Held(1, 40, 1)
+    nothing.documents = [one[:0] for one in nothing.documents]
+    empty = replace(mixed.sources[1], documents=nothing)
+    with pytest.raises(DataError, match=r"^source 'source1': the dataset is empty: none of its 40 documents"):
+        tokens_of(loader(replace(mixed, sources=(mixed.sources[0], empty))), 4)
+    wide = replace(mixed.sources[0], encoder=IdsEncoder(7))
+    with pytest.raises(DataError, match=r"^source 'source0': a document has the ids 100,"):
+        tokens_of(loader(replace(mixed, sources=(wide, mixed.sources[1]))), 4)
 
 
 def test_a_mixture_is_its_documents_one_after_the_other():

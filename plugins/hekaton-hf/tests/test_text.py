@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hekaton.cli import main
 from hekaton.data import Documents
 from hekaton.data.loader import build_loader
 from hekaton.errors import DataError
@@ -284,7 +285,21 @@ def test_an_empty_parquet_file_is_an_error(here: Path) -> None:
 
 def test_documents_without_text_are_an_error(here: Path) -> None:
     jsonl(here / "a.jsonl", ["", None])
-    assert refused("*") == "the dataset is empty: none of its 2 documents has text in column 'text'"
+    file = here / "a.jsonl"
+    said = f"the dataset is empty: none of the 2 documents in '{file}' has text in column 'text'"
+    assert refused("*") == said
+
+
+def test_an_empty_source_of_a_mixture_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jsonl(here / "a.jsonl", [""])
+    (here / "b.jsonl").touch()
+    for file in ("a", "b"):
+        Path("run.toml").write_text(
+            '[training]\ndataset = "mixture"\n[[mixture.sources]]\ndataset = "python_stdlib_validation"\n'
+            f'[[mixture.sources]]\nname = "web"\ndataset = "text"\ndataset_path = "{here / file}.jsonl"\n'
+        )
+        assert main(["data", "show", "run.toml", "--model.tokenizer", "byte"]) == 2
+        assert "error: source 'web': the dataset is empty: " in capsys.readouterr().err
 
 
 def test_an_empty_file_among_others_is_accepted(here: Path) -> None:

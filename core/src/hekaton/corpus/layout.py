@@ -2,7 +2,8 @@
 
 A corpus is a folder of shards: ``NAME.bin`` has the ids of all documents one after the other, little-endian,
 uint16 or uint32; ``NAME.ends`` has where each document ends in it, in ids, as int64. ``corpus.json`` is
-written last and names every file with its size and checksum; a folder without it is no corpus.
+written last and names every file with its size and checksum, and has a checksum of its own; a folder without
+it is no corpus.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hekaton.checkpoint.disk.folders import read_file
 from hekaton.errors import DataError
 
 MANIFEST = "corpus.json"
-VERSION = 1
+VERSION = 2
 ENDS_BYTES = 8
 _BLOCK = 1 << 22
 _MOST_BYTES = 1 << 28
@@ -66,7 +67,8 @@ class CorpusManifest:
         return sum(shard.tokens for shard in self.shards)
 
     def to_json(self) -> str:
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n"
+        content = {"version": VERSION, **asdict(self)}
+        return json.dumps({**content, "checksum": _checksum_of(content)}, indent=1) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> CorpusManifest:
@@ -85,6 +87,8 @@ class CorpusManifest:
     def _of(cls, content: Mapping[str, Any]) -> CorpusManifest:
         if content["version"] != VERSION:
             raise ValueError(f"it is of version {content['version']}, and this hekaton reads {VERSION}")
+        if content["checksum"] != _checksum_of({key: content[key] for key in content if key != "checksum"}):
+            raise ValueError("its content does not have its checksum")
         if content["dtype"] not in ("uint16", "uint32"):
             raise ValueError(f"ids cannot be {content['dtype']}")
         if type(content["vocab_size"]) is not int or not 0 < content["vocab_size"] <= 2**32:
@@ -126,6 +130,11 @@ def checksum(file: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    """Of what a manifest says, whatever the order of its keys and its white space."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def check_sizes(folder: Path, manifest: CorpusManifest) -> None:

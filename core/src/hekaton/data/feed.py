@@ -334,5 +334,4 @@ class SourceReader:
                 if len(encoded.ids):
                     self._any_tokens = True
                     return
-            what = f"source '{self._source.name}'" if self._source.name else "the dataset"
-            raise DataError(f"{what} is empty: none of its {self._count:,} documents has a token")
+            raise DataError(f"the dataset is empty: none of its {self._count:,} documents has a token")

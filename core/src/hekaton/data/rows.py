@@ -15,6 +15,7 @@ from hekaton.data import Integers, Values
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
+from hekaton.errors import about
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class RowReader:
             waiting = []
             for number, together in sorted(chosen.items()):
                 feeds = [row.feeds[number] for _, row in together]
-                self._readers[number].fill(feeds, stream.maker.ahead)
+                name = stream.sources[number].name
+                with about(f"source '{name}'" if name else ""):
+                    self._readers[number].fill(feeds, stream.maker.ahead)
                 for index, row in together:
                     made = stream.maker.make(
                         row.feeds[number], {name: values[index, ...] for name, values in tensors.items()}

@@ -35,7 +35,7 @@ def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
                 check_tokenizer(found, run.tokenizer)
                 _check_encoder(run, record, used.settings, run.tokenizer)
         except HekatonError as e:
-            yield run.violation(e.message, *used.fields, hint=e.hint)
+            yield run.violation(f"{used.what}{e.message}", *used.fields, hint=e.hint)
 
 
 def _check_encoder(run: Run, dataset: Dataset, settings: Mapping[str, Any], tokenizer: TextTokenizer) -> None:
@@ -89,6 +89,7 @@ class _Used:
     """A dataset of a run.
 
     :param fields: that set it.
+    :param what: begins an error of it, where there are several in a field.
     :param rows: that read it, at least.
     """
 
@@ -97,6 +98,7 @@ class _Used:
     path: str | None
     rows: int
     settings: Mapping[str, Any]
+    what: str = ""
 
 
 def _used(run: Run) -> Iterator[_Used]:
@@ -107,17 +109,18 @@ def _used(run: Run) -> Iterator[_Used]:
     sections: dict[str, tuple[Any, int]] = {"training": (training, batch)}
     if validation.enable and not validation.sets:
         sections["validation"] = (validation, validation.local_batch_size * degree)
-    entries: list[tuple[str, Any, int]] = []
+    entries: list[tuple[str, str, Any, int]] = []
     for name, (one, rows) in sections.items():
         yield _Used((f"{name}.dataset", f"{name}.dataset_path"), one.dataset, one.dataset_path, rows, {})
         if one.dataset == "mixture":
             mixture: Any = run.config.section("mixture")
-            entries += [("mixture.sources", entry, rows) for entry in mixture.sources]
+            entries += [("mixture.sources", "source", entry, rows) for entry in mixture.sources]
     if validation.enable:
         # A set takes as many rows as it has documents, at most: one is enough.
-        entries += [("validation.sets", entry, 1) for entry in validation.sets]
-    for field, entry, rows in entries:
-        yield _Used((field,), entry.dataset, entry.dataset_path, rows, entry.settings)
+        entries += [("validation.sets", "validation data", entry, 1) for entry in validation.sets]
+    for field, kind, entry, rows in entries:
+        what = f"{kind} '{entry.name or entry.dataset}': "
+        yield _Used((field,), entry.dataset, entry.dataset_path, rows, entry.settings, what)
 
 
 def validation_sets_hold_together(run: Run) -> Iterator[HekatonError]:
