@@ -48,9 +48,12 @@ def test_the_first_step_and_tensors_that_differ_are_named_with_the_value_that_ex
 
 
 def test_lines_and_folders_that_no_run_wrote(folder, tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\nnonsense\n{"step": "x", "loss": 1}\n')
+    lines = '{"step": 1, "loss": 2.5}\nnonsense\n{"step": "x", "loss": 1}\n{"step": 2'
+    (tmp_path / "metrics.jsonl").write_text(lines)
     assert main(["diff", str(folder / "one"), str(tmp_path)]) == 1
-    assert " and 2.5\nsaved: equal in 0 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}: 2 lines of metrics.jsonl are none of a run's, and skipped\nlogged: ")
+    assert " and 2.5\nsaved: equal in 0 steps" in said
     (tmp_path / "metrics.jsonl").unlink()
     assert main(["diff", str(folder / "one"), str(tmp_path)]) == 2
     assert "is no folder of a run" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hekaton.checkpoint.disk.manifest import NotWhole
 from hekaton.checkpoint.runs.inspection import ListedStep, find_steps
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.identity.values import config_values
-from hekaton.json_lines import is_number, read_lines
+from hekaton.json_lines import MAX_LINE, is_number, read_lines
 from hekaton.jsonl import NAME as METRICS
 from hekaton.metrics import is_measured
 
@@ -32,11 +32,13 @@ class RunFiles:
     :param logged: step -> metric -> value, ``None`` where it was not finite; empty without ``metrics.jsonl``.
     :param saved: step -> the whole step of that number.
     :param values: of its configuration, and of what else its newest step says that it is, by dotted name.
+    :param skipped: lines of ``metrics.jsonl`` that are none of a run's.
     """
 
     logged: Mapping[int, Mapping[str, float | None]]
     saved: Mapping[int, ListedStep]
     values: Mapping[str, Any]
+    skipped: int = 0
 
 
 def run_files(folder: Path) -> RunFiles:
@@ -49,13 +51,13 @@ def run_files(folder: Path) -> RunFiles:
     except CheckpointError:
         steps = []
     saved = {step.number: step for step in steps if step.number is not None and not step.wrong}
-    logged = _logged(folder / METRICS)
+    logged, skipped = _logged(folder / METRICS)
     values = _values(folder, saved)
     if not saved and not logged and not values:
         raise ConfigError(
             f"'{folder}' is no folder of a run", hint="give job.dump_folder, with config.toml or steps in it"
         )
-    return RunFiles(logged, saved, values)
+    return RunFiles(logged, saved, values, skipped)
 
 
 def first_logged(one: RunFiles, other: RunFiles) -> tuple[int, dict[str, tuple[Any, Any]]] | None:
@@ -112,20 +114,24 @@ def differing_values(one: RunFiles, other: RunFiles) -> dict[str, tuple[Any, Any
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _logged(path: Path) -> dict[int, dict[str, float | None]]:
+def _logged(path: Path) -> tuple[dict[int, dict[str, float | None]], int]:
+    """What was logged, and how many lines were skipped."""
     found: dict[int, dict[str, float | None]] = {}
+    skipped = 0
     try:
-        for _, line in read_lines(path):
+        for text, line in read_lines(path):
             if line is not None and is_number(line.get("step")):
                 numbers = {name: value for name, value in line.items() if value is None or is_number(value)}
                 del numbers["step"]
                 numbers.pop("time", None)
                 found.setdefault(int(line["step"]), {}).update(numbers)
+            elif text.endswith(b"\n") or len(text) == MAX_LINE:
+                skipped += 1  # and not the last one, cut off while it was written
     except FileNotFoundError:
-        return {}
+        return {}, 0
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {reason_of(error)}") from error
-    return found
+    return found, skipped
 
 
 def _values(folder: Path, saved: Mapping[int, ListedStep]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,27 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from hekaton.building import MetaModel, build_meta, materialize
 from hekaton.checkpoint.runs.inspection import find_steps
-from hekaton.checkpoint.tensors.model_only import StoredModel, open_model
+from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors
-from hekaton.components import build_component
 from hekaton.config import JobConfig
 from hekaton.config.job import config_of
-from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
 from hekaton.data.byte import ByteTokenizer
 from hekaton.distributed import plain
 from hekaton.draft import Draft
-from hekaton.errors import CheckpointError, DataError, HekatonError
-from hekaton.identity.kept import TOKENIZER
+from hekaton.errors import CheckpointError
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES, tied_across
 from hekaton.parallel.plan import ParallelPlan, blocks
 from hekaton.plugins import Plugins
+from hekaton.recorded import (
+    check_vocabulary,
+    dtype_of,
+    recorded_config,
+    tokenizer_of_folder,
+    tokenizer_of_run,
+)
 from hekaton.spec import TrainSpec
 from hekaton.urls import is_url
 from hekaton.weights import LazyTensor
@@ -140,9 +142,9 @@ def load_checkpoint(
     steps = _usable_steps(location)
     for step in steps:
         stored = open_model(step)
-        config = _recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
+        config = recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
         meta = build_meta(config, plugins, ParallelDims())
-        tokenizer = _tokenizer_of_run(config, plugins, stored, assets=assets)
+        tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets)
         check_vocabulary(tokenizer, meta.config, what=str(step))
         _check_names(meta.model, stored.tensors, what=str(step))
         try:
@@ -191,11 +193,11 @@ def load_folder(
     tensors = found.from_hf(weights, leave_out=leave_out, what=str(folder))
     for notice in found.table.notices(weights.tensors):
         log.warning("%s: %s", folder, notice)
-    with _default_dtype(DTYPES[dtype or _dtype_of(tensors)]):
+    with _default_dtype(DTYPES[dtype or dtype_of(tensors)]):
         built = found.on_meta()
     tokenizer: Any = ByteTokenizer()  # of a model without a vocabulary, which is given no tokens
     if assets is not None or hasattr(found.config, "vocab_size"):
-        tokenizer = _tokenizer_of_folder(assets or str(folder), plugins, format_name)
+        tokenizer = tokenizer_of_folder(assets or str(folder), plugins, format_name)
         check_vocabulary(tokenizer, found.config, what=str(folder))
     _check_names(built, tensors, what=str(folder))
     if mesh is not None or arrange is not None:
@@ -228,16 +230,6 @@ def _gathered(tensor: torch.Tensor) -> LazyTensor:
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda region: plain(tensor.detach())[region])
 
 
-def check_vocabulary(tokenizer: TextTokenizer, config: Any, *, what: str) -> None:
-    """:raises DataError: when the tokenizer has more ids than the model has rows for."""
-    rows = getattr(config, "vocab_size", None)
-    if rows is not None and tokenizer.vocab_size > rows:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, the model of {what} vocab_size = {rows:,}",
-            hint="it is not the tokenizer of this model: say --hf_assets_path FOLDER",
-        )
-
-
 def _usable_steps(location: str) -> list[Path]:
     """The steps to be tried, one after the other: the one that is meant, or the good ones, newest first.
 
@@ -262,81 +254,6 @@ def _usable_steps(location: str) -> list[Path]:
             hint="\n".join(f"{name}: {reason}" for name, reason in wrong.items()),
         )
     return good
-
-
-def _recorded_config(
-    plugins: Plugins, stored: StoredModel, *, dtype: str | None, model: str | None, flavor: str | None
-) -> JobConfig:
-    """The configuration of the run that saved a step, as far as the step says it."""
-    describe = stored.manifest.describe
-    content = dict(describe.get("config", {}))
-    said = {"name": describe.get("model"), "flavor": describe.get("flavor"), **content.get("model", {})}
-    for field, given in (("name", model), ("flavor", flavor)):
-        if given is None and said[field] is None:
-            raise CheckpointError(
-                f"{stored.folder} does not say the {field} of its model",
-                hint="say --model_name NAME --model_flavor FLAVOR",
-            )
-        if given is not None and said[field] not in (None, given):
-            raise CheckpointError(f"{stored.folder} is of {field} '{said[field]}', not '{given}'")
-        said[field] = given or said[field]
-    training = {**content.get("training", {}), "dtype": dtype or _dtype_of(stored.tensors)}
-    try:
-        return config_of(plugins, {**content, "model": said, "training": training})
-    except (ValidationError, HekatonError) as error:
-        raise CheckpointError(
-            f"the configuration of {stored.folder} cannot be read: {error}",
-            hint="install the plugins that the run had, or name them with --plugins.load",
-        ) from error
-
-
-def _tokenizer_of_run(
-    config: JobConfig, plugins: Plugins, stored: StoredModel, *, assets: str | None
-) -> TextTokenizer:
-    """The tokenizer that a run's configuration names, of which the step says what it was."""
-    describe = stored.manifest.describe
-    if "tokenizer" not in describe.get("config", {}).get("model", {}):
-        if assets is None:
-            raise CheckpointError(
-                f"{stored.folder} does not say its tokenizer", hint="say --hf_assets_path FOLDER"
-            )
-        return _tokenizer_of_folder(assets, plugins, "hf")
-    name, path = config.model.tokenizer, assets or config.model.hf_assets_path
-    try:
-        tokenizer: TextTokenizer = build_component(config, plugins, Tokenizer, name, path)
-    except DataError as error:
-        hint = (
-            "say --hf_assets_path FOLDER"
-            if assets is None
-            else f"the run was trained with the tokenizer '{name}': give the folder of that one, or leave "
-            "out --hf_assets_path"
-        )
-        raise DataError(error.message, hint=hint) from error
-    was = describe.get("identity", {}).get(TOKENIZER)
-    if was is not None and was != tokenizer.fingerprint:
-        raise DataError(
-            f"the tokenizer '{path or name}' is not the one that {stored.folder} was trained with",
-            hint="say --hf_assets_path FOLDER",
-        )
-    return tokenizer
-
-
-def _tokenizer_of_folder(folder: str, plugins: Plugins, name: str) -> TextTokenizer:
-    """:param name: of the tokenizer, the same as that of the format."""
-    try:
-        built: TextTokenizer = plugins.get(Tokenizer, name).build.load()(None, folder)
-    except DataError as error:
-        raise DataError(error.message, hint="say --hf_assets_path FOLDER") from error
-    return built
-
-
-def _dtype_of(tensors: Mapping[str, LazyTensor]) -> str:
-    """The dtype of most values; float32 where that is none to compute in."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    most = max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
-    return next((name for name, dtype in DTYPES.items() if dtype == most), "float32")
 
 
 def _check_names(model: nn.Module, tensors: Mapping[str, LazyTensor], *, what: str) -> None:

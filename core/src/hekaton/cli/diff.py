@@ -56,6 +56,9 @@ def diff(one: Path, other: Path, *, at_most: int | None) -> int:
 
     first, second = run_files(one), run_files(other)
     logged, saved = first_logged(first, second), first_saved(first, second)
+    for folder, files in ((one, first), (other, second)):
+        if files.skipped:
+            print(f"{folder}: {files.skipped} lines of metrics.jsonl are none of a run's, and skipped")
     both = first.logged.keys() & second.logged.keys()
     if logged is not None:
         step, metrics = logged

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,8 @@ from hekaton.checkpoint.disk.folders import Folder, folder_at, reason_of, write_
 from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
+from hekaton.checkpoint.runs.asked import Checkpoints as Checkpoints
+from hekaton.checkpoint.runs.asked import NoCheckpoints
 from hekaton.checkpoint.runs.background import BackgroundSaves
 from hekaton.checkpoint.runs.manager import CheckpointManager
 from hekaton.checkpoint.runs.run_state import RunState
@@ -51,72 +53,12 @@ _WITHOUT_TENSORS = ("lr_scheduler",)
 _TENSORS_ALONE = (MODEL,)
 
 
-class Checkpoints(Protocol):
-    """What a run asks of its checkpoints, whether it has some or not."""
-
-    def resume(self) -> int:
-        """Restore the state from where the run left off. :returns: the steps that are done."""
-
-    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
-        """Restore everything but the data's position from the last good step before step ``before``.
-
-        :returns: that step, and the position of every row of the global batch then.
-        :raises CheckpointError: where there is none.
-        """
-
-    def poll(self) -> None:
-        """Called before every step: finish a save that was written meanwhile, or raise its error."""
-
-    def due(self, step: int) -> bool:
-        """Whether the step just done is to be saved."""
-
-    def save(self, step: int, *, good: bool) -> None:
-        """Save the step just done. :param good: whether its loss and gradients are finite."""
-
-    def save_seed(self) -> None:
-        """Save the initial weights as step 0."""
-
-    def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Called when the run ends, with the error that ended it early, if one did."""
-
-    def close(self) -> None:
-        """Release the lock of the folder."""
-
-
 def open_checkpoints(config: JobConfig, plugins: Plugins, state: RunState) -> Checkpoints:
     """The checkpoints of a run; with ``checkpoint.enable = false``, none.
 
     :raises CheckpointError: when another run writes to the folder.
     """
     return RunCheckpoints(config, plugins, state) if config.checkpoint.enable else NoCheckpoints()
-
-
-class NoCheckpoints:
-    """A run without checkpoints: nothing is ever due, and every run starts at step 0."""
-
-    def resume(self) -> int:
-        return 0
-
-    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
-        raise AssertionError("a run without checkpoints was to go back")  # a rule
-
-    def poll(self) -> None:
-        pass
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def save(self, step: int, *, good: bool) -> None:
-        log.warning("step %d is not saved: checkpoint.enable is false", step)
-
-    def save_seed(self) -> None:
-        raise AssertionError("a run without checkpoints was saved")  # a rule
-
-    def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class RunCheckpoints:
