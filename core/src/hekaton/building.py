@@ -37,7 +37,7 @@ from hekaton.parallel.tensor import StyleMaker, TensorContext, tensor_entries
 from hekaton.parallel.ties import tie, ties
 from hekaton.patterns import with_owners
 from hekaton.plugins import Plugins
-from hekaton.spec import ModelConverter, TrainSpec
+from hekaton.spec import ModelConverter, TrainSpec, load_spec
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
@@ -51,7 +51,7 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
     :raises ConfigError: for values that the model's configuration does not take.
     """
     record = plugins.get(Model, config.model.name)
-    spec: TrainSpec = record.spec.load()
+    spec = load_spec(record)
     model = spec.flavor(config.model.flavor)
     section = plugins.section_of(record)
     if spec.configure is not None:

@@ -70,7 +70,7 @@ def build_component(
     :raises PluginError: when what is built is not of its kind.
     """
     record: Any = plugins.get(kind, name)
-    built = record.build.load()(section_of(config, plugins, record, settings or {}), *arguments)
+    built = record.build.function()(section_of(config, plugins, record, settings or {}), *arguments)
     if wrong := _wrong(kind, built):
         raise PluginError(
             f"{kind_name(kind)} '{name}' of {plugins.all(kind)[name].plugin}: "

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pluggy
 
@@ -71,6 +71,16 @@ class Ref:
             except AttributeError as e:
                 raise PluginError(f"cannot load '{self.target}': {e}") from e
         return value
+
+    def function(self) -> Callable[..., Any]:
+        """Import and return what is to be called.
+
+        :raises PluginError: as :meth:`load`, and for an object that cannot be called.
+        """
+        value = self.load()
+        if not callable(value):
+            raise PluginError(f"'{self.target}' cannot be called: it is of type {type(value).__name__}")
+        return cast("Callable[..., Any]", value)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def tokenizer_of_run(
 def tokenizer_of_folder(folder: str, plugins: Plugins, name: str) -> TextTokenizer:
     """:param name: of the tokenizer, the same as that of the format."""
     try:
-        built: TextTokenizer = plugins.get(Tokenizer, name).build.load()(None, folder)
+        built: TextTokenizer = plugins.get(Tokenizer, name).build.function()(None, folder)
     except DataError as error:
         raise DataError(error.message, hint="say --hf_assets_path FOLDER") from error
     return built

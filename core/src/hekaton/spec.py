@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import nn
 
-from hekaton.errors import ConfigError, choices_hint
+from hekaton.errors import ConfigError, PluginError, choices_hint
 from hekaton.init import Initializer
 from hekaton.parallel.plan import ParallelPlan
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from hekaton.contributions import Model
     from hekaton.draft import Draft
     from hekaton.mesh import Meshes, ParallelDims
     from hekaton.parallel.apply import Layout
@@ -172,3 +173,17 @@ class SteppingConverter(ModelConverter, Protocol):
     def after_step(self, model_parts: Sequence[nn.Module]) -> None:
         """Called before the first step, once checkpoints are loaded, and after each optimizer step, with the
         parallelised model parts of this rank."""
+
+
+def load_spec(record: Model) -> TrainSpec:
+    """What a model is, from its record.
+
+    :raises PluginError: when the record names something else.
+    """
+    spec = record.spec.load()
+    if not isinstance(spec, TrainSpec):
+        raise PluginError(
+            f"model '{record.name}': '{record.spec.target}' is of type {type(spec).__name__}, not TrainSpec",
+            hint="its spec names a TrainSpec, not a function that returns one",
+        )
+    return spec

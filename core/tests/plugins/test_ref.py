@@ -55,3 +55,18 @@ def test_an_error_of_hekatons_own_passes_as_it_is(site):
     (site / "heavy.py").write_text("from hekaton.errors import ConfigError\nraise ConfigError('not here')")
     with pytest.raises(ConfigError, match=r"^not here$"):
         Ref("heavy:value").load()
+
+
+def test_what_cannot_be_called_is_no_function():
+    assert Ref("os.path:join").function() is os.path.join
+    with pytest.raises(PluginError, match=r"'os\.path:sep' cannot be called: it is of type str"):
+        Ref("os.path:sep").function()
+
+
+def test_the_specification_of_a_model_is_a_train_spec(site):
+    from hekaton.contributions import Model
+    from hekaton.spec import load_spec
+
+    (site / "heavy.py").write_text("def spec(): ...")
+    with pytest.raises(PluginError, match="model 'tiny': 'heavy:spec' is of type function, not TrainSpec"):
+        load_spec(Model("tiny", spec=Ref("heavy:spec")))

@@ -108,15 +108,18 @@ def save_model(folder: Path, name: str) -> Path:
     return folder
 
 
-def answers(model: Any, folder: Path) -> dict[str, Any]:
-    """What a backend answers to each request, by task, and the metrics."""
+def answers(model: Any, folder: Path, **given: Any) -> dict[str, Any]:
+    """What a backend answers to each request, by task, and the metrics.
+
+    :param given: further arguments of the harness's ``evaluate``.
+    """
     from lm_eval.evaluator import evaluate
 
     from hekaton_eval.in_run import numbers_of
     from hekaton_eval.tasks import load_tasks
 
     tasks = load_tasks([str(folder / name) for name in TASKS])
-    found = evaluate(lm=model, task_dict=tasks, bootstrap_iters=0, log_samples=True)
+    found = evaluate(lm=model, task_dict=tasks, bootstrap_iters=0, log_samples=True, **given)
     assert found is not None
     given = {task: [one["resps"] for one in samples] for task, samples in found["samples"].items()}
     return {"answers": json.loads(json.dumps(given)), "metrics": numbers_of(found)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("lm_eval")
+import hekaton
 from hekaton.cli import main
 from hekaton.random_state import generators_kept
 from hekaton.testing import run_processes
@@ -76,6 +78,103 @@ def test_the_answers_are_those_of_the_hf_backend_on_the_exported_model(name, jud
     greedy = [one[0][1] for sample in mine["answers"]["tiny_choice"] for one in sample]
     assert not all(greedy)
     assert len({text[0][0] for text in mine["answers"]["tiny_until"]}) > 1
+
+
+@pytest.mark.slow
+def test_answers_in_a_conversation_are_those_of_the_hf_backend(judged, place, ours, capfd):
+    from lm_eval.models.huggingface import HFLM
+
+    ours("llama3")
+    exported = place / "chats-hf"
+    command = ["convert", "to-hf", str(place / "llama3"), str(exported), "--hf_assets_path", str(SHIPPED)]
+    assert main(command) == 0
+    (exported / "chat_template.jinja").write_text(
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    given = {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=4)
+        theirs = judged.answers(plain, place, **given)
+        mine = judged.answers(HekatonLM(hf=str(exported), batch_size=4), place, **given)
+    judged.check_same(mine, theirs)
+    asked_plainly = ours("llama3")["answers"]
+    assert mine["answers"]["tiny_choice"] != asked_plainly["tiny_choice"]
+
+
+EXTERNAL = """
+from dataclasses import dataclass
+
+from hekaton.contributions import Model, Ref, hookimpl
+from hekaton.init import Normal
+from hekaton.parallel.plan import ParallelPlan
+from hekaton.spec import TrainSpec
+from torch import nn
+
+HEKATON_API = ">=1,<2"
+
+
+@hookimpl
+def hekaton_models():
+    return [Model("bigrams", spec=Ref("external:spec"), summary="the next token follows from one alone")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab_size: int = 264
+    dim: int = 32
+
+
+class Bigrams(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, tokens, positions=None, documents=None):
+        return self.output(self.embedding(tokens))
+
+
+spec = TrainSpec(
+    name="bigrams", model=Bigrams, flavors={"small": Config()},
+    plan=lambda config: ParallelPlan(block="embedding"), init=lambda config: {"**.weight": Normal(0.5)},
+)
+"""
+
+
+def test_a_model_of_a_plugin_is_judged(judged, place, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "external.py"
+    file.write_text(EXTERNAL)
+    run = hekaton.train(
+        plugins={"load": [str(file)]},
+        model={"name": "bigrams", "flavor": "small", "tokenizer": "byte"},
+        training={"dataset": "python_stdlib", "seq_len": 2048, "steps": 1, "local_batch_size": 1},
+        checkpoint={"enable": True},
+        job={"dump_folder": str(tmp_path / "run")},
+    )
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip for a list
+    command = [
+        "eval",
+        "--checkpoint",
+        str(run.folder),
+        "--tasks",
+        str(place / "choice.yaml"),
+        "--log_samples",
+    ]
+    with warnings.catch_warnings(), generators_kept():
+        warnings.simplefilter("ignore")
+        assert main([*command, "--out", str(tmp_path / "out"), "--plugins.load", str(file)]) == 0
+    weights = run.model.state_dict()
+    logs = (weights["embedding.weight"] @ weights["output.weight"].T).double().log_softmax(-1)
+    (samples,) = (tmp_path / "out" / "hekaton").glob("samples_tiny_choice_*.jsonl")
+    for line in samples.read_text().splitlines():
+        sample = json.loads(line)
+        for choice, ((answer, _),) in zip(sample["doc"]["choices"], sample["resps"], strict=True):
+            question = sample["doc"]["question"]
+            scored = question[len(question.rstrip()) :] + choice  # the harness moves spaces to the answer
+            pairs = list(itertools.pairwise([256, *f"{question}{choice}".encode()]))[-len(scored) :]
+            assert float(answer) == pytest.approx(sum(logs[pair].item() for pair in pairs), abs=1e-4)
 
 
 @pytest.mark.slow

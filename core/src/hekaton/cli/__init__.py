@@ -135,7 +135,7 @@ def _dispatch(arguments: list[str]) -> int:
     if plugins.all(Command)[verb].plugin.name != CORE_PLUGIN:
         # The core's verbs check for themselves: a TOML file may disable what clashes, and `plugins` shows it.
         plugins.check()
-    status: int = command.run.load()([*rest[1:], *leading])
+    status: int = command.run.function()([*rest[1:], *leading])
     return status
 
 

@@ -37,8 +37,10 @@ def find_spec(values: Values, plugins: Plugins) -> tuple[TrainSpec | None, list[
     known = plugins.all(Model)
     if not isinstance(name, str) or name not in known:
         return None, []
+    from hekaton.spec import load_spec
+
     try:
-        return known[name].record.spec.load(), []
+        return load_spec(known[name].record), []
     except HekatonError as e:
         e.origin = e.origin or f"model '{name}' of {known[name].plugin}"
         return None, [e]

@@ -28,7 +28,7 @@ def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
         record: Any = contributed.record
         try:
             section = section_of(run.config, run.plugins, record, used.settings)
-            found = record.check.load()(section, used.path, here=run.here) if record.check else None
+            found = record.check.function()(section, used.path, here=run.here) if record.check else None
             if isinstance(found, ChecksRows):
                 found.check_rows(used.rows)
             if run.here and not isinstance(run.tokenizer, HekatonError):
@@ -46,7 +46,7 @@ def _check_encoder(run: Run, dataset: Dataset, settings: Mapping[str, Any], toke
     record: Any = contributed.record
     shares = run.plugins.section_of(dataset) == run.plugins.section_of(record)
     section = section_of(run.config, run.plugins, record, settings if shares else {})
-    record.check.load()(section, tokenizer)
+    record.check.function()(section, tokenizer)
 
 
 def rows_are_made_of_what_datasets_give(run: Run) -> Iterator[HekatonError]:

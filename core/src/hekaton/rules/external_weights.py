@@ -26,10 +26,11 @@ def initial_weights_are_of_the_model(run: Run) -> Iterator[HekatonError]:
     records = run.plugins.all(HFAdapter)
     if model.name not in records or "hf" not in run.plugins.all(CheckpointFormat):
         return  # another rule says so
+    from hekaton.spec import load_spec
     from hekaton.weights.counterpart import Counterpart, adapters_of, build_format
 
     counterpart = Counterpart(
-        spec=run.plugins.get(Model, model.name).spec.load(),
+        spec=load_spec(run.plugins.get(Model, model.name)),
         flavor=model.flavor,
         config=run.model,
         adapter=records[model.name].record,

@@ -68,7 +68,7 @@ def _contributed(name: str, check: Contributed[Check], run: Run) -> Iterator[Hek
     """
     rule = f"check '{name}' of {check.plugin}"
     try:
-        found = check.record.rule.load()(run)
+        found = check.record.rule.function()(run)
         listed = list(found) if isinstance(found, Iterable) else None
     except HekatonError:
         raise

@@ -30,15 +30,15 @@ def check_adapter(adapter: HFAdapter, spec: TrainSpec) -> None:
             model = spec.model(config)
         ours = _tensors(model)
         sizes[name] = sum(tensor.nbytes for tensor in ours.values())
-        _there_and_back(adapter.table.load()(config), ours, what=what)
-        content = json.loads(json.dumps(adapter.write_config.load()(config)))
-        read = adapter.read_config.load()(content)
+        _there_and_back(adapter.table.function()(config), ours, what=what)
+        content = json.loads(json.dumps(adapter.write_config.function()(config)))
+        read = adapter.read_config.function()(content)
         assert read == config, f"{what}: its config.json is read as {read}"
     smallest = min(sizes, key=lambda name: sizes[name])
     config = spec.flavors[smallest]
     with torch.device("meta"):
         model = spec.model(config)
-    table = adapter.table.load()(config)
+    table = adapter.table.function()(config)
     numbered = {
         name: whole(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)))
         for name, tensor in _tensors(model).items()

@@ -17,7 +17,7 @@ from hekaton.errors import CheckpointError, ConfigError
 from hekaton.meta import on_meta
 from hekaton.overrides import mistyped, overridden, override
 from hekaton.plugins import Plugins
-from hekaton.spec import TrainSpec
+from hekaton.spec import TrainSpec, load_spec
 from hekaton.weights.facts import ModelFacts, check_facts, facts_of
 from hekaton.weights.format import Unmerged, WeightFormat, Weights
 from hekaton.weights.lazy import LazyTensor, cast
@@ -45,7 +45,7 @@ class Counterpart:
 
     @property
     def table(self) -> WeightTable:
-        table: WeightTable = self.adapter.table.load()(self.config)
+        table: WeightTable = self.adapter.table.function()(self.config)
         if self.draft is None or not self.draft.weight_entries:
             return table
         return dataclasses.replace(table, entries=[*table.entries, *self.draft.weight_entries])
@@ -136,7 +136,7 @@ def adapter_of(plugins: Plugins, model: str) -> HFAdapter:
 def build_format(plugins: Plugins, name: str) -> WeightFormat:
     """:raises UnknownName: when nobody contributes it."""
     record = plugins.get(CheckpointFormat, name)
-    built: WeightFormat = record.build.load()(None)
+    built: WeightFormat = record.build.function()(None)
     return built
 
 
@@ -160,7 +160,7 @@ def export(
         precision: torch.dtype = getattr(torch, dtype)
         tensors = {name: cast(tensor, precision, what=name) for name, tensor in tensors.items()}
         ours = {name: cast(tensor, precision, what=name) for name, tensor in ours.items()}
-    config = found.adapter.write_config.load()(found.config)
+    config = found.adapter.write_config.function()(found.config)
     if "_class_name" not in config:  # diffusers' word for it
         config = {"architectures": list(found.adapter.architectures[:1]), **config}
     unmerged = Unmerged(merges=found.merges, table=table, tensors=ours, base=base)
@@ -211,7 +211,7 @@ def counterpart_of(
     :raises CheckpointError: when it is not the one that was named, or of no model that is installed.
     """
     adapter = _only_reader(plugins, content, what=what) if model is None else adapter_of(plugins, model)
-    spec: TrainSpec = plugins.get(Model, adapter.name).spec.load()
+    spec = load_spec(plugins.get(Model, adapter.name))
     config = read_config(adapter, content, adapters=adapters_of(plugins), what=what)
     return Counterpart(spec=spec, flavor="", config=config, adapter=adapter)
 
@@ -259,7 +259,7 @@ def read_config(
     try:
         content = _with_defaults(adapter, content)
         check_facts(content)
-        config = adapter.read_config.load()(content)
+        config = adapter.read_config.function()(content)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{what}: config.json: {error.message}", hint=error.hint) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -305,7 +305,7 @@ def _with_defaults(adapter: HFAdapter, content: Mapping[str, Any]) -> dict[str, 
     """What a ``config.json`` says of the language model, as transformers reads it."""
     of = adapter.defaults
     content = text_config(content)
-    return {**(of.load()(content) if isinstance(of, Ref) else of), **content}
+    return {**(of.function()(content) if isinstance(of, Ref) else of), **content}
 
 
 def _architectures(content: Mapping[str, Any], *, what: str) -> list[str]:

@@ -39,7 +39,9 @@ def assets_can_be_exported(run: Run) -> Iterator[HekatonError]:
 
     adapter = run.plugins.all(HFAdapter).get(model.name)
     try:
-        config = adapter.record.write_config.load()(run.model) if adapter and run.model is not None else {}
+        config = (
+            adapter.record.write_config.function()(run.model) if adapter and run.model is not None else {}
+        )
         check_assets(Path(model.hf_assets_path), config)
     except HekatonError as e:
         yield run.violation(e.message, "model.hf_assets_path", "checkpoint.last_save_in_hf", hint=e.hint)

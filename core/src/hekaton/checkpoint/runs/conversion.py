@@ -25,7 +25,7 @@ from hekaton.identity.values import model_values
 from hekaton.mesh import ParallelDims
 from hekaton.overrides import override
 from hekaton.plugins import Plugins
-from hekaton.spec import TrainSpec
+from hekaton.spec import load_spec
 from hekaton.weights import LazyTensor
 from hekaton.weights.counterpart import (
     Counterpart,
@@ -175,7 +175,7 @@ def _described(
     adapter = adapter_of(plugins, name)
     if of_model not in (None, name):
         raise CheckpointError(f"{stored.folder} is of model {of_model}, not {name}")
-    spec: TrainSpec = plugins.get(Model, name).spec.load()
+    spec = load_spec(plugins.get(Model, name))
     chosen = flavor or of_flavor
     if chosen is None:
         raise CheckpointError(f"{stored.folder} does not name its flavor", hint="set --model_flavor")
