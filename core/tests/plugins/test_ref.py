@@ -57,7 +57,7 @@ def test_an_error_of_hekatons_own_passes_as_it_is(site):
         Ref("heavy:value").load()
 
 
-def test_what_cannot_be_called_is_no_function():
+def test_an_object_that_is_not_callable_is_no_function():
     assert Ref("os.path:join").function() is os.path.join
     with pytest.raises(PluginError, match=r"'os\.path:sep' cannot be called: it is of type str"):
         Ref("os.path:sep").function()
