@@ -25,6 +25,11 @@ from hekaton.contributions import hookimpl
 def hekaton_step_ended(step, metrics, control):
     if step == 2 and os.environ.get("RANK", "0") == os.environ["SIGNALLED"]:
         exec(os.environ["THEN"])
+
+
+@hookimpl
+def hekaton_run_ended(step, error):
+    exec(os.environ.get("ENDED", ""))
 """
 EARLY = """
 import os
@@ -127,6 +132,22 @@ def test_a_second_signal_ends_the_run_at_once(train, tmp_path):
     assert done.returncode == 128 + signal.SIGTERM
     assert "a second signal ends the run at once" in done.stderr
     assert not (tmp_path / "outputs" / "checkpoint" / "step-2").exists()
+
+
+def test_a_signal_after_the_run_has_ended_does_not_change_its_status(train):
+    """As srun sends one to a rank that is still there when another one has ended with 75."""
+    ended = """
+import torch.distributed as dist
+time.sleep(1.2)
+os.kill(os.getpid(), signal.SIGTERM)
+def told(destroy=dist.destroy_process_group):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    destroy()
+dist.destroy_process_group = told
+"""
+    done = train(*SAVED, then=kill("SIGTERM"), rank=1, processes=2, ENDED=ended)
+    assert {one.returncode for one in done.ranks} == {75}, done.stderr
 
 
 def test_a_run_that_hangs_ends_at_the_limit_and_shows_where(train):

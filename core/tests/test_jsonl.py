@@ -1,10 +1,15 @@
 """metrics.jsonl: what a resumed run keeps of it, and what it never writes."""
 
+import errno
 import json
 import math
+import resource
+from contextlib import contextmanager
 
 import pytest
 
+from hekaton.accounting import Accounts, read_account
+from hekaton.checkpoint.disk.folders import write_whole
 from hekaton.jsonl import NAME, build
 
 
@@ -44,3 +49,47 @@ def test_what_a_link_points_to_is_not_written(tmp_path):
     with pytest.raises(OSError, match=NAME):
         build(None, tmp_path).log(1, {"loss": 1.0})
     assert other.read_text() == "precious\n"
+
+
+@contextmanager
+def no_file_beyond(size):
+    """The process cannot make a file longer than ``size`` bytes, as on a disk that is full: what fits is written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_line_of_which_only_a_part_fits_is_an_error(tmp_path):
+    logger = build(None, tmp_path)
+    logger.log(1, {"loss": 1.0})
+    with no_file_beyond((tmp_path / NAME).stat().st_size + 10), pytest.raises(OSError) as caught:
+        logger.log(2, {"loss": 1.0})
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path):
+    first = Accounts(tmp_path, writes=True)
+    first.write(3)
+    with no_file_beyond((tmp_path / "accounting.jsonl").stat().st_size + 10):
+        first.write(5)
+    Accounts(tmp_path, writes=True).write(3, resumed=True)
+    account = read_account(tmp_path)
+    assert (account.starts, account.step) == (2, 3)
+    assert sum(account.seconds.values()) == pytest.approx(account.total, abs=1e-3)
+
+
+def test_a_disk_that_is_full_keeps_the_file_and_no_part_of_a_new_one(tmp_path):
+    logger = build(None, tmp_path)
+    for step in range(1, 6):
+        logger.log(step, {"loss": 1.0})
+    before = (tmp_path / NAME).read_bytes()
+    with no_file_beyond(10):
+        with pytest.raises(OSError):
+            logger.resume(3)
+        with pytest.raises(OSError):
+            write_whole(tmp_path / "config.toml", bytes(100))
+    assert [one.name for one in tmp_path.iterdir()] == [NAME]
+    assert (tmp_path / NAME).read_bytes() == before

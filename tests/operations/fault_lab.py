@@ -37,6 +37,7 @@ START = 120.0
 RESUMED = "resumed at step "
 STARVED = "no progress:"
 BUSY = "none: the machine had other work for longer than the hang limit"
+NO_FAULT = "none"
 LEFT_OUT = re.compile(r"logger 'endpoint' .*left out")
 
 
@@ -45,6 +46,7 @@ class Outcome:
     """:param status: that the start ended with, ``None`` where it went on.
     :param seconds: from the fault to the end of the start.
     :param lost: steps that were done and are done again.
+    :param wrong: what was not as it has to be, of the fault or of the run that it was one of.
     """
 
     kind: str
@@ -52,6 +54,18 @@ class Outcome:
     status: int | None
     seconds: float
     lost: int
+    wrong: str = ""
+
+
+class Wrong(AssertionError):
+    """Something was not as it has to be.
+
+    :param outcomes: of the faults until then, that of the last one included.
+    """
+
+    def __init__(self, said: str, outcomes: Sequence[Outcome]) -> None:
+        super().__init__(said)
+        self.outcomes = outcomes
 
 
 @dataclass
@@ -120,14 +134,15 @@ class Lab:
 
         :param early: a fifth of them before the first step, often.
         :returns: fewer than there are faults, where the run was done before.
-        :raises AssertionError: with what was not as it has to be, and what the run has written.
+        :raises Wrong: with what was not as it has to be, and what the run has written.
         """
         processes = 1 if kind == Single.kind else 2
         expected = self.undisturbed(processes)
         folder = self._new_run()
         outcomes: list[Outcome] = []
         start: Start | None = None
-        done, saved = 0, False
+        doing: Fault | None = None
+        done, saved, compared = 0, False, False
         to_come, queued = list(faults), False
         try:
             while True:
@@ -151,7 +166,9 @@ class Lab:
                     assert STARVED in start.said(), f"ended with {start.status()} without any fault"
                     outcomes.append(Outcome(kind, BUSY, start.status(), 0.0, 0))
                 elif fault is not None:
+                    doing = fault
                     outcome = self._do(fault, start, kind, random)
+                    doing = None
                     if outcome is None:
                         continue
                     to_come.pop(0)
@@ -161,6 +178,7 @@ class Lab:
                     saved = (
                         fault is not None
                         and fault.saves
+                        and start.steps() > 0  # what starts before it have lost is done again, else
                         and (outcomes[-1].status == 75 or "launcher" in fault.name)
                     )
                     if outcomes[-1].status == 0:
@@ -169,17 +187,22 @@ class Lab:
                     if not queued:
                         start.close()
                         start = None
-            place = self._dump_folder(folder)
+            place, compared = self._dump_folder(folder), True
             assert losses_of(place) == expected[0], "losses differ from those of the undisturbed run"
             assert weights_of(place) == expected[1], (
                 "the last checkpoint differs from that of the undisturbed run"
             )
             self.accounts.append((kind, read_account(place)))
-        except AssertionError as error:
+        except (
+            Exception
+        ) as error:  # those of programs that do not answer and of files that are not there, too
             said = start.said() if start else ""
-            raise AssertionError(
-                f"{kind}, {[one.fault for one in outcomes]}: {error}\n{said[-6000:]}"
-            ) from error
+            if doing is not None or not outcomes:
+                outcomes.append(Outcome(kind, doing.name if doing else NO_FAULT, None, 0.0, 0))
+            first = 0 if compared else len(outcomes) - 1
+            outcomes[first:] = [replace(one, wrong=repr(error)) for one in outcomes[first:]]
+            names = ", ".join(one.fault for one in outcomes)
+            raise Wrong(f"{kind}, {names}: {error!r}\n{said[-6000:]}", outcomes) from error
         finally:
             if start is not None:
                 start.close()
@@ -196,7 +219,8 @@ class Lab:
         if fault.ends is False:
             self._wait(start, lambda: LEFT_OUT.search(start.said()) is not None, START)
             new = start.status() == 2 and not done  # a new run whose logger cannot be opened is not started
-            assert len(LEFT_OUT.findall(start.said())) == 1 or start.status() == 0 or new, "the logger stays"
+            done_without = start.status() == 0 or STARVED in start.said()
+            assert len(LEFT_OUT.findall(start.said())) == 1 or done_without or new, "the logger stays"
         elif fault.name == RESTARTS and done > INTERVAL:
             self._wait(start, lambda: start.said().count(RESUMED) > resumed, fault.limit)
         elif fault.ends is None:

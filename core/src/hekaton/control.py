@@ -33,6 +33,7 @@ class RunControl:
     """
 
     def __init__(self) -> None:
+        self.is_over = False  # set when the run has ended well on all ranks
         self._lock = threading.Lock()
         self._asked = Request()
         self._sent = Request()

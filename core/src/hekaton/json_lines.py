@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,15 +38,22 @@ def is_number(value: Any) -> bool:
 
 def append_line(file: Path, values: Mapping[str, Any]) -> None:
     """Append an object, in one write, so that readers see whole lines: not to what a link points to, and
-    without waiting for somebody who reads a FIFO.
+    without waiting for somebody who reads a FIFO. Where the last line was cut off, the object gets a line of
+    its own.
 
-    :raises OSError: when the file cannot be written.
+    :raises OSError: when the file cannot be written, or only a part of the line.
     """
-    line = json.dumps(values, allow_nan=False) + "\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    line = json.dumps(values, allow_nan=False).encode() + b"\n"
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(file, flags, 0o666)
     try:
-        os.write(descriptor, line.encode())
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+        if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     finally:
         os.close(descriptor)
 

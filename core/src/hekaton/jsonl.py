@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hekaton.checkpoint.disk.folders import replacing
 from hekaton.json_lines import append_line, is_number, read_lines
 
 NAME = "metrics.jsonl"
@@ -31,10 +31,8 @@ class JsonLinesLogger:
         if not self._path.exists():
             return
         lines = read_lines(self._path)
-        kept = self._path.with_name(f"{NAME}.{secrets.token_hex(4)}.tmp")
-        with contextlib.closing(lines), kept.open("wb") as stream:
+        with contextlib.closing(lines), replacing(self._path) as stream:
             stream.writelines(line for line, read in lines if read is not None and _is_until(read, step))
-        kept.rename(self._path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from hekaton.environment import among_others
@@ -46,15 +47,27 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
         yield
 
 
+@dataclass
+class WholeRun:
+    """:param is_over: set when the run has ended well, on all ranks: its status is known."""
+
+    is_over: bool = False
+
+
 @contextlib.contextmanager
-def end_on_signals() -> Iterator[None]:
-    """Around a whole run: a signal before the first step, or after the last, ends the process at once. All
-    that was saved is there, so its status says to start it again; after SIGINT, that it was interrupted.
+def end_on_signals() -> Iterator[WholeRun]:
+    """Around a whole run: a signal before the first step ends the process at once. All that was saved is
+    there, so its status says to start it again; after SIGINT, that it was interrupted.
 
     Under ``srun`` it is that of the signal: srun ends tasks by SIGTERM when another one has failed, and gives
-    the highest status of all, so that an error would be taken for a run that is to be started again."""
-    with _signals_go_to(_end_at_first):
-        yield
+    the highest status of all, so that an error would be taken for a run that is to be started again.
+
+    Once the run is over a signal changes nothing: srun ends tasks as well when another one has ended with the
+    status that says to start the run again. One that comes more than ``ONE_SIGNAL`` later ends the process.
+    """
+    run = WholeRun()
+    with _signals_go_to(lambda receiving: _end_at_first(receiving, run)):
+        yield run
 
 
 @contextlib.contextmanager
@@ -84,9 +97,13 @@ def _received(number: int, frame: object) -> None:
     """Takes the place of the default action; the watching thread acts."""
 
 
-def _end_at_first(receiving: socket.socket) -> None:
+def _end_at_first(receiving: socket.socket, run: WholeRun) -> None:
+    first: float | None = None
     while numbers := receiving.recv(1):
         if numbers[0] in SIGNALS:
+            first = first or time.monotonic()
+            if run.is_over and time.monotonic() - first <= ONE_SIGNAL:
+                continue
             status = AGAIN if _has_torchrun() or not among_others() else 128 + numbers[0]
             if not _has_torchrun():  # which ends those that are left when one has failed
                 name = signal.Signals(numbers[0]).name
@@ -111,7 +128,7 @@ def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
         if first is None:
             first, ended = time.monotonic(), signal.Signals(numbers[0])
             control.ask(save=True, stop=True, again=True, reason=f"received {ended.name}")
-        elif time.monotonic() - first > ONE_SIGNAL:
+        elif time.monotonic() - first > ONE_SIGNAL and not control.is_over:
             _end(signal.Signals(numbers[0]), "a second signal ends the run at once", stacks=False)
 
 

@@ -77,8 +77,7 @@ class Trainer:
         self.assembled = assembled = assemble(loaded, process)
         self.dims, self.meshes = assembled.dims, assembled.meshes
         self.model_parts, self.optimizers = assembled.parts, assembled.optimizers
-        self.learning_rate = assembled.learning_rate
-        self.forward_backward = assembled.forward_backward
+        self.learning_rate, self.forward_backward = assembled.learning_rate, assembled.forward_backward
         self._global_batch_size = config.global_batch_size(process.world_size)
         self.loader = run_loader(
             assembled,
@@ -110,7 +109,9 @@ class Trainer:
         :returns: the request that ended the run before its last step, or one that asks for nothing.
         """
         config, steps = self.config, self.config.training.steps
-        checkpoints = open_checkpoints(config, self.plugins, self._state())
+        checkpoints = open_checkpoints(
+            config, self.plugins, RunState.of(self.assembled, self.loader, self._identity)
+        )
         write_config(config, self.process)
         if config.checkpoint.create_seed_checkpoint:
             with contextlib.closing(self.loader), contextlib.closing(checkpoints):
@@ -246,14 +247,12 @@ class Trainer:
         with self.meter.phases(name):
             yield
 
-    def _state(self) -> RunState:
-        return RunState.of(self.assembled, self.loader, self._identity)
-
     def _profiler(self) -> Profiler:
         folder = Path(self.config.job.dump_folder)
         return Profiler(self.config.profiling, folder, rank=self.process.rank, step=self.step)
 
     def _run_ended(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.control.is_over = error is None
         self._accounts.write(self.step)
         self.plugins.call("hekaton_run_ended", step=self.step, error=error)
 

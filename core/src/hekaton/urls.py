@@ -79,8 +79,13 @@ class UrlPath:
         """Write a file that has all of its content or is not there: a plain ``file://`` has no such write."""
         with self._store() as (store, path):
             temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-            store.pipe_file(temporary, data)
-            store.mv(temporary, path)
+            try:
+                store.pipe_file(temporary, data)
+                store.mv(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):  # it may not be there
+                    store.rm_file(temporary)
+                raise
 
     def size(self) -> int:
         with self._store() as (store, path):

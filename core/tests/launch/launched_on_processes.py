@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+from hekaton.launch import agent
 from hekaton.launch.torchrun import main
 
 WORKER = """
@@ -17,9 +18,11 @@ for name in ("SIGTERM", "SIGUSR1"):
     signal.signal(getattr(signal, name), lambda number, frame: told.append(number))
 pathlib.Path(f"start-{number}-" + os.environ["RANK"]).touch()
 status = int(sys.argv[1])
+end = time.monotonic() + 30
+while len(list(pathlib.Path().glob(f"start-{number}-*"))) < 2 and time.monotonic() < end:
+    time.sleep(0.02)
 if status >= 0:
     sys.exit(status if os.environ["RANK"] == "1" else time.sleep(0.3) or 75 if status == 75 else status)
-end = time.monotonic() + 30
 while not told and time.monotonic() < end:
     time.sleep(0.02)
 time.sleep(float(sys.argv[2]))
@@ -27,11 +30,14 @@ sys.exit(75)
 """
 
 
-def launch(*options: str, status: int = -1, saves: float = 0.0, send: str = "") -> None:
+def launch(
+    *options: str, status: int = -1, saves: float = 0.0, send: str = "", late: str = "", leaves: float = 20.0
+) -> None:
     """Print the status of the launcher, and end with 0.
 
     :param status: of the processes; below 0 they wait for a signal, and then end with 75.
     :param saves: seconds that they take for it; :param send: the signal, when both are there.
+    :param late: a signal when they have ended; :param leaves: seconds that the launcher then has, and takes more.
     """
     Path("worker.py").write_text(WORKER)
 
@@ -41,6 +47,19 @@ def launch(*options: str, status: int = -1, saves: float = 0.0, send: str = "") 
             time.sleep(0.02)
         os.kill(os.getpid(), getattr(signal, send))
 
+    stop_workers, end = agent.Agent._stop_workers, os._exit
+
+    def stop_late(*given: object, **named: object) -> None:
+        stop_workers(*given, **named)
+        if late:
+            os.kill(os.getpid(), getattr(signal, late))
+        time.sleep(0 if leaves == 20.0 else 30)
+
+    def told(status: int) -> None:
+        print("status", status, flush=True)
+        end(0)
+
+    agent.Agent._stop_workers, agent.LEAVES, os._exit = stop_late, leaves, told
     if send:
         threading.Thread(target=tell, daemon=True).start()
     for name in [
@@ -50,7 +69,9 @@ def launch(*options: str, status: int = -1, saves: float = 0.0, send: str = "") 
     ]:
         del os.environ[name]
     arguments = ["--standalone", "--nproc_per_node=2", *options, "worker.py", str(status), str(saves)]
-    print("status", main(arguments), file=sys.stdout, flush=True)
+    found = main(arguments)
+    os._exit = end
+    print("status", found, file=sys.stdout, flush=True)
 
 
 def run(options: list[str], **given: object) -> None:

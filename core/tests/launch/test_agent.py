@@ -34,3 +34,11 @@ def test_processes_that_do_not_end_are_killed_at_the_limit(tmp_path):
     status, starts, said = launched(tmp_path, ["--stop_seconds", "1"], send="SIGTERM", saves=60)
     assert (status, starts) == (128 + 9, [1, 1])
     assert "error: processes have not ended 1 s after a signal: killed" in said
+
+
+def test_a_signal_after_the_end_of_the_processes_does_not_change_their_status(tmp_path):
+    assert launched(tmp_path, ["--max-restarts=1"], status=75, late="SIGTERM")[:2] == (75, [1, 1])
+
+
+def test_the_launcher_does_not_wait_for_a_store_that_is_gone(tmp_path):
+    assert launched(tmp_path, status=3, leaves=0.2)[:2] == (3, [1, 1])

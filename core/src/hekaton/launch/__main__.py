@@ -1,8 +1,13 @@
 """``python -m hekaton.launch``: torchrun without its report, where a process has said what is wrong."""
 
+import signal
 import sys
 
 from hekaton.launch.torchrun import main
+from hekaton.stop_signals import SIGNALS
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    for number in SIGNALS:  # the status is known: srun ends this launcher when that of another node has ended
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

@@ -10,28 +10,38 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+from torch.distributed.elastic.agent.server.api import WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from hekaton.errors import AGAIN, INTERRUPTED, HekatonError
 from hekaton.stop_signals import SIGNALS
 
 FINAL = frozenset({AGAIN, INTERRUPTED, HekatonError.exit_code})
 """Statuses after which another start by itself is wrong: told to end, or wrong for every start."""
+LEAVES = 20.0
+"""Seconds in which the agent ends after its processes have failed. It says so to the store, and waits for the
+answer of a machine that cannot be reached any more for as long as ``--rdzv_conf=read_timeout`` allows."""
 
 
-def use(*, limit: float) -> None:
+def use(*, limit: float, end: Callable[[Mapping[int, ProcessFailure]], object]) -> None:
     """Have ``torch.distributed.run`` use this agent.
 
     :param limit: seconds that processes have to end after a signal; 0 waits for as long as it takes.
+    :param end: ends this process, with what its processes have failed with by rank; called on a thread where
+        the agent has not ended ``LEAVES`` seconds after them.
     """
     from torch.distributed.launcher import api
 
     Agent.limit = limit
+    Agent.end = staticmethod(end)
     api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
 
 
@@ -39,7 +49,9 @@ class Agent(LocalElasticAgent):
     """Starts, watches and restarts the processes of one machine."""
 
     limit = 0.0
+    end: Callable[[Mapping[int, ProcessFailure]], object]
     _told: float | None = None
+    _has_failed = False
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
         started: dict[int, Any] = super()._start_workers(worker_group)
@@ -57,10 +69,18 @@ class Agent(LocalElasticAgent):
             print(f"error: processes have not ended {self.limit:g} s after a signal: killed", file=sys.stderr)
             self._told = time.monotonic()
             self._shutdown(signal.SIGKILL)
+        if result.failures and self._remaining_restarts == 0 and not self._has_failed:
+            self._has_failed = True
+            leaving = threading.Timer(LEAVES, self.end, [result.failures])
+            leaving.daemon = True
+            leaving.start()
         return result
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """:raises SignalException: where there is no process that it could be passed on to."""
+        """:raises SignalException: where there is no process that it could be passed on to. Where all have
+        ended, the status is theirs: ``srun`` ends an agent as soon as that of another node has ended."""
+        if self._has_failed:
+            return
         if self._told is None:
             self._told = time.monotonic()
             print(f"{signal.Signals(number).name}: passed on to the processes", file=sys.stderr, flush=True)
@@ -69,6 +89,6 @@ class Agent(LocalElasticAgent):
             with contextlib.suppress(ProcessLookupError, TypeError):
                 os.kill(worker.id, number)
                 reached = True
-        if not reached:
+        if not reached and self._worker_group.state != WorkerState.HEALTHY:
             name = signal.Signals(number)
             raise SignalException(f"process {os.getpid()} received {name.name}", sigval=name)

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
 
     limit, rest = _stop_seconds(list(arguments))
     options = parse_args(rest)  # type: ignore[no-untyped-call]
-    agent.use(limit=limit)
+    agent.use(limit=limit, end=lambda failures: os._exit(_status(ChildFailedError("", dict(failures)))))
     if options.max_restarts:
         # Processes that start again would meet at the store of those before, with all that is in it.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
@@ -51,16 +51,21 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as e:
-        rank, failure = first_failure(e)
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            print(f"error: rank {rank} was ended by {name}", file=sys.stderr)
-            return 128 - failure.exitcode
-        return failure.exitcode
+        return _status(e)
     except SignalException as e:
         print(f"error: received {e.sigval.name} before the processes were started", file=sys.stderr)
         return 128 + e.sigval
     return 0
+
+
+def _status(error: ChildFailedError) -> int:
+    """The status of the launcher, with a message where no process could give one."""
+    rank, failure = first_failure(error)
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        print(f"error: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
+        return 128 - failure.exitcode
+    return failure.exitcode
 
 
 def first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:

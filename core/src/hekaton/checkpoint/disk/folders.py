@@ -6,11 +6,13 @@ when it is whole, and no folder can be renamed: a move copies, the file that mak
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -30,12 +32,24 @@ def write_whole(file: Folder, data: bytes) -> None:
     if isinstance(file, UrlPath):
         file.write_whole(data)
         return
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")  # two runs may write the same file
-    with temporary.open("wb") as stream:
+    with replacing(file) as stream:
         stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(file)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the place of a file when the context ends without an error, and is removed
+    otherwise; the file is safe then."""
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")  # two runs may write the same file
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(file.parent)
 
 
