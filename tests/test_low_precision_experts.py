@@ -13,8 +13,7 @@ from hekaton.config import load
 from hekaton.contributions import Converter
 from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_layouts, check_requirement, check_rule, run_command
-from hekaton.testing.steps import train_steps
+from hekaton.testing import check_requirement, check_rule, run_command
 from hekaton_float8.combinations import TABLE as FLOAT8_TABLE
 from hekaton_float8.combinations import float8_can_be_combined
 from hekaton_mx.combinations import TABLE as MX_TABLE
@@ -40,9 +39,6 @@ BOTH = {
     "mx": ["--model.converters", f"{MX},{LINEAR_MX}", f"--{LINEAR_MX}.filter_fqns", LEFT],
 }  # fmt: skip
 """Linear layers and experts in one format, in either order."""
-COMPUTED = BOTH | {
-    "tensorwise": ["--model.converters", LINEAR_FLOAT8, f"--{LINEAR_FLOAT8}.filter_fqns", LEFT]
-}
 
 
 def changed(**moe):
@@ -181,43 +177,3 @@ def test_a_dry_run_takes_a_step(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "one step ran as rank 0 of 4" in done.stderr
-
-
-@pytest.mark.slow
-def test_recomputation_and_compile_compute_the_same(tmp_path):
-    batch = ["--training.global_batch_size", "2", "--training.local_batch_size", "2"]
-    small = ["--model.overrides", json.dumps(SIZES | {"n_layers": 1})]
-    compiled = ["--compile.enable", "--compile.backend", "aot_eager"]
-    ways = {
-        "eager": [],
-        "recomputed": ["--activation_checkpoint.mode", "full"],
-        "compiled, recomputed by operator": [*compiled, "--activation_checkpoint.mode", "selective"],
-    }
-    runs = {
-        f"{which} {way}": [
-            *PLAIN,
-            *small,
-            *batch,
-            "--training.mixed_precision_param",
-            "float32",
-            *flags,
-            *options,
-        ]
-        for which, flags in COMPUTED.items()
-        for way, options in ways.items()
-    }
-    numbers = train_steps(runs, processes=1, steps=1, folder=tmp_path, timeout=100)
-    for which in COMPUTED:
-        expected = torch.tensor(numbers[f"{which} eager"])
-        for way in ways:
-            torch.testing.assert_close(
-                torch.tensor(numbers[f"{which} {way}"]), expected, rtol=1e-5, atol=0, msg=f"{which} {way}"
-            )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", BOTH)
-def test_every_layout_computes_what_one_process_does(which):
-    """Scales are powers of 2: those of a part round as those of the whole do."""
-    layouts = ["shard2", "replicate2", "cp2", "tp2", "pp2", "shard2 ep2", "tp2 ep2", "tp2 etp2"]
-    check_layouts(*PLAIN, *BOTH[which], layouts=layouts, rows=2, steps=2, tolerance=1e-6)

@@ -1,60 +1,41 @@
-"""Weights that are gathered in float8, and layouts against a single process."""
+"""What ranks gather in float8 is what they would cast after a gather in the precision of the run, bit for bit."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from hekaton.testing import check_layouts, run_processes
+from hekaton.testing import run_processes
+from hekaton.testing.distributed import NamedLayout
+from hekaton.testing.steps import train_steps
 from hekaton_float8 import LINEAR
 
-SIZES = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 64, "vocab_size": 258}
+SIZES = {"dim": 32, "n_layers": 1, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 64, "vocab_size": 258}
 RUN = [
     "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.overrides", json.dumps(SIZES),
     "--model.tokenizer", "byte", "--training.seq_len", "16", "--lr_scheduler.warmup_steps", "0",
+    "--optimizer.lr", "1e-2", "--training.global_batch_size", "4", "--training.mixed_precision_param", "float32",
     "--model.converters", LINEAR, f"--{LINEAR}.filter_fqns", "output",
 ]  # fmt: skip
-GATHER = [f"--{LINEAR}.enable_fsdp_float8_all_gather", f"--{LINEAR}.precompute_float8_dynamic_scale_for_fsdp"]
+GATHER = [f"--{LINEAR}.enable_fsdp_float8_all_gather"]
+AHEAD = [*GATHER, f"--{LINEAR}.precompute_float8_dynamic_scale_for_fsdp"]
 SCRIPT = Path(__file__).with_name("all_gather_on_processes.py")
 
 
 @pytest.mark.slow
-def test_weights_gathered_in_float8_are_those_cast_after_a_gather():
-    """Bit for bit, with scales computed at the gather and after the step before."""
-    run_processes(SCRIPT, "gather", processes=2, timeout=110)
+def test_what_is_gathered_in_float8_is_what_would_be_cast_after_a_gather():
+    """Weights, inputs and gradients; with scales of each rank's own part it is not."""
+    run_processes(SCRIPT, "gather", processes=4, timeout=110)
 
 
 @pytest.mark.slow
-def test_scales_of_each_ranks_own_part_are_noticed():
-    with pytest.raises(AssertionError, match=r"gathered\._"):
-        run_processes(SCRIPT, "gather", processes=2, own_scale=True, timeout=110)
-
-
-@pytest.mark.slow
-def test_what_tensor_parallel_ranks_gather_is_cast_with_the_scale_of_the_whole():
-    run_processes(SCRIPT, "cast_before_a_gather", processes=2, timeout=110)
-    with pytest.raises(AssertionError, match=r"gathered\._scale"):
-        run_processes(SCRIPT, "cast_before_a_gather", processes=2, own_scale=True, timeout=110)
-
-
-@pytest.mark.slow
-def test_tensor_parallel_ranks_compute_what_one_process_does():
-    """With inputs and gradients that are gathered in float8, on parts of the sequence and without."""
-    check_layouts(*RUN, layouts=["tp2"], rows=2, steps=2, tolerance=1e-6)
-
-
-@pytest.mark.slow
-def test_ranks_that_gather_in_float8_compute_what_one_process_does_as_far_as_float8_goes():
-    """The scales of inputs are those of a rank's part of the batch: they and the rounding differ."""
-    layouts = ["shard2", "replicate2", "cp2", "pp2"]
-    check_layouts(*RUN, *GATHER, layouts=layouts, rows=2, steps=2, tolerance=1e-2)
-
-
-@pytest.mark.slow
-def test_ranks_that_have_whole_blocks_compute_blockwise_what_one_process_does():
-    """Sequences of 128 tokens, which a context-parallel rank would have a part of."""
-    sizes = {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 256, "vocab_size": 258}
-    changed = ["--model.overrides", json.dumps(sizes), "--training.seq_len", "128"]
-    blockwise = [f"--{LINEAR}.recipe_name", "blockwise"]
-    layouts = ["shard2", "replicate2", "tp2", "pp2"]
-    check_layouts(*RUN, *changed, *blockwise, layouts=layouts, rows=2, steps=2, tolerance=1e-6)
+def test_runs_that_gather_weights_in_float8_compute_what_those_do_that_cast_them_after_a_gather(tmp_path):
+    runs = {}
+    for name in ("replicate2 shard2", "shard2 tp2"):
+        layout = NamedLayout(name)
+        flags = [*RUN, *layout.flags, "--training.local_batch_size", str(4 // layout.dp)]
+        runs |= {f"{name}, cast after": flags, f"{name}, scales ahead": [*flags, *AHEAD]}
+    runs["replicate2 shard2, scales at the gather"] = [*runs["replicate2 shard2, cast after"], *GATHER]
+    numbers = train_steps(runs, processes=4, steps=2, folder=tmp_path, timeout=110)
+    for name, found in numbers.items():
+        assert found == numbers[f"{name.partition(',')[0]}, cast after"], name

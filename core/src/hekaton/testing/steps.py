@@ -16,6 +16,7 @@ from hekaton.config.flags import split_files
 from hekaton.distributed import all_sum, this_process
 from hekaton.rules import check
 from hekaton.testing.distributed import run_processes, shared_meshes
+from hekaton.updating import tell_converters
 
 
 def train_steps(
@@ -68,6 +69,7 @@ def _train(arguments: list[str], steps: int) -> list[tuple[float, float]]:
     check(loaded, world_size=process.world_size, device_type="cpu")
     torch.compiler.reset()  # what was compiled before counts towards the limit of recompilations
     trainer = Trainer(loaded, process)
+    tell_converters(trainer.assembled)
     numbers = []
     for trainer.step in range(1, steps + 1):
         losses, grad_norm = trainer.train_step()
