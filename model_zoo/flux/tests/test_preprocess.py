@@ -1,18 +1,22 @@
 """``hekaton flux preprocess``: what it writes, a run that reads it without the encoders, and folders that do not fit."""
 
+import gc
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hekaton
 from hekaton.cli import main
 from hekaton.errors import ConfigError, DataError
-from hekaton_flux import encoded, pretrained
+from hekaton.testing import run_processes
+from hekaton_flux import encoded, encoder_choice, pretrained
 from hekaton_flux.encoder_choice import frozen_encoders
-from hekaton_flux.images import build
+from hekaton_flux.images import build, draw
 from hekaton_flux.settings import FlowMatchingSection
 
 FILE = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
@@ -147,6 +151,53 @@ def test_a_configuration_that_needs_the_encoders_is_rejected(flags, message, fol
     ]
     assert main([*words, *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def encode(words, report):
+    """Run by the next test on two processes."""
+    assert main(["flux", "preprocess", *words, "--out", f"{report}/out"]) == 0
+    (encoders,) = [one for one in gc.get_objects() if isinstance(one, pretrained.PretrainedEncoders)]
+    t5 = encoders.of_texts[0]
+    parameters = list(t5.parameters())
+    sizes = [
+        sum(of(one).numel() for one in parameters) for of in (lambda one: one.to_local(), lambda one: one)
+    ]
+    Path(report, os.environ["RANK"]).write_text(json.dumps(sizes))
+    encoder_choice._pretrained.cache_clear()
+    none_bad = ["--out", f"{report}/no", "--flow_matching.max_bad_images", "0"]
+    assert main(["flux", "preprocess", *words, *none_bad]) == 2
+
+
+@pytest.mark.slow
+def test_processes_share_out_the_images_and_what_the_encoders_are_made_of(folders, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for at in range(9):
+        Image.fromarray(draw("red", "circle", size=32, center=(0.5, 0.1 * at), radius=0.3)).save(
+            images / f"{at}.png"
+        )
+        (images / f"{at}.txt").write_text("a red circle" if at % 2 else "a blue circle")
+    (images / "4.png").write_bytes(b"no image")
+    names = {"text_encoder": "t5", "pooled_encoder": "clip", "autoencoder": "autoencoder"}
+    paths = [
+        word for name, path in names.items() for word in (f"--flow_matching.{name}", f"{folders[0] / path}")
+    ]
+    words = [
+        FILE, *FLAGS, *paths, "--flow_matching.text_length", "4", "--flow_matching.max_bad_images", "1",
+        "--training.dataset", "image_folder", "--training.dataset_path", f"{images}", "--validation.no-enable",
+        "--shard_images", "5",
+    ]  # fmt: skip
+    assert main(["flux", "preprocess", *words, "--out", str(tmp_path / "one")]) == 0
+    ranks = run_processes(__file__, "encode", processes=2, words=words, report=str(tmp_path), cwd=tmp_path)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(encoded.build(section(tmp_path / "out"), None)) == 8
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
+    assert "4.png: it cannot be read as an image" in ranks[0].stderr
+    (first, whole), (second, _) = (json.loads((tmp_path / f"{rank}").read_text()) for rank in (0, 1))
+    assert first + second == whole
+    assert first < 0.7 * whole
 
 
 def test_preprocess_says_what_it_needs(capsys, tmp_path):

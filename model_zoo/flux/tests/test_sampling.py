@@ -249,6 +249,41 @@ def test_generate_rejects_what_it_cannot_do(words, message, trained, tmp_path, c
     assert message in capsys.readouterr().err
 
 
+def test_generate_makes_the_image_of_diffusers_from_a_folder_as_flux_is_published_in(folders, tmp_path):
+    from diffusers import FluxPipeline
+    from transformers import AutoTokenizer
+
+    folder, t5, clip, autoencoder = folders
+    model = build(replace(TINY, guidance=False, channels=12, text_dim=12, pooled_dim=8))
+    content = {key: value for key, value in write_config(model.config).items() if key != "_class_name"}
+    transformer = FluxTransformer2DModel(**content)
+    tensors = {name: whole(value.detach()) for name, value in model.state_dict().items()}
+    made = table(model.config).to_hf(tensors, what="x")
+    transformer.load_state_dict({name: tensor.read() for name, tensor in made.items()})
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), vae=autoencoder, transformer=transformer,
+        text_encoder=clip, tokenizer=AutoTokenizer.from_pretrained(folder / "clip"),
+        text_encoder_2=t5, tokenizer_2=AutoTokenizer.from_pretrained(folder / "t5"),
+    )  # fmt: skip
+    published = tmp_path / "published"
+    pipeline.save_pretrained(published)
+    assert not (published / "text_encoder_2/tokenizer.json").exists()
+    words = [
+        "flux", "generate", "--hf", str(published), "--prompt", "a red circle", "--out", str(tmp_path / "x.png"),
+        "--steps", "3", "--size", "48x32", "--text_length", "4", "--seed", "7", "--device", "cpu",
+    ]  # fmt: skip
+    assert main(words) == 0
+    noise = Draw(seed=7, step=0, rows=[0], device=CPU, purpose="images").normal("noise", (2 * 3, 12))
+    (theirs,) = pipeline(
+        "a red circle", height=32, width=48, num_inference_steps=3, guidance_scale=0.0, latents=noise,
+        max_sequence_length=4,
+    ).images  # fmt: skip
+    ours = np.asarray(Image.open(tmp_path / "x.png")).astype(int)
+    assert ours.shape == (32, 48, 3)
+    assert ours.std() > 1
+    assert np.abs(ours - np.asarray(theirs)).max() <= 1
+
+
 def test_guidance_needs_a_model_that_knows_it(trained, tmp_path, capsys):
     """As schnell: without the scale as an input, and not trained with dropped texts."""
     folder, run = trained

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from hekaton.data.contents import known_file
 from hekaton.data.identity import fingerprint
 from hekaton.errors import ConfigError, DataError
-from hekaton_flux.encoders import EncoderSizes, FrozenEncoders, TrialEncoders
+from hekaton_flux.encoders import EncoderSizes, TrialEncoders
 from hekaton_flux.images import EncodedImage, Floats, Pixels
 from hekaton_flux.pretrained import Autoencoder
 from hekaton_flux.settings import FlowMatchingSection
@@ -72,9 +72,9 @@ def write_shard(folder: Path, number: int, images: Sequence[EncodedImage], preci
         np.save(folder / f"{number:05}-{name}.npy", to_bits(values, precision))
 
 
-def write_texts(folder: Path, encoders: FrozenEncoders, texts: Iterable[str]) -> None:
+def write_texts(folder: Path, encodings: Iterable[tuple[Floats, Floats]]) -> None:
     """The encodings of some texts, in float32."""
-    states, pooled = zip(*map(encoders.text, texts), strict=True)
+    states, pooled = zip(*encodings, strict=True)
     np.save(folder / "texts-text.npy", np.stack(states))
     np.save(folder / "texts-pooled.npy", np.stack(pooled))
 

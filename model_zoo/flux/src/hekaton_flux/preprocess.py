@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hekaton.cli.arguments import as_path, load_files, take_number, take_texts
 from hekaton.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from hekaton.distributed import Process
+    from hekaton_flux.images import EncodedImage
+    from hekaton_flux.rows import ImageEncoder
 
 log = logging.getLogger("hekaton")
 
@@ -26,6 +32,9 @@ flow_matching.sample_prompts and an empty one are written, too: a run on FOLDER 
   --precision PRECISION     bfloat16 (the default) or float32
   --device DEVICE           where the encoders compute, cpu (the default) or cuda
   --shard_images N          images in each file; 1000 by default
+
+Under torchrun the processes share out the images, and FSDP shards the text encoders over them, for encoders
+that are too large for one device.
 
 The section [flow_matching] says the size of the images, the length of the texts, the encoders, and how many
 bad images are skipped."""
@@ -48,28 +57,43 @@ def run(arguments: list[str]) -> int:
     }.items():  # fmt: skip
         if given[name] not in choices:
             raise ConfigError(f"--{name} {given[name]}: one of {', '.join(choices)} was expected")
-    loaded = load_files(rest)
+    import torch
 
+    from hekaton.cli.train import told_to_the_others
+    from hekaton.distributed import process_group, this_process
+    from hekaton.launchers import adopt_launcher
     from hekaton.metrics import set_up_logging
 
-    set_up_logging(0, 1)
+    adopt_launcher()
+    with told_to_the_others():
+        loaded = load_files(rest)
+        process = this_process()
+        if given["device"] == "cpu":
+            process = replace(process, device=torch.device("cpu"))
+        elif process.device.type == "cpu":
+            raise ConfigError("--device cuda: there is no CUDA device here")
+    set_up_logging(process.rank, process.world_size)
     began = time.monotonic()
     folder = as_path(given["out"])
-    try:
-        count = _write(loaded, folder, given, shard_images or 1000)
-    except OSError as e:
-        raise DataError(f"cannot write '{e.filename or folder}': {e.strerror or e}") from e
-    print(f"{folder}: {count:,} images in {time.monotonic() - began:,.1f} s")
+    with process_group(process, loaded.config.comm, dump_folder=loaded.config.job.dump_folder):
+        try:
+            count = _write(loaded, folder, given, shard_images or 1000, process)
+        except OSError as e:
+            raise DataError(f"cannot write '{e.filename or folder}': {e.strerror or e}") from e
+    if process.rank == 0:
+        print(f"{folder}: {count:,} images in {time.monotonic() - began:,.1f} s")
     return 0
 
 
-def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int) -> int:
+def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int, process: Process) -> int:
     from hekaton.contributions import Dataset
+    from hekaton.identity.together import together
     from hekaton.sources import open_dataset
     from hekaton_flux import encoded
     from hekaton_flux.encoder_choice import frozen_encoders
     from hekaton_flux.pretrained import PretrainedEncoders
     from hekaton_flux.rows import ImageEncoder
+    from hekaton_flux.shared_out import shard
 
     config, plugins = loaded.config, loaded.plugins
     source, section = config.section(given["of"]), config.section("flow_matching")
@@ -82,36 +106,44 @@ def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int) 
     documents = open_dataset(config, plugins, source.dataset, source.dataset_path)
     encoders = frozen_encoders(section)
     if isinstance(encoders, PretrainedEncoders):
-        encoders.to(given["device"])
+        encoders.to(process.device)
+        if process.world_size > 1:
+            shard(encoders, process.device)
     images = ImageEncoder(encoders, section)
     precision: Any = given["precision"]
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for number, shard in enumerate(_groups(_encoded(documents, images), shard_images)):
-        encoded.write_shard(folder, number, shard, precision)
-        shards.append(len(shard))
+    shards = []  # on the first process, which has all images
+    for number, group in enumerate(_groups(_encoded(documents, images, process), shard_images)):
+        encoded.write_shard(folder, number, group, precision)
+        shards.append(len(group))
         log.info("%s images of %s", f"{sum(shards):,}", f"{len(documents):,}")
-    if not shards:
-        raise DataError(f"{given['of']}.dataset = '{source.dataset}' has no image that can be used")
+
+    def has_images() -> None:
+        if process.rank == 0 and not shards:
+            raise DataError(f"{given['of']}.dataset = '{source.dataset}' has no image that can be used")
+
+    together(has_images)
     texts = tuple(dict.fromkeys(["", *section.sample_prompts]))
-    encoded.write_texts(folder, encoders, texts)
-    encoded.write_manifest(
-        folder,
-        encoded.Manifest(
-            encoders=encoders.fingerprint, sizes=encoders.sizes, image_size=section.image_size,
-            text_length=section.text_length, precision=precision, shards=tuple(shards), texts=texts,
-        ),
-    )  # fmt: skip
+    of_texts = [encoders.text(text) for text in texts]
+    if process.rank == 0:
+        encoded.write_texts(folder, of_texts)
+        encoded.write_manifest(
+            folder,
+            encoded.Manifest(
+                encoders=encoders.fingerprint, sizes=encoders.sizes, image_size=section.image_size,
+                text_length=section.text_length, precision=precision, shards=tuple(shards), texts=texts,
+            ),
+        )  # fmt: skip
     return sum(shards)
 
 
-def _encoded(documents: Any, images: Any) -> Iterator[Any]:
-    """The images that can be used, in the order of the dataset."""
-    for indices in _groups(range(len(documents)), _FETCHED):
-        for document in documents.fetch(indices):
-            found = images.encoded(document)
-            if found is not None:
-                yield found
+def _encoded(documents: Any, images: ImageEncoder, process: Process) -> Iterator[EncodedImage]:
+    """The images that can be used, in the order of the dataset, on the first process."""
+    from hekaton_flux.shared_out import encoded_together
+
+    for indices in _groups(range(len(documents)), _FETCHED * process.world_size):
+        mine = documents.fetch(indices[process.rank :: process.world_size])
+        yield from encoded_together(mine, images)
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hekaton.data.contents import known_file
 from hekaton.data.identity import fingerprint
@@ -11,6 +11,9 @@ from hekaton.errors import ConfigError
 from hekaton_flux.encoders import EncoderSizes
 from hekaton_flux.images import Floats, Pixels
 from hekaton_flux.settings import FlowMatchingSection
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Autoencoder:
@@ -36,7 +39,7 @@ class Autoencoder:
         import torch
 
         with torch.no_grad():
-            given = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+            given = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
             found = self.model.encode(given.to(self.model.device)).latent_dist
             mean, std = (found.mean - self._shift) * self._scale, found.std * self._scale
         return mean[0].cpu().numpy(), std[0].cpu().numpy()
@@ -66,11 +69,17 @@ class PretrainedEncoders:
             text_dim=self._t5.config.d_model,
             pooled_dim=self._clip.config.hidden_size,
         )
-        paths = (section.text_encoder, section.pooled_encoder, section.autoencoder)
+        texts = (section.text_encoder, section.pooled_encoder)
+        paths = dict.fromkeys([*texts, section.autoencoder, *map(tokenizer_of, texts)])
         self.fingerprint = fingerprint(*(_digest(Path(path)) for path in paths))
         self.image, self.pixels = self._autoencoder.image, self._autoencoder.pixels
 
-    def to(self, device: str) -> None:
+    @property
+    def of_texts(self) -> tuple[Any, Any]:
+        """The modules that encode texts."""
+        return self._t5, self._clip
+
+    def to(self, device: torch.device) -> None:
         """Encode on another device."""
         for module in (self._t5, self._clip, self._autoencoder.model):
             module.to(device)
@@ -143,11 +152,20 @@ def _opened(field: str, path: str, name: str) -> tuple[Any, Any]:
         if name == "AutoencoderKL":
             tokenizer, model = None, diffusers.AutoencoderKL.from_pretrained(path, local_files_only=True)
         else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_of(path), local_files_only=True)
             model = getattr(transformers, name).from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ConfigError(f"flow_matching.{field} = '{path}' is no {name}: {e}") from e
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def tokenizer_of(path: str) -> str:
+    """The folder of an encoder's tokenizer: its own, or as FLUX.1 is published ``tokenizer`` beside
+    ``text_encoder``, and ``tokenizer_2`` beside ``text_encoder_2``."""
+    folder = Path(path).absolute()
+    beside = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
+    own = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
+    return path if own or not beside.is_dir() else str(beside)
 
 
 def check_folder(field: str, path: str) -> None:

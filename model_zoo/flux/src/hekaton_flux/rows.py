@@ -38,7 +38,7 @@ class ImageEncoder:
     text stand one after the other."""
 
     def __init__(self, encoders: FrozenEncoders, section: FlowMatchingSection) -> None:
-        self._encoders, self._section = encoders, section
+        self._encoders, self.section = encoders, section
         self._bad = BadImages(section.max_bad_images)
         self.fingerprint = (
             f"captioned_images {encoders.fingerprint} {section.image_size} {section.text_length} "
@@ -58,24 +58,37 @@ class ImageEncoder:
 
     def encoded(self, image: Document) -> EncodedImage | None:
         """What the encoders give for an image, ``None`` for a bad one."""
+        try:
+            decoded = self.decoded(image)
+        except Unusable as e:
+            self.skip(image.where, str(e))
+            return None
+        return decoded if isinstance(decoded, EncodedImage) else self.of(decoded)
+
+    def decoded(self, image: Document) -> CaptionedImage | EncodedImage:
+        """An image in pixels, unless it is encoded.
+
+        :raises Unusable: for a bad one.
+        """
+        section = self.section
         if isinstance(image, EncodedImage):
             return image
-        section = self._section
         if isinstance(image, StoredImage):
-            try:
-                pixels = pixels_of(
-                    image, size=section.image_size, enlarge=section.smaller_images == "enlarge"
-                )
-            except Unusable as e:
-                self._bad.add(image.where, str(e))
-                return None
-            image = CaptionedImage(pixels, image.text)
+            enlarge = section.smaller_images == "enlarge"
+            image = CaptionedImage(pixels_of(image, size=section.image_size, enlarge=enlarge), image.text)
         size = section.image_size
         if image.pixels.shape != (size, size, 3):
             raise DataError(
                 f"an image has the shape {image.pixels.shape}, flow_matching.image_size is {size}",
             )
+        return CaptionedImage(image.pixels, image.text)
+
+    def of(self, image: CaptionedImage) -> EncodedImage:
         return EncodedImage(*self._encoders.image(image.pixels), *self._encoders.text(image.text))
+
+    def skip(self, where: str, reason: str) -> None:
+        """:raises DataError: for more bad images than the section lets pass."""
+        self._bad.add(where, reason)
 
 
 def _joined(image: EncodedImage) -> Floats:
