@@ -189,3 +189,15 @@ def test_a_renamed_field_as_a_flag(load_run):
     loaded = load_run("[model]\n", "--model.tokenizer_path", "there")
     assert loaded.config.model.hf_assets_path == "there"
     assert loaded.origins["model.hf_assets_path"] == "--model.tokenizer_path"
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '[training]\ndataset = "mixture"\n[[mixture.sources]]\ndataset = "pages"\n',
+        '[validation]\nenable = true\n[[validation.sets]]\ndataset = "pages"\n',
+    ],
+)
+def test_the_section_of_a_source_or_a_set_has_an_effect(load_run, toml):
+    notices = load_run(f"{toml}[pages]\ntimes = 2\n").notices
+    assert not [notice for notice in notices if "pages" in notice]

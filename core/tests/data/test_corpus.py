@@ -227,7 +227,8 @@ MANY = 300_000
 def written(kind, folder, numbers, number_tokenizer):
     """A dataset of ``MANY`` ids, and the file that they are in."""
     if kind == "corpus":
-        preprocess(numbers(*[" ".join(["7"] * 1000)] * (MANY // 1000)), number_tokenizer(), folder / "corpus")
+        texts = numbers(*[" ".join(["7"] * 1000)] * (MANY // 1000))
+        preprocess(texts, number_tokenizer(), folder / "corpus", shard_documents=len(texts))
         return folder / "corpus", folder / "corpus" / "shard-000000.bin"
     if kind == "megatron":
         ids, _ = megatron(folder, [[7] * 1000] * (MANY // 1000))
@@ -346,3 +347,9 @@ def test_stats_and_show(tmp_path, capsys):
     assert data_command.run(["show", *flags, "--row", "1", "--step", "2"]) == 0
     said = capsys.readouterr().out
     assert "── step 2, row 1: 64 targets" in said
+    text = tmp_path / "odd.bin"
+    text.write_bytes(np.array([256, *b"a\x1b[2J\r", 257] * 20, "<u2").tobytes())
+    assert data_command.run(["show", *flags[:-4], "--training.dataset_path", str(text), "--row", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "] a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}" in shown
+    assert "\x1b" not in shown

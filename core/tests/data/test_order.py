@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hekaton.data.order import document_at
+from hekaton.data.order import document_at, mixed, mixed_number
 
 
 def epoch(number: int, *, documents: int, seed: int) -> list[int]:
@@ -77,3 +77,8 @@ def test_the_arithmetic_is_that_of_plain_integers(documents: int) -> None:
     places = np.arange(0, 40 * documents, max(1, documents // 7))
     expected = [in_python(place, documents=documents, seed=-5) for place in places.tolist()]
     assert document_at(places, documents=documents, seed=-5).tolist() == expected
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**63 + 12345, 2**64 - 1, 0x9E3779B97F4A7C15])
+def test_one_number_is_mixed_as_many_are(value: int) -> None:
+    assert mixed_number(value) == int(mixed(np.array([value], np.uint64))[0])

@@ -218,6 +218,69 @@ def test_too_many_failures_are_an_error(flaky):
     assert Flaky.failures == 97
 
 
+@pytest.mark.parametrize(
+    ("cause", "mended"),
+    [
+        (ConnectionRefusedError("nobody listens"), True),
+        (SimpleNamespace(status=503), True),
+        (SimpleNamespace(status=404), False),
+        (None, False),
+    ],
+)
+def test_a_file_that_is_missing_since_the_way_failed_is_asked_for_again(monkeypatch, caplog, cause, mended):
+    """The client of ``https`` says of every failure that there is no such file, with the failure as its cause."""
+    put(a___jsonl=jsonl(TEXTS))
+    info, failures = MemoryFileSystem.info, [2]
+
+    class Answer(Exception):
+        status = getattr(cause, "status", None)
+
+    def failing(system, path, **options):
+        if failures[0]:
+            failures[0] -= 1
+            reason = Answer("of a server") if isinstance(cause, SimpleNamespace) else cause
+            raise FileNotFoundError(path) from reason
+        return info(system, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", failing)
+    if not mended:
+        with pytest.raises(
+            DataError, match=r"cannot read 'memory://data/a.jsonl': FileNotFoundError: /data/a"
+        ):
+            build(section(attempts=3), "memory://data/a.jsonl")
+        assert failures == [1]
+        return
+    assert steps(loader(build(section(attempts=3), "memory://data/a.jsonl"))) == expected()
+    assert "attempt 3 of 3 follows" in caplog.text
+
+
+def test_reading_of_a_shard_of_the_hub_is_repeated_where_it_was(monkeypatch, caplog):
+    from hekaton_hf.sections import HubStreamSection
+    from hekaton_hf.stream.hub import HubPart
+
+    failures = [2]
+
+    class Shard:
+        def __iter__(self):
+            for number, text in enumerate(TEXTS):
+                if number == 7 and failures[0]:
+                    failures[0] -= 1
+                    raise ConnectionResetError("the peer went away")
+                yield {"text": text}
+
+    def part(attempts):
+        return HubPart(Shard(), "shard 0 of 'x'", 0, HubStreamSection(shuffle_buffer=1, attempts=attempts))
+
+    assert list(part(3).texts()) == TEXTS
+    said = "reading 'shard 0 of x, row 8' failed: ConnectionResetError: the peer went away; attempt 3 of 3"
+    assert said in caplog.text
+    failures[0] = 2
+    with pytest.raises(
+        DataError, match=r"(?s)'shard 0 of x, row 8': 2 attempts failed .*hub_stream.attempts"
+    ):
+        list(part(2).texts())
+
+
 def test_a_stalled_reading_is_named(flaky, caplog):
     put(a___jsonl=jsonl(TEXTS[:1]))
     Flaky.seconds = 0.3
@@ -286,15 +349,18 @@ def test_files_that_are_not_there(files, url, message):
         ("a___parquet", parquet(["x"])[:-6], "cannot read 'memory://data/a.parquet': "),
     ],
 )
-def test_content_that_cannot_be_read(name, content, message, caplog):
+def test_content_that_cannot_be_read(name, content, message, caplog, monkeypatch):
     put(**{name: content})
     url = f"memory://data/{name.replace('___', '.')}"
     with pytest.raises(DataError) as e:
         steps(loader(build(section(), url)))
     assert message in str(e.value)
     if "line 2" in message:
+        monkeypatch.setattr(documents, "_skipped", set())
         assert steps(loader(build(section(max_bad_rows=1), url)))[0]["tokens"][0][:3] == [256, ord("x"), 257]
-        assert f"skipping '{url}', line 2: " in caplog.text
+        assert caplog.text.count(f"skipping '{url}', line 2: ") == 1
+        steps(loader(build(section(max_bad_rows=1), url)))
+        assert caplog.text.count(f"skipping '{url}', line 2: ") == 1
 
 
 def test_what_streams_cannot_do_is_said():

@@ -182,10 +182,17 @@ def _texts(tokenizer: Any, tensors: dict[str, Any], *, dim: bool) -> Iterator[st
             stop = at + 1
             while stop < end and is_target[stop] == is_target[at]:
                 stop += 1
-            piece = tokenizer.decode(tokens[at:stop])
-            text += piece if is_target[at] else f"{before}{piece}{after}"
+            piece = _printable(tokenizer.decode(tokens[at:stop]))
+            text += piece if is_target[at] or not piece else f"{before}{piece}{after}"
             at = stop
         yield f"[{end - begin:,} tokens] {text}"
+
+
+def _printable(text: str) -> str:
+    """Without the control characters by which data could write to a terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
 
 
 def _opened(loaded: Loaded) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ resumes where an earlier one was interrupted.
                          error above it; 0 by default
   --dataset NAME         the dataset that reads IN; text by default
   --set FIELD=VALUE      a field of the dataset's section, such as text_column=content
-  --shard_documents N    documents of one shard; a 64th of all by default, from 1000 to 50000
+  --shard_documents N    documents of one shard; a 64th of all by default, from 200 to 50000
   --plugins.load NAME    also load this module, or this .py file, as a plugin
   --plugins.disable NAME leave this plugin out"""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from hekaton.config.base import NameOf, Path, default_of, dotted, marks, walk
+from pydantic.fields import FieldInfo
+
+from hekaton.config.base import NameOf, Path, SectionModel, default_of, dotted, marks, walk
 from hekaton.config.job import JobConfig
 from hekaton.config.sections.run import LOGGER_SWITCHES
 from hekaton.config.sources import Values
@@ -108,6 +110,9 @@ def idle_sections(
     """
     selected: dict[type[Contribution], set[str]] = {}
     for path, field, inside in walk(config):
+        if not is_off(path, inside, values):
+            for kind, name in _named_in_entries(field, values.values.get(path)):
+                selected.setdefault(kind, set()).add(name)
         for mark in marks(field, NameOf):
             value = values.values.get(path, default_of(field))
             names = {
@@ -133,6 +138,17 @@ def idle_sections(
         if readers and len(idle) == len(readers):
             who = " or ".join(f"the {kind_name(type(record))} '{record.name}'" for record in idle)
             yield f"[{section}] ({values.origin(path)}): no effect: the run does not use {who}"
+
+
+def _named_in_entries(field: FieldInfo, value: object) -> Iterator[tuple[type[Contribution], str]]:
+    """What the entries of a list of sections name, as ``[[mixture.sources]]`` do datasets."""
+    (entry,) = get_args(field.annotation) if get_origin(field.annotation) is list else (None,)
+    if not (isinstance(entry, type) and issubclass(entry, SectionModel) and isinstance(value, list)):
+        return
+    for name, inner in entry.model_fields.items():
+        for mark in marks(inner, NameOf):
+            found = [one.get(name) for one in value if isinstance(one, dict)]
+            yield from ((mark.kind, one) for one in found if isinstance(one, str))
 
 
 def _components(plugins: Plugins) -> Iterator[Component]:

@@ -30,7 +30,7 @@ BATCH = 64
 PLAN = "unfinished.json"
 SHARDS = 64
 """Of a corpus, where their documents are then no more than ``MOST_OF_SHARD`` and no less than the least."""
-LEAST_OF_SHARD, MOST_OF_SHARD = 1_000, 50_000
+LEAST_OF_SHARD, MOST_OF_SHARD = 200, 50_000
 _SAID = 5.0
 """Seconds from one line about the progress to the next."""
 
@@ -68,7 +68,7 @@ def preprocess(
     A call that was interrupted is taken up by an equal one: shards that are whole are kept.
 
     :param workers: processes; there are no more than shards.
-    :param shard_documents: documents of a shard; by default a 64th of all, but no less than 1,000 and no
+    :param shard_documents: documents of a shard; by default a 64th of all, but no less than 200 and no
         more than 50,000.
     :raises DataError: when the folder has something else in it or is in use, a worker died, or no document
         has a token.

@@ -159,9 +159,10 @@ class TokenFiles:
         return located
 
     def joined(self, located: Integers) -> TokenIds:
-        for number in np.unique(located[:, 0]).tolist():
+        places = located.tolist()
+        for number in {number for number, *_ in places}:
             self._check(number)
-        ids = [self._mapped[number].ids[start:end] for number, start, end in located.tolist()]
+        ids = [self._mapped[number].ids[start:end] for number, start, end in places]
         return np.concatenate(ids, dtype=self._dtype)
 
     def files(self) -> dict[str, str]:

@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hekaton.data.order import mixed
+from hekaton.data.order import mixed_number
 
 PERIOD = 2**16
 """Shares are multiples of one in so many rows; afterwards the sources come in the same order again."""
+
+_TOGETHER = 64
+"""Rows that a table is extended by."""
 
 
 class Blend:
@@ -34,8 +37,13 @@ class Blend:
         self._rows = rows
         self._seed = seed
         self._tables: dict[tuple[int, frozenset[int]], _Table | None] = {}
-        self._turn = (-1, 0)
-        """The step that was asked for last, and by how much its rows are turned."""
+        self._step = -1
+        """The step that was asked for last; what follows is of it."""
+        self._start = self._first = self._turn = 0
+        """Since when its weights hold, the number of its first row since then, and by how much its rows are
+        turned."""
+        self._all: _Table | None = None
+        """Of all sources."""
 
     def source_of(self, step: int, row: int, *, without: frozenset[int] = frozenset()) -> int | None:
         """The source of a row.
@@ -44,15 +52,20 @@ class Blend:
         :param without: sources that have nothing left for the row; the others take their share.
         :returns: ``None`` where no source with a weight is left.
         """
-        start = self._starts[bisect_right(self._starts, step) - 1]
-        table = self._table(start, without)
+        if step != self._step:
+            self._begin(step)
+        table = self._table(self._start, without) if without else self._all
         if table is None:
             return None
-        if step != self._turn[0]:
-            key = np.array([self._seed * 0x9E3779B97F4A7C15 + step & 2**64 - 1], np.uint64)
-            self._turn = step, int(mixed(key)[0])
-        number = (step - start) * self._rows + (row + self._turn[1]) % self._rows
-        return table[number % PERIOD]
+        return table[(self._first + (row + self._turn) % self._rows) % PERIOD]
+
+    def _begin(self, step: int) -> None:
+        """What all rows of a step have in common."""
+        self._step = step
+        self._start = self._starts[bisect_right(self._starts, step) - 1]
+        self._first = (step - self._start) * self._rows
+        self._turn = mixed_number(self._seed * 0x9E3779B97F4A7C15 + step & 2**64 - 1) % self._rows
+        self._all = self._table(self._start, frozenset())
 
     def shares(self, step: int) -> list[float]:
         """The share of each source in the rows of a step."""
@@ -88,14 +101,16 @@ class _Table:
         return self._sources[number]
 
     def _extend(self) -> None:
-        """Give the next row to the source that would be late the soonest, of those that are not early."""
-        place = len(self._sources) + 1
-        chosen, earliest = -1, float("inf")
-        for source, share in self._shares:
-            due = share * place - self._given[source]
-            if due >= self._slack - 1e-9:
-                deadline = (1 - self._slack - due) / share
-                if deadline < earliest - 1e-9:
-                    chosen, earliest = source, deadline
-        self._given[chosen] += 1
-        self._sources.append(chosen)
+        """Give some rows each to the source that would be late the soonest, of those that are not early."""
+        given, sources, slack = self._given, self._sources, self._slack
+        early, late = slack - 1e-9, 1 - slack
+        for place in range(len(sources) + 1, len(sources) + 1 + _TOGETHER):
+            chosen, earliest = -1, float("inf")
+            for source, share in self._shares:
+                due = share * place - given[source]
+                if due >= early:
+                    deadline = (late - due) / share
+                    if deadline < earliest - 1e-9:
+                        chosen, earliest = source, deadline
+            given[chosen] += 1
+            sources.append(chosen)

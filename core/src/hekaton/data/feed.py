@@ -34,8 +34,9 @@ MOST_DOCUMENTS = 64
 """A row asks for no more texts at once."""
 JOINED_TOKENS = 2**15
 """About how many tokens of a row are read at once where documents are token ids already."""
-_PLACES = 2**13
-"""Places of an order that are looked up at once, for all rows together: many cost little more than one."""
+_PLACES, _PLACES_OF_ROW = 2**13, 2**10
+"""Places of an order that are looked up at once, for all rows together and for one: many cost little more
+than one, but a run may never come to them."""
 _NONE = np.zeros(0, np.int64)
 
 
@@ -315,7 +316,7 @@ class SourceReader:
         if len(wanted.indices):
             return
         poor = [feed for feed in feeds if not len(feed.indices)]
-        each = np.arange(max(1, _PLACES // len(poor)))
+        each = np.arange(max(1, min(_PLACES // len(poor), _PLACES_OF_ROW)))
         places = np.concatenate([(feed.next_document + each) * self._rows + feed.row for feed in poor])
         kept = places < self._last if self._last is not None else np.ones(len(places), np.bool_)
         indices = self._source.order.at(places[kept])

@@ -15,7 +15,7 @@ from hekaton.data import Integers, Values
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
-from hekaton.errors import about
+from hekaton.errors import HekatonError
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,21 @@ class RowReader:
             chosen: dict[int, list[tuple[int, _Row]]] = {}
             for index, row in waiting:
                 number = row.choose()
-                if number is not None:
-                    chosen.setdefault(number, []).append((index, row))
+                if number is None:
+                    continue
+                if number in chosen:
+                    chosen[number].append((index, row))
+                else:
+                    chosen[number] = [(index, row)]
             waiting = []
             for number, together in sorted(chosen.items()):
                 feeds = [row.feeds[number] for _, row in together]
-                name = stream.sources[number].name
-                with about(f"source '{name}'" if name else ""):
+                try:
                     self._readers[number].fill(feeds, stream.maker.ahead)
+                except HekatonError as e:
+                    if name := stream.sources[number].name:
+                        e.message = f"source '{name}': {e.message}"
+                    raise
                 for index, row in together:
                     made = stream.maker.make(
                         row.feeds[number], {name: values[index, ...] for name, values in tensors.items()}

@@ -68,8 +68,8 @@ def check_and_say(
         )
     if empty == documents:
         raise DataError(
-            f"the dataset is empty: none of the {_number(documents, 'document')} in {_names(found.files)} "
-            f"has text in column '{settings.column}'"
+            f"the dataset is empty: none of the documents in {_names(found.files)} has text in column "
+            f"'{settings.column}'"
         )
     _say(found, reported, f"chat: {_number(documents, 'conversation')}" if of_chats else
          f"text: {_number(documents, 'document')}")  # fmt: skip

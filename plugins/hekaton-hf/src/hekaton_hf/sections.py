@@ -71,3 +71,9 @@ class HubStreamSection(SectionModel):
 
     shuffle_buffer: int = Field(default=1000, ge=1, le=1_000_000)
     """Texts of a shard that are read ahead and shuffled among each other; 1 leaves them in their order."""
+
+    attempts: int = Field(default=6, ge=1, le=100)
+    """Of each reading. The second follows after half a second, each later one after twice the time."""
+
+    stalled_seconds: float = Field(default=60.0, gt=0, le=86400)
+    """A reading that takes longer is named in the log."""

@@ -37,6 +37,8 @@ log = logging.getLogger("hekaton")
 GROUP = 1 << 16
 """Characters of texts that are encoded together."""
 _ROWS = 256
+_skipped: set[tuple[str, str]] = set()
+"""Rows that were named."""
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
@@ -75,7 +77,9 @@ class StreamPart:
                                 f"'{url}', {where}: {e}",
                                 hint="repair the file, or set stream_dataset.max_bad_rows higher",
                             ) from e
-                        log.warning("skipping '%s', %s: %s", url, where, e)
+                        if (url, where) not in _skipped:  # parts and epochs meet it again
+                            _skipped.add((url, where))
+                            log.warning("skipping '%s', %s: %s", url, where, e)
                         continue
                     yield text
             except UnreadableError as e:

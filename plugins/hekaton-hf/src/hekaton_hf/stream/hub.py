@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hekaton.errors import DataError
 from hekaton_hf.decoding import text_in
 from hekaton_hf.sections import HubStreamSection
 from hekaton_hf.stream.documents import buffered, check_parts
+from hekaton_hf.stream.remote import Patience, tried
 
 log = logging.getLogger("hekaton")
 
@@ -37,16 +39,30 @@ class HubPart:
 
     def _all(self) -> Iterator[str]:
         column = self.section.text_column
-        rows = iter(self.shard)
-        number = 0
+        patience = Patience(self.section.attempts, self.section.stalled_seconds, "hub_stream")
+        rows: Iterator[Any] | None = None
+        number, called = 0, self.name.replace("'", "")
+
+        def following() -> Any:
+            """The next row; after a failure the shard is read again up to there."""
+            nonlocal rows
+            try:
+                rows = islice(self.shard, number - 1, None) if rows is None else rows
+                return next(rows, None)
+            except BaseException:
+                rows = None
+                raise
+
         while True:
             number += 1
             try:
-                row = next(rows)
-            except StopIteration:
-                return
+                row = tried(following, f"{called}, row {number:,}", patience)
+            except DataError:
+                raise
             except Exception as e:  # what its readers raise has no bounds
                 raise DataError(f"cannot read {self.name}, row {number:,}: {type(e).__name__}: {e}") from e
+            if row is None:
+                return
             if column not in row:
                 raise DataError(
                     f"no column '{column}' in {self.name}",

@@ -54,10 +54,12 @@ class Patience:
 
     :param attempts: of each reading.
     :param stalled: seconds after which a reading that goes on is named in the log.
+    :param section: that has both.
     """
 
     attempts: int
     stalled: float
+    section: str = "stream_dataset"
 
 
 def find_remote(urls: str, patience: Patience) -> list[StreamFile]:
@@ -175,7 +177,9 @@ def tried(call: Callable[[], Result], url: str, patience: Patience) -> Result:
             with _stall_named(url, patience.stalled):
                 return call()
         except _NOT_AGAIN as e:
-            raise DataError(f"cannot read '{url}': {_said(e)}") from e
+            if not _is_of_the_way(e):
+                raise DataError(f"cannot read '{url}': {_said(e)}") from e
+            error = OSError(_said(e.__cause__ or e))
         except (OSError, EOFError, TimeoutError) as e:
             error = e
         except (ValueError, ImportError):
@@ -193,8 +197,20 @@ def tried(call: Callable[[], Result], url: str, patience: Patience) -> Result:
     raise DataError(
         f"cannot read '{url}': {patience.attempts} attempts failed in {seconds:.0f} s, the last with: "
         f"{_said(error)}",
-        hint="see whether the store can be reached, or set stream_dataset.attempts higher",
+        hint=f"see whether the store can be reached, or set {patience.section}.attempts higher",
     )
+
+
+def _is_of_the_way(error: BaseException) -> bool:
+    """Whether a file is said to be missing only since the way to it failed: the client of ``https`` does so.
+
+    What a server answered is final, but for those answers that ask for patience.
+    """
+    cause = error.__cause__
+    if cause is None or isinstance(cause, _NOT_AGAIN):
+        return False
+    status = getattr(cause, "status", None)
+    return not isinstance(status, int) or status >= 500 or status in (408, 429)
 
 
 def _said(error: BaseException) -> str:
