@@ -81,8 +81,12 @@ def test_workers_without_a_shard_and_progress_are_said(tmp_path, numbers, number
     with caplog.at_level("INFO", "hekaton"):
         preprocess(numbers(*TEXTS), number_tokenizer(), tmp_path / "corpus", workers=4)
     assert "notice: 3 workers have nothing to do, since the shards are 1" in caplog.text
-    assert "4 of 4 documents: " in caplog.text
+    assert caplog.text.count("4 of 4 documents: ") == 1
     assert "tokens/s, 0:00:00 left" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "hekaton"):
+        preprocess(numbers(*TEXTS), number_tokenizer(), tmp_path / "b", shard_documents=1, workers=2)
+    assert caplog.text.count("4 of 4 documents: ") == 1
 
 
 def _runs(pid):

@@ -211,12 +211,14 @@ class _Progress:
         self.left = 0
         """Documents to do, in all."""
         self._began = self._said = time.monotonic()
+        self._said_of = 0
+        """Documents that the last line was of."""
 
     def __call__(self, documents: int, tokens: int) -> None:
         now = time.monotonic()
-        if not documents or (now - self._said < _SAID and documents < self.left):
+        if documents == self._said_of or (now - self._said < _SAID and documents < self.left):
             return
-        self._said, seconds = now, max(now - self._began, 1e-6)
+        self._said, self._said_of, seconds = now, documents, max(now - self._began, 1e-6)
         log.info(
             "%s of %s documents: %s tokens/s, %s left", f"{documents:,}", f"{self.left:,}",
             f"{tokens / seconds:,.0f}",
