@@ -204,6 +204,7 @@ class Lab:
             names = ", ".join(one.fault for one in outcomes)
             raise Wrong(f"{kind}, {names}: {error!r}\n{said[-6000:]}", outcomes) from error
         finally:
+            self._repair()
             if start is not None:
                 start.close()
         shutil.rmtree(self._dump_folder(folder))
@@ -228,23 +229,26 @@ class Lab:
         else:
             self._wait(start, lambda: False, fault.limit)
         status, seconds = start.status(), time.monotonic() - began
-        self.disk.free()
-        if self.hosts is not None:
-            for node in lab_slurm.NODES:
-                self.hosts.mend(node)
-        if self.slurm is not None and "daemon" in fault.name:
-            for node in lab_slurm.NODES:
-                with contextlib.suppress(AssertionError):  # it is there
-                    self.slurm.start_daemon(node)
+        self._repair()
         if status is not None:
             self._wait_for_nobody(start.folder)
             if self.slurm is not None:
-                self.slurm.wait_for_nodes()
+                self.slurm.wait_for_nodes(300.0 if fault.on_hosts else 60.0)  # its messages are sent again
         if fault.saves and status is not None and steps:
             ended_well = status in (0, 75) or "launcher" in fault.name or STARVED in start.said()
             assert ended_well, f"{fault.name}: status {status}"
         lost = self._lost(start, done, saved=False) if fault.name == RESTARTS and status is None else 0
         return Outcome(kind, fault.name, status, seconds, lost or 0)
+
+    def _repair(self) -> None:
+        """The disk has room, the machines their cables, and nodes their daemons."""
+        self.disk.free()
+        if self.hosts is not None:
+            for node in lab_slurm.NODES:
+                self.hosts.mend(node)
+        if self.slurm is not None:
+            for node in set(lab_slurm.NODES) - set(self.slurm.daemons()):
+                self.slurm.start_daemon(node)
 
     def _lost(self, start: Start, done: int, *, saved: bool) -> int | None:
         """How many steps this start does again; ``None`` where it is not known yet."""

@@ -156,10 +156,16 @@ class Slurm:
 
     def kill_daemon(self, node: str) -> None:
         """Kill the daemon of a node (SIGKILL); what it has started lives on."""
+        os.kill(self.daemons()[node], signal.SIGKILL)
+
+    def daemons(self) -> dict[str, int]:
+        """Node -> the process of its daemon, where it is running."""
+        found = {}
         for pid in _processes():
             command = _read(f"/proc/{pid}/cmdline").split("\0")
-            if command[:3] == ["slurmd", "-N", node] and f"{self.folder}/" in _read(f"/proc/{pid}/environ"):
-                os.kill(pid, signal.SIGKILL)
+            if command[:2] == ["slurmd", "-N"] and f"{self.folder}/" in _read(f"/proc/{pid}/environ"):
+                found[command[2]] = pid
+        return found
 
     def wait_for_nodes(self, timeout: float = 60.0) -> None:
         """Wait until both nodes have nothing to do."""

@@ -291,6 +291,9 @@ class Job(Start):
             return log.read().decode(errors="replace")
 
     def tell(self, number: signal.Signals) -> None:
+        end = time.monotonic() + 60
+        while self._state() in ("PENDING", "CONFIGURING") and time.monotonic() < end:
+            time.sleep(0.2)  # SLURM does not take it yet, and scancel would try for a minute
         self._says("scancel", f"--signal={number.name.removeprefix('SIG')}", self.job)
 
     def status(self) -> int | None:

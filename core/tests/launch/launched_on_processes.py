@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
 from hekaton.launch import agent
 from hekaton.launch.torchrun import main
 
@@ -31,13 +33,14 @@ sys.exit(75)
 
 
 def launch(
-    *options: str, status: int = -1, saves: float = 0.0, send: str = "", late: str = "", leaves: float = 20.0
+    *options: str, status: int = -1, saves: float = 0.0, send: str = "", late: str = "", waits: str = ""
 ) -> None:
     """Print the status of the launcher, and end with 0.
 
     :param status: of the processes; below 0 they wait for a signal, and then end with 75.
     :param saves: seconds that they take for it; :param send: the signal, when both are there.
-    :param late: a signal when they have ended; :param leaves: seconds that the launcher then has, and takes more.
+    :param late: a signal when they have ended; :param waits: a method of the rendezvous that waits for the
+        store for longer than the launcher has.
     """
     Path("worker.py").write_text(WORKER)
 
@@ -53,13 +56,20 @@ def launch(
         stop_workers(*given, **named)
         if late:
             os.kill(os.getpid(), getattr(signal, late))
-        time.sleep(0 if leaves == 20.0 else 30)
+
+    def wait(*given: object) -> int:
+        time.sleep(10)
+        print("the launcher has waited", file=sys.stderr, flush=True)
+        return 0
 
     def told(status: int) -> None:
         print("status", status, flush=True)
         end(0)
 
-    agent.Agent._stop_workers, agent.LEAVES, os._exit = stop_late, leaves, told
+    agent.Agent._stop_workers, os._exit = stop_late, told
+    if waits:
+        agent.LEAVES = 0.5
+        setattr(DynamicRendezvousHandler, waits, wait)
     if send:
         threading.Thread(target=tell, daemon=True).start()
     for name in [

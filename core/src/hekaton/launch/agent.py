@@ -27,8 +27,9 @@ from hekaton.stop_signals import SIGNALS
 FINAL = frozenset({AGAIN, INTERRUPTED, HekatonError.exit_code})
 """Statuses after which another start by itself is wrong: told to end, or wrong for every start."""
 LEAVES = 20.0
-"""Seconds in which the agent ends after its processes have failed. It says so to the store, and waits for the
-answer of a machine that cannot be reached any more for as long as ``--rdzv_conf=read_timeout`` allows."""
+"""Seconds in which the agent ends after its processes have failed. It asks its store for news of the other
+agents, and waits for a machine that cannot be reached any more for as long as ``--rdzv_conf=read_timeout``
+allows: meanwhile it looks at no process."""
 
 
 def use(*, limit: float, end: Callable[[Mapping[int, ProcessFailure]], object]) -> None:
@@ -36,7 +37,7 @@ def use(*, limit: float, end: Callable[[Mapping[int, ProcessFailure]], object]) 
 
     :param limit: seconds that processes have to end after a signal; 0 waits for as long as it takes.
     :param end: ends this process, with what its processes have failed with by rank; called on a thread where
-        the agent has not ended ``LEAVES`` seconds after them.
+        the agent does not end in ``LEAVES`` seconds.
     """
     from torch.distributed.launcher import api
 
@@ -51,16 +52,21 @@ class Agent(LocalElasticAgent):
     limit = 0.0
     end: Callable[[Mapping[int, ProcessFailure]], object]
     _told: float | None = None
-    _has_failed = False
+    _looked: float | None = None
+    _failed: Mapping[int, ProcessFailure] | None = None
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
         started: dict[int, Any] = super()._start_workers(worker_group)
+        if self._looked is None:
+            threading.Thread(target=self._watch, daemon=True).start()
+        self._looked = time.monotonic()
         for number in SIGNALS:  # torchrun has set its own for the start of each attempt
             signal.signal(number, self._pass_on)
         return started
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
+        self._looked = time.monotonic()
         ended = {failure.exitcode for failure in result.failures.values()}
         # SIGTERM is what ends the others when one has failed.
         if self._told is not None or (ended & FINAL and ended <= FINAL | {-signal.SIGTERM}):
@@ -69,17 +75,25 @@ class Agent(LocalElasticAgent):
             print(f"error: processes have not ended {self.limit:g} s after a signal: killed", file=sys.stderr)
             self._told = time.monotonic()
             self._shutdown(signal.SIGKILL)
-        if result.failures and self._remaining_restarts == 0 and not self._has_failed:
-            self._has_failed = True
-            leaving = threading.Timer(LEAVES, self.end, [result.failures])
-            leaving.daemon = True
-            leaving.start()
+        if result.failures and self._remaining_restarts == 0:
+            self._failed = result.failures
         return result
+
+    def _watch(self) -> None:
+        """End where the agent has looked at no process for long, and they have failed."""
+        while True:
+            time.sleep(LEAVES / 10)
+            if time.monotonic() - (self._looked or 0.0) > LEAVES:
+                failed = self._failed
+                if failed is None and self._worker_group.state == WorkerState.HEALTHY:
+                    failed = super()._monitor_workers(self._worker_group).failures
+                if failed:
+                    self.end(failed)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """:raises SignalException: where there is no process that it could be passed on to. Where all have
         ended, the status is theirs: ``srun`` ends an agent as soon as that of another node has ended."""
-        if self._has_failed:
+        if self._failed is not None:
             return
         if self._told is None:
             self._told = time.monotonic()
