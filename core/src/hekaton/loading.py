@@ -144,7 +144,7 @@ def load_checkpoint(
         stored = open_model(step)
         config = recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
         meta = build_meta(config, plugins, ParallelDims())
-        tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets)
+        tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets, model=meta.config)
         check_vocabulary(tokenizer, meta.config, what=str(step))
         _check_names(meta.model, stored.tensors, what=str(step))
         try:

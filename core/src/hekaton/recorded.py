@@ -15,6 +15,7 @@ from hekaton.config import JobConfig
 from hekaton.config.job import config_of
 from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
+from hekaton.data.byte import ByteTokenizer
 from hekaton.errors import CheckpointError, DataError, HekatonError
 from hekaton.identity.kept import TOKENIZER
 from hekaton.parallel.fsdp import DTYPES
@@ -49,11 +50,16 @@ def recorded_config(
 
 
 def tokenizer_of_run(
-    config: JobConfig, plugins: Plugins, stored: StoredModel, *, assets: str | None
+    config: JobConfig, plugins: Plugins, stored: StoredModel, *, assets: str | None, model: Any
 ) -> TextTokenizer:
-    """The tokenizer that a run's configuration names, of which the step says what it was."""
+    """The tokenizer that a run's configuration names, of which the step says what it was.
+
+    :param model: the model's own configuration; one without a vocabulary needs no tokenizer.
+    """
     describe = stored.manifest.describe
     if "tokenizer" not in describe.get("config", {}).get("model", {}):
+        if assets is None and not hasattr(model, "vocab_size"):
+            return ByteTokenizer()
         if assets is None:
             raise CheckpointError(
                 f"{stored.folder} does not say its tokenizer", hint="say --hf_assets_path FOLDER"

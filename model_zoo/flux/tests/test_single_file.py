@@ -4,6 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import hekaton
+from hekaton.cli import main
 from hekaton.errors import CheckpointError
 from hekaton.weights import whole
 from hekaton.weights.format import WriteOptions
@@ -70,3 +72,36 @@ def test_folders_without_one_transformer_are_rejected(tmp_path):
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"cannot read '.*b.safetensors'"):
         SingleFile().open(tmp_path)
+
+
+def test_the_commands_convert_a_checkpoint_there_and_back(tmp_path):
+    run = hekaton.train(
+        model={"name": "flux", "flavor": "debugmodel", "tokenizer": "byte"},
+        training={
+            "dataset": "shapes",
+            "packing": "images",
+            "objective": "flow_matching",
+            "steps": 1,
+            "local_batch_size": 1,
+        },
+        flow_matching={"image_size": 32, "text_length": 4},
+        checkpoint={"enable": True},
+        job={"dump_folder": str(tmp_path / "run")},
+    )
+    step, file, back = tmp_path / "run/checkpoint/step-1", tmp_path / "file", tmp_path / "back"
+    assert main(["convert", "to-flux_file", str(step), str(file)]) == 0
+    assert [path.name for path in file.iterdir()] == ["flux1.safetensors"]
+    words = [
+        "convert",
+        "from-flux_file",
+        str(file),
+        str(back),
+        "--model_name",
+        "flux",
+        "--model_flavor",
+        "debugmodel",
+    ]
+    assert main(words) == 0
+    found = hekaton.load(back).model.state_dict()  # without a tokenizer, which the model has no use for
+    assert all(torch.equal(found.pop(name), value) for name, value in run.model.state_dict().items())
+    assert not found

@@ -2,6 +2,7 @@
 adapters, in float8, compiled, and with its blocks recomputed."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def train(folder, steps, **settings):
 
 def losses(run):
     return [metrics["loss"] for metrics in run.metrics]
+
+
+def flag(name, value):
+    section, _, field = name.rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{section}.{field}" if value else f"--{section}.no-{field}"]
+    return [f"--{name}", json.dumps(value)]
 
 
 def test_the_loss_falls_and_a_resumed_run_is_bit_identical(tmp_path):
@@ -149,6 +157,12 @@ def test_adapters_float8_compilation_and_recomputation_are_the_core_s_own(tmp_pa
     classes = {base.__name__ for module in converted.model.modules() for base in type(module).__mro__}
     assert "Float8Linear" in classes
     assert losses(converted) == pytest.approx(plain, rel=0.02)
+    shared = {**SMALL, **settings, **float8, "training.steps": 3, "parallelism.tensor_parallel_degree": 2}
+    flags = [word for name, value in shared.items() for word in flag(name, value)]
+    done = run_command("train", FILE, *flags, "--metrics.loggers", "jsonl", processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = hekaton.runs(tmp_path / "outputs")
+    assert losses(run) == pytest.approx(losses(converted), rel=1e-4)
     adapted = train(tmp_path / "lora", 3, **settings, **{"model.converters": ["lora"], "lora.rank": 4})
     trained = [name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad]
     assert trained
