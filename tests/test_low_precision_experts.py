@@ -72,6 +72,24 @@ def test_a_model_that_cannot_be_converted_is_refused(converter, multiple, capsys
         assert hint in said
 
 
+@pytest.mark.parametrize("names", [[FLOAT8, LINEAR_FLOAT8], [LINEAR_FLOAT8, FLOAT8]])
+def test_converters_run_in_the_order_given(names, monkeypatch, capsys):
+    from hekaton_float8.grouped import GroupedFloat8
+    from hekaton_float8.linear import LinearFloat8
+
+    run = []
+    for name, one in ((FLOAT8, GroupedFloat8), (LINEAR_FLOAT8, LinearFloat8)):
+        convert = one.convert
+        monkeypatch.setattr(
+            one, "convert", lambda self, draft, name=name, of=convert: run.append(name) or of(self, draft)
+        )
+    flags = ["--model.converters", ",".join(names), f"--{LINEAR_FLOAT8}.filter_fqns", LEFT]
+    assert main(["config", "show", "--converters", *PLAIN, *flags]) == 0
+    assert run == names
+    shown = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if " converted" in line]
+    assert [line for line in shown if line in names] == names
+
+
 def test_experts_that_compute_in_a_way_of_their_own_are_refused(monkeypatch, capsys):
     from hekaton_blocks.experts import GroupedExperts
 

@@ -10,6 +10,8 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from torchao.float8 import float8_training_tensor, float8_utils
+from torchao.float8.config import ScalingGranularity
 from torchao.float8.float8_linear import Float8Linear
 from torchao.float8.float8_training_tensor import GemmInputRole, hp_tensor_and_scale_to_float8
 
@@ -106,6 +108,42 @@ def test_the_comparison_notices_another_recipe(recipe):
     assert errors(found[:1], [wrong_axis])[0] > 1e-2
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_largest_value_of_a_part_is_noticed(recipe, monkeypatch):
+    """As of the part that one of two ranks has, before it is reduced."""
+    amax_of = float8_utils.tensor_to_amax
+
+    def of_a_part(
+        x, reduce_amax=False, device_mesh=None, granularity=ScalingGranularity.TENSORWISE, dim=None
+    ):
+        part = x.chunk(2, -1 if dim is None else dim)[0]
+        return amax_of(part, reduce_amax, device_mesh, granularity, dim)
+
+    monkeypatch.setattr(float8_utils, "tensor_to_amax", of_a_part)
+    expected = linear(*(one.double() for one in operands()), recipe)
+    assert max(errors(computed(recipe), expected)) > 1e-2
+
+
+def test_values_that_are_not_saturated_are_noticed(monkeypatch):
+    """Of a scale that is not of these values, as one that was computed ahead."""
+
+    def beyond_is_nan(x, dtype):
+        return torch.where(x.abs() > torch.finfo(dtype).max, torch.nan, x).to(dtype)
+
+    monkeypatch.setattr(float8_training_tensor, "to_fp8_saturated", beyond_is_nan)
+    for name, dtype in (("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)):
+        values = torch.tensor([1.0, 2 * FORMATS[name][2]])
+        assert not torch.equal(in_float8(values, dtype), rounded(values.double(), name))
+
+
+def in_float8(values, dtype):
+    """With a scale of 1."""
+    config = as_torchao(Float8Section(emulate=True))
+    mm = Float8Linear.from_float(torch.nn.Linear(16, 16), config=config).linear_mm_config
+    found = hp_tensor_and_scale_to_float8(values, torch.tensor(1.0), dtype, mm, GemmInputRole.INPUT)
+    return found._data.double()
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)])
 def test_values_are_rounded_to_even_and_saturated(name, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -114,10 +152,7 @@ def test_values_are_rounded_to_even_and_saturated(name, dtype):
     every = every[every.isfinite()].unique()
     values = torch.cat([values, every, (every[1:] + every[:-1]) / 2])  # the format's own, and ties
     assert values.abs().max() > 2 * FORMATS[name][2]
-    config = as_torchao(Float8Section(emulate=True))
-    mm = Float8Linear.from_float(torch.nn.Linear(16, 16), config=config).linear_mm_config
-    found = hp_tensor_and_scale_to_float8(values, torch.tensor(1.0), dtype, mm, GemmInputRole.INPUT)
-    assert torch.equal(found._data.double(), rounded(values.double(), name))
+    assert torch.equal(in_float8(values, dtype), rounded(values.double(), name))
 
 
 COUNTS = [5, 0, 33, 26]

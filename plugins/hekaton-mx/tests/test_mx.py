@@ -5,14 +5,16 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.cli import main
 from hekaton.config import load
 from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_converter, check_plugin, check_requirement, run_command
+from hekaton.testing import check_converter, check_plugin, check_requirement
 from hekaton_mx import LINEAR
 from hekaton_mx.combinations import mx_can_be_combined
 from hekaton_mx.linear import LinearMX
@@ -105,12 +107,21 @@ def test_without_torchao_only_a_run_that_names_it_is_refused():
     check_requirement("torchao>=0.18", too_old="0.9.1", without=PLAIN, using=RUN)
 
 
-def test_checkpoints_are_of_the_plain_model(tmp_path):
-    """Saved with the converter, loaded without it, and the other way round."""
-    for steps, converters in (("1", LINEAR), ("2", ""), ("3", LINEAR)):
-        done = run_command(
-            "train", *PLAIN, "--model.converters", converters, "--training.steps", steps,
-            "--lr_scheduler.total_steps", "9", "--checkpoint.enable", cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert steps == "1" or f"resumed at step {int(steps) - 1}" in done.stderr
+def test_checkpoints_and_exports_are_of_the_plain_model(tmp_path, capsys):
+    """Saved with the converter, loaded without it, and the other way round; exported in the precision of the run."""
+    wide = json.dumps(SIZES | {"dim": 128, "n_layers": 1})
+    flags = [
+        *PLAIN, "--model.overrides", wide, "--lr_scheduler.total_steps", "9", "--training.local_batch_size", "2",
+        "--training.mixed_precision_param", "float32", "--checkpoint.enable", "--job.dump_folder", str(tmp_path),
+    ]  # fmt: skip
+    for step, recipe in enumerate(("mxfp8_rceil", "", "nvfp4"), 1):
+        converted = ["--model.converters", LINEAR, f"--{LINEAR}.recipe_name", recipe] if recipe else []
+        assert main(["train", *flags, "--training.steps", str(step), *converted]) == 0
+        assert step == 1 or f"resumed at step {step - 1}" in capsys.readouterr().err
+    saved = tmp_path / "checkpoint" / "step-3"
+    assert main(["convert", "to-hf", str(saved), str(tmp_path / "hf")]) == 0
+    ours = open_model(saved).tensors["layers.0.attention.wv.weight"].read()
+    (file,) = (tmp_path / "hf").glob("*.safetensors")
+    assert torch.equal(load_file(file)["model.layers.0.self_attn.v_proj.weight"], ours)
+    assert ours.dtype == torch.float32
+    assert not torch.equal(ours, ours.bfloat16().float())

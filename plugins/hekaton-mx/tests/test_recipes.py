@@ -35,11 +35,18 @@ def rounded(x, values):
     )
 
 
-def cast(x, dim, mode, largest=LARGEST):
-    """Scaled by blocks of 32 along ``dim``, the last of which may be shorter, rounded, and scaled back."""
+def cast(x, dim, mode, largest=LARGEST, of_part=False):
+    """Scaled by blocks of 32 along ``dim``, the last of which may be shorter, rounded, and scaled back.
+
+    :param of_part: the mistake that the largest value is that of the first half, before the two are compared.
+    """
     blocks = []
     for block in x.double().split(32, dim):
-        amax = block.abs().amax(dim, keepdim=True)
+        amax = (
+            (block.narrow(dim, 0, (block.shape[dim] + 1) // 2) if of_part else block)
+            .abs()
+            .amax(dim, keepdim=True)
+        )
         exponent = torch.frexp(amax)[1].double() - 1  # floor(log2(amax))
         if mode == "floor":
             exponent -= LARGEST_EXPONENT
@@ -50,14 +57,14 @@ def cast(x, dim, mode, largest=LARGEST):
     return torch.cat(blocks, dim)
 
 
-def linear(x, weight, upstream, mode="rceil", wgrad_with_hp=False, wrong_axis=False, largest=LARGEST):
+def linear(x, weight, upstream, mode="rceil", wgrad_with_hp=False, wrong_axis=False, **mistake):
     """Outputs and gradients of ``x @ weight.T``: each product has its blocks along the dim that it sums over.
 
     :param x: (tokens, inputs); :param weight: (outputs, inputs); :param upstream: (tokens, outputs)
     """
 
     def summed_over(one, dim):
-        return cast(one, 1 - dim if wrong_axis else dim, mode, largest)
+        return cast(one, 1 - dim if wrong_axis else dim, mode, **mistake)
 
     output = summed_over(x, 1) @ summed_over(weight, 1).T
     given = summed_over(upstream, 1) @ summed_over(weight, 0)
@@ -109,10 +116,13 @@ def test_gradients_of_weights_stay_in_their_precision_where_the_recipe_says_so()
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"wrong_axis": True}, {"mode": "rceil"}, {"largest": 512.0}], ids=lambda one: next(iter(one))
+    "mistake",
+    [{"wrong_axis": True}, {"mode": "rceil"}, {"largest": 512.0}, {"of_part": True}],
+    ids=lambda one: next(iter(one)),
 )
 def test_the_comparison_notices_a_mistake(mistake):
-    """Scales of the wrong axis, scales that are rounded the other way, and no saturation."""
+    """Scales of the wrong axis, scales that are rounded the other way, no saturation, and the largest value of a
+    part of what shares a scale."""
     found = computed(scale_calculation_mode="floor")
     assert error(found, linear(*operands(), **{"mode": "floor", **mistake})) > 1e-3
 
@@ -155,7 +165,9 @@ def test_products_of_experts_are_the_references(mode):
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"wrong_axis": True}, {"mode": "rceil"}, {"largest": 512.0}], ids=lambda one: next(iter(one))
+    "mistake",
+    [{"wrong_axis": True}, {"mode": "rceil"}, {"largest": 512.0}, {"of_part": True}],
+    ids=lambda one: next(iter(one)),
 )
 def test_the_comparison_of_experts_notices(mistake):
     found = grouped_products(scale_calculation_mode="floor")
