@@ -60,6 +60,21 @@ def comes_before(run: Run, first: str, second: str) -> bool:
     return first in names and second in names and names.index(first) < names.index(second)
 
 
+def wrong_order(converter: str, *, first: str, reason: str, note: str = "") -> Combination:
+    """The entry of a converter that does not work after the converter ``first``.
+
+    :param note: what follows the order that works.
+    """
+    return Combination(
+        converter=converter,
+        when=f"{first} before {converter}",
+        applies=lambda run: comes_before(run, first, converter),
+        reason=reason,
+        instead=f'write converters = ["{converter}", "{first}"]{note}',
+        fields=(CONVERTERS,),
+    )
+
+
 def compiles_model(run: Run) -> bool:
     """Whether a run compiles its blocks."""
     return run.config.compile.enable and "model" in run.config.compile.components

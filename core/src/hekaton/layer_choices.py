@@ -62,7 +62,11 @@ def choose_linear_layers(
     """
     linear = {name: one for name, one in draft.model.named_modules() if isinstance(one, nn.Linear)}
     texts = [text for text in filters if text != AUTO_FILTER]
-    filtered = {name: text for text in reversed(texts) for name in named_by(text, linear, draft, field)}
+    filtered = {
+        name: text
+        for text in reversed(texts)
+        for name in named_by(text, linear, draft, field, words=[AUTO_FILTER])
+    }
     tied = {name for group in ties(draft.model) for name in group}
     cuts = _cuts(draft, linear) if tp > 1 else {}
     choices = []
@@ -128,11 +132,17 @@ def _left_for_size(
 
 
 def named_by(
-    text: str, modules: Mapping[str, nn.Module], draft: Draft, field: str, *, what: str = "linear layer"
+    text: str,
+    modules: Mapping[str, nn.Module],
+    draft: Draft,
+    field: str,
+    *,
+    what: str = "linear layer",
+    words: Sequence[str] = (),
 ) -> list[str]:
     """The names that contain a text or match a pattern.
 
-    :param what: what the modules are, for the message.
+    :param what: what the modules are, for the message; :param words: what the field also takes.
     :raises ConfigError: where there is none, and for what is no pattern.
     """
     if "*" in text or "{" in text:
@@ -143,7 +153,7 @@ def named_by(
     if not found:
         raise ConfigError(
             f"{field}: '{text}' matches no {what} of {draft.what}",
-            hint=choices_hint(text, {without_numbers(name) for name in modules}),
+            hint=choices_hint(text, {*words, *(without_numbers(name) for name in modules)}),
             fields=[field],
         )
     return found

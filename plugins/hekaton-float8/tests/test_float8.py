@@ -157,6 +157,11 @@ def test_checkpoints_are_those_of_the_model_without_it(tmp_path, capsys):
             "did you mean 'output'?",
         ),
         (
+            [f"--{LINEAR}.filter_fqns", "auto_filter"],
+            f"{LINEAR}.filter_fqns: 'auto_filter' matches no linear layer of llama3",
+            "auto_filter_small_kn, layers.*.attention.wk",
+        ),
+        (
             [f"--{LINEAR}.filter_fqns", "layers.{0.**"],
             f"{LINEAR}.filter_fqns: 'layers.{{0.**' is no pattern: '{{0' is no component of one\n  from: --{LINEAR}",
             "a component is a name",

@@ -11,6 +11,7 @@ from hekaton.combinations import (
     check_combinations,
     comes_before,
     compiles_model,
+    wrong_order,
 )
 from hekaton_float8 import GROUPED, LINEAR
 
@@ -63,14 +64,11 @@ def _on_a_cpu(converter: str) -> Combination:
 
 
 TABLE = (
-    Combination(
-        converter=LINEAR,
-        when=f"lora before {LINEAR}",
-        applies=lambda run: comes_before(run, "lora", LINEAR),
+    wrong_order(
+        LINEAR,
+        first="lora",
         reason="a layer that has an adapter is not converted any more",
-        instead=f'write converters = ["{LINEAR}", "lora"]: adapters beside float8 layers compute in the '
-        "precision of the run",
-        fields=(CONVERTERS,),
+        note=": adapters beside float8 layers compute in the precision of the run",
     ),
     Combination(
         converter=LINEAR,

@@ -9,8 +9,8 @@ from hekaton.combinations import (
     CONVERTERS,
     Combination,
     check_combinations,
-    comes_before,
     compiles_model,
+    wrong_order,
 )
 from hekaton_mx import GROUPED, LINEAR
 
@@ -64,14 +64,7 @@ def _entries(
 
 
 TABLE = (
-    Combination(
-        converter=LINEAR,
-        when=f"lora before {LINEAR}",
-        applies=lambda run: comes_before(run, "lora", LINEAR),
-        reason="a layer that has an adapter is not converted any more",
-        instead=f'write converters = ["{LINEAR}", "lora"]',
-        fields=(CONVERTERS,),
-    ),
+    wrong_order(LINEAR, first="lora", reason="a layer that has an adapter is not converted any more"),
     *_entries(
         LINEAR,
         "quantize.linear.float8",
