@@ -88,6 +88,7 @@ def _signals_go_to(watch: Callable[[socket.socket], None]) -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(fd)
+        sending.shutdown(socket.SHUT_RDWR)  # processes that were forked, as those that read data, have it too
         sending.close()
         watcher.join()
         receiving.close()
