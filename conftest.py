@@ -26,6 +26,14 @@ LONGEST = (
 """Files that pytest-xdist starts with, so that no worker is left with one of them at the end."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The fixture ``hekaton_conformance``, also where hekaton was installed without that entry point."""
+    from hekaton.testing import pytest_plugin
+
+    if not config.pluginmanager.is_registered(pytest_plugin):
+        config.pluginmanager.register(pytest_plugin, "hekaton")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests marked ``cuda`` that need more devices than there are; put the longest files first."""
     items.sort(key=lambda item: _place(item.nodeid))

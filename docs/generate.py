@@ -10,9 +10,20 @@ to be installed.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from generator import cli, combinations, configuration, hooks, identity, python_api
+from generator import (
+    available,
+    cli,
+    combinations,
+    configuration,
+    contracts,
+    hooks,
+    identity,
+    python_api,
+    tutorial,
+)
 
 DOCS = Path(__file__).resolve().parent
 PAGES = {
@@ -22,6 +33,9 @@ PAGES = {
     "reference/identity.md": identity.page,
     "reference/cli.md": cli.page,
     "reference/python.md": python_api.page,
+    "plugins.md": available.page,
+    "tutorial.md": tutorial.page,
+    **{name: partial(str, text) for name, text in contracts.pages().items()},
 }
 
 

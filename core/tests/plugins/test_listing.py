@@ -122,4 +122,4 @@ def test_an_unpackaged_plugin_is_listed(site, capsys):
 
 def test_help_is_printed(capsys):
     assert main(["plugins", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: hekaton plugins [--json]")
+    assert capsys.readouterr().out.startswith("usage: hekaton plugins [NAME] [--json]")

@@ -8,7 +8,7 @@ import torch
 
 from hekaton.cli import main
 from hekaton.errors import ConfigError, DataError
-from hekaton.testing import check_encoder, check_plugin, check_row_maker
+from hekaton.testing import check_encoder, check_row_maker
 from hekaton_flux import images
 from hekaton_flux.encoder_choice import frozen_encoders
 from hekaton_flux.encoders import TrialEncoders
@@ -18,10 +18,6 @@ from hekaton_flux.settings import FlowMatchingSection
 
 SECTION = FlowMatchingSection(image_size=32, text_length=4)
 ENCODERS = TrialEncoders(4)
-
-
-def test_the_package_keeps_its_contracts():
-    check_plugin("hekaton_flux")
 
 
 def test_a_shape_has_its_color_and_area():

@@ -17,7 +17,7 @@ from hekaton.parallel.plan import module_names
 from hekaton.patterns import resolve
 from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_converter, check_plugin, check_requirement, check_rule
+from hekaton.testing import check_converter, check_requirement, check_rule
 from hekaton_float8 import LINEAR
 from hekaton_float8.combinations import float8_can_be_combined
 from hekaton_float8.linear import TOO_SMALL, LinearFloat8, WholeRows, as_torchao
@@ -74,10 +74,6 @@ def test_under_tensor_parallel_the_plan_gathers_in_float8_what_converted_layers_
     assert changed == {"layers.1.ffn_norm", "layers.1.attention.wo"}
     rowwise = styles(*output, f"--{LINEAR}.recipe_name", "rowwise")
     assert not any(style.startswith("float8") for style in rowwise.values())
-
-
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_float8")
 
 
 @pytest.mark.parametrize("recipe", [one for one in TOO_SMALL if one != "blockwise"])

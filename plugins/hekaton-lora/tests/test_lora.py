@@ -15,7 +15,7 @@ from hekaton.config import load
 from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
-from hekaton.testing import check_converter, check_plugin, check_rule, run_command
+from hekaton.testing import check_converter, check_rule, run_command
 from hekaton_lora.checks import adapters_have_a_base, lora_export_is_written
 from hekaton_lora.converter import Lora
 from hekaton_lora.linear import KaimingUniform
@@ -55,10 +55,6 @@ def draft(*flags):
 def trained(tmp_path_factory):
     """The checkpoints of a run of four steps, of which step 2 was saved too."""
     return run(tmp_path_factory.mktemp("trained"))
-
-
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_lora")
 
 
 @pytest.mark.parametrize(

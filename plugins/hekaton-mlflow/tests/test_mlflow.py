@@ -5,7 +5,6 @@ from mlflow.tracking import MlflowClient
 
 from hekaton.cli import main
 from hekaton.reporting import OptionalLogger
-from hekaton.testing import check_plugin
 from hekaton_mlflow.logger import CONTINUED_BY, build
 from hekaton_mlflow.section import MlflowSection
 
@@ -32,10 +31,6 @@ def runs(folder):
         (run, [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")])
         for run in found
     ]
-
-
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_mlflow")
 
 
 def test_resumed_runs_show_each_step_once(tmp_path):

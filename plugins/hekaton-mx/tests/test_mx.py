@@ -14,7 +14,7 @@ from hekaton.contributions import Model
 from hekaton.mesh import ParallelDims
 from hekaton.plugins import Plugins
 from hekaton.rules import Run
-from hekaton.testing import check_converter, check_plugin, check_requirement
+from hekaton.testing import check_converter, check_requirement
 from hekaton_mx import LINEAR
 from hekaton_mx.combinations import mx_can_be_combined
 from hekaton_mx.linear import LinearMX
@@ -26,10 +26,6 @@ PLAIN = [
     "--model.tokenizer", "byte", "--training.seq_len", "16", "--lr_scheduler.warmup_steps", "0",
 ]  # fmt: skip
 RUN = [*PLAIN, "--model.converters", LINEAR]
-
-
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_mx")
 
 
 def test_the_converter_keeps_its_contract():

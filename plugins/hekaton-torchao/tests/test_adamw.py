@@ -35,10 +35,6 @@ RUN = [
 ALONE = ["--training.local_batch_size", "2"]
 
 
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_torchao")
-
-
 @pytest.mark.parametrize("min_size", [0, 200, 10**6])
 def test_the_optimizer_keeps_its_contract(min_size):
     check_optimizer(build, section=AdamW8bitSection(block_size=8, min_size=min_size))

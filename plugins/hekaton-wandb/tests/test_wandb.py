@@ -7,13 +7,8 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from hekaton.external_runs import ExternalRun
-from hekaton.testing import check_plugin
 from hekaton_wandb.logger import build, continued
 from hekaton_wandb.section import WandbSection
-
-
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_wandb")
 
 
 def test_a_run_that_resumes_after_the_last_logged_step_is_the_same():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 
@@ -12,12 +13,15 @@ from hekaton.plugins import PluginInfo, Plugins, kind_name
 from hekaton.plugins.requirements import unmet
 
 USAGE = """\
-usage: hekaton plugins [--json] [--plugins.load NAME]... [--plugins.disable NAME]...
+usage: hekaton plugins [NAME] [--json] [--available] [--plugins.load NAME]... [--plugins.disable NAME]...
 
 List the installed plugins with their status, distribution, version and module, and what each contributes.
 Exits with status 2 when plugins clash or break a rule.
 
+  NAME                     show one plugin or contribution: its section, source file and documentation, and
+                           what a run file says to use it
   --json                   print one JSON object: {"plugins": [...], "problems": [...]}
+  --available              list plugins that can be installed, from the reviewed list that hekaton ships
   --plugins.load NAME      also load this module, or this .py file, as a plugin
   --plugins.disable NAME   leave this plugin out; so does the environment variable HEKATON_DISABLE=NAME"""
 
@@ -30,11 +34,22 @@ def run(arguments: list[str]) -> int:
     if set(rest) & {"-h", "--help"}:
         print(USAGE)
         return 0
-    unknown = [argument for argument in rest if argument != "--json"]
+    names = [argument for argument in rest if not argument.startswith("-")]
+    switches = [argument for argument in rest if argument.startswith("-")]
+    unknown = [argument for argument in switches if argument not in ("--json", "--available")] + names[1:]
     if unknown:
         raise ConfigError(f"unknown argument '{unknown[0]}' of hekaton plugins", hint=USAGE.splitlines()[0])
+    if len(rest) > 1:
+        raise ConfigError(f"'{rest[0]}' and '{rest[1]}' do not go together", hint=USAGE.splitlines()[0])
+    if switches == ["--available"]:
+        print(_available())
+        return 0
     plugins = flags.discover()
-    if rest:
+    if names:
+        from hekaton.cli.one_plugin import describe
+
+        print(describe(plugins, names[0]))
+    elif switches:
         print(json.dumps(_as_json(plugins), indent=2))
     elif sys.stdout.isatty():
         _print_rich(plugins)
@@ -44,6 +59,29 @@ def run(arguments: list[str]) -> int:
     for problem in plugins.problems:
         report(problem)
     return 2 if plugins.problems else 0
+
+
+def _available() -> str:
+    """The reviewed list, and what of it is installed."""
+    from hekaton.plugins.available import available
+
+    lines = []
+    for one in available():
+        found = _version_of(one.package)
+        state = f"installed, {found}" if found else f"pip install {one.package}"
+        lines += [f"{one.package}  {state}", f"  {one.summary}"]
+        models = f"; models: {', '.join(one.models)}" if one.models else ""
+        lines.append(f"  {', '.join(one.kinds)}{models}")
+        lines.append(f"  licence {one.licence}, tested with hekaton {one.tested}")
+    return "\n".join(lines)
+
+
+def _version_of(package: str) -> str:
+    """The version of a distribution, empty where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _rows(plugins: Plugins, info: PluginInfo) -> list[tuple[str, str, str]]:

@@ -59,6 +59,7 @@ def hekaton_commands() -> list[Command]:
             summary="where the time of a run went, and its curves",
         ),
         Command("data", run=Ref("hekaton.cli.data:run"), summary="verify, count or show data"),
+        Command("new", run=Ref("hekaton.cli.new:run"), summary="write a plugin that works, to be changed"),
         Command(
             "plugins", run=Ref("hekaton.cli.plugins:run"), summary="list plugins and what they contribute"
         ),

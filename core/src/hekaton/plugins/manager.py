@@ -21,9 +21,11 @@ from hekaton.contributions import Component, Contribution, Ref, Section
 from hekaton.errors import ConfigErrors, HekatonError, PluginError, UnknownName, choices_hint
 from hekaton.paths import expanded
 from hekaton.plugins import hookspecs
+from hekaton.plugins.deprecations import warn_of_deprecated
 from hekaton.plugins.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.plugins.packages import install_hint
 from hekaton.plugins.requirements import unmet
+from hekaton.plugins.trace import is_traced, traced
 
 DISABLE_VARIABLE = "HEKATON_DISABLE"
 CORE_PLUGIN = "builtin"
@@ -160,7 +162,16 @@ class Plugins:
 
     def call(self, hook: str, **arguments: Any) -> list[Any]:
         """Call a lifecycle hook on every plugin; :returns: what is not ``None``, which should be nothing."""
-        return list(getattr(self._manager.hook, hook)(**arguments))
+        caller = getattr(self._manager.hook, hook)
+        if not is_traced():
+            return list(caller(**arguments))
+        returned = []
+        for impl in reversed(caller.get_hookimpls()):  # in pluggy's order
+            with traced(hook, impl.plugin_name) as told:
+                found = impl.function(*(arguments[name] for name in impl.argnames))
+                told(found)
+            returned += [] if found is None else [found]
+        return returned
 
     def _add(self, info: PluginInfo, load: Callable[[], object]) -> None:
         if info.name in self.disable:
@@ -197,6 +208,8 @@ class Plugins:
         for kind, record in collected:
             self._records[kind][record.name] = Contributed(record, info)
         self.infos.append(info)
+        hooks = [caller.name for caller in self._manager.get_hookcallers(plugin) or []]
+        warn_of_deprecated(info, hooks, [record for _, record in collected])
 
     def _load(self, target: str) -> None:
         """Add an unpackaged plugin. The user named it, so a failure to load it is never skipped."""
@@ -271,7 +284,9 @@ class Plugins:
                 if impl.plugin_name != info.name:
                     continue
                 try:
-                    returned = impl.function()
+                    with traced(hook, info.name) as told:
+                        returned = impl.function()
+                        told(returned)
                 except (Exception, SystemExit) as e:
                     raise _HookFailed(f"{hook} raised {_reason(e)}") from e
                 collected += [(kind, record) for record in _checked(returned, hook, kind, info)]

@@ -49,28 +49,34 @@
 :func:`run_processes` calls a function on several real processes.
 """
 
-from hekaton.testing.adapter import check_adapter
-from hekaton.testing.buffers import check_buffers
-from hekaton.testing.converter import check_converter
-from hekaton.testing.data import (
-    check_dataset,
-    check_encoder,
-    check_order,
-    check_row_maker,
-    check_tokenizer,
-)
-from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
-from hekaton.testing.layouts import check_layouts
-from hekaton.testing.logger import check_logger
-from hekaton.testing.model import check_model
-from hekaton.testing.model_layouts import check_before_step
-from hekaton.testing.objective import check_objective
-from hekaton.testing.optimizer import check_optimizer
-from hekaton.testing.plugin import check_plugin
-from hekaton.testing.requirement import check_requirement
-from hekaton.testing.rule import check_rule
-from hekaton.testing.run_hooks import check_run_hooks
-from hekaton.testing.schedule import check_schedule
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hekaton.testing.adapter import check_adapter
+    from hekaton.testing.buffers import check_buffers
+    from hekaton.testing.converter import check_converter
+    from hekaton.testing.data import (
+        check_dataset,
+        check_encoder,
+        check_order,
+        check_row_maker,
+        check_tokenizer,
+    )
+    from hekaton.testing.launcher import run_command, run_processes, start_command, start_function
+    from hekaton.testing.layouts import check_layouts
+    from hekaton.testing.logger import check_logger
+    from hekaton.testing.model import check_model
+    from hekaton.testing.model_layouts import check_before_step
+    from hekaton.testing.objective import check_objective
+    from hekaton.testing.optimizer import check_optimizer
+    from hekaton.testing.plugin import check_plugin
+    from hekaton.testing.requirement import check_requirement
+    from hekaton.testing.rule import check_rule
+    from hekaton.testing.run_hooks import check_run_hooks
+    from hekaton.testing.schedule import check_schedule
 
 __all__ = [
     "check_adapter", "check_before_step", "check_buffers", "check_converter", "check_dataset",
@@ -78,3 +84,38 @@ __all__ = [
     "check_order", "check_plugin", "check_requirement", "check_row_maker", "check_rule", "check_run_hooks",
     "check_schedule", "check_tokenizer", "run_command", "run_processes", "start_command", "start_function",
 ]  # fmt: skip
+
+_PLACES = {
+    "check_adapter": "adapter",
+    "check_before_step": "model_layouts",
+    "check_buffers": "buffers",
+    "check_converter": "converter",
+    "check_dataset": "data",
+    "check_encoder": "data",
+    "check_layouts": "layouts",
+    "check_logger": "logger",
+    "check_model": "model",
+    "check_objective": "objective",
+    "check_optimizer": "optimizer",
+    "check_order": "data",
+    "check_plugin": "plugin",
+    "check_requirement": "requirement",
+    "check_row_maker": "data",
+    "check_rule": "rule",
+    "check_run_hooks": "run_hooks",
+    "check_schedule": "schedule",
+    "check_tokenizer": "data",
+    "run_command": "launcher",
+    "run_processes": "launcher",
+    "start_command": "launcher",
+    "start_function": "launcher",
+}
+"""Name -> the module that has it. They are imported when they are used: pytest imports this package in every
+run, for its plugin, and most of them import torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return value

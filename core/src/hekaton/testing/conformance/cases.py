@@ -1,0 +1,122 @@
+"""The cases of a distribution: each contribution with each promise of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from packaging.utils import canonicalize_name
+
+from hekaton.contributions import Contribution, Dataset, Encoder
+from hekaton.errors import PluginError, choices_hint
+from hekaton.plugins import PluginInfo, Plugins, kind_name
+from hekaton.plugins.requirements import unmet
+from hekaton.testing.conformance.promises import PROMISES, Promise
+from hekaton.testing.conformance.subject import SMALL_MODEL, CheckedContribution
+
+
+@dataclass(frozen=True)
+class Case:
+    """One promise of one contribution.
+
+    :param name: the test's id: ``dataset sums: resume``.
+    :param left_out: why it is not checked here; empty where it is.
+    """
+
+    name: str
+    promise: Promise
+    subject: CheckedContribution = field(repr=False)
+    left_out: str = ""
+
+    def check(self) -> None:
+        """:raises AssertionError: naming the contribution, what is wrong, and the line of the contract."""
+        try:
+            self.promise.check.load()(self.subject)
+        except Exception as e:
+            # pytest, which rewrites assertions of plugins, adds what was compared.
+            said = str(e).partition("\nassert ")[0]
+            said = said if isinstance(e, AssertionError) else f"{type(e).__name__}: {said}"
+            raise AssertionError(
+                f"{self.name}: {said}\n\nthe contract ({self.promise.place}):\n  {self.promise.says}"
+            ) from e
+
+
+def cases_of(
+    distribution: str, arguments: Sequence[str] = (), *, without: Mapping[str, str] | None = None
+) -> list[Case]:
+    """Every case of what a distribution contributes.
+
+    :param distribution: its name, or that of a plugin or its module; or the path of a ``.py`` file.
+    :param arguments: of ``hekaton train``, a run from which sections and sizes are taken.
+    :param without: a case, or all of a contribution (``dataset sums``) -> why it is left out.
+    :raises PluginError: for a distribution that is not installed or contributes nothing, for a plugin that
+        cannot be loaded, and for a case to leave out that there is not.
+    """
+    without = without or {}
+    plugins, infos = _found(distribution)
+    cases = [case for info in infos for case in _of_plugin(plugins, info, list(arguments), without)]
+    names = {name for case in cases for name in (case.name, case.name.partition(":")[0])}
+    unknown = [name for name in without if name not in names]
+    if unknown:
+        raise PluginError(f"there is no case '{unknown[0]}'", hint=choices_hint(unknown[0], sorted(names)))
+    return cases
+
+
+def _found(distribution: str) -> tuple[Plugins, list[PluginInfo]]:
+    plugins = Plugins.discover()
+    infos = _named(plugins, distribution)
+    if not infos:
+        plugins = Plugins.discover(load=[distribution])
+        infos = [info for info in plugins.infos if info.module == distribution and info.status == "ok"]
+    if not infos:
+        known = sorted({info.distribution for info in plugins.infos if info.distribution})
+        raise PluginError(
+            f"there is no plugin '{distribution}'",
+            hint=f"install it (pip install -e .); {choices_hint(distribution, known)}",
+        )
+    for info in infos:
+        if info.status != "ok":
+            raise PluginError(f"{info} is {info.status}: {info.reason}")
+    return plugins, infos
+
+
+def _named(plugins: Plugins, name: str) -> list[PluginInfo]:
+    canonical = canonicalize_name(name)
+    of_distribution = [
+        info
+        for info in plugins.infos
+        if info.distribution and canonicalize_name(info.distribution) == canonical
+    ]
+    return of_distribution or [info for info in plugins.infos if name in (info.name, info.module)]
+
+
+def _of_plugin(
+    plugins: Plugins, info: PluginInfo, arguments: list[str], without: Mapping[str, str]
+) -> Iterator[Case]:
+    records = plugins.contributions(info)
+    if not info.distribution:
+        arguments = [*arguments, "--plugins.load", f"{info.module},{SMALL_MODEL}"]
+    subjects: list[Contribution | None] = [None, *records]
+    for record in subjects:
+        title = f"plugin {info.name}" if record is None else f"{kind_name(type(record))} {record.name}"
+        subject = CheckedContribution(info.module, record, records, arguments)
+        for promise in PROMISES:
+            if promise.kind is not (None if record is None else type(record)):
+                continue
+            if promise.name == "run hooks" and not plugins.lifecycle_hooks(info):
+                continue
+            name = f"{title}: {promise.name}"
+            reason = without.get(name) or without.get(title) or _missing(record, records)
+            yield Case(name, promise, subject, reason)
+
+
+def _missing(record: Contribution | None, records: Sequence[Contribution]) -> str:
+    """What a contribution lacks to be checked here."""
+    if record is None:
+        return ""
+    if isinstance(record, Encoder) and not any(
+        isinstance(one, Dataset) and one.encoder == record.name for one in records
+    ):
+        return f"no dataset of the distribution names the encoder '{record.name}'"
+    reason = unmet(record.needs)
+    return f"{record.name} {reason}" if reason else ""

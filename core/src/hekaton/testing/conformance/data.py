@@ -1,0 +1,115 @@
+"""What data promises: datasets, tokenizers, encoders, orders and row makers."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from hekaton.contributions import Dataset, Encoder, Order, RowMaker, Tokenizer
+from hekaton.data.loader import build_loader
+from hekaton.testing.conformance.subject import CheckedContribution
+from hekaton.testing.data import (
+    check_dataset,
+    check_encoder,
+    check_order,
+    check_row_maker,
+    check_tokenizer,
+)
+
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def f(x):\n    return x + 1\n",
+    " two  spaces, 3 + 4 = 7",
+    "Größe, 東京",
+)
+ROWS, STEPS = 3, 4
+
+
+def access(subject: CheckedContribution) -> None:
+    check_dataset(_dataset(subject), _encoder(subject))
+
+
+def resume(subject: CheckedContribution) -> None:
+    """Compare every step of one process with worker processes, and with loaders that begin in the middle."""
+    config = subject.loaded.config
+    given: dict[str, Any] = {
+        "seq_len": config.training.seq_len, "global_batch_size": ROWS, "rows": range(ROWS), "seed": 0,
+        "packing": config.training.packing, "encoder": _encoder(subject),
+        "maker": subject.build(RowMaker, config.training.packing, config.training.seq_len),
+    }  # fmt: skip
+    tokenizer = _tokenizer(subject)
+    whole, cursors = [], []
+    with contextlib.closing(build_loader(_dataset(subject), tokenizer, **given)) as loader:
+        for _ in range(STEPS):
+            whole.append({name: value.clone() for name, value in loader.next_step().items()})
+            cursors.append(loader.cursor())
+    for done, workers in ((0, 2), (1, 0), (STEPS - 1, 2)):
+        how = f"after {done} steps" + (f", by {workers} worker processes" if workers else "")
+        loader = build_loader(_dataset(subject), tokenizer, **given, num_workers=workers)
+        with contextlib.closing(loader), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork, since Python 3.12
+            if done:
+                loader.seek(cursors[done - 1])
+            for step, expected in enumerate(whole[done:], start=done):
+                found = loader.next_step()
+                for name, value in expected.items():
+                    assert torch.equal(found[name], value), (
+                        f"'{name}' of step {step} is another one when it is read {how}"
+                    )
+
+
+def ids(subject: CheckedContribution) -> None:
+    check_tokenizer(_tokenizer(subject), TEXTS)
+
+
+def round_trip(subject: CheckedContribution) -> None:
+    tokenizer = _tokenizer(subject)
+    for text, encoded in zip(TEXTS, tokenizer.encode_batch(list(TEXTS)), strict=True):
+        decoded = tokenizer.decode([int(one) for one in encoded])
+        (again,) = tokenizer.encode_batch([decoded])
+        assert np.array_equal(again, encoded), (
+            f"{text!r} is decoded as {decoded!r}, which has other ids: {again.tolist()}, not "
+            f"{encoded.tolist()}"
+        )
+
+
+def parts(subject: CheckedContribution) -> None:
+    check_encoder(_encoder(subject), _documents(subject))
+
+
+def epochs(subject: CheckedContribution) -> None:
+    assert subject.record is not None
+    for documents in (1, 17):
+        check_order(subject.build(Order, subject.record.name, documents, 0), documents=documents)
+
+
+def rows(subject: CheckedContribution) -> None:
+    assert subject.record is not None
+    maker = subject.build(RowMaker, subject.record.name, subject.loaded.config.training.seq_len)
+    check_row_maker(maker, _documents(subject), _encoder(subject))
+
+
+def _dataset(subject: CheckedContribution) -> Any:
+    training = subject.loaded.config.training
+    return subject.build(Dataset, training.dataset, training.dataset_path)
+
+
+def _tokenizer(subject: CheckedContribution) -> Any:
+    model = subject.loaded.config.model
+    return subject.build(Tokenizer, model.tokenizer, model.hf_assets_path)
+
+
+def _encoder(subject: CheckedContribution) -> Any:
+    """That of the run's dataset."""
+    loaded = subject.loaded
+    name = loaded.plugins.get(Dataset, loaded.config.training.dataset).encoder
+    return subject.build(Encoder, name, _tokenizer(subject))
+
+
+def _documents(subject: CheckedContribution) -> list[Any]:
+    dataset = _dataset(subject)
+    return list(dataset.fetch([index % len(dataset) for index in range(5)]))

@@ -1,0 +1,140 @@
+"""What the other kinds promise: optimizers, schedules, loggers, formats, rules, verbs, sections."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hekaton.contributions import Check, CheckpointFormat, Command, Component, Section
+from hekaton.testing.conformance.subject import CheckedContribution
+from hekaton.testing.logger import check_logger
+from hekaton.testing.optimizer import check_optimizer
+from hekaton.testing.plugin import check_plugin
+from hekaton.testing.rule import check_rule
+from hekaton.testing.run_hooks import check_run_hooks
+from hekaton.testing.schedule import check_schedule
+
+
+def rules(subject: CheckedContribution) -> None:
+    if subject.module.endswith(".py"):
+        from hekaton.plugins.discovery import import_unpackaged
+
+        check_plugin(import_unpackaged(subject.module))
+    else:
+        check_plugin(subject.module)
+
+
+def run_hooks(subject: CheckedContribution) -> None:
+    losses = (5.0, 0.5, 0.0, float("nan"))
+    check_run_hooks(
+        subject.module, *subject.base, metrics=[{"loss": loss, "grad_norm": 1.0} for loss in losses]
+    )
+
+
+def steps(subject: CheckedContribution) -> None:
+    check_optimizer(_build(subject), section=subject.section, settings=subject.loaded.config.optimizer)
+
+
+def factors(subject: CheckedContribution) -> None:
+    check_schedule(_build(subject), section=subject.section, settings=subject.loaded.config.lr_scheduler)
+
+
+def metrics(subject: CheckedContribution) -> None:
+    check_logger(_build(subject), section=subject.section)
+
+
+def failure(subject: CheckedContribution) -> None:
+    """Log into a folder below a file, where nothing can be."""
+    with tempfile.TemporaryDirectory() as around:
+        file = Path(around, "file")
+        file.touch()
+        try:
+            logger = _build(subject)(subject.section, file / "logs")
+            logger.log(1, {"loss": 1.0})
+            logger.close()
+        except Exception:
+            return
+        inside = [path for path in Path(around).rglob("*") if path != file]
+        assert not file.read_bytes(), "it writes into a file where its folder should be"
+        assert inside, "it cannot write what it logs, and raises nothing"
+
+
+def written_and_read(subject: CheckedContribution) -> None:
+    """Two ranks share a folder; the config, names and values come back."""
+    from hekaton.weights import whole
+    from hekaton.weights.format import Weights, WriteOptions
+
+    assert isinstance(subject.record, CheckpointFormat)
+    generator = torch.Generator().manual_seed(0)
+    values = {f"model.layers.{number}.weight": torch.randn(5, 3, generator=generator) for number in range(3)}
+    weights = Weights(
+        config={"model_type": "test"}, tensors={name: whole(one) for name, one in values.items()}
+    )
+    form = subject.build(CheckpointFormat, subject.record.name)
+    for ranks in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            for rank in reversed(range(ranks)):
+                form.write(Path(folder), weights, WriteOptions(rank=rank, ranks=ranks))
+            read = form.open(Path(folder))
+            assert dict(read.config).get("model_type") == "test", f"config.json is read as {read.config}"
+            assert sorted(read.tensors) == sorted(values), f"tensors are read as {sorted(read.tensors)}"
+            for name, value in values.items():
+                lazy = read.tensors[name]
+                assert torch.equal(lazy.read(), value), f"'{name}', written by {ranks}, is read as another"
+                part = lazy.read((slice(1, 4), slice(2, 3)))
+                assert torch.equal(part, value[1:4, 2:3]), f"a part of '{name}' is read as another"
+
+
+def rule(subject: CheckedContribution) -> None:
+    assert isinstance(subject.record, Check)
+    others = ["--plugins.load", ",".join(subject.load)] if subject.load else []
+    check_rule(subject.record.rule.load(), *subject.run, others=others)
+
+
+def values(subject: CheckedContribution) -> None:
+    build, config = _build(subject), subject.loaded.config
+    found = dict(build(subject.section, config))
+    try:
+        same = json.loads(json.dumps(found)) == found
+    except TypeError as e:
+        raise AssertionError(f"its values are not such as JSON has: {e}") from e
+    assert same, f"JSON has no such names or values: {found}"
+    assert dict(build(subject.section, config)) == found, "its values are others each time"
+
+
+def printed_help(subject: CheckedContribution) -> None:
+    """In a fresh interpreter, in which torch cannot be imported."""
+    assert isinstance(subject.record, Command)
+    code = (
+        f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}; sys.modules['torch'] = None\n"
+        "from hekaton.contributions import Ref\n"
+        f"sys.exit(Ref({subject.record.run.target!r}).load()(['--help']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    last = done.stderr.strip().splitlines()[-1:]
+    assert done.returncode == 0, f"--help exits with {done.returncode}: {''.join(last)}"
+    assert "usage" in done.stdout.lower(), f"--help does not say how it is used: {done.stdout[:200]!r}"
+
+
+def fields(subject: CheckedContribution) -> None:
+    assert isinstance(subject.record, Section)
+    schema = subject.record.schema.load()
+    for name, described in schema.model_fields.items():
+        assert described.description, f"the field '{name}' has no help: write a docstring below it"
+    built = schema()
+    again = schema.model_validate(built.model_dump())
+    assert again == built, "with its defaults written out it is another section"
+
+
+def _build(subject: CheckedContribution) -> Any:
+    assert isinstance(subject.record, Component)
+    record: Any = subject.record
+    return record.build.load()

@@ -1,0 +1,177 @@
+"""Two steps of a run on one process and under layouts of two: what they compute, resume and hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from hekaton.distributed import this_process
+from hekaton.rules import check
+from hekaton.testing.conformance.subject import loaded
+from hekaton.testing.distributed import NamedLayout, run_processes, shared_meshes
+
+ROWS, STEPS = 4, 2
+Numbers = list[tuple[float, float]]
+_ALL = [
+    "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
+    "--training.mixed_precision_reduce", "float64", "--training.steps", str(STEPS), "--metrics.log_freq", "1",
+    "--training.global_batch_size", str(ROWS), "--checkpoint.enable", "true", "--checkpoint.interval", "1",
+    "--checkpoint.keep_latest_k", "0", "--validation.enable", "false", "--compile.enable", "false",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs gave; a layout of no name is that of one process.
+
+    :param steps: layout -> loss and gradient norm of each step.
+    :param resumed: where it was saved after the first step, and where resumed -> the same of the others.
+    :param shapes: layout -> the shapes of parameters and of optimizer state on the first rank.
+    :param played: the same of the dry run.
+    """
+
+    steps: Mapping[str, Numbers]
+    resumed: Mapping[tuple[str, str], Numbers]
+    shapes: Mapping[str, Mapping[str, Any]]
+    played: Mapping[str, Mapping[str, Any]]
+
+
+def measure(arguments: Sequence[str], layouts: Sequence[str], *, timeout: float) -> Measured:
+    """Run everything, in one launch of one process and one of two.
+
+    :param arguments: of ``hekaton train``.
+    :param layouts: of two processes, by their short names.
+    :param timeout: in seconds, of each launch.
+    :raises AssertionError: with the layout and the error of the first run that failed.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for processes, names in ((1, [""]), (2, list(layouts))):
+            run_processes(
+                __file__, "record", processes=processes, timeout=timeout, arguments=list(arguments),
+                layouts=names, others=list(layouts), folder=folder, path=search_path(),
+            )  # fmt: skip
+            result = json.loads(Path(folder, f"{processes}.json").read_text(encoding="utf-8"))
+            for what, values in result.items():
+                found.setdefault(what, {}).update(values)
+    return Measured(
+        steps={name: _pairs(numbers) for name, numbers in found["steps"].items()},
+        resumed={tuple(json.loads(name)): _pairs(numbers) for name, numbers in found["resumed"].items()},
+        shapes=found["shapes"],
+        played=found["played"],
+    )
+
+
+def _pairs(numbers: Any) -> Numbers:
+    return [(loss, norm) for loss, norm in numbers]
+
+
+@dataclass
+class _Recorder:
+    """A logger that keeps what steps computed."""
+
+    numbers: Numbers = field(default_factory=list)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "grad_norm" in metrics:
+            self.numbers.append((metrics["loss"], metrics["grad_norm"]))
+
+    def close(self) -> None:
+        pass
+
+
+def search_path() -> list[str]:
+    """Where this process finds modules, for others that are to find them too."""
+    return [str(Path(entry).absolute()) for entry in sys.path if entry]
+
+
+def record(arguments: list[str], layouts: list[str], others: list[str], folder: str, path: list[str]) -> None:
+    """On each of the processes: train, resume, and have rank 0 write down what came of it."""
+    sys.path[:] = path
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    logging.getLogger("hekaton").setLevel(logging.ERROR)
+    dist.init_process_group("gloo")
+    first, processes = dist.get_rank() == 0, dist.get_world_size()
+    found: dict[str, dict[str, Any]] = {"steps": {}, "resumed": {}, "shapes": {}, "played": {}}
+    with shared_meshes():
+        for name in layouts:
+            found["steps"][name], found["shapes"][name] = _train(arguments, name, Path(folder, name or "one"))
+        for source, target in zip(layouts, [*layouts[1:], layouts[0]], strict=True):
+            into = Path(folder, f"{source or 'one'} to {target or 'one'}")
+            if first:
+                saved = Path(folder, source or "one", "checkpoint", "step-1")
+                shutil.copytree(saved, into / "checkpoint" / "step-1")
+            dist.barrier()
+            found["resumed"][json.dumps([source, target])], _ = _train(arguments, target, into)
+    dist.destroy_process_group()
+    if processes == 1:
+        found["played"] = {name: _play(arguments, name) for name in others}
+    if first:
+        Path(folder, f"{processes}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def _loaded(arguments: list[str], layout: str, folder: str) -> Any:
+    named = NamedLayout(layout)
+    batch = ["--training.local_batch_size", str(ROWS // named.dp)]
+    return loaded([*arguments, *_ALL, *named.flags, *batch, "--job.dump_folder", folder])
+
+
+def _train(arguments: list[str], layout: str, folder: Path) -> tuple[Numbers, dict[str, Any]]:
+    from hekaton.trainer import Trainer
+
+    print(f"-- {layout or 'one process'}", flush=True)  # read when a process ends without an exception
+    try:
+        process = this_process()
+        run = _loaded(arguments, layout, str(folder))
+        check(run, world_size=process.world_size, device_type="cpu")
+        recorder = _Recorder()
+        trainer = Trainer(run, process, loggers=[recorder])
+        trainer.run()
+    except Exception as e:
+        raise AssertionError(f"under {layout or 'one process'}: {e}") from e
+    return recorder.numbers, _shapes(trainer.model_parts, trainer.optimizers)
+
+
+def _play(arguments: list[str], layout: str) -> dict[str, Any]:
+    """The shapes of the first rank in the dry run."""
+    from hekaton.dry_run.fake import fake_process_group, play, rank_of
+
+    run = _loaded(arguments, layout, "nowhere")
+    process = rank_of(NamedLayout(layout).processes, 0, what="rank")
+    with fake_process_group(process):
+        played = play(run, process)
+        shapes = _shapes(played.built.parts.values(), ())
+    return {**shapes, "optimizer state": played.held["optimizer state"]}
+
+
+def _shapes(parts: Any, optimizers: Any) -> dict[str, Any]:
+    """Name of each parameter -> the shape of this rank's part; and the bytes of the optimizers' state."""
+    shapes: dict[str, Any] = {
+        name: list(_local(parameter).shape) for part in parts for name, parameter in part.named_parameters()
+    }
+    shapes["optimizer state"] = sum(
+        _local(value).nbytes
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    return shapes
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part."""
+    local: Any = tensor.detach()
+    return local.to_local() if isinstance(tensor, DTensor) else local  # type: ignore[no-any-return]

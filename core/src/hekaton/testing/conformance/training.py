@@ -1,0 +1,88 @@
+"""What holds in runs on several processes: the same numbers everywhere, resumed and in the dry run."""
+
+from __future__ import annotations
+
+import functools
+
+from hekaton.contributions import Model
+from hekaton.errors import HekatonError
+from hekaton.testing.conformance.runs import Measured, measure
+from hekaton.testing.conformance.subject import CheckedContribution, loaded
+from hekaton.testing.distributed import NamedLayout
+from hekaton.testing.model_layouts import PLAIN, claimed
+
+TOLERANCE = 1e-9
+
+
+def layouts(subject: CheckedContribution) -> None:
+    measured = _measured(subject)
+    expected = measured.steps[""]
+    for layout, numbers in measured.steps.items():
+        _compare(numbers, expected, f"under {layout}" if layout else "on one process")
+
+
+def resume(subject: CheckedContribution) -> None:
+    measured = _measured(subject)
+    for (source, target), numbers in measured.resumed.items():
+        _compare(numbers, measured.steps[""][1:], f"saved under {source}, resumed under {target}", first=2)
+
+
+def dry_run(subject: CheckedContribution) -> None:
+    measured = _measured(subject)
+    for layout, shapes in measured.shapes.items():
+        if layout:
+            played = measured.played[layout]
+            for name in sorted({*shapes, *played}):
+                assert shapes.get(name) == played.get(name), (
+                    f"under {layout}, '{name}' has the shape {played.get(name)} in the dry run, and "
+                    f"{shapes.get(name)} in a run"
+                )
+
+
+def attention(subject: CheckedContribution) -> None:
+    measured = _run(tuple(subject.run), ("cp2",))
+    _compare(measured.steps["cp2"], measured.steps[""], "under cp2")
+
+
+def _measured(subject: CheckedContribution) -> Measured:
+    return _run(tuple(subject.run), claimed_layouts(subject))
+
+
+def claimed_layouts(subject: CheckedContribution) -> tuple[str, ...]:
+    """Of two processes: every one that the plan of a model claims, for other kinds FSDP and one more; without
+    those that a rule refuses."""
+    plan = subject.spec.plan(subject.spec.flavors[subject.flavor])
+    found = [layout for layout in claimed(plan) if _is_allowed(subject, layout)]
+    assert PLAIN in found, f"{PLAIN} is refused"
+    if isinstance(subject.record, Model):
+        return tuple(found)
+    return tuple(found[:2])
+
+
+def _is_allowed(subject: CheckedContribution, layout: str) -> bool:
+    from hekaton.rules import check
+
+    named = NamedLayout(layout)
+    try:
+        check(loaded([*subject.run, *named.flags]), world_size=named.processes, device_type="cpu", here=False)
+    except HekatonError:
+        if layout == PLAIN:
+            raise
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=8)
+def _run(arguments: tuple[str, ...], layouts: tuple[str, ...]) -> Measured:
+    """One launch for all promises of a contribution."""
+    return measure(arguments, layouts, timeout=100.0 * (1 + len(layouts)))
+
+
+def _compare(
+    numbers: list[tuple[float, float]], expected: list[tuple[float, float]], where: str, *, first: int = 1
+) -> None:
+    for step, (ours, theirs) in enumerate(zip(numbers, expected, strict=True), start=first):
+        for what, number, its in zip(("loss", "gradient norm"), ours, theirs, strict=True):
+            assert abs(number - its) <= TOLERANCE * abs(its), (
+                f"{where}: the {what} of step {step} is {number}, on one process {its}"
+            )

@@ -1,0 +1,90 @@
+"""The kit as a plugin of pytest: the fixture ``hekaton_conformance``.
+
+    def test_conforms(hekaton_conformance):
+        hekaton_conformance("my-distribution", "run.toml")
+
+is a test for each promise of each contribution of the distribution. pytest imports this module in every run
+where hekaton is installed: it imports nothing heavy, and nothing of hekaton until a test has the fixture.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from hekaton.testing.conformance import Case
+
+FIXTURE = "hekaton_conformance"
+
+
+class _Asked:
+    """Stands for the fixture while tests are collected, and keeps what it is called with."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cases: list[Case] = []
+
+    def __call__(
+        self,
+        distribution: str | os.PathLike[str],
+        *arguments: str | os.PathLike[str],
+        only: Sequence[str] = (),
+        without: Mapping[str, str] | None = None,
+    ) -> None:
+        from hekaton.testing.conformance import cases_of
+
+        words = [self._found(os.fspath(argument)) for argument in arguments]
+        cases = cases_of(os.fspath(distribution), words, without=without)
+        self.cases += [case for case in cases if not only or case.promise.name in only]
+
+    def _found(self, argument: str) -> str:
+        """A file below pytest's root is found from any folder."""
+        below = self.root / argument
+        return str(below) if argument.endswith(".toml") and below.is_file() else argument
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each case that the function would ask for."""
+    if FIXTURE not in metafunc.fixturenames:
+        return
+    others = [name for name in metafunc.function.__code__.co_varnames if name in metafunc.fixturenames]
+    if others not in ([FIXTURE], ["self", FIXTURE]):
+        raise pytest.UsageError(
+            f"{metafunc.function.__name__} must take {FIXTURE} and no other fixture: it is called while "
+            "tests are collected"
+        )
+    asked = _Asked(metafunc.config.rootpath)
+    metafunc.function(*([None] if "self" in others else []), asked)
+    metafunc.parametrize(
+        FIXTURE, asked.cases, indirect=True, ids=[case.name.replace(": ", ":") for case in asked.cases]
+    )
+
+
+@pytest.fixture
+def hekaton_conformance(request: pytest.FixtureRequest) -> Any:
+    """``hekaton_conformance(distribution, *arguments, only=[], without={})``: check everything that a
+    distribution contributes, a test for each promise.
+
+    ``distribution`` is the name of an installed distribution, of a plugin or of its module. ``arguments`` are
+    those of ``hekaton train``: a run that sections and sizes are taken from, of which the kit selects each
+    contribution in turn; by default a small one. ``without`` says what is left out, and why:
+    ``{"dataset sums: resume": "reads a network"}``.
+    """
+    case: Case = request.param
+
+    def check(*arguments: object, **others: object) -> None:
+        __tracebackhide__ = True
+        if case.left_out:
+            pytest.skip(case.left_out)
+        if check.called:  # type: ignore[attr-defined]
+            return
+        check.called = True  # type: ignore[attr-defined]
+        case.check()
+
+    check.called = False  # type: ignore[attr-defined]
+    return check

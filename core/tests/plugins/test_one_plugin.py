@@ -1,0 +1,103 @@
+"""``hekaton plugins NAME`` and ``hekaton plugins --available``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+
+import pytest
+
+from hekaton.cli import main
+from hekaton.plugins import Plugins, kind_name
+from hekaton.plugins.available import available
+from hekaton.plugins.packages import NAMES
+
+CODE = """
+    HEKATON_API = ">=1,<2"
+
+    class Settings(SectionModel):
+        largest: int = 30
+        \"\"\"The largest number.\"\"\"
+
+    @hookimpl
+    def hekaton_datasets():
+        return [Dataset("sums", build=Ref("sums_dist:build"), summary="lines of sums")]
+
+    @hookimpl
+    def hekaton_sections():
+        return [Section("sums", schema=Ref("sums_dist:Settings"), summary="how many")]
+
+    def build(section, path):
+        pass
+"""
+
+
+def test_a_contribution_is_shown_with_all_that_belongs_to_it(install, capsys):
+    install("sums-dist", "from hekaton.config import SectionModel\n" + _dedented(CODE), version="0.3")
+    assert main(["plugins", "sums"]) == 0
+    printed = capsys.readouterr().out
+    shown, _, rest = printed.partition("\n\n")
+    lines = [line.split(None, 1) for line in shown.splitlines()]
+    assert lines[0] == ["dataset", "sums"]
+    assert ["plugin", "sums_dist"] in lines
+    assert ["documentation", "docs/contracts/dataset.md"] in lines
+    (source,) = [line[1] for line in lines if line[0] == "source"]
+    path, _, number = source.rpartition(":")
+    with open(path, encoding="utf-8") as stream:
+        assert stream.read().splitlines()[int(number) - 1].startswith("def build(")
+    run = rest.partition("\n\nsection sums")[0]
+    assert tomllib.loads(run) == {"training": {"dataset": "sums"}, "sums": {"largest": 30}}
+    assert "# The largest number." in run
+
+
+def _dedented(code: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(code)
+
+
+def test_a_plugin_is_shown_by_its_name_and_by_its_distributions(capsys):
+    assert main(["plugins", "builtin"]) == 0
+    by_name = capsys.readouterr().out
+    assert main(["plugins", "hekaton"]) == 0
+    assert capsys.readouterr().out == by_name
+    assert by_name.startswith("plugin builtin\n")
+    assert "\noptimizer AdamW\n" in by_name
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest(capsys):
+    assert main(["plugins", "AdmaW"]) == 2
+    assert "did you mean 'AdamW'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--avaliable"], "unknown argument '--avaliable'"),
+    (["AdamW", "Adam"], "unknown argument 'Adam'"),
+    (["AdamW", "--json"], "do not go together"),
+])  # fmt: skip
+def test_unknown_arguments_are_refused(arguments, message, capsys):
+    assert main(["plugins", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_reviewed_list_is_printed(capsys):
+    assert main(["plugins", "--available"]) == 0
+    printed = capsys.readouterr().out
+    assert f"hekaton-llama3  installed, {importlib.metadata.version('hekaton-llama3')}\n" in printed
+    assert "models: qwen3\n" in printed
+    assert "licence BSD-3-Clause, tested with hekaton 0.1" in printed
+
+
+def test_the_list_says_of_ours_what_they_contribute():
+    plugins = Plugins.discover()
+    listed = {one.package: one for one in available()}
+    assert set(NAMES) <= set(listed)
+    for info in plugins.infos:
+        if info.distribution in NAMES:
+            records = plugins.contributions(info)
+            one = listed[info.distribution]
+            assert sorted(one.kinds) == sorted({kind_name(type(record)) for record in records}), one.package
+            models = [record.name for record in records if type(record).__name__ == "Model"]
+            assert sorted(one.models) == sorted(models), one.package
+            assert one.summary == importlib.metadata.metadata(one.package)["Summary"]
+            assert one.licence == importlib.metadata.metadata(one.package)["License-Expression"]

@@ -1,0 +1,130 @@
+"""``hekaton new``: what it writes for every kind, alone and together, and what it refuses."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from hekaton.contributions import API_VERSION
+from hekaton.errors import ConfigError
+from hekaton.plugins import CONTRIBUTION_HOOKS, hookspecs
+from hekaton.scaffold import KINDS, chosen, distribution_files, write
+from hekaton.testing import run_command
+
+EVERY = [word for kind in KINDS for word in (kind, f"my_{kind}")]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A distribution with one contribution of each kind."""
+    folder = tmp_path_factory.mktemp("new") / "everything"
+    write(distribution_files(chosen(EVERY), licence="MIT", author="Ada"), folder)
+    return folder
+
+
+def test_every_hook_has_a_kind():
+    written = {hook for kind in KINDS.values() for hook in kind.hooks} | {"hekaton_sections"}
+    assert written >= set(CONTRIBUTION_HOOKS)
+    lifecycle = {name for name in vars(hookspecs) if name.startswith("hekaton_")} - set(CONTRIBUTION_HOOKS)
+    assert written & lifecycle
+
+
+def test_the_distribution_is_complete(everything):
+    files = {path.relative_to(everything).as_posix() for path in everything.rglob("*") if path.is_file()}
+    assert files >= {
+        "pyproject.toml", "README.md", "LICENSE", "run.toml", ".github/workflows/test.yml",
+        ".github/workflows/publish.yml", "tests/test_my_model.py", "src/hekaton_my_model/py.typed",
+        "src/hekaton_my_model/__init__.py", "src/hekaton_my_model/settings.py",
+    }  # fmt: skip
+    project = tomllib.loads((everything / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["hekaton"] == {"my_model": "hekaton_my_model"}
+    assert project["license"] == "MIT"
+    assert "Ada" in (everything / "LICENSE").read_text()
+    assert 'HEKATON_API = ">=1,<2"' in (everything / "src/hekaton_my_model/__init__.py").read_text()
+    assert API_VERSION.startswith("1.")
+
+
+def test_nothing_of_the_templates_is_left(everything):
+    for path in everything.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            assert "template" not in text.lower(), path
+            assert "hekaton.scaffold" not in text, path
+
+
+def test_what_is_written_passes_its_own_lint(everything):
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
+            cwd=everything, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_alone_has_all_that_it_names(kind):
+    texts = distribution_files(chosen([kind, "mine"]))
+    modules = {path.split("/")[-1][:-3] for path in texts if path.startswith("src/") and path.endswith(".py")}
+    for path, text in texts.items():
+        if not path.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hekaton_mine."):
+                assert node.module.rpartition(".")[2] in modules
+            if isinstance(node, ast.Constant) and str(node.value).startswith("hekaton_mine."):
+                module, _, attribute = node.value.removeprefix("hekaton_mine.").partition(":")
+                source = ast.parse(texts[f"src/hekaton_mine/{module}.py"])
+                names = {getattr(one, "name", "") for one in source.body}
+                names |= {node.id for node in ast.walk(source) if isinstance(node, ast.Name)}
+                assert attribute in names
+
+
+def test_a_run_with_everything_takes_a_step(everything, tmp_path):
+    done = run_command(
+        "train", str(everything / "run.toml"), "--training.steps", "1", "--plugins.load",
+        str(everything / "src/hekaton_my_model/__init__.py"), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "my_model tiny: " in done.stderr
+    assert "step      1  loss" in done.stderr
+    logged = (tmp_path / "outputs/tb").rglob("metrics.csv")
+    assert any("loss" in path.read_text() for path in logged)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("", "is given nothing", "hekaton new model pocket"),
+        ("model", "is given model", ""),
+        ("modle pocket", "unknown kind 'modle'", "did you mean 'model'?"),
+        ("model Pocket", "'Pocket' cannot be the name", "lower case"),
+        ("dataset training", "hekaton has a section [training] of its own", ""),
+        ("model a model b", "one model at a time", ""),
+        ("model a dataset a", "both have the section [a]", "a name of its own"),
+    ],
+)
+def test_words_that_make_no_plugin_are_refused(words, message, hint):
+    with pytest.raises(ConfigError) as error:
+        chosen(words.split())
+    assert message in error.value.message
+    assert hint in error.value.hint
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("kept")
+    done = run_command("new", "command", "mine", "--into", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'mine' is there already" in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_an_encoder_comes_with_a_dataset_that_names_it():
+    texts = distribution_files(chosen(["encoder", "answers"]))
+    assert 'encoder="answers"' in texts["src/hekaton_answers/__init__.py"]
+    assert tomllib.loads(texts["run.toml"])["training"]["dataset"] == "answers_texts"
+    assert "encoder=" not in distribution_files(chosen(["dataset", "sums"]))["src/hekaton_sums/__init__.py"]
