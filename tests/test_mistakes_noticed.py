@@ -217,7 +217,7 @@ MISTAKES = {
         "the results differ",
     ),
 }  # fmt: skip
-ON_TWO_PROCESSES = ("model:gradients", "context parallel:attention", "dispatcher:tokens", "model:layouts")
+ON_TWO_PROCESSES = ("model:gradients", "context parallel:attention", "dispatcher:tokens")
 
 
 def test_there_are_enough():

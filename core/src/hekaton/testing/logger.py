@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,9 +31,9 @@ def check_logger(build: Callable[[Any, Path], MetricLogger], *, section: Any = N
             logger: Any = build(section, folder)
             missing = missing_members(MetricLogger, logger)
             assert not missing, f"{type(logger).__name__} has no {', '.join(missing)}"
-            if hasattr(logger, "resume"):
-                logger.resume(done)
-            for step, metrics in enumerate(METRICS[done:], start=done + 1):
-                returned = logger.log(step, MappingProxyType(metrics))
-                assert returned is None, f"log() returned {returned!r}"
-            logger.close()
+            with contextlib.closing(logger):
+                if hasattr(logger, "resume"):
+                    logger.resume(done)
+                for step, metrics in enumerate(METRICS[done:], start=done + 1):
+                    returned = logger.log(step, MappingProxyType(metrics))
+                    assert returned is None, f"log() returned {returned!r}"

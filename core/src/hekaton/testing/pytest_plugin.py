@@ -34,13 +34,18 @@ class _Asked:
         distribution: str | os.PathLike[str],
         *arguments: str | os.PathLike[str],
         only: Sequence[str] = (),
+        processes: int | None = None,
         without: Mapping[str, str] | None = None,
     ) -> None:
         from hekaton.testing.conformance import cases_of
 
         words = [self._found(os.fspath(argument)) for argument in arguments]
         cases = cases_of(os.fspath(distribution), words, without=without)
-        self.cases += [case for case in cases if not only or case.promise.name in only]
+        self.cases += [
+            case
+            for case in cases
+            if (not only or case.promise.name in only) and processes in (None, case.promise.processes)
+        ]
 
     def _found(self, argument: str) -> str:
         """A file below pytest's root is found from any folder."""
@@ -67,12 +72,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def hekaton_conformance(request: pytest.FixtureRequest) -> Any:
-    """``hekaton_conformance(distribution, *arguments, only=[], without={})``: check everything that a
-    distribution contributes, a test for each promise.
+    """``hekaton_conformance(distribution, *arguments, only=[], processes=None, without={})``: check everything
+    that a distribution contributes, a test for each promise.
 
     ``distribution`` is the name of an installed distribution, of a plugin or of its module. ``arguments`` are
     those of ``hekaton train``: a run that sections and sizes are taken from, of which the kit selects each
-    contribution in turn; by default a small one. ``without`` says what is left out, and why:
+    contribution in turn; by default a small one. ``processes`` is 1 for the promises that one process shows, 2 for
+    those that are dear. ``without`` says what is left out, and why:
     ``{"dataset sums: resume": "reads a network"}``.
     """
     case: Case = request.param

@@ -38,12 +38,14 @@ class Promise:
     :param name: of its heading on the page of the kind.
     :param says: what is promised, a sentence.
     :param check: ``check(subject)`` raises ``AssertionError`` where it is broken.
+    :param processes: how many processes of a run it starts at most.
     """
 
     kind: type[Contribution] | None
     name: str
     says: str
     check: Ref
+    processes: int = 1
 
     @property
     def place(self) -> str:
@@ -90,6 +92,7 @@ PROMISES: tuple[Promise, ...] = (
         "Under every layout of two processes that the plan claims, the gradient of each parameter "
         "is that of one process.",
         _of("models", "gradients"),
+        processes=2,
     ),
     Promise(
         Model,
@@ -97,12 +100,14 @@ PROMISES: tuple[Promise, ...] = (
         "In float64, two steps of a run are those of one process, under every layout of two "
         "processes that the plan claims.",
         _of("training", "layouts"),
+        processes=2,
     ),
     Promise(
         Model,
         "resume",
         "A run that was saved under one layout is resumed under another, and computes what it would have.",
         _of("training", "resume"),
+        processes=2,
     ),
     Promise(
         Model,
@@ -110,6 +115,7 @@ PROMISES: tuple[Promise, ...] = (
         "The dry run of a layout has the parameters and the optimizer state of the real one, in "
         "their shapes.",
         _of("training", "dry_run"),
+        processes=2,
     ),
     Promise(
         HFAdapter,
@@ -181,6 +187,7 @@ PROMISES: tuple[Promise, ...] = (
         "In float64, a converted model computes under FSDP and under tensor parallel what it does "
         "on one process.",
         _of("training", "layouts"),
+        processes=2,
     ),
     Promise(
         Converter,
@@ -188,6 +195,7 @@ PROMISES: tuple[Promise, ...] = (
         "A run with the converter, saved under FSDP, is resumed under tensor parallel, and the "
         "other way round.",
         _of("training", "resume"),
+        processes=2,
     ),
     Promise(
         ParallelStyle,
@@ -200,6 +208,7 @@ PROMISES: tuple[Promise, ...] = (
         "attention",
         "In float64, attention over a sequence that two ranks share is attention over the whole of it.",
         _of("training", "attention"),
+        processes=2,
     ),
     Promise(
         Dispatcher,
@@ -207,6 +216,7 @@ PROMISES: tuple[Promise, ...] = (
         "Two ranks with half of the experts each compute, with their gradients, what one rank with "
         "all of them does.",
         _of("dispatching", "tokens"),
+        processes=2,
     ),
     Promise(
         Objective,
@@ -220,6 +230,7 @@ PROMISES: tuple[Promise, ...] = (
         "In float64, the loss under FSDP and under other layouts that the model claims is that of "
         "one process.",
         _of("training", "layouts"),
+        processes=2,
     ),
     Promise(
         Optimizer,
@@ -232,12 +243,14 @@ PROMISES: tuple[Promise, ...] = (
         "layouts",
         "In float64, its steps on sharded parameters are those on whole ones.",
         _of("training", "layouts"),
+        processes=2,
     ),
     Promise(
         Optimizer,
         "resume",
         "Its state, saved under one layout, is resumed under another.",
         _of("training", "resume"),
+        processes=2,
     ),
     Promise(
         LRSchedule,
