@@ -52,13 +52,13 @@ def loaded_for(spec: TrainSpec, flavor: str, layout: str, *flags: str, plugins: 
     """
     checked_model.train_spec = dataclasses.replace(spec, configure=None, defaults={})
     named = NamedLayout(layout)
-    loads = ["--plugins.load", ",".join([checked_model.__name__, *plugins])]
+    loads = [checked_model.__name__, *plugins]
     loaded = load([], [
-        *loads, "--model.name", checked_model.NAME,
+        "--plugins.load", ",".join(loads), "--model.name", checked_model.NAME,
         "--model.flavor", flavor, "--model.tokenizer", "byte", "--activation_checkpoint.mode", "none",
         "--training.seq_len", str(SEQ_LEN), "--training.local_batch_size", str(ROWS // named.dp),
         "--training.mixed_precision_param", "float32",
-        *_data_for(spec.objective, load([], loads).plugins), *named.flags, *flags,
+        *_data_for(spec.objective, Plugins.discover(load=loads)), *named.flags, *flags,
     ])  # fmt: skip
     check(loaded, world_size=named.processes, device_type="cpu", here=False)
     return loaded

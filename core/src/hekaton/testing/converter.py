@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from hekaton.building import buffer_owners, materialize
-from hekaton.config import load as load_configuration
 from hekaton.contributions import CheckpointFormat, Contribution, ParallelStyle
 from hekaton.draft import Draft, apply_converters
 from hekaton.errors import PluginError
 from hekaton.init import resolve_init
 from hekaton.parallel.plan import check_plan
-from hekaton.plugins import kind_name
+from hekaton.plugins import Plugins, kind_name
 from hekaton.spec import ModelConverter, TrainSpec
 from hekaton.testing.initial import check_initial
 from hekaton.testing.plain_run import CPU, plain_run
@@ -84,7 +83,7 @@ def check_converter(
 
 def _check_names(draft: Draft, load: Sequence[str], *, what: str) -> None:
     """The styles and the export format of a draft are known."""
-    plugins = load_configuration([], [flag for one in load for flag in ("--plugins.load", one)]).plugins
+    plugins = Plugins.discover(load=load)
     used: set[tuple[type[Contribution], str]] = {
         (ParallelStyle, style) for style in draft.plan.tensor.values()
     }

@@ -19,6 +19,7 @@ from hekaton.mesh import ParallelDims
 from hekaton.objective import Batch, BatchTensor, ObjectiveContext, TrainingObjective
 from hekaton.spec import TrainSpec
 from hekaton.terms import collected_terms
+from hekaton.testing import small_decoder
 from hekaton.testing.initial import check_initial
 
 ROWS = 2
@@ -97,7 +98,11 @@ def plain_run(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> Plai
 
 
 def _objective(spec: TrainSpec, context: ObjectiveContext, load: Sequence[str]) -> TrainingObjective:
-    loaded = load_configuration([], [flag for one in load for flag in ("--plugins.load", one)])
+    loads = ",".join(dict.fromkeys([*load, small_decoder.__name__]))
+    loads = ",".join(dict.fromkeys([*load, small_decoder.__name__]))
+    # The model and tokenizer come with the core: those of the defaults may not be installed.
+    flags = ["--model.name", small_decoder.NAME, "--model.flavor", "tiny", "--model.tokenizer", "byte"]
+    loaded = load_configuration([], ["--plugins.load", loads, *flags])
     if spec.objective not in loaded.plugins.all(Objective):
         raise AssertionError(
             f"{spec.name}: no installed plugin contributes its objective '{spec.objective}': name the module "

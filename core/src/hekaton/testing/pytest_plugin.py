@@ -72,13 +72,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def hekaton_conformance(request: pytest.FixtureRequest) -> Any:
-    """``hekaton_conformance(distribution, *arguments, only=[], processes=None, without={})``: check everything
+    """``hekaton_conformance(distribution, *arguments, only=[], processes=None, without={})``: check all
     that a distribution contributes, a test for each promise.
 
     ``distribution`` is the name of an installed distribution, of a plugin or of its module. ``arguments`` are
     those of ``hekaton train``: a run that sections and sizes are taken from, of which the kit selects each
-    contribution in turn; by default a small one. ``processes`` is 1 for the promises that one process shows, 2 for
-    those that are dear. ``without`` says what is left out, and why:
+    contribution in turn; by default a small one. ``processes`` is 1 for the promises that one process shows,
+    and 2 for the slower ones of two. ``without`` says what is left out, and why:
     ``{"dataset sums: resume": "reads a network"}``.
     """
     case: Case = request.param

@@ -56,9 +56,8 @@ def failure(subject: CheckedContribution) -> None:
         file = Path(around, "file")
         file.touch()
         try:
-            logger = _build(subject)(subject.section, file / "logs")
-            logger.log(1, {"loss": 1.0})
-            logger.close()
+            with contextlib.closing(_build(subject)(subject.section, file / "logs")) as logger:
+                logger.log(1, {"loss": 1.0})
         except Exception:
             return
         inside = [path for path in Path(around).rglob("*") if path != file]
