@@ -29,11 +29,21 @@ def wrong(section, settings, training_steps):
     return lambda steps_done: -1.0
 """
 
+CONFTEST = """
+def pytest_configure(config):
+    from hekaton.testing import pytest_plugin
+
+    if not config.pluginmanager.is_registered(pytest_plugin):
+        config.pluginmanager.register(pytest_plugin, "hekaton")
+"""
+"""For a core that was installed without the entry point; tests/test_third_party_package.py has one with it."""
+
 
 def run(folder: Path, test: str, *arguments: str) -> str:
     (folder / "small.py").write_text(PLUGIN)
     (folder / "test_small.py").write_text(test)
     (folder / "test_more.py").write_text("def test_more(hekaton_conformance, tmp_path):\n    pass\n")
+    (folder / "conftest.py").write_text(CONFTEST)
     (folder / "pytest.ini").write_text("[pytest]\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *arguments],
