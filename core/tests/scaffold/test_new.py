@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
+from hekaton.cli import main
 from hekaton.contributions import API_VERSION
 from hekaton.errors import ConfigError
 from hekaton.plugins import CONTRIBUTION_HOOKS, hookspecs
@@ -102,6 +104,10 @@ def test_a_run_with_everything_takes_a_step(everything, tmp_path):
         ("model", "is given model", ""),
         ("modle pocket", "unknown kind 'modle'", "did you mean 'model'?"),
         ("model Pocket", "'Pocket' cannot be the name", "lower case"),
+        ("model größe", "'größe' cannot be the name", "lower case"),
+        ("model pocket_", "'pocket_' cannot be the name", "single underscores"),
+        ("model poc__ket", "'poc__ket' cannot be the name", "single underscores"),
+        ("dataset template_model", "'template_model' cannot be the name", "hekaton's own"),
         ("dataset training", "hekaton has a section [training] of its own", ""),
         ("model a model b", "one model at a time", ""),
         ("model a dataset a", "both have the section [a]", "a name of its own"),
@@ -112,6 +118,41 @@ def test_words_that_make_no_plugin_are_refused(words, message, hint):
         chosen(words.split())
     assert message in error.value.message
     assert hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("model llama3", "a distribution hekaton-llama3 is installed"),
+        ("dataset python_stdlib", "has the dataset 'python_stdlib' already"),
+        ("command train", "has the command 'train' already"),
+        ("objective multi_token", "has the objective 'multi_token' already"),
+        ("model mine dataset multi_token", "has the section [multi_token] already"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused_before_anything_is_written(
+    words, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", *words.split()]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["class", "json", "torch", "test", "x", "a1_b2"])
+def test_names_of_python_are_names_of_contributions(name):
+    """They stand behind hekaton_ where Python reads them."""
+    for path, text in distribution_files(chosen(["model", name, "command", "other"])).items():
+        if path.endswith(".py"):
+            compile(text, path, "exec")
+
+
+def test_a_folder_with_spaces_and_an_author_in_any_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    author = 'Zoë {x} "東京"'
+    words = ["new", "schedule", "mine", "--into", "a b/größe", "--licence", "MIT", "--author", author]
+    assert main(words) == 0
+    assert f"(c) {datetime.date.today().year} {author}" in (tmp_path / "a b/größe/LICENSE").read_text("utf-8")
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

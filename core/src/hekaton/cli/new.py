@@ -8,6 +8,7 @@ from hekaton.cli.arguments import as_path, take_texts
 from hekaton.errors import ConfigError, choices_hint
 from hekaton.scaffold import KINDS, chosen, distribution_files, write
 from hekaton.scaffold.licences import LICENCES
+from hekaton.scaffold.taken import check_free
 
 USAGE = """\
 usage: hekaton new KIND NAME [KIND NAME...] [--into FOLDER] [--licence LICENCE] [--author AUTHOR]
@@ -43,7 +44,9 @@ def run(arguments: list[str]) -> int:
             f"unknown licence '{texts['licence']}'", hint=choices_hint(texts["licence"], LICENCES)
         )
     found = chosen(words)
-    folder = as_path(texts["into"]) if texts["into"] else Path(f"hekaton-{found[0].name.replace('_', '-')}")
+    distribution = f"hekaton-{found[0].name.replace('_', '-')}"
+    check_free(found, distribution)
+    folder = as_path(texts["into"]) if texts["into"] else Path(distribution)
     written = distribution_files(found, licence=texts["licence"], author=texts["author"])
     write(written, folder)
     print(f"written: {folder}, {len(written)} files\nnext:\n  cd {folder}\n  pip install -e '.[test]'")
