@@ -268,8 +268,8 @@ def _name(word: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", word) or word.startswith("template_"):
         raise ConfigError(
             f"'{word}' cannot be the name of a contribution",
-            hint="begin with a letter, and go on with letters, digits and single underscores between them, all "
-            "in lower case; template_ is of hekaton's own",
+            hint="begin with a letter, and go on with letters, digits and single underscores between them, "
+            "all in lower case; template_ is of hekaton's own",
         )
     if word in JobConfig.model_fields:
         raise ConfigError(f"hekaton has a section [{word}] of its own", hint="choose another name")
