@@ -128,7 +128,8 @@ def test_data_that_changed_is_noticed_when_a_run_resumes(tmp_path, monkeypatch, 
     status = main(["train", *flags, "--training.steps", "3"])
     message = capsys.readouterr().err
     assert status == (0 if change == "nothing" else 2)
-    assert ("the documents differ" in message) == (change != "nothing")
+    said = "changed: rows.jsonl\n  set training.dataset and training.dataset_path back, to the same files\n"
+    assert ("the documents differ" in message) == (said in message) == (change != "nothing")
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused(refused):

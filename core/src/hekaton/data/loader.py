@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Integers, TextTokenizer
+from hekaton.data.changed_files import files_of
 from hekaton.data.encoders import TextEncoder
 from hekaton.data.feed import Source
 from hekaton.data.identity import fingerprint
@@ -31,8 +32,6 @@ Identity = dict[str, str | int]
 
 _LATER_NAMES: Identity = {"order": "shuffled", "encoder": "text"}
 """What checkpoints that do not say it were saved with."""
-_MOST_PLACES = 2**62
-"""Documents that all rows together can have read: their numbers are of 64 bits."""
 
 
 def build_loader(
@@ -238,6 +237,10 @@ class Loader:
         """What must be equal for a cursor to mean the same; see :func:`check_identity`."""
         return dict(self._identity)
 
+    def files(self) -> dict[str, str]:
+        """What is in each file of the data, as :func:`files_of` says it."""
+        return files_of(self._stream.sources)
+
     def close(self) -> None:
         """End the workers. A loader that is used again continues after the last step handed out."""
         self._steps = None
@@ -270,18 +273,6 @@ class Loader:
                 ended=frozenset().union(*(part.ended for part in step)),
                 sources=[number for part in step for number in part.sources],
             )
-
-
-def check_cursor(cursor: torch.Tensor) -> None:
-    """Check that a cursor of the whole global batch, from a file, is one that :meth:`Loader.cursor` gives.
-
-    :param cursor: (global_batch_size, cursor width).
-    :raises ValueError: when it has a place that no row can come to.
-    """
-    documents = _MOST_PLACES // len(cursor)
-    counts = cursor if cursor.shape[1] > 3 else cursor[:, :1]
-    if bool((cursor < 0).any()) or bool((counts > documents).any()):
-        raise ValueError("it has a place that no row can come to")
 
 
 def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int]) -> None:

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from hekaton.data import Integers, Values
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
 from hekaton.errors import HekatonError
+
+_MOST_PLACES = 2**62
+"""Documents that all rows together can have read: their numbers are of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -173,3 +177,15 @@ class _Row:
             count += self.feeds[number].skipped
             self.feeds[number].skipped = 0
         return count
+
+
+def check_cursor(cursor: torch.Tensor) -> None:
+    """Check that a cursor of the whole global batch, from a file, is one that ``Loader.cursor`` gives.
+
+    :param cursor: (global_batch_size, cursor width).
+    :raises ValueError: when it has a place that no row can come to.
+    """
+    documents = _MOST_PLACES // len(cursor)
+    counts = cursor if cursor.shape[1] > 3 else cursor[:, :1]
+    if bool((cursor < 0).any()) or bool((counts > documents).any()):
+        raise ValueError("it has a place that no row can come to")

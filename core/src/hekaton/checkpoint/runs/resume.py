@@ -28,8 +28,9 @@ from hekaton.checkpoint.tensors.state import (
     model_tensors,
 )
 from hekaton.config import as_dict
+from hekaton.data.changed_files import changed_files
 from hekaton.data.loader import check_identity
-from hekaton.errors import CheckpointError
+from hekaton.errors import CheckpointError, DataError
 from hekaton.identity.history import Change, history_to_json
 from hekaton.identity.resume import compare
 from hekaton.identity.values import shown
@@ -142,6 +143,7 @@ class RunCheckpoints:
             "optimizer": optimizer_rest,
             "lr_scheduler": {"steps_done": run.learning_rate.steps_done},
             "data_loader": run.loader.identity(),
+            "data_files": run.loader.files(),
         }
         self._start(step, parts, info, good=good)
 
@@ -361,7 +363,12 @@ class RunCheckpoints:
         """
         settings, info = self._settings, manifest.info
         if "data_loader" in info and "data_loader" not in settings.exclude_from_loading:
-            check_identity(info["data_loader"], self._run.loader.identity())
+            try:
+                check_identity(info["data_loader"], self._run.loader.identity())
+            except DataError as e:
+                differing = changed_files(info.get("data_files"), self._run.loader.files())
+                e.hint = "\n".join([*differing, e.hint])
+                raise
         self._history = compare(
             self._run.identity,
             manifest.describe,

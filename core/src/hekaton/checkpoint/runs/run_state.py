@@ -19,7 +19,7 @@ from hekaton.checkpoint.tensors.state import (
     restore_rng,
     rng_tensors,
 )
-from hekaton.data.loader import check_cursor
+from hekaton.data.rows import check_cursor
 from hekaton.errors import CheckpointError
 from hekaton.identity.kept import Identity
 
