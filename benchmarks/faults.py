@@ -106,17 +106,22 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     for one in outcomes:
         groups[one.kind, one.fault].append(one)
     lines = [
-        "| started by | fault | times | wrong | ended with | steps lost, at most | seconds, at most |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: |",
+        "| started by | fault | times | ended with | steps lost, at most | seconds, at most |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
     ]
     for (kind, fault), those in groups.items():
-        statuses = Counter("went on" if one.status is None else str(one.status) for one in those)
+        statuses = Counter(_end_of(one) for one in those)
         ended = ", ".join(f"{status} ({times})" for status, times in sorted(statuses.items()))
         seconds = max((one.seconds for one in those if one.status is not None), default=0.0)
         lost = max(one.lost for one in those)
-        wrong = sum(bool(one.wrong) for one in those)
-        lines.append(f"| {kind} | {fault} | {len(those)} | {wrong} | {ended} | {lost} | {seconds:.1f} |")
+        lines.append(f"| {kind} | {fault} | {len(those)} | {ended} | {lost} | {seconds:.1f} |")
     return lines
+
+
+def _end_of(outcome: Outcome) -> str:
+    if outcome.wrong:
+        return "wrong"
+    return "went on" if outcome.status is None else str(outcome.status)
 
 
 def broken_down(accounts: Sequence[tuple[str, Account]]) -> list[str]:

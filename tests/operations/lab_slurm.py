@@ -167,6 +167,13 @@ class Slurm:
                 found[command[2]] = pid
         return found
 
+    def wait_for_the_end_of(self, job: str, timeout: float = 150.0) -> None:
+        """Wait until nothing of an earlier start of a job is left on a node: SLURM would drain the node."""
+        end = time.monotonic() + timeout
+        while any(_read(f"/proc/{pid}/cmdline").startswith(f"slurmstepd: [{job}.") for pid in _processes()):
+            assert time.monotonic() < end, f"job {job} has not ended"
+            time.sleep(0.5)
+
     def wait_for_nodes(self, timeout: float = 60.0) -> None:
         """Wait until both nodes have nothing to do."""
         end = time.monotonic() + timeout

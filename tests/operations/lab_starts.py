@@ -274,6 +274,7 @@ class Job(Start):
 
     def again(self) -> None:
         """Wait for the next start of a job that is queued again, without the two minutes that SLURM waits."""
+        self.slurm.wait_for_the_end_of(self.job)
         self._from = self._log.stat().st_size
         self._has_run = False
         end = time.monotonic() + 60
