@@ -15,7 +15,7 @@ from torch import nn
 from hekaton.building import MetaModel, build_meta, materialize
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.checkpoint.tensors.model_only import open_model
-from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors
+from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors, stored_tensors
 from hekaton.config import JobConfig
 from hekaton.config.job import config_of
 from hekaton.data import TextTokenizer
@@ -221,7 +221,7 @@ def plain_model(
     :param parts: of the run, on one process; their weights are copied one by one.
     """
     model = build_meta(config, plugins, ParallelDims()).model
-    tensors = {name: _gathered(tensor) for name, tensor in model_tensors(parts).items()}
+    tensors = {name: _gathered(tensor) for name, tensor in stored_tensors(parts).items()}
     _fill(model, tensors, device=device)
     return model
 

@@ -32,6 +32,9 @@ PRIVATE_NAMES = (
     PrivateName(
         "torch.testing._internal.distributed.fake_pg.FakeStore", "a process group in which nothing is sent"
     ),
+    PrivateName(
+        "torch.utils._python_dispatch.is_traceable_wrapper_subclass", "parameters that a converter wrapped"
+    ),
     PrivateName("torch.utils._python_dispatch.TorchDispatchMode", "to see every operator of a step"),
     PrivateName("torch.utils._pytree.tree_leaves", "the tensors among the results of an operator"),
     PrivateName(

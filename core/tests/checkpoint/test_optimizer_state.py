@@ -18,6 +18,7 @@ from hekaton.checkpoint.tensors.state import (
     restore_optimizers,
     restore_rng,
     rng_tensors,
+    stored_tensors,
 )
 from hekaton.errors import CheckpointError
 
@@ -248,3 +249,14 @@ def test_random_number_generators_resume(tmp_path: Path) -> None:
     assert not torch.equal(torch.rand(5), expected)
     restore_rng(states)
     assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_parameter_of_a_class_without_one_plain_tensor_is_refused():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    model = torch.nn.Linear(2, 2, bias=False)
+    model.weight = torch.nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
+    with pytest.raises(
+        CheckpointError, match="keeps 'weight' as TwoTensor: checkpoints hold plain tensors only"
+    ):
+        stored_tensors([model])

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from hekaton.testing import run_processes
+from hekaton.checkpoint.tensors.model_only import open_model
+from hekaton.testing import run_command, run_processes
 from hekaton.testing.distributed import NamedLayout
 from hekaton.testing.steps import train_steps
 from hekaton_float8 import LINEAR
@@ -39,3 +41,29 @@ def test_runs_that_gather_weights_in_float8_compute_what_those_do_that_cast_them
     numbers = train_steps(runs, processes=4, steps=2, folder=tmp_path, timeout=110)
     for name, found in numbers.items():
         assert found == numbers[f"{name.partition(',')[0]}, cast after"], name
+
+
+@pytest.mark.slow
+def test_checkpoints_of_runs_that_gather_in_float8_are_of_the_plain_model(tmp_path):
+    """Loaded without the converter, on one process, and the other way round."""
+    plain = RUN[:-4]
+    saved = [
+        *plain,
+        "--training.local_batch_size",
+        "2",
+        "--lr_scheduler.total_steps",
+        "9",
+        "--checkpoint.enable",
+    ]
+    for step, (processes, converted) in enumerate(
+        ((2, [*RUN[-4:], *AHEAD]), (1, []), (2, [*RUN[-4:], *GATHER])), 1
+    ):
+        done = run_command(
+            "train", *saved, *converted, "--training.steps", str(step), processes=processes, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert step == 1 or f"resumed at step {step - 1}" in done.stderr
+    tensors = open_model(tmp_path / "outputs" / "checkpoint" / "step-3").tensors
+    assert {(type(one), one.dtype) for one in (tensor.read() for tensor in tensors.values())} == {
+        (torch.Tensor, torch.float32)
+    }

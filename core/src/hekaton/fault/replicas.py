@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from hekaton.checkpoint.tensors.state import model_tensors
+from hekaton.checkpoint.tensors.state import stored_tensors
 from hekaton.errors import TrainingError
 from hekaton.fault.digest import digests
 
@@ -98,7 +98,7 @@ class ReplicaCheck:
         return drifted(step, self._details(held, mine, differ)) if found.item() else None
 
     def _held(self) -> Iterable[Held]:
-        tensors = model_tensors(self._parts)
+        tensors = stored_tensors(self._parts)
         names = {id(tensor): name for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             yield Held(name=name, tensor=tensor, groups=self._groups(tensor))

@@ -25,7 +25,7 @@ from hekaton.checkpoint.tensors.state import (
     check_info,
     converted,
     lacking_elsewhere,
-    model_tensors,
+    stored_tensors,
 )
 from hekaton.config import as_dict
 from hekaton.data.changed_files import changed_files
@@ -123,7 +123,7 @@ class RunCheckpoints:
         :raises CheckpointError: on all ranks, when it cannot hold a weight; everything is saved before.
         """
         dtype = getattr(torch, self._settings.export_dtype)
-        live = model_tensors(self._run.parts)
+        live = stored_tensors(self._run.parts)
         try:
             model = Ranks.of().each(lambda: converted(live, dtype))
         except CheckpointError as error:
@@ -158,7 +158,7 @@ class RunCheckpoints:
                 f"a seed checkpoint is the first in its folder, and {self._folder} has step-{steps[-1]}",
                 hint="choose another job.dump_folder or checkpoint.folder",
             )
-        self._saved(0, self._manager.save(0, {"model": model_tensors(self._run.parts)}, {}))
+        self._saved(0, self._manager.save(0, {"model": stored_tensors(self._run.parts)}, {}))
 
     def poll(self) -> None:
         """Called before every step: finish a save that was written meanwhile, or raise what went wrong."""

@@ -13,11 +13,11 @@ from torch import nn
 from hekaton.checkpoint.runs.manager import LoadedStep
 from hekaton.checkpoint.tensors.comparison import Parts
 from hekaton.checkpoint.tensors.state import (
-    model_tensors,
     optimizer_state,
     restore_optimizers,
     restore_rng,
     rng_tensors,
+    stored_tensors,
 )
 from hekaton.data.rows import check_cursor
 from hekaton.errors import CheckpointError
@@ -77,7 +77,7 @@ class RunState:
         """The tensors of the run by part, and the optimizers' rest. Every reader calls this."""
         optimizer, optimizer_rest = optimizer_state(self.parts, self.optimizers)
         parts = {
-            "model": model_tensors(self.parts),
+            "model": stored_tensors(self.parts),
             "optimizer": optimizer,
             "data_loader": {"cursor": whole_cursor(self.loader.cursor(), self.readers)},
             "rng": rng_tensors(self.rank),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hekaton.errors import CheckpointError
 from hekaton.precision import in_precision
@@ -39,6 +40,36 @@ def model_tensors(parts: Sequence[nn.Module]) -> Tensors:
                 seen.add(id(tensor))
                 tensors[name] = tensor
     return tensors
+
+
+def stored_tensors(parts: Sequence[nn.Module]) -> Tensors:
+    """As :func:`model_tensors`, each as a plain tensor or a DTensor of plain ones that has its memory: a
+    converter may wrap parameters in a class of its own, which no checkpoint names.
+
+    :raises CheckpointError: for a class that has no plain tensor of the same shape and type.
+    """
+    return {name: _unwrapped(name, tensor) for name, tensor in model_tensors(parts).items()}
+
+
+@torch.no_grad()
+def _unwrapped(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    shape, dtype = local.shape, local.dtype
+    if not is_traceable_wrapper_subclass(local):
+        return tensor
+    inner: list[torch.Tensor] = [getattr(local, attribute) for attribute in local.__tensor_flatten__()[0]]
+    plain = [one for one in inner if one.shape == shape and one.dtype == dtype]
+    if len(plain) != 1:
+        raise CheckpointError(
+            f"the model keeps '{name}' as {type(local).__name__}: checkpoints hold plain tensors only",
+            hint="a class that wraps a parameter holds one tensor of its shape and type",
+        )
+    if not isinstance(tensor, DTensor):
+        return plain[0].detach()
+    return DTensor.from_local(
+        plain[0].detach(), tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape,
+        stride=tensor.stride(),
+    )  # fmt: skip
 
 
 def lacking_elsewhere(parts: Sequence[nn.Module], stored: Collection[str], *, what: str) -> set[str]:
