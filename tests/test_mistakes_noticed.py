@@ -195,6 +195,10 @@ MISTAKES = {
         "identity_subject", "identity subject:values", "subject", 'os.environ.get("CONTAINER_IMAGE", "none")',
         "str(__import__('time').perf_counter_ns())", "each time",
     ),
+    "an evaluation has this rank's part": Mistake(
+        "evaluation", "evaluation:numbers", "evaluation", "dist.is_initialized()", "not dist.is_initialized()",
+        "under shard2 gives 'largest_weight'",
+    ),
     "help needs torch": Mistake(
         "command", "command:help", "command", "from hekaton.errors", "import torch\n\nfrom hekaton.errors", "torch"
     ),
@@ -217,7 +221,12 @@ MISTAKES = {
         "the results differ",
     ),
 }  # fmt: skip
-ON_TWO_PROCESSES = ("model:gradients", "context parallel:attention", "dispatcher:tokens")
+ON_TWO_PROCESSES = (
+    "model:gradients",
+    "context parallel:attention",
+    "dispatcher:tokens",
+    "evaluation:numbers",
+)
 
 
 def test_there_are_enough():
@@ -252,7 +261,9 @@ def check(package: Path, kind: str, promise: str) -> None:
         plugin = f"hekaton_{package.name.removeprefix('hekaton_')}"
         cases = [
             case
-            for case in cases_of(plugin)
+            for case in cases_of(
+                plugin, [f"--{package.name.removeprefix('hekaton_')}.every", "3"] * (kind == "evaluation")
+            )
             if case.name.startswith(f"{kind} ") and case.name.endswith(f": {promise}")
         ]
         assert cases, "there is such a case"

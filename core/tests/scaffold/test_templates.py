@@ -9,4 +9,4 @@ def test_conforms(hekaton_conformance):
 
 @pytest.mark.slow
 def test_conforms_on_two_processes(hekaton_conformance):
-    hekaton_conformance("hekaton.scaffold.templates", processes=2)
+    hekaton_conformance("hekaton.scaffold.templates", "--template_evaluation.every", "3", processes=2)

@@ -14,6 +14,7 @@ from hekaton.contributions import (
     Dataset,
     Dispatcher,
     Encoder,
+    Evaluation,
     HFAdapter,
     IdentitySubject,
     Logger,
@@ -289,6 +290,14 @@ PROMISES: tuple[Promise, ...] = (
         "values",
         "Its names and values are such as JSON has, and the same each time.",
         _of("rest", "values"),
+    ),
+    Promise(
+        Evaluation,
+        "numbers",
+        "Its numbers are the same on every rank, under FSDP and other layouts as on one process, and when it "
+        "is asked again; the model is as it was.",
+        _of("training", "numbers"),
+        processes=2,
     ),
     Promise(
         Command,

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from hekaton.distributed import this_process
 from hekaton.rules import check
+from hekaton.testing.conformance.judging import judged
 from hekaton.testing.conformance.subject import loaded
 from hekaton.testing.distributed import NamedLayout, run_processes, shared_meshes
 
@@ -40,20 +41,25 @@ class Measured:
     :param resumed: where it was saved after the first step, and where resumed -> the same of the others.
     :param shapes: layout -> the shapes of parameters and of optimizer state on the first rank.
     :param played: the same of the dry run.
+    :param judged: layout -> what an evaluation gave on each rank.
     """
 
     steps: Mapping[str, Numbers]
     resumed: Mapping[tuple[str, str], Numbers]
     shapes: Mapping[str, Mapping[str, Any]]
     played: Mapping[str, Mapping[str, Any]]
+    judged: Mapping[str, list[dict[str, float]]]
 
 
-def measure(arguments: Sequence[str], layouts: Sequence[str], *, timeout: float) -> Measured:
+def measure(
+    arguments: Sequence[str], layouts: Sequence[str], *, timeout: float, evaluation: str = ""
+) -> Measured:
     """Run everything, in one launch of one process and one of two.
 
     :param arguments: of ``hekaton train``.
     :param layouts: of two processes, by their short names.
     :param timeout: in seconds, of each launch.
+    :param evaluation: one that is asked at the end of each run.
     :raises AssertionError: with the layout and the error of the first run that failed.
     """
     found: dict[str, Any] = {}
@@ -62,6 +68,7 @@ def measure(arguments: Sequence[str], layouts: Sequence[str], *, timeout: float)
             run_processes(
                 __file__, "record", processes=processes, timeout=timeout, arguments=list(arguments),
                 layouts=names, others=list(layouts), folder=folder, path=search_path(),
+                evaluation=evaluation,
             )  # fmt: skip
             result = json.loads(Path(folder, f"{processes}.json").read_text(encoding="utf-8"))
             for what, values in result.items():
@@ -71,6 +78,7 @@ def measure(arguments: Sequence[str], layouts: Sequence[str], *, timeout: float)
         resumed={tuple(json.loads(name)): _pairs(numbers) for name, numbers in found["resumed"].items()},
         shapes=found["shapes"],
         played=found["played"],
+        judged=found["judged"],
     )
 
 
@@ -97,24 +105,29 @@ def search_path() -> list[str]:
     return [str(Path(entry).absolute()) for entry in sys.path if entry]
 
 
-def record(arguments: list[str], layouts: list[str], others: list[str], folder: str, path: list[str]) -> None:
+def record(
+    arguments: list[str], layouts: list[str], others: list[str], folder: str, path: list[str], evaluation: str
+) -> None:
     """On each of the processes: train, resume, and have rank 0 write down what came of it."""
     sys.path[:] = path
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     logging.getLogger("hekaton").setLevel(logging.ERROR)
     dist.init_process_group("gloo")
     first, processes = dist.get_rank() == 0, dist.get_world_size()
-    found: dict[str, dict[str, Any]] = {"steps": {}, "resumed": {}, "shapes": {}, "played": {}}
+    found: dict[str, dict[str, Any]] = {"steps": {}, "resumed": {}, "shapes": {}, "played": {}, "judged": {}}
     with shared_meshes():
         for name in layouts:
-            found["steps"][name], found["shapes"][name] = _train(arguments, name, Path(folder, name or "one"))
+            into = Path(folder, name or "one")
+            found["steps"][name], found["shapes"][name], found["judged"][name] = _train(
+                arguments, name, into, evaluation
+            )
         for source, target in zip(layouts, [*layouts[1:], layouts[0]], strict=True):
             into = Path(folder, f"{source or 'one'} to {target or 'one'}")
             if first:
                 saved = Path(folder, source or "one", "checkpoint", "step-1")
                 shutil.copytree(saved, into / "checkpoint" / "step-1")
             dist.barrier()
-            found["resumed"][json.dumps([source, target])], _ = _train(arguments, target, into)
+            found["resumed"][json.dumps([source, target])], *_ = _train(arguments, target, into)
     dist.destroy_process_group()
     if processes == 1:
         found["played"] = {name: _play(arguments, name) for name in others}
@@ -128,7 +141,9 @@ def _loaded(arguments: list[str], layout: str, folder: str) -> Any:
     return loaded([*arguments, *_ALL, *named.flags, *batch, "--job.dump_folder", folder])
 
 
-def _train(arguments: list[str], layout: str, folder: Path) -> tuple[Numbers, dict[str, Any]]:
+def _train(
+    arguments: list[str], layout: str, folder: Path, evaluation: str = ""
+) -> tuple[Numbers, dict[str, Any], list[dict[str, float]]]:
     from hekaton.trainer import Trainer
 
     print(f"-- {layout or 'one process'}", flush=True)  # read when a process ends without an exception
@@ -139,9 +154,10 @@ def _train(arguments: list[str], layout: str, folder: Path) -> tuple[Numbers, di
         recorder = _Recorder()
         trainer = Trainer(run, process, loggers=[recorder])
         trainer.run()
+        numbers = judged(trainer, evaluation) if evaluation else []
     except Exception as e:
         raise AssertionError(f"under {layout or 'one process'}: {e}") from e
-    return recorder.numbers, _shapes(trainer.model_parts, trainer.optimizers)
+    return recorder.numbers, _shapes(trainer.model_parts, trainer.optimizers), numbers
 
 
 def _play(arguments: list[str], layout: str) -> dict[str, Any]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 
+import pytest
+
 from hekaton.contributions import Model
 from hekaton.errors import HekatonError
+from hekaton.testing.conformance.judging import selected
 from hekaton.testing.conformance.runs import Measured, measure
 from hekaton.testing.conformance.subject import CheckedContribution, loaded
 from hekaton.testing.distributed import NamedLayout
 from hekaton.testing.model_layouts import PLAIN, claimed
 
 TOLERANCE = 1e-9
+NEAR = 1e-5
+"""Of what evaluations give, which may compute in float32."""
 
 
 def layouts(subject: CheckedContribution) -> None:
@@ -44,6 +49,21 @@ def attention(subject: CheckedContribution) -> None:
     _compare(measured.steps["cp2"], measured.steps[""], "under cp2")
 
 
+def numbers(subject: CheckedContribution) -> None:
+    found = _run(tuple(subject.run), claimed_layouts(subject), selected(subject)).judged
+    if not found[""]:
+        pytest.skip("it is due at no step: give hekaton_conformance a run file that sets its section")
+    (expected,) = found[""]
+    for layout, ranks in found.items():
+        for rank, given in enumerate(ranks):
+            where = f"rank {rank} under {layout}" if layout else "one process"
+            assert given.keys() == expected.keys(), f"{where} gives {sorted(given)}, not {sorted(expected)}"
+            for name, number in given.items():
+                its = expected[name]
+                same = abs(number - its) <= NEAR * abs(its) or repr(number) == repr(its)
+                assert same, f"{where} gives '{name}' as {number}, one process as {its}"
+
+
 def _measured(subject: CheckedContribution) -> Measured:
     return _run(tuple(subject.run), claimed_layouts(subject))
 
@@ -73,9 +93,9 @@ def _is_allowed(subject: CheckedContribution, layout: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _run(arguments: tuple[str, ...], layouts: tuple[str, ...]) -> Measured:
+def _run(arguments: tuple[str, ...], layouts: tuple[str, ...], evaluation: str = "") -> Measured:
     """One launch for all promises of a contribution."""
-    return measure(arguments, layouts, timeout=100.0 * (1 + len(layouts)))
+    return measure(arguments, layouts, timeout=100.0 * (1 + len(layouts)), evaluation=evaluation)
 
 
 def _compare(
