@@ -70,3 +70,10 @@ def test_a_file_that_is_named_twice_is_read_once_and_said(
     ]
     assert main(["preprocess", *words]) == 0
     assert "skipped 1 file that is named twice" in capsys.readouterr().err
+
+
+def test_it_needs_no_model(tmp_path, monkeypatch):
+    """As where the core and this plugin alone are installed."""
+    monkeypatch.setenv("HEKATON_DISABLE", "llama3")
+    (tmp_path / "a.txt").write_text("some words")
+    assert main(["preprocess", str(tmp_path / "a.txt"), str(tmp_path / "out"), "--tokenizer", "byte"]) == 0

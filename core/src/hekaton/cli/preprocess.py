@@ -38,15 +38,15 @@ def run(arguments: list[str]) -> int:
     given = _parsed(rest)
 
     from hekaton.components import build_component
-    from hekaton.config import load
+    from hekaton.config.job import config_of
     from hekaton.contributions import Dataset, Tokenizer
     from hekaton.corpus.preprocess import check_target, preprocess
     from hekaton.metrics import set_up_logging
 
     set_up_logging(0, 1)
-    loaded = load([], [f"--plugins.{name}={','.join(getattr(flags, name))}"
-                       for name in ("load", "disable") if getattr(flags, name)])  # fmt: skip
-    config, plugins = loaded.config, loaded.plugins
+    plugins = flags.discover()
+    plugins.check()
+    config = config_of(plugins, {})
     check_target(given.target)  # before anything is read through
     encoder = plugins.get(Dataset, given.dataset).encoder
     if encoder != "text":
