@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hekaton.trainer
+from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.cli import main
 from hekaton.config import load
 from hekaton.distributed import process_group, this_process
@@ -83,7 +84,8 @@ def weights_of(trainer):
 def weights_saved(folder, step, flags):
     """Those that a run saved, as another one loads them."""
     with trainer_of(folder, *flags, "--checkpoint.load_step", str(step)) as trainer:
-        checkpoints = hekaton.trainer.open_checkpoints(trainer.config, trainer.plugins, trainer._state())
+        state = RunState.of(trainer.assembled, trainer.loader, trainer._identity)
+        checkpoints = hekaton.trainer.open_checkpoints(trainer.config, trainer.plugins, state)
         with contextlib.closing(checkpoints):
             assert checkpoints.resume() == step
         return weights_of(trainer)

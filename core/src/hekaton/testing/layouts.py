@@ -59,7 +59,8 @@ def check_layouts(
                 processes=processes, steps=steps, folder=folder, timeout=timeout,
             )  # fmt: skip
             wrong += [text for name in names if (text := _difference(name, numbers[name], alone, tolerance))]
-    assert not wrong, "these layouts do not compute what one process does:\n" + "\n".join(wrong)
+    if wrong:  # pytest adds the expression to the message of an assert
+        raise AssertionError("these layouts do not compute what one process does:\n" + "\n".join(wrong))
 
 
 def _difference(
