@@ -198,3 +198,88 @@ def test_bad_images_are_skipped_up_to_a_limit_and_named(caplog):
         DataError, match=r"small.png: it has 8 by 40 pixels(.|\n)*torn.png(.|\n)*max_bad_images = 2"
     ):
         encoder.encode([next(encoder.cut(small))])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda one, other: one + other, "goes on after its end at byte 2,048"),
+        (lambda one, other: one[:1024] + bytes(512) + one[1536:], "goes on after its end at byte 1,024"),
+    ],
+)
+def test_what_stands_after_the_end_of_a_tar_is_not_lost(damage, message, tmp_path):
+    one = tar(tmp_path / "0", {"a.txt": b"red", "a.png": png("red")}).read_bytes()
+    other = tar(tmp_path / "1", {"b.txt": b"lime", "b.png": png("lime")}).read_bytes()
+    (tmp_path / "0.tar").write_bytes(damage(one, other))
+    with pytest.raises(DataError, match=message):
+        shards.build(SECTION, str(tmp_path))
+
+
+def test_a_file_that_a_tar_has_twice_is_rejected(tmp_path):
+    tar(tmp_path / "0.tar", {"a.png": png("red"), "a.txt": b"red"})
+    with tarfile.open(tmp_path / "0.tar", "a") as written:
+        header = tarfile.TarInfo("a.png")
+        header.size = len(png("blue"))
+        written.addfile(header, io.BytesIO(png("blue")))
+    with pytest.raises(DataError, match=r"0.tar' has 'a.png' twice"):
+        shards.build(SECTION, str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"caption": null}', b"["])
+def test_objects_without_a_caption_are_found_before_a_run_and_can_be_skipped(content, tmp_path):
+    path = tar(
+        tmp_path / "0.tar", {"a.json": content, "a.png": png("red"), "b.txt": b"lime", "b.png": png("lime")}
+    )
+    with pytest.raises(DataError, match=r"1 image\(s\) without a caption: a.png"):
+        shards.build(SECTION, str(path))
+    some = SECTION.model_copy(update={"max_bad_images": 1})
+    assert [image.text for image in shards.build(some, str(path)).fetch([0])] == ["lime"]
+
+
+def test_links_to_files_that_are_gone_are_not_left_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(png("red"))
+    (tmp_path / "a.txt").write_text("red")
+    for name in ("b.png", "b.tar"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    (tmp_path / "b.txt").write_text("blue")
+    for module in (folder, shards):
+        with pytest.raises(DataError, match=r"cannot read '.*/b\.(png|tar)': No such file"):
+            module.build(SECTION, str(tmp_path))
+
+
+def test_a_file_of_captions_has_any_text_once_for_each_image(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png("red"))
+    rows = ['{"file_name": "a.png", "text": "one\u2028and\x85two"}', '{"file_name": "b.png", "text": "b"}']
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    images = folder.build(SECTION, str(tmp_path)).fetch([0, 1])
+    assert [image.text for image in images] == ["one\u2028and\x85two", "b"]
+    metadata.write_text("\n".join([*rows, rows[0]]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata.jsonl, line 3: 'a.png' has a caption already"):
+        folder.build(SECTION, str(tmp_path))
+    metadata.unlink()
+    metadata.mkdir()
+    with pytest.raises(DataError, match=r"cannot read '.*metadata.jsonl': Is a directory"):
+        folder.check(SECTION, str(tmp_path))
+
+
+def test_gray_images_of_16_bits_are_not_cut_off_at_8():
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 128 << 8, np.uint16)).save(file, "PNG")
+    assert decoded(StoredImage(file.getvalue(), "", "x"))[0, 0].tolist() == [128, 128, 128]
+
+
+def test_a_very_long_image_is_cut_before_it_is_scaled_up(monkeypatch):
+    file = io.BytesIO()
+    long = np.zeros((1, 9_999, 3), np.uint8)
+    long[:, 4_999] = 255
+    Image.fromarray(long).save(file, "PNG")
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *a: sizes.append(size) or resize(image, size, *a)
+    )
+    found = pixels_of(StoredImage(file.getvalue(), "", "x"), size=32, enlarge=True)
+    assert max(sizes[0]) <= 10 * 32
+    assert found[16, 16].tolist() == [255, 255, 255]

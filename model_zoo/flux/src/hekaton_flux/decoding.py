@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hekaton.errors import DataError
 from hekaton_flux.images import Pixels, StoredImage
@@ -18,6 +18,8 @@ log = logging.getLogger("hekaton")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Of the files that are taken for images."""
 _SHOWN = 5
+_LONGEST = 8
+"""Of the longer side of an image, how many times the shorter one is scaled."""
 
 
 class BadImages:
@@ -83,11 +85,14 @@ def pixels_of(image: StoredImage, *, size: int, enlarge: bool) -> Pixels:
                 whole = _without_alpha(opened)
     except Unusable:
         raise
+    except UnidentifiedImageError as e:  # of which the message has the address of its buffer
+        raise Unusable("it cannot be read as an image: its format is not known") from e
     except (
         OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as e:  # fmt: skip
         raise Unusable(f"it cannot be read as an image: {e}") from e
+    whole = _middle(whole)
     width, height = whole.size
     factor = size / min(width, height)
     scaled = (max(size, round(width * factor)), max(size, round(height * factor)))
@@ -96,8 +101,19 @@ def pixels_of(image: StoredImage, *, size: int, enlarge: bool) -> Pixels:
     return np.asarray(resized.crop((left, top, left + size, top + size)), np.uint8)
 
 
+def _middle(image: Image.Image) -> Image.Image:
+    """An image without the ends of its longer side that are far from the square in its middle: scaled up,
+    those of a very long one would need gigabytes."""
+    width, height = image.size
+    longest = _LONGEST * min(width, height)
+    across, down = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((across, down, width - across, height - down)) if across or down else image
+
+
 def _without_alpha(image: Image.Image) -> Image.Image:
     """As RGB, what is transparent on white."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -58,26 +58,36 @@ def listed(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """
     if not folder.is_dir():
         raise DataError(f"dataset_path = '{folder}' is no folder")
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    images = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir()
+    )
     if not images:
         hint = 'training.dataset = "webdataset" reads its .tar files' if any(folder.rglob("*.tar")) else ""
         raise DataError(f"there is no image ({', '.join(SUFFIXES)}) in '{folder}'", hint=hint)
     captions: dict[Path, str] = {}
     for path in sorted(folder.rglob(METADATA)):
-        captions |= _captions_in(path)
+        _add_captions_in(path, captions)
     if lost := sorted(captions.keys() - set(images)):
         raise DataError(f"'{lost[0]}' has a caption in {METADATA}, and is not there")
     for path in images:
         beside = path.with_suffix(".txt")
         if path not in captions and beside.is_file():
-            captions[path] = beside.read_text(encoding="utf-8", errors="replace").strip()
+            captions[path] = _text(beside).strip()
     return images, captions
 
 
-def _captions_in(path: Path) -> dict[Path, str]:
-    """:raises DataError: for a line that is no object with ``file_name`` and ``text``."""
-    captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+def _text(path: Path) -> str:
+    """:raises DataError: when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as e:
+        raise DataError(f"cannot read '{path}': {e.strerror}") from e
+
+
+def _add_captions_in(path: Path, captions: dict[Path, str]) -> None:
+    """:raises DataError: for a line that is no object with ``file_name`` and ``text``, or names an image that
+    has a caption."""
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -87,8 +97,9 @@ def _captions_in(path: Path) -> dict[Path, str]:
             raise DataError(f"{path}, line {number}: an object with file_name and text was expected") from e
         if not isinstance(name, str) or not isinstance(text, str):
             raise DataError(f"{path}, line {number}: file_name and text are no texts")
+        if path.parent / name in captions:
+            raise DataError(f"{path}, line {number}: '{name}' has a caption already")
         captions[path.parent / name] = text.strip()
-    return captions
 
 
 def _named(folder: Path, path: Path) -> str:

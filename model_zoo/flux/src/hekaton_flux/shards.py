@@ -11,7 +11,7 @@ import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -64,19 +64,17 @@ class Shards:
         where = f"{file.path}: {_name(file.path, begin)}"
         with file.path.open("rb") as opened:
             data = os.pread(opened.fileno(), size, begin)
-            text = os.pread(opened.fileno(), length, caption).decode("utf-8", "replace")
-        return StoredImage(data, caption_in_json(text, where) if is_json else text.strip(), where)
+            text = os.pread(opened.fileno(), length, caption).decode("utf-8-sig", "replace")
+        return StoredImage(data, str(_caption_in_json(text)) if is_json else text.strip(), where)
 
 
-def caption_in_json(text: str, where: str) -> str:
-    """:raises DataError: for what is no object with a ``caption``."""
+def _caption_in_json(text: str) -> str | None:
+    """``None`` for what is no object with a text as ``caption``."""
     try:
         caption = json.loads(text)["caption"]
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise DataError(f"{where}: its .json has no 'caption', and there is no .txt") from e
-    if not isinstance(caption, str):
-        raise DataError(f"{where}: the caption in its .json is no text")
-    return caption.strip()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return caption.strip() if isinstance(caption, str) else None
 
 
 def shards_in(path: Path) -> list[Path]:
@@ -88,7 +86,7 @@ def shards_in(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"dataset_path = '{path}' is no folder and no file")
-    found = sorted(file for file in path.rglob("*.tar") if file.is_file())
+    found = sorted(file for file in path.rglob("*.tar") if not file.is_dir())
     if not found:
         raise DataError(f"there is no .tar file in '{path}'", hint=_other_kind(path))
     return found
@@ -105,7 +103,7 @@ def _other_kind(path: Path) -> str:
 def _index(file: KnownFile) -> Integers:
     """The samples of a tar file: (n, 5), where the image begins and its bytes, where the caption begins, -1
     without one, its bytes, and whether it is in a JSON object."""
-    kept = cache_folder() / "shards" / f"{file.content}-1.npy"
+    kept = cache_folder() / "shards" / f"{file.content}-2.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
         found: Integers = np.load(kept, allow_pickle=False)
         if found.dtype == np.int64 and found.shape[1:] == (5,):
@@ -134,31 +132,51 @@ def _scan(path: Path) -> Integers:
                 end += -(-member.size // _BLOCK) * _BLOCK
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, suffix = name.partition(".")
-                samples.setdefault(f"{folder}/{stem}", {})[f"{dot}{suffix.lower()}"] = (
-                    member.offset_data, member.size
-                )  # fmt: skip
+                parts, kind = samples.setdefault(f"{folder}/{stem}", {}), f"{dot}{suffix.lower()}"
+                if kind in parts and kind in (*SUFFIXES, *_CAPTIONS):
+                    raise DataError(
+                        f"'{path}' has '{member.name}' twice",
+                        hint="pack it again, each file with its own name",
+                    )
+                parts[kind] = (member.offset_data, member.size)
                 tar.members = []  # or it would keep every header
     except (tarfile.TarError, OSError, ValueError) as e:
         raise DataError(f"'{path}' is no whole tar file: {e}", hint=_again) from e
     with path.open("rb") as opened:
-        mark = os.pread(opened.fileno(), _BLOCK, end)
-    if mark != bytes(_BLOCK):
-        how = "is cut short" if len(mark) < _BLOCK else "is damaged"
-        raise DataError(f"'{path}' {how}: it does not end after its member at byte {end:,}", hint=_again)
-    return np.array(
-        [line for parts in samples.values() if (line := _line(parts)) is not None], np.int64
-    ).reshape(-1, 5)
+        _check_end(path, opened, end)
+        lines = [line for parts in samples.values() if (line := _line(parts, opened)) is not None]
+    return np.array(lines, np.int64).reshape(-1, 5)
 
 
 _again = "copy or download it again"
 
 
-def _line(parts: Mapping[str, tuple[int, int]]) -> tuple[int, ...] | None:
+def _check_end(path: Path, opened: BinaryIO, end: int) -> None:
+    """:raises DataError: unless there are zeros from ``end`` on: readers of tar files stop at the first block
+    of them, and what stands after it would be lost."""
+    opened.seek(end)
+    mark = opened.read(_BLOCK)
+    if mark != bytes(_BLOCK):
+        how = "is cut short" if len(mark) < _BLOCK else "is damaged"
+        raise DataError(f"'{path}' {how}: it does not end after its member at byte {end:,}", hint=_again)
+    while rest := opened.read(1 << 20):
+        if rest.count(0) < len(rest):
+            raise DataError(
+                f"'{path}' goes on after its end at byte {end:,}: it is damaged, or tar files were joined",
+                hint=f"{_again}; joined ones are read as files of their own",
+            )
+
+
+def _line(parts: Mapping[str, tuple[int, int]], opened: BinaryIO) -> tuple[int, ...] | None:
     """A line of the index; ``None`` for a sample without an image."""
     image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
     if image is None:
         return None
     kind = next((kind for kind in _CAPTIONS if kind in parts), None)
+    if kind == ".json":
+        begin, length = parts[kind]
+        text = os.pread(opened.fileno(), length, begin).decode("utf-8-sig", "replace")
+        kind = None if _caption_in_json(text) is None else kind
     return (*image, *(parts[kind] if kind else (-1, 0)), int(kind == ".json"))
 
 
