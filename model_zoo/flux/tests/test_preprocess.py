@@ -207,3 +207,22 @@ def test_preprocess_says_what_it_needs(capsys, tmp_path):
     assert "one of bfloat16, float32 was expected" in capsys.readouterr().err
     assert main(["flux", "generat"]) == 2
     assert "did you mean 'generate'?" in capsys.readouterr().err
+
+
+def test_one_process_writes_into_a_folder_and_only_into_one_of_its_own(folder, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    assert preprocess(mine) == 2
+    assert "mine' is not empty" in capsys.readouterr().err
+    assert preprocess(mine / "notes.txt") == 2
+    assert "notes.txt' is no folder" in capsys.readouterr().err
+    new = tmp_path / "new"
+    with pytest.raises(KeyboardInterrupt), encoded.claimed(new):
+        (new / "00007-text.npy").write_bytes(b"of an interrupted call")
+        assert preprocess(new) == 2
+        assert "another process is writing into '" in capsys.readouterr().err
+        raise KeyboardInterrupt
+    with encoded.claimed(new):
+        assert not (new / "00007-text.npy").exists()
+    assert not list(new.iterdir())

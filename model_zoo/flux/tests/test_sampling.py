@@ -235,6 +235,9 @@ def test_generate_writes_images_of_a_run(trained, tmp_path, capsys):
     [
         (["--out", "x.jpg"], "the name of a .png file was expected"),
         (["--out", "missing/x.png"], "there is no folder"),
+        (["--out", "."], "the name of a .png file was expected"),
+        (["--out", "folder.png"], "it is a folder"),
+        (["--text_length", "5000"], "--text_length 5000: a number from 1 to 4,096 was expected"),
         (["--size", "big"], "WIDTHxHEIGHT was expected"),
         (["--size", "40x40"], "multiple of 16"),
         (["--text_encoder", "missing"], "names some encoders, and not pooled_encoder, autoencoder"),
@@ -242,6 +245,7 @@ def test_generate_writes_images_of_a_run(trained, tmp_path, capsys):
 )
 def test_generate_rejects_what_it_cannot_do(words, message, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
     folder, _ = trained
     given = dict(zip(words[::2], words[1::2], strict=True))
     out = [] if "--out" in given else ["--out", "x.png"]

@@ -7,10 +7,13 @@ an image, ``00000-latents.npy``; values in bfloat16 are the upper halves of floa
 from __future__ import annotations
 
 import bisect
+import contextlib
+import fcntl
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +29,11 @@ from hekaton_flux.images import EncodedImage, Floats, Pixels
 from hekaton_flux.pretrained import Autoencoder
 from hekaton_flux.settings import FlowMatchingSection
 
+log = logging.getLogger("hekaton")
+
 MANIFEST = "encoded.json"
+UNFINISHED = "encoding.unfinished"
+"""A file that is locked while a folder is written, and is left by a call that was interrupted."""
 TENSORS = ("latents", "latents_std", "text", "pooled")
 Precision = Literal["bfloat16", "float32"]
 
@@ -61,6 +68,36 @@ def from_bits(stored: npt.NDArray[Any]) -> Floats:
     if stored.dtype == np.float32:
         return np.array(stored)
     return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a new or empty folder, or one where a call was interrupted, of
+    which the shards are removed.
+
+    :raises DataError: when that cannot be.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"'{folder}' is no folder", hint="choose another --out")
+    if (folder / MANIFEST).exists():
+        raise DataError(f"'{folder}' has been written already", hint="choose another --out, or remove it")
+    if folder.exists() and not (folder / UNFINISHED).exists() and any(folder.iterdir()):
+        raise DataError(f"'{folder}' is not empty", hint="choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / UNFINISHED).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise DataError(f"another process is writing into '{folder}'", hint="choose another --out") from e
+        except OSError as e:
+            log.debug("no locks in '%s': %s", folder, e.strerror)
+        if (folder / MANIFEST).exists():  # another process finished it a moment ago
+            raise DataError(f"'{folder}' has been written already", hint="choose another --out, or remove it")
+        for name in TENSORS:
+            for left in folder.glob(f"[0-9]*-{name}.npy"):
+                left.unlink()
+        yield
+        (folder / UNFINISHED).unlink()
 
 
 def write_shard(folder: Path, number: int, images: Sequence[EncodedImage], precision: Precision) -> None:
@@ -164,7 +201,7 @@ class StoredEncodings:
         place = self._places[text]
         try:
             return tuple(np.load(self._folder / f"texts-{name}.npy")[place] for name in ("text", "pooled"))  # type: ignore[return-value]
-        except (OSError, ValueError, IndexError) as e:
+        except (OSError, ValueError, IndexError, EOFError) as e:
             raise DataError(f"cannot read the texts in '{self._folder}': {e}") from e
 
 

@@ -99,7 +99,7 @@ def _add_captions_in(path: Path, captions: dict[Path, str]) -> None:
             raise DataError(f"{path}, line {number}: file_name and text are no texts")
         if path.parent / name in captions:
             raise DataError(f"{path}, line {number}: '{name}' has a caption already")
-        captions[path.parent / name] = text.strip()
+        captions[path.parent / name] = text.encode("utf-8", "replace").decode().strip()
 
 
 def _named(folder: Path, path: Path) -> str:

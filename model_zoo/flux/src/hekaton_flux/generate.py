@@ -83,12 +83,14 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
     given = parser.parse_args(words)
-    for name in ("count", "batch_size", "steps", "text_length"):
+    for name, most in (("count", 2**20), ("batch_size", 2**20), ("steps", 10_000), ("text_length", 4_096)):
         value = getattr(given, name)
-        if value is not None and not 1 <= value <= 2**20:
-            raise ConfigError(f"--{name} {value}: a number of at least 1 was expected")
+        if value is not None and not 1 <= value <= most:
+            raise ConfigError(f"--{name} {value}: a number from 1 to {most:,} was expected")
     if given.out.suffix.lower() != ".png":
         raise ConfigError(f"--out {given.out}: the name of a .png file was expected")
+    if given.out.is_dir():
+        raise ConfigError(f"--out {given.out}: it is a folder, the name of a .png file was expected")
     if not given.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {given.out}: there is no folder '{given.out.absolute().parent}'")
     return given

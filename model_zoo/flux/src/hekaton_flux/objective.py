@@ -82,7 +82,8 @@ class FlowMatching:
         )
 
     def prepare(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch]:
-        """:raises ConfigError: for a batch of something else than encoded images and texts."""
+        """:raises ConfigError: for a batch of something else than encoded images and texts, or of another
+        model's encoders."""
         missing = [name for name in ("latents", "text", "pooled") if name not in batch]
         if missing:
             raise ConfigError(
@@ -90,6 +91,7 @@ class FlowMatching:
                 f"{', '.join(batch)}",
                 hint="choose a training.dataset of images with texts",
             )
+        check_encoder_sizes(_sizes(batch), self._model, hint=_OF_THE_MODEL)
         section, wide = self._section, self._wide
         mean = batch["latents"].to(wide)
         if "latents_std" in batch:
@@ -202,6 +204,14 @@ def check_sizes(section: FlowMatchingSection, model: FluxConfig) -> None:
 
 
 _NAME_FOLDERS = "name the folders of others: flow_matching.text_encoder, pooled_encoder and autoencoder"
+
+
+def _sizes(batch: Batch) -> EncoderSizes:
+    latents, text, pooled = (batch[name].shape for name in ("latents", "text", "pooled"))
+    return EncoderSizes(latent_channels=latents[1], text_dim=text[2], pooled_dim=pooled[1])
+
+
+_OF_THE_MODEL = "choose the encoders that the model takes, or set these sizes in model.overrides"
 
 
 def check_encoder_sizes(sizes: EncoderSizes, model: FluxConfig, *, hint: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -88,12 +89,7 @@ def run(arguments: list[str]) -> int:
 def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int, process: Process) -> int:
     from hekaton.contributions import Dataset
     from hekaton.identity.together import together
-    from hekaton.sources import open_dataset
     from hekaton_flux import encoded
-    from hekaton_flux.encoder_choice import frozen_encoders
-    from hekaton_flux.pretrained import PretrainedEncoders
-    from hekaton_flux.rows import ImageEncoder
-    from hekaton_flux.shared_out import shard
 
     config, plugins = loaded.config, loaded.plugins
     source, section = config.section(given["of"]), config.section("flow_matching")
@@ -101,9 +97,31 @@ def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int, 
         raise ConfigError("flow_matching.encoded is set: the encoders are to be used, not what they gave")
     if plugins.get(Dataset, source.dataset).encoder != "captioned_images":
         raise ConfigError(f"{given['of']}.dataset = '{source.dataset}' is no dataset of images with captions")
-    if (folder / encoded.MANIFEST).exists():
-        raise ConfigError(f"'{folder}' has been written already", hint="choose another --out, or remove it")
-    documents = open_dataset(config, plugins, source.dataset, source.dataset_path)
+    with ExitStack() as claim:
+
+        def claim_folder() -> None:
+            if process.rank == 0:
+                claim.enter_context(encoded.claimed(folder))
+
+        together(claim_folder)
+        return _write_images(loaded, folder, given, shard_images, process)
+
+
+def _write_images(
+    loaded: Any, folder: Path, given: dict[str, str], shard_images: int, process: Process
+) -> int:
+    """:returns: how many, on the first process."""
+    from hekaton.identity.together import together
+    from hekaton.sources import open_dataset
+    from hekaton_flux import encoded
+    from hekaton_flux.encoder_choice import frozen_encoders
+    from hekaton_flux.pretrained import PretrainedEncoders
+    from hekaton_flux.rows import ImageEncoder
+    from hekaton_flux.shared_out import shard
+
+    config = loaded.config
+    source, section = config.section(given["of"]), config.section("flow_matching")
+    documents = open_dataset(config, loaded.plugins, source.dataset, source.dataset_path)
     encoders = frozen_encoders(section)
     if isinstance(encoders, PretrainedEncoders):
         encoders.to(process.device)
@@ -111,7 +129,6 @@ def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int, 
             shard(encoders, process.device)
     images = ImageEncoder(encoders, section)
     precision: Any = given["precision"]
-    folder.mkdir(parents=True, exist_ok=True)
     shards = []  # on the first process, which has all images
     for number, group in enumerate(_groups(_encoded(documents, images, process), shard_images)):
         encoded.write_shard(folder, number, group, precision)

@@ -26,6 +26,12 @@ class Autoencoder:
         else:
             _, self.model = _opened("autoencoder", path, "AutoencoderKL")
         content = self.model.config
+        if content.in_channels != 3 or content.out_channels != 3 or not content.scaling_factor:
+            raise ConfigError(
+                f"flow_matching.autoencoder = '{path}': in_channels = {content.in_channels}, out_channels = "
+                f"{content.out_channels} and scaling_factor = {content.scaling_factor}, where 3, 3 and a "
+                "number other than 0 were expected"
+            )
         pixels = 2 ** (len(content.block_out_channels) - 1)
         if pixels != 8:
             raise ConfigError(
@@ -96,6 +102,7 @@ class PretrainedEncoders:
 
 
 def _ids(tokenizer: Any, text: str, length: int) -> Any:
+    text = text.encode("utf-8", "replace").decode()  # tokenizers take no lone surrogates, which JSON can have
     return tokenizer(
         text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -148,15 +155,37 @@ def _opened(field: str, path: str, name: str) -> tuple[Any, Any]:
     """The tokenizer of a folder, where it is of an encoder of texts, and the model, which is not trained."""
     check_folder(field, path)
     diffusers, transformers = _libraries(field)
+    kind = getattr(diffusers if name == "AutoencoderKL" else transformers, name)
+    tokenizer = None
     try:
-        if name == "AutoencoderKL":
-            tokenizer, model = None, diffusers.AutoencoderKL.from_pretrained(path, local_files_only=True)
-        else:
+        if name != "AutoencoderKL":
             tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_of(path), local_files_only=True)
-            model = getattr(transformers, name).from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        model, found = kind.from_pretrained(path, local_files_only=True, output_loading_info=True)
+    except MemoryError:
+        raise
+    except Exception as e:  # SafetensorError and others that damaged files cause have no base but this
         raise ConfigError(f"flow_matching.{field} = '{path}' is no {name}: {e}") from e
+    if missing := sorted(found["missing_keys"]):  # they would be random
+        raise ConfigError(
+            f"flow_matching.{field} = '{path}' is no {name}: its weights lack {missing[0]}"
+            + (f" and {len(missing) - 1:,} more" if missing[1:] else "")
+        )
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, Path(tokenizer_of(path)), model.config.vocab_size, field)
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path, ids: int, field: str) -> None:
+    """:raises ConfigError: for one that has no vocabulary, does not pad, or gives more than ``ids`` ids."""
+    what = f"the tokenizer of flow_matching.{field} in '{folder}'"
+    files = tokenizer.vocab_files_names.values()
+    if files and not any((folder / file).is_file() for file in files):
+        raise ConfigError(f"{what} is missing: there is none of {', '.join(sorted(files))}")
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"{what} has no pad_token, with which texts are made equally long")
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= ids:
+        raise ConfigError(f"{what} is of another model: it has ids up to {largest:,}, the model {ids:,}")
 
 
 def tokenizer_of(path: str) -> str:

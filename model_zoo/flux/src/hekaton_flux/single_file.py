@@ -29,7 +29,7 @@ class SingleFile:
         tensors = _transformer_in(folder)
         try:
             config = config_of({name: tensor.shape for name, tensor in tensors.items()})
-        except (KeyError, IndexError, ConfigError) as e:
+        except (KeyError, IndexError, ValueError, ArithmeticError, ConfigError) as e:
             raise CheckpointError(f"'{folder}': its tensors are of no FLUX.1: {e}") from e
         ours = single_file_table(config).from_hf(tensors, what=str(folder))
         return Weights(config=write_config(config), tensors=table(config).to_hf(ours, what=str(folder)))
