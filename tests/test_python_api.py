@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hekaton
@@ -97,6 +98,21 @@ MISUSES = {
     "build with text as seed": (lambda: hekaton.build("llama3", "debugmodel", seed="x"), "seed = 'x': a number"),
     "build below 0": (lambda: hekaton.build("llama3", "debugmodel", seed=-1), "seed = -1: a number"),
     "build onto nothing": (lambda: hekaton.build("llama3", "debugmodel", device="foo"), "device = 'foo': "),
+    "load onto a device without weights": (lambda: hekaton.load(".", device="meta"), "hekaton.build makes"),
+    "load onto what is not supported": (lambda: hekaton.load(".", device="mps"), "run on CPUs and CUDA"),
+    "load onto None": (lambda: hekaton.load(".", device=None), "device = None: a device was expected"),
+    "load over text": (lambda: hekaton.load(".", mesh="cpu"), "a mesh of one dim on 'cpu' was expected"),
+    "load a plugin of no name": (lambda: hekaton.load(".", plugins=[3]), "plugins = [3]: a list of names"),
+    "load no plugins": (lambda: hekaton.load(".", plugins=None), "plugins = None: a list was expected"),
+    "load a plugin by a path": (lambda: hekaton.load(".", plugins=[Path("nope.py")]), "no file 'nope.py'"),
+    "load without a part": (lambda: hekaton.load(".", leave_out="vision"), "write ['vision']"),
+    "load a numpy step": (lambda: hekaton.load("nowhere", step=np.int64(3)), "there is no 'nowhere'"),
+    "build null": (lambda: hekaton.build("llama3", "debugmodel", n_layers=None), "'n_layers' cannot be null"),
+    "build NaN": (lambda: hekaton.build("llama3", "debugmodel", norm_eps=float("nan")), "a finite number"),
+    "build an object": (lambda: hekaton.build("llama3", "debugmodel", n_layers=object()), "valid integer"),
+    "build 80 bits": (lambda: hekaton.build("llama3", "debugmodel", dim=2**80), "more than 64 bits"),
+    "build too large": (lambda: hekaton.build("llama3", "debugmodel", dim=2**40), "a tensor is too large"),
+    "build what cannot be there": (lambda: hekaton.build("llama3", "debugmodel", device="xpu"), "and CUDA"),
     "build one plugin": (lambda: hekaton.build("llama3", "debugmodel", plugins="x"), "write ['x']"),
 }  # fmt: skip
 
@@ -108,6 +124,45 @@ def test_a_misuse_is_an_error_that_says_what_was_expected(misuse, tmp_path, monk
     with pytest.raises(hekaton.HekatonError) as e:
         call()
     assert said in str(e.value)
+
+
+def test_numbers_of_numpy_are_taken():
+    size = {"dim": np.int64(32), "n_layers": np.int64(1), "n_heads": 2, "n_kv_heads": 1, "vocab_size": 300}
+    built = hekaton.build("llama3", "debugmodel", seed=np.int64(1), norm_eps=np.float64(1e-5), **size)
+    assert built.output.weight.shape == (300, 32)
+
+
+def test_a_url_that_cannot_be_reached_is_an_error(monkeypatch):
+    def unreachable(path):
+        raise OSError(5, "no route to the host")
+
+    monkeypatch.setattr("hekaton.api.models.is_there", unreachable)
+    with pytest.raises(hekaton.HekatonError, match=r"cannot read 'file:///run': no route to the host"):
+        hekaton.load("file:///run")
+
+
+def test_one_training_at_a_time(tmp_path, monkeypatch):
+    """A second one, of another thread or inside of the first, would put back what the first one has set."""
+    from hekaton.api import training
+
+    monkeypatch.chdir(tmp_path)
+    inside = []
+
+    def again(*_):
+        with pytest.raises(hekaton.HekatonError) as e:
+            hekaton.train()
+        inside.append(e)
+
+    monkeypatch.setattr(training, "_trained", again)
+    hekaton.train()
+    assert "trains one at a time" in str(inside[0].value)
+    hekaton.train()
+    assert len(inside) == 2
+
+
+def test_a_checkpoint_folder_of_a_name_that_cannot_be_has_no_steps(tmp_path):
+    (tmp_path / "config.toml").write_text(f'[checkpoint]\nfolder = "{"a" * 5000}"\n')
+    assert hekaton.runs(tmp_path)[0].steps == []
 
 
 def test_a_device_that_is_not_there_is_an_error(monkeypatch):

@@ -6,6 +6,7 @@ from torch import nn
 
 from hekaton.errors import ConfigError
 from hekaton.generation import AT_ONCE, generate, stream
+from hekaton.loading import LoadedModel
 from hekaton.sampling import Sampling
 
 VOCAB = 17
@@ -93,3 +94,10 @@ def test_a_text_that_cannot_be_continued_is_refused():
         generate(Sums(), [[1]], max_new_tokens=0)
     with pytest.raises(ConfigError, match=r"Hidden returns \(1, 4\), not logits of \(batch, seq, vocab\)"):
         generate(Hidden(), [[1]], max_new_tokens=1)
+
+
+def test_a_length_and_a_text_of_another_type_are_errors():
+    with pytest.raises(ConfigError, match=r"max_new_tokens = 1\.5: a whole number was expected"):
+        generate(Sums(sharpness=1.0), [[1]], max_new_tokens=1.5)
+    with pytest.raises(ConfigError, match="a text was expected, not bytes"):
+        LoadedModel.encode(None, b"def")

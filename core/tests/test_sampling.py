@@ -100,3 +100,18 @@ def test_logits_that_are_not_finite_are_an_error():
                 draw(torch.tensor([[0.0, value]]), Sampling(temperature=temperature), number=0, streams=[0])
     masked = torch.tensor([[0.0, -math.inf]])
     assert draw(masked, Sampling(), number=0, streams=[0]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"temperature": "1"}, "temperature = '1': a number was expected"),
+        ({"temperature": None}, "temperature = None: a number was expected"),
+        ({"top_k": 1.5}, "top_k = 1.5: a whole number was expected"),
+        ({"seed": "x"}, "seed = 'x': a whole number was expected"),
+    ],
+)
+def test_values_of_another_type_are_errors(given, said):
+    with pytest.raises(ConfigError) as e:
+        Sampling(**given)
+    assert said in str(e.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ def stream(
         for ends that are no single token.
     :param streams: of the draws of each prompt, by default as :func:`streams_of` gives them.
     """
+    if not isinstance(max_new_tokens, numbers.Integral):
+        raise ConfigError(f"max_new_tokens = {max_new_tokens!r}: a whole number was expected")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens = {max_new_tokens} must be at least 1")
     for number, prompt in enumerate(prompts):

@@ -22,7 +22,7 @@ from hekaton.data import TextTokenizer
 from hekaton.data.byte import ByteTokenizer
 from hekaton.distributed import plain
 from hekaton.draft import Draft
-from hekaton.errors import CheckpointError
+from hekaton.errors import CheckpointError, ConfigError
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES, tied_across
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -85,7 +85,12 @@ class LoadedModel:
         return () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, after the mark that documents begin with in training."""
+        """The ids of a text, after the mark that documents begin with in training.
+
+        :raises ConfigError: for what is no text.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"a text was expected, not {type(text).__name__}")
         ids: list[int] = self.tokenizer.encode_batch([text])[0].tolist()
         return ids if self.tokenizer.bos_id is None else [self.tokenizer.bos_id, *ids]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not isinstance(value := getattr(self, name), numbers.Real):
+                raise ConfigError(f"{name} = {value!r}: a number was expected")
+        for name in ("top_k", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) and (name, value) != ("top_k", None):
+                raise ConfigError(f"{name} = {value!r}: a whole number was expected")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature = {self.temperature:g} must be a finite number, at least 0")
         if self.top_k is not None and self.top_k < 1:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("lm_eval")
 import hekaton
@@ -21,6 +22,8 @@ from hekaton.scoring.forward import PlainForward
 from hekaton_eval import tasks
 from hekaton_eval.backend import ScoringLM, batch_rows
 from hekaton_eval.command import _parsed
+from hekaton_eval.generation import wanted
+from hekaton_eval.in_run import _check_each_once
 from hekaton_eval.tasks import load_tasks
 from hekaton_hf.tokenizer import SHIPPED
 
@@ -86,6 +89,71 @@ def test_a_task_file_without_its_data_or_that_is_none(tmp_path):
         load_tasks([str(tmp_path / "mine.yaml")])
     with pytest.raises(hekaton.HekatonError, match="there is no folder 'nowhere' with tasks"):
         load_tasks(["arc_easy"], include=["nowhere"])
+
+
+GENERATION = {
+    "until: 3": "generation_kwargs.until = 3: texts were expected",
+    "until: [a, 1]": "generation_kwargs.until = ['a', 1]: texts were expected",
+    "max_gen_toks: x": "generation_kwargs = {'max_gen_toks': 'x'}: invalid literal for int()",
+    "max_gen_toks: 0": "generation_kwargs.max_gen_toks = 0 must be at least 1",
+    "temperature: [1]": "generation_kwargs = {'temperature': [1]}: float() argument must be",
+    "do_sample: 3": "generation_kwargs.do_sample = 3: true or false was expected",
+    "do_sample: true, temperature: -1.0": "temperature = -1 must be a finite number",
+    "do_sample: true, top_p: 5": "top_p = 5 must be above 0",
+}
+
+
+def test_what_a_task_asks_of_generation_is_checked():
+    for text, message in GENERATION.items():
+        with pytest.raises(ConfigError) as e:
+            wanted(yaml.safe_load("{" + text + "}"), most=4)
+        assert message in str(e.value)
+    with pytest.raises(ConfigError, match=r"generation_kwargs = \[1\]: a table was expected"):
+        wanted([1], most=4)
+    none = wanted({"until": None, "max_new_tokens": 3}, most=4)
+    assert (none.until, none.most, none.sampling.temperature) == ([], 3, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_task_files_that_ask_nothing_or_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"a": "x"}\n')
+    task = (TASK % "a.jsonl").replace("{data_files", f"{{cache_dir: {tmp_path / 'cache'}, data_files")
+    for name, content, message in (
+        (
+            "until.yaml",
+            task + "generation_kwargs: {until: 3}\n",
+            r"task 'mine': generation_kwargs\.until = 3",
+        ),
+        ("metrics.yaml", task + "metric_list: []\n", "task 'mine' has an empty metric_list"),
+        ("group.yaml", "group: g\ntask: []\n", r"there is no task in 'group\.yaml'"),
+        (
+            "include.yaml",
+            "include: gone.yaml\ntask: a\n",
+            r"cannot be loaded: FileNotFoundError: .*gone\.yaml",
+        ),
+    ):
+        Path(name).write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            load_tasks([name])
+    for name in ("one.yaml", "two.yaml"):
+        Path(name).write_text(task)
+    assert list(load_tasks(["one.yaml", "one.yaml"])["tasks"]) == ["mine"]
+    with pytest.raises(ConfigError, match=r"'one\.yaml' and 'two\.yaml' both have a task 'mine'"):
+        load_tasks(["one.yaml", "two.yaml"])
+    with pytest.raises(ConfigError, match=r"entries 1 and 2 of \[\[evaluation.tasks\]\] both ask 'mine'"):
+        _check_each_once([load_tasks(["one.yaml"]), load_tasks(["two.yaml"])])
+
+
+def test_answers_without_room_are_errors_before_the_first_step(model):
+    class Task:
+        def get_config(self, name: str) -> object:
+            return {"output_type": "generate_until", "generation_kwargs": None}[name]
+
+    with pytest.raises(ConfigError, match="256 tokens are to be generated, and the model has 16 positions"):
+        model.check({"mine": Task()}, chats=False)
+    with pytest.raises(ConfigError, match="has no chat template"):
+        model.check({}, chats=True)
 
 
 @pytest.fixture(scope="module")

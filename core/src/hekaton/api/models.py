@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from hekaton.api.places import device_of
+from hekaton.api.places import device_of, whole
 from hekaton.api.places import location as location_of
 from hekaton.building import build_meta, materialize
 from hekaton.checkpoint.disk.folders import is_there, reason_of
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.config.job import config_of
+from hekaton.config.plain import check_plain, plain_value
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.init import initialize
 from hekaton.loading import LoadedModel, load_checkpoint, load_folder
@@ -64,12 +67,13 @@ def load(
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
     """
     place = location = location_of(path)
-    device, plugins = device_of(device), _several(plugins)
-    if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
-        raise ConfigError(f"step = {step!r}: the number of a step was expected")
-    found = Plugins.discover(load=list(plugins))
-    found.check()
-    if mesh is not None and (mesh.ndim != 1 or device.type != mesh.device_type):
+    device, left_out = device_of(device), _several(leave_out, what="leave_out")
+    if device.type == "meta":
+        raise ConfigError("device = 'meta' holds no weights", hint="hekaton.build makes a model there")
+    if step is not None:
+        step = whole(step, what=f"step = {step!r}: the number of a step was expected")
+    found = _plugins(plugins)
+    if mesh is not None and (_dims(mesh) != 1 or device.type != mesh.device_type):
         raise ConfigError(f"a mesh of one dim on '{device}' was expected, not {mesh}")
     options: dict[str, Any] = {
         "device": device,
@@ -86,8 +90,8 @@ def load(
         elif step is not None:
             source = place = _step(location, step)
         if (Path(place) / "config.json").is_file():
-            loaded = load_folder(Path(place), found, format_name="hf", leave_out=leave_out, **options)
-        elif leave_out:
+            loaded = load_folder(Path(place), found, format_name="hf", leave_out=left_out, **options)
+        elif left_out:
             raise CheckpointError("leave_out is of folders in another format: a checkpoint holds one model")
         else:
             loaded = load_checkpoint(place, found, **options)
@@ -118,14 +122,22 @@ def build(
     for what, value in (("name", name), ("flavor", flavor)):
         if not isinstance(value, str):
             raise ConfigError(f"{what} = {value!r}: a name was expected")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ConfigError(f"seed = {seed!r}: a number from 0 to 2**63 - 1 was expected")
+    expected = f"seed = {seed!r}: a number from 0 to 2**63 - 1 was expected"
+    seed = whole(seed, what=expected, least=0, end=2**63)
     device = device_of(device)
-    found = Plugins.discover(load=list(_several(plugins)))
-    found.check()
-    model = {"name": name, "flavor": flavor, "overrides": overrides}
-    config = config_of(found, {"model": model, "training": {"dtype": dtype_name(dtype)}})
-    meta = build_meta(config, found, ParallelDims())
+    found = _plugins(plugins)
+    model = {"name": name, "flavor": flavor, "overrides": _overrides(overrides)}
+    try:
+        config = config_of(found, {"model": model, "training": {"dtype": dtype_name(dtype)}})
+    except ValidationError as error:  # what no field of a model may be: null, or not finite
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"model.overrides of {name}: {said}") from error
+    try:
+        meta = build_meta(config, found, ParallelDims())
+    except RuntimeError as error:  # torch's, of a tensor that no address reaches
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError(f"model.overrides of {name}: a tensor is too large: {error}") from error
     if device.type != "meta":
         with out_of_memory_is_said(f"building {name} {flavor}", hint='device = "meta" takes none'):
             materialize(meta.model, device)
@@ -141,11 +153,40 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _several(plugins: Sequence[str]) -> Sequence[str]:
-    """:raises ConfigError: for one name, which would be taken for a list of letters."""
-    if isinstance(plugins, str):
-        raise ConfigError(f"plugins = {plugins!r}: a list was expected", hint=f"write [{plugins!r}]")
-    return plugins
+def _plugins(given: Sequence[str]) -> Plugins:
+    """:raises HekatonError: for a plugin that cannot be loaded."""
+    found = Plugins.discover(load=_several(given, what="plugins"))
+    found.check()
+    return found
+
+
+def _several(given: Collection[str], *, what: str) -> list[str]:
+    """:raises ConfigError: for one name, which would be taken for a list of letters, and what is no list."""
+    if isinstance(given, str | PathLike):
+        raise ConfigError(f"{what} = {given!r}: a list was expected", hint=f"write [{str(given)!r}]")
+    if not isinstance(given, Collection):
+        raise ConfigError(f"{what} = {given!r}: a list was expected")
+    for one in given:
+        if not isinstance(one, str | PathLike):
+            raise ConfigError(f"{what} = {given!r}: a list of names was expected")
+    return [str(one) for one in given]
+
+
+def _overrides(given: dict[str, Any]) -> Any:
+    """Fields of a model as a TOML file would have them.
+
+    :raises ConfigError: for what cannot be in one.
+    """
+    values = plain_value(given)
+    check_plain(values, ("model", "overrides"), lambda path: "")
+    return json.loads(json.dumps(values, default=str))  # of no type that a field takes
+
+
+def _dims(mesh: DeviceMesh) -> int:
+    """The dims of a mesh, 0 of what is none."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return mesh.ndim if isinstance(mesh, DeviceMesh) else 0
 
 
 def _step(location: str, number: int) -> str:
@@ -162,8 +203,11 @@ def _behind(url: str, step: int | None) -> str:
     check_url(url)
     if step is not None:
         return _step(url, step)
-    if is_there(UrlPath(url) / "config.json"):
-        return url
+    try:
+        if is_there(UrlPath(url) / "config.json"):
+            return url
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{url}': {reason_of(error)}") from error
     good = [one for one in find_steps(url) if one.status == "good"]
     if not good:
         raise CheckpointError(f"no step in '{url}' can be loaded")

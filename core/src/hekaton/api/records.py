@@ -133,5 +133,5 @@ def _saved(folder: Path, config: dict[str, Any]) -> list[ListedStep]:
     place = folder / str(name)
     try:
         return find_steps(str(place)) if place.is_dir() else []
-    except CheckpointError:  # a folder without steps
+    except (CheckpointError, OSError):  # a folder without steps, or a name that no file system takes
         return []

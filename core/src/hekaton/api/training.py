@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,6 +25,9 @@ from hekaton.loading import plain_model
 from hekaton.metrics import set_up_logging
 from hekaton.running import run as run_here
 from hekaton.trainer import Trainer
+
+_ONE = threading.Lock()
+"""What a run changes of its process, and its process group, are of the process: two would mix theirs up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,18 @@ def train(*files: str | PathLike[str], **fields: Any) -> TrainedRun:
     :param fields: sections of such a file as mappings, which count more; or ``**{"training.steps": 100}``.
     :raises HekatonError: with the text that the command line prints.
     """
+    if not _ONE.acquire(blocking=False):
+        raise ConfigError(
+            "a run of this process has not ended: hekaton.train() trains one at a time",
+            hint="wait for its end, or start runs side by side with hekaton train",
+        )
+    try:
+        return _trained(files, fields)
+    finally:
+        _ONE.release()
+
+
+def _trained(files: Sequence[str | PathLike[str]], fields: Mapping[str, Any]) -> TrainedRun:
     if dist.is_initialized():
         raise ConfigError(
             "hekaton.train() starts a process group of its own, and this process has one",

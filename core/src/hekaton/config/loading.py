@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import numbers
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -16,7 +14,7 @@ from hekaton.config.base import Path, Renamed, dotted, marks, walk
 from hekaton.config.flags import Flag, parse_flags
 from hekaton.config.job import JobConfig, config_class
 from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections, rename_converters
-from hekaton.config.plain import MAX_DEPTH, check_plain
+from hekaton.config.plain import check_plain, plain_value
 from hekaton.config.sources import Origin, Origins, Values
 from hekaton.config.toml import read_files
 from hekaton.config.validation import describe, notices_and_refusals
@@ -64,7 +62,7 @@ def load(
     for file in read:
         values.merge(file.tables, file.origin)
     for name, value in (fields or {}).items():
-        plain = _plain(value)
+        plain = plain_value(value)
         path = tuple(name.split("."))
         check_plain(plain, path, lambda path: _argument(path)())
         values.merge(_nested(path, plain), _argument)
@@ -172,21 +170,6 @@ def _always(text: str) -> Any:
 
 def _argument(path: Path) -> Origin:
     return lambda: f"the argument {dotted(path)}"
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """A value as a TOML file would have it; what is deeper than any of these is left to be refused."""
-    if depth > MAX_DEPTH + 1:
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inside, depth + 1) for key, inside in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inside, depth + 1) for inside in value]
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)  # numpy's, too
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _nested(path: Path, value: Any) -> dict[str, Any]:

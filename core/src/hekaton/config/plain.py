@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +14,21 @@ MAX_DEPTH = 32
 """Tables and lists inside each other."""
 INTEGERS = range(-(2**63), 2**63)
 """What TOML promises for integers, and what fits torch's."""
+
+
+def plain_value(value: Any, depth: int = 0) -> Any:
+    """A value as a TOML file would have it; what is deeper than any of these is left to be refused."""
+    if depth > MAX_DEPTH + 1:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(inside, depth + 1) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(inside, depth + 1) for inside in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # numpy's, too
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def check_plain(value: Any, path: Path, origin: Callable[[Path], str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,16 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from hekaton.data import RendersChats, TextTokenizer
 from hekaton.errors import ConfigError
 from hekaton.loading import LoadedModel
-from hekaton.sampling import Sampling
 from hekaton.scoring.forward import Forward
 from hekaton.scoring.texts import Scored, TextPair, continuations, log_likelihoods
+from hekaton_eval.generation import wanted
 from hekaton_eval.opened import opened
 from hekaton_eval.tokens import Tokens
 
@@ -30,7 +30,6 @@ log = logging.getLogger("hekaton")
 
 POSITIONS = 2048
 """Of a model that does not say how long its texts may be, as in the harness."""
-_IGNORED = ("do_sample", "until", "temperature", "top_k", "top_p", "max_gen_toks")
 
 
 class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
@@ -75,6 +74,18 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         self._seed = seed
         self._quiet = quiet
         self._device = forward.device
+
+    def check(self, tasks: Mapping[str, Any], *, chats: bool) -> None:
+        """Before anything is computed: there is room for generated answers, and a template for chats.
+
+        :raises ConfigError: where there is none.
+        """
+        for task in tasks.values():
+            if task.get_config("output_type") == "generate_until":
+                arguments = task.get_config("generation_kwargs") or {}
+                self._room(wanted(arguments, most=self.max_gen_toks).most)
+        if chats:
+            self._chats().chat_template()
 
     @property
     def eot_token_id(self) -> int:
@@ -145,28 +156,16 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return answers
 
     def _generated(self, contexts: Sequence[str], arguments: dict[str, Any], *, quiet: bool) -> list[str]:
-        given: dict[str, Any] = dict(normalize_gen_kwargs(arguments, self.max_gen_toks))
-        unknown = sorted(given.keys() - set(_IGNORED))
-        if unknown:
-            log.warning("tasks say %s for generation, which has no effect here", ", ".join(unknown))
-        until = handle_stop_sequences(given["until"], eos=self.tokens.eot_text)
-        most = given["max_gen_toks"]
-        prompts = self._prompts(contexts, most)
-        sampling = Sampling(temperature=0.0)
-        if given["do_sample"]:
-            sampling = Sampling(
-                temperature=given.get("temperature", 1.0),
-                top_k=given.get("top_k") or None,
-                top_p=given.get("top_p") or 1.0,
-                seed=self._seed,
-            )
+        asked = wanted(arguments, most=self.max_gen_toks, seed=self._seed)
+        until = handle_stop_sequences(asked.until, eos=self.tokens.eot_text)
+        prompts = self._prompts(contexts, asked.most)
         with self._progress("generated texts", len(prompts), quiet=quiet) as told:
             new = continuations(
                 self._forward,
                 prompts,
-                room=[most] * len(prompts),
+                room=[asked.most] * len(prompts),
                 is_over=partial(self._is_over, until),
-                sampling=sampling,
+                sampling=asked.sampling,
                 ids=self._ids,
                 vocab_size=self._vocab_size,
                 batch_size=self._batch_size,
@@ -174,8 +173,11 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
             )
         return [postprocess_generated_text(self.tokens.decode(ids), until, None) for ids in new]
 
-    def _prompts(self, contexts: Sequence[str], most: int) -> list[list[int]]:
-        """:raises ConfigError: where no room is left for a context."""
+    def _room(self, most: int) -> int:
+        """Tokens of a context before an answer of so many.
+
+        :raises ConfigError: where no room is left for a context.
+        """
         room = self.max_length - most
         if room < 1:
             raise ConfigError(
@@ -183,6 +185,11 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 "context and answer together",
                 hint="say --gen_kwargs max_gen_toks=N, or set generation_kwargs.max_gen_toks in the task",
             )
+        return room
+
+    def _prompts(self, contexts: Sequence[str], most: int) -> list[list[int]]:
+        """:raises ConfigError: where no room is left for a context."""
+        room = self._room(most)
         prompts = [self.tok_encode(context) or [self.prefix_token_id] for context in contexts]
         cut = sum(len(prompt) > room for prompt in prompts)
         if cut:

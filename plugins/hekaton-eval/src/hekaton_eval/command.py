@@ -6,7 +6,9 @@ import argparse
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hekaton.cli import plugin_flags
@@ -77,6 +79,8 @@ def run(arguments: list[str]) -> int:
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     with told_to_the_others():
         batch_size = batch_rows(given.batch_size)
+        if given.out is not None:
+            _check_writable(given.out)
         tasks = load_tasks(given.tasks, include=given.include_path, num_fewshot=given.num_fewshot)
     results = _evaluated(given, parallelism, plugins, tasks, batch_size)
     if results is not None:
@@ -150,6 +154,7 @@ def _evaluated(
 ) -> Any:
     """The harness's results, on the first process of each machine; ``None`` on the others."""
     from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     from hekaton.memory import out_of_memory_is_said
     from hekaton_eval.backend import ScoringLM, of_model
@@ -186,6 +191,9 @@ def _evaluated(
             system_instruction=given.system_instruction,
             gen_kwargs=given.gen_kwargs,
             fewshot_random_seed=given.seed,
+            task_manager=TaskManager(
+                include_defaults=False
+            ),  # the tasks are loaded; else all YAML is read again
         )
     if results is not None:
         results["config"] |= {
@@ -196,6 +204,18 @@ def _evaluated(
             "device": str(forward.device),
         }
     return results
+
+
+def _check_writable(folder: str) -> None:
+    """:raises ConfigError: where no results can be written; the harness would say so in its log alone."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to '{folder}': {error.strerror or error}", hint="say another --out"
+        ) from error
 
 
 def _top(tasks: dict[str, Any]) -> list[Any]:

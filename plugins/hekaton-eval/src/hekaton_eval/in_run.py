@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.evaluator import evaluate
 
 from hekaton.assembly import Assembled
+from hekaton.errors import ConfigError
 from hekaton.scoring.forward import LayoutForward
 from hekaton_eval.backend import ScoringLM
 from hekaton_eval.sections import EvaluationSection, TasksEntry
@@ -29,6 +30,7 @@ class TasksInRun:
             load_tasks(one.tasks, include=section.include_path, num_fewshot=one.num_fewshot)
             for one in section.tasks
         ]
+        _check_each_once(self._tasks)
         assert assembled.tokenizer is not None
         forward = LayoutForward(
             assembled.built, assembled.meshes, assembled.dims, config, device=assembled.process.device
@@ -44,6 +46,8 @@ class TasksInRun:
             quiet=True,
         )
         self._due: list[int] = []
+        for entry, tasks in zip(section.tasks, self._tasks, strict=True):
+            self._model.check(tasks["tasks"], chats=entry.apply_chat_template)
 
     def due(self, step: int) -> bool:
         self._due = [
@@ -78,6 +82,20 @@ class TasksInRun:
         finally:
             harness.setLevel(level)
         return numbers_of(found)
+
+
+def _check_each_once(entries: Sequence[Mapping[str, Any]]) -> None:
+    """:raises ConfigError: for a task of two entries, whose numbers would be logged by one name."""
+    asked: dict[str, int] = {}
+    for number, entry in enumerate(entries, 1):
+        for name in entry["tasks"]:
+            if name in asked:
+                raise ConfigError(
+                    f"entries {asked[name]} and {number} of [[evaluation.tasks]] both ask '{name}': their "
+                    "numbers would have one name",
+                    hint="ask it in one entry, or write a task file of another name",
+                )
+            asked[name] = number
 
 
 def numbers_of(found: Any) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from lm_eval.tasks import TaskManager
 
 from hekaton.errors import ConfigError, DataError, HekatonError
+from hekaton_eval.generation import wanted
 
 SECONDS = 3.0
 """To reach the Hub before it counts as out of reach: its own client tries for minutes."""
@@ -44,17 +45,48 @@ def load_tasks(
     )
     specs = [one for name in names if not name.endswith(FILES) for one in _named(name, manager)]
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    sources: dict[str, str] = {}
     with _unreachable_at_once() if specs else contextlib.nullcontext():
-        for spec in [*specs, *files]:
+        for spec in dict.fromkeys([*specs, *files]):
             for kind, found in _load(spec, manager).items():
+                if kind == "tasks":
+                    _check_names(found, loaded["tasks"], spec, sources)
                 loaded[kind].update(found)
-    for task in loaded["tasks"].values():
+    if not loaded["tasks"]:
+        raise ConfigError(f"there is no task in '{', '.join(names)}'", hint="a group names its tasks")
+    for name, task in loaded["tasks"].items():
+        _check_asked(name, task)
         fixed = task.get_config("num_fewshot")
         if num_fewshot is not None and fixed != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
     return loaded
+
+
+def _check_names(
+    found: Mapping[str, Any], before: Mapping[str, Any], spec: str, sources: dict[str, str]
+) -> None:
+    """:param sources: where each task was found, to which these are added.
+    :raises ConfigError: for a file whose task has the name of another one: its results would replace them.
+    """
+    for name in found:
+        if name in before and spec.endswith(FILES):
+            raise ConfigError(
+                f"'{sources[name]}' and '{spec}' both have a task '{name}'", hint="give one another name"
+            )
+        sources.setdefault(name, spec)
+
+
+def _check_asked(name: str, task: Any) -> None:
+    """:raises ConfigError: for a task that nothing can be asked by, or that measures nothing."""
+    if task.get_config("output_type") == "generate_until":
+        try:
+            wanted(task.get_config("generation_kwargs") or {}, most=1)
+        except ConfigError as error:
+            raise ConfigError(f"task '{name}': {error.message}", hint=error.hint) from error
+    if task.get_config("metric_list") == []:
+        raise ConfigError(f"task '{name}' has an empty metric_list: nothing would come of it")
 
 
 def _named(name: str, manager: TaskManager) -> list[str]:
@@ -90,9 +122,9 @@ def _built(spec: str, name: str, manager: TaskManager) -> dict[str, Any]:
     except HekatonError:
         raise
     except Exception as error:  # of yaml, jinja2, datasets, huggingface_hub, requests, the task's own code
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error).strip().splitlines()[0] if str(error).strip() else "the harness says no more"
         if (
-            isinstance(error, OSError)
+            (isinstance(error, OSError) and not _is_of_yaml(error))
             or "offline" in said.lower()
             or "DatasetNotFound" in type(error).__name__
         ):
@@ -101,6 +133,11 @@ def _built(spec: str, name: str, manager: TaskManager) -> dict[str, Any]:
                 hint="download it where there is a network (HF_HOME says where to), or correct data_files",
             ) from error
         raise ConfigError(f"task '{name}' cannot be loaded: {type(error).__name__}: {said}") from error
+
+
+def _is_of_yaml(error: OSError) -> bool:
+    """Whether a file that a task includes is not there, not one of its data."""
+    return str(error.filename or "").endswith(FILES)
 
 
 @contextlib.contextmanager
