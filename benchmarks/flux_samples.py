@@ -1,8 +1,8 @@
 """Train Flux's debug model on drawn shapes, and judge its images by colour and shape.
 
-    python benchmarks/flux_samples.py --folder /tmp/flux                     train, then judge
-    python benchmarks/flux_samples.py --folder /tmp/flux --judge             judge what is there
-    python benchmarks/flux_samples.py --folder /tmp/flux --grid samples.png  and write a grid of images
+    python benchmarks/flux_samples.py --folder samples_run                    train, then judge
+    python benchmarks/flux_samples.py --folder samples_run --judge            judge what is there
+    python benchmarks/flux_samples.py --folder samples_run --grid samples.png and write a grid of images
 
 The judge looks at pixels alone. Prints the validation loss at the first and the last validation, how many
 images of each prompt are right, and the seconds of wall time and of CPU time.
