@@ -5,14 +5,19 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from hekaton.config.sections import CommSection
+from hekaton.distributed import process_group, this_process
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.failures import arrival
 from hekaton.failures.arrival import meet
 from hekaton.failures.board import Board
+from hekaton.identity.together import together
+from hekaton.testing import run_processes
 
 HOST = socket.gethostname()
 
@@ -117,3 +122,18 @@ def test_processes_that_are_started_again_meet_whatever_their_agents_count(store
     meet(store, boards[0], rank=0, world_size=2, seconds=5)
     first.join(10)
     assert not first.is_alive()
+
+
+def meet_again_and_again(slow: int) -> None:
+    """Run by the next test on two processes."""
+    process = this_process()
+    for _ in range(3):
+        with process_group(process, CommSection(init_timeout_seconds=10), dump_folder="."):
+            together(lambda: None)
+            time.sleep(0.3 if process.rank == slow else 0.0)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_processes_that_stay_meet_again_whoever_is_slower(slow: int, tmp_path: Path) -> None:
+    """Rank 0 held the store of the meeting before while another rank was on its way to the next."""
+    run_processes(__file__, "meet_again_and_again", processes=2, slow=slow, cwd=tmp_path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,9 @@ STAYS = 300.0
 _ARRIVED = "hekaton/arrived"
 _GO_ON = "hekaton/arrived/go_on"
 """Set by the last process that comes, and by one that fails before it has come."""
+_connections: dict[tuple[str, int], tuple[Store, Iterator[int]]] = {}
+"""One for as long as the process lives, and the number of each opening: a store that rank 0 closed and opened
+again could be the old one to a process that is faster."""
 _ANSWERS = 10
 """Seconds in which the process that looks who is missing has looked."""
 
@@ -37,17 +42,25 @@ _ANSWERS = 10
 def open_store(rank: int, *, seconds: float) -> Store:
     """The store at ``MASTER_ADDR``, which rank 0 holds unless torchrun does. It waits for nobody else.
 
+    A process that trains twice, as a notebook's may, finds nothing there of the first time: each opening has
+    its own prefix, and all processes open it equally often.
+
     :raises torch.distributed.DistError: when it cannot be reached in that time.
     """
-    held_here = rank == 0 and not torchrun_holds_the_store()
-    return dist.TCPStore(  # type: ignore[attr-defined]  # public, and documented
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=held_here,
-        timeout=timedelta(seconds=seconds),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=seconds)
+    if address not in _connections:
+        opened = dist.TCPStore(  # type: ignore[attr-defined]  # public, and documented
+            *address,
+            is_master=rank == 0 and not torchrun_holds_the_store(),
+            timeout=timeout,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        _connections[address] = opened, itertools.count()
+    store, openings = _connections[address]
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"{next(openings)}", store)  # type: ignore[attr-defined]  # public, and documented
 
 
 def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: float) -> None:
