@@ -207,24 +207,31 @@ def _beside(plugin: str, target: str) -> Iterator[tuple[str, str]]:
     file = getattr(module, "__file__", None)
     if file is None or not target.endswith(".py"):
         return
-    root = Path(file).resolve().parent
-    installed = [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
+    root = _below(os.path.dirname(os.path.realpath(file)))
+    # The folder of an environment, which may lie within that of the plugin.
+    installed = [_below(os.path.realpath(prefix)) for prefix in (sys.prefix, sys.base_prefix)]
+    others = tuple(one for one in installed if one == root or not root.startswith(one))
     for path in sorted(_loaded_below(root)):
-        if not any(one in path.parents and one not in root.parents for one in installed):
-            yield path.relative_to(root).as_posix(), str(path)
+        if not path.startswith(others):
+            yield Path(path[len(root) :]).as_posix(), path
 
 
-def _loaded_below(root: Path) -> set[Path]:
+def _below(folder: str) -> str:
+    """What begins the paths of all that is in a folder."""
+    return folder if folder.endswith(os.sep) else folder + os.sep
+
+
+def _loaded_below(root: str) -> set[str]:
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     # Most are of libraries, and resolving a path costs a system call for each of its parts.
     sources = (file for file in files if isinstance(file, str) and file.endswith(".py"))
     own = (_resolved(file) for file in sources if not (_installed(file) or file.startswith(_STDLIB)))
-    return {path for path in own if root in path.parents and not _installed(str(path))}
+    return {path for path in own if path.startswith(root) and not _installed(path)}
 
 
 @functools.cache
-def _resolved(file: str) -> Path:
-    return Path(file).resolve()
+def _resolved(file: str) -> str:
+    return os.path.realpath(file)
 
 
 def _installed(file: str) -> bool:

@@ -38,9 +38,10 @@ class Measured:
     """What the runs gave; a layout of no name is that of one process.
 
     :param steps: layout -> loss and gradient norm of each step.
-    :param resumed: where it was saved after the first step, and where resumed -> the same of the others.
+    :param resumed: where it was saved after the first step, and where resumed -> the same of the others;
+        empty where no promise asks for it.
     :param shapes: layout -> the shapes of parameters and of optimizer state on the first rank.
-    :param played: the same of the dry run.
+    :param played: the same of the dry run; empty where no promise asks for it.
     :param judged: layout -> what an evaluation gave on each rank.
     """
 
@@ -52,14 +53,22 @@ class Measured:
 
 
 def measure(
-    arguments: Sequence[str], layouts: Sequence[str], *, timeout: float, evaluation: str = ""
+    arguments: Sequence[str],
+    layouts: Sequence[str],
+    *,
+    timeout: float,
+    evaluation: str = "",
+    resume: bool = True,
+    dry_run: bool = True,
 ) -> Measured:
-    """Run everything, in one launch of one process and one of two.
+    """Run what is asked for, in one launch of one process and one of two.
 
     :param arguments: of ``hekaton train``.
     :param layouts: of two processes, by their short names.
     :param timeout: in seconds, of each launch.
     :param evaluation: one that is asked at the end of each run.
+    :param resume: whether runs are resumed under other layouts, too.
+    :param dry_run: whether the layouts are played in a dry run, too.
     :raises AssertionError: with the layout and the error of the first run that failed.
     """
     found: dict[str, Any] = {}
@@ -67,8 +76,8 @@ def measure(
         for processes, names in ((1, [""]), (2, list(layouts))):
             run_processes(
                 __file__, "record", processes=processes, timeout=timeout, arguments=list(arguments),
-                layouts=names, others=list(layouts), folder=folder, path=search_path(),
-                evaluation=evaluation,
+                layouts=names, played=list(layouts) if dry_run and processes == 1 else [], folder=folder,
+                path=search_path(), evaluation=evaluation, resume=resume,
             )  # fmt: skip
             result = json.loads(Path(folder, f"{processes}.json").read_text(encoding="utf-8"))
             for what, values in result.items():
@@ -106,22 +115,32 @@ def search_path() -> list[str]:
 
 
 def record(
-    arguments: list[str], layouts: list[str], others: list[str], folder: str, path: list[str], evaluation: str
+    arguments: list[str],
+    layouts: list[str],
+    played: list[str],
+    folder: str,
+    path: list[str],
+    evaluation: str,
+    resume: bool,
 ) -> None:
-    """On each of the processes: train, resume, and have rank 0 write down what came of it."""
+    """On each of the processes: train, resume, and have rank 0 write down what came of it.
+
+    :param played: the layouts to play in a dry run.
+    """
     sys.path[:] = path
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     logging.getLogger("hekaton").setLevel(logging.ERROR)
     dist.init_process_group("gloo")
     first, processes = dist.get_rank() == 0, dist.get_world_size()
     found: dict[str, dict[str, Any]] = {"steps": {}, "resumed": {}, "shapes": {}, "played": {}, "judged": {}}
+    targets = [*layouts[1:], layouts[0]] if resume else []
     with shared_meshes():
         for name in layouts:
             into = Path(folder, name or "one")
             found["steps"][name], found["shapes"][name], found["judged"][name] = _train(
                 arguments, name, into, evaluation
             )
-        for source, target in zip(layouts, [*layouts[1:], layouts[0]], strict=True):
+        for source, target in zip(layouts, targets, strict=False):
             into = Path(folder, f"{source or 'one'} to {target or 'one'}")
             if first:
                 saved = Path(folder, source or "one", "checkpoint", "step-1")
@@ -129,8 +148,7 @@ def record(
             dist.barrier()
             found["resumed"][json.dumps([source, target])], *_ = _train(arguments, target, into)
     dist.destroy_process_group()
-    if processes == 1:
-        found["played"] = {name: _play(arguments, name) for name in others}
+    found["played"] = {name: _play(arguments, name) for name in played}
     if first:
         Path(folder, f"{processes}.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -45,12 +45,12 @@ def dry_run(subject: CheckedContribution) -> None:
 
 
 def attention(subject: CheckedContribution) -> None:
-    measured = _run(tuple(subject.run), ("cp2",))
+    measured = _measured(subject, "cp2")
     _compare(measured.steps["cp2"], measured.steps[""], "under cp2")
 
 
 def numbers(subject: CheckedContribution) -> None:
-    found = _run(tuple(subject.run), claimed_layouts(subject), selected(subject)).judged
+    found = _measured(subject).judged
     if not found[""]:
         pytest.skip("it is due at no step: give hekaton_conformance a run file that sets its section")
     (expected,) = found[""]
@@ -64,8 +64,15 @@ def numbers(subject: CheckedContribution) -> None:
                 assert same, f"{where} gives '{name}' as {number}, one process as {its}"
 
 
-def _measured(subject: CheckedContribution) -> Measured:
-    return _run(tuple(subject.run), claimed_layouts(subject))
+def _measured(subject: CheckedContribution, *layouts: str) -> Measured:
+    """What the promises of its kind compare; the layouts are those that are claimed, where none is given."""
+    from hekaton.testing.conformance.promises import PROMISES
+
+    promised = {one.name for one in PROMISES if isinstance(subject.record, one.kind or ())}
+    return _run(
+        tuple(subject.run), layouts or claimed_layouts(subject), selected(subject), "resume" in promised,
+        "dry run" in promised,
+    )  # fmt: skip
 
 
 def claimed_layouts(subject: CheckedContribution) -> tuple[str, ...]:
@@ -93,9 +100,14 @@ def _is_allowed(subject: CheckedContribution, layout: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _run(arguments: tuple[str, ...], layouts: tuple[str, ...], evaluation: str = "") -> Measured:
+def _run(
+    arguments: tuple[str, ...], layouts: tuple[str, ...], evaluation: str, resume: bool, dry_run: bool
+) -> Measured:
     """One launch for all promises of a contribution."""
-    return measure(arguments, layouts, timeout=100.0 * (1 + len(layouts)), evaluation=evaluation)
+    return measure(
+        arguments, layouts, timeout=100.0 * (1 + len(layouts)), evaluation=evaluation, resume=resume,
+        dry_run=dry_run,
+    )  # fmt: skip
 
 
 def _compare(
