@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jinja2.exceptions import SecurityError
 
 pytest.importorskip("lm_eval")
 import hekaton
@@ -143,6 +144,64 @@ def test_task_files_that_ask_nothing_or_the_same(tmp_path, monkeypatch):
         load_tasks(["one.yaml", "two.yaml"])
     with pytest.raises(ConfigError, match=r"entries 1 and 2 of \[\[evaluation.tasks\]\] both ask 'mine'"):
         _check_each_once([load_tasks(["one.yaml"]), load_tasks(["two.yaml"])])
+
+
+RUNS = "from pathlib import Path\nPath('ran').touch()\ndef text(doc): return doc['a']\n"
+CODE = {
+    "doc_to_text: !function mine.text\n": r"names the Python function 'mine\.text' \(!function\)",
+    "class: !function mine.text\n": r"names the Python function 'mine\.text' \(!function\)",
+    "process_docs: !function os.system\n": r"names the Python function 'os\.system' \(!function\)",
+    "metric_list: [{metric: ./mine.py, hf_evaluate: true}]\n": r"metric '\./mine\.py' is none of the harness's own",
+    "metric_list: [{metric: mine}]\n": "metric 'mine' is none of the harness's own",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_file_runs_no_code_unless_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"a": "x"}\n')
+    Path("mine.py").write_text(RUNS)
+    task = (TASK % "a.jsonl").replace("{data_files", f"{{cache_dir: {tmp_path / 'cache'}, data_files")
+    for added, message in CODE.items():
+        Path("code.yaml").write_text(task.replace('doc_to_text: "{{a}}"\n', "") + added)
+        with pytest.raises(ConfigError, match=message) as e:
+            load_tasks(["code.yaml"])
+        assert "--trust_task_code" in e.value.hint
+        assert not Path("ran").exists()
+    Path("base.yaml").write_text("doc_to_text: !function mine.text\n")
+    Path("code.yaml").write_text("include: base.yaml\n" + task)
+    with pytest.raises(ConfigError, match="names the Python function"):
+        load_tasks(["code.yaml"])
+    Path("code.yaml").write_text(task.replace('"{{a}}"', "!function mine.text", 1))
+    (mine,) = load_tasks(["code.yaml"], trust_code=True)["tasks"].values()
+    assert mine.doc_to_text({"a": "x"}) == "x"
+    assert Path("ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_templates_of_a_task_reach_nothing_of_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"a": "x"}\n')
+    template = "{{ cycler.__init__.__globals__.os.mkdir('ran') }}"
+    task = (TASK % "a.jsonl").replace("{data_files", f"{{cache_dir: {tmp_path / 'cache'}, data_files")
+    Path("code.yaml").write_text(task.replace("{{a}}", template, 1))
+    with pytest.raises((ConfigError, SecurityError), match="unsafe"):
+        (mine,) = load_tasks(["code.yaml"])["tasks"].values()
+        mine.doc_to_text({"a": "x"})
+    assert not Path("ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_more_examples_than_a_task_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("".join(json.dumps({"a": str(one)}) + "\n" for one in range(4)))
+    task = (TASK % "a.jsonl").replace("{data_files", f"{{cache_dir: {tmp_path / 'cache'}, data_files")
+    Path("one.yaml").write_text(task + "fewshot_split: test\n")
+    with pytest.raises(ConfigError, match=r"is to show 4 examples before each question, and has 3"):
+        load_tasks(["one.yaml"], num_fewshot=4)
+    (mine,) = load_tasks(["one.yaml"], num_fewshot=3)["tasks"].values()
+    mine.set_fewshot_seed(seed=1)
+    assert mine.fewshot_context({"a": "0"}, num_fewshot=3).count("\n\n") == 3
 
 
 def test_answers_without_room_are_errors_before_the_first_step(model):

@@ -28,6 +28,7 @@ Judge a model by tasks of EleutherAI's lm-evaluation-harness, and print its resu
   --hf PATH                 a folder with config.json, safetensors and the tokenizer
   --tasks NAMES             names of tasks and groups of the harness, or YAML files, with commas between
   --include_path FOLDER     a folder with more tasks; may be given several times
+  --trust_task_code         run the Python functions and metrics that task files of yours name
   --num_fewshot N           examples before each question; by default as the task says
   --limit N                 questions of each task, from its beginning
   --batch_size N            texts that a process computes at once; by default auto: chosen by their length
@@ -81,7 +82,12 @@ def run(arguments: list[str]) -> int:
         batch_size = batch_rows(given.batch_size)
         if given.out is not None:
             _check_writable(given.out)
-        tasks = load_tasks(given.tasks, include=given.include_path, num_fewshot=given.num_fewshot)
+        tasks = load_tasks(
+            given.tasks,
+            include=given.include_path,
+            num_fewshot=given.num_fewshot,
+            trust_code=given.trust_task_code,
+        )
     results = _evaluated(given, parallelism, plugins, tasks, batch_size)
     if results is not None:
         _shown(results, given)
@@ -105,7 +111,7 @@ def _parsed(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--add_bos_token", choices=["true", "false"])
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
-    for name in ("apply_chat_template", "log_samples"):
+    for name in ("apply_chat_template", "log_samples", "trust_task_code"):
         parser.add_argument(f"--{name}", action="store_true")
     parallelism, others = _degrees(words)
     given, unknown = parser.parse_known_args(others)

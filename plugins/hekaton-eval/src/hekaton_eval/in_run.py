@@ -27,7 +27,12 @@ class TasksInRun:
         self._steps = config.training.steps
         self._entries = section.tasks
         self._tasks = [
-            load_tasks(one.tasks, include=section.include_path, num_fewshot=one.num_fewshot)
+            load_tasks(
+                one.tasks,
+                include=section.include_path,
+                num_fewshot=one.num_fewshot,
+                trust_code=section.trust_task_code,
+            )
             for one in section.tasks
         ]
         _check_each_once(self._tasks)

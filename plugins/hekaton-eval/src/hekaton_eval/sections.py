@@ -50,3 +50,6 @@ class EvaluationSection(SectionModel):
 
     include_path: list[PathField] = []  # noqa: RUF012, pydantic copies it
     """Folders with more tasks."""
+
+    trust_task_code: bool = False
+    """Run Python functions (``!function``) and metrics of the Hub that task files of your own name."""

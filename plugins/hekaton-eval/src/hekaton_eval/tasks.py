@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from hekaton.errors import ConfigError, DataError, HekatonError
 from hekaton_eval.generation import wanted
+from hekaton_eval.task_code import read_as_data
 
 SECONDS = 3.0
 """To reach the Hub before it counts as out of reach: its own client tries for minutes."""
@@ -22,7 +23,11 @@ FILES = (".yaml", ".yml")
 
 
 def load_tasks(
-    names: Sequence[str], *, include: Sequence[str] = (), num_fewshot: int | None = None
+    names: Sequence[str],
+    *,
+    include: Sequence[str] = (),
+    num_fewshot: int | None = None,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Load tasks, as :func:`lm_eval.evaluator.evaluate` takes them.
 
@@ -30,7 +35,9 @@ def load_tasks(
         beside them.
     :param include: folders with more tasks.
     :param num_fewshot: examples before each question, of tasks that do not fix it at 0.
-    :raises ConfigError: for a name that there is not, with the nearest, and a file that is no task.
+    :param trust_code: run Python functions and programs that task files name.
+    :raises ConfigError: for a name that there is not, with the nearest; a file that is no task, or that names
+        code; and more examples than there are.
     :raises DataError: for data that is neither here nor can be had.
     """
     if not names:
@@ -46,7 +53,7 @@ def load_tasks(
     specs = [one for name in names if not name.endswith(FILES) for one in _named(name, manager)]
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     sources: dict[str, str] = {}
-    with _unreachable_at_once() if specs else contextlib.nullcontext():
+    with read_as_data(trusted=trust_code), _unreachable_at_once() if specs else contextlib.nullcontext():
         for spec in dict.fromkeys([*specs, *files]):
             for kind, found in _load(spec, manager).items():
                 if kind == "tasks":
@@ -61,6 +68,7 @@ def load_tasks(
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
+        _check_examples(name, task)
     return loaded
 
 
@@ -87,6 +95,21 @@ def _check_asked(name: str, task: Any) -> None:
             raise ConfigError(f"task '{name}': {error.message}", hint=error.hint) from error
     if task.get_config("metric_list") == []:
         raise ConfigError(f"task '{name}' has an empty metric_list: nothing would come of it")
+
+
+def _check_examples(name: str, task: Any) -> None:
+    """:raises ConfigError: for more examples before a question than the task has, itself left out."""
+    shown = task.get_config("num_fewshot") or 0
+    sampler = getattr(task, "sampler", None)
+    if not shown or (sampler is None and not hasattr(task, "fewshot_cfg")):
+        return  # a task that is a Python class of its own asks as it likes
+    documents = len(sampler.df) if sampler is not None else 0
+    others = documents - 1 if task.fewshot_cfg.split == task.config.test_split else documents
+    if shown > others:
+        raise ConfigError(
+            f"task '{name}' is to show {shown} examples before each question, and has {max(others, 0)}",
+            hint="num_fewshot says how many",
+        )
 
 
 def _named(name: str, manager: TaskManager) -> list[str]:
