@@ -119,16 +119,79 @@ def test_folders_that_do_not_fit_are_rejected(folder, tmp_path, capsys):
         encoded.check(section(""), None)
     assert preprocess(folder) == 2
     assert "has been written already" in capsys.readouterr().err
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    for path in folder.iterdir():
-        (damaged / path.name).write_bytes(path.read_bytes())
+    damaged = copied(folder, tmp_path / "damaged")
     (damaged / "00001-text.npy").write_bytes((folder / "00001-text.npy").read_bytes()[:500])
     with pytest.raises(DataError, match=r"cannot read '.*00001-text.npy'"):
         encoded.build(section(damaged), None)
     (damaged / "encoded.json").write_text(json.dumps({"shards": 3}))
     with pytest.raises(DataError, match=r"cannot read '.*encoded.json'"):
         encoded.build(section(damaged), None)
+
+
+def copied(folder, to):
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"precision": "int8"}, "precision: Input should be 'bfloat16' or 'float32'"),
+        ({"precision": "bfloat16"}, "00000-latents.npy' has .* of float32, encoded.json says .* of uint16"),
+        ({"shards": [40, 9]}, r"00001-latents.npy' has \(10, 4, 4, 4\) .* says \(9, 4, 4, 4\)"),
+        ({"shards": [40]}, "has '00001-latents.npy', and encoded.json says 1 shards"),
+        ({"shards": [40, 10, 1]}, "cannot read '.*00002-latents.npy': No such file"),
+        ({"shards": [40, "10"]}, "shards: 1: Input should be a valid integer"),
+        ({"shards": [40, -10]}, "shards: 1: Input should be greater than or equal to 1"),
+        ({"shards": []}, "shards: Tuple should have at least 1 item"),
+        ({"texts": ["", "a red circle"]}, r"texts-text.npy' has \(3, 4, 64\) .* says \(2, 4, 64\)"),
+        ({"texts": ["x", "y", "z"]}, "the first of the texts is not the empty one"),
+        ({"texts": ["", "y", "y"]}, "one of the texts is there twice"),
+        ({"image_size": 32.0}, "image_size: Input should be a valid integer"),
+        ({"image_size": 33}, "image_size: Input should be a multiple of 16"),
+        ({"text_length": 0}, "text_length: Input should be greater than or equal to 1"),
+        ({"sizes": {"latent_channels": 4, "text_dim": True, "pooled_dim": 32}}, "sizes: text_dim: Input should be"),
+        ({"sizes": {"latent_channels": 4, "text_dim": 63, "pooled_dim": 32}}, "texts-text.npy' has .* says"),
+        ({"encoders": ""}, "encoders: String should have at least 1 character"),
+        ({"more": 1}, "more: "),
+    ],
+)  # fmt: skip
+def test_facts_that_are_not_those_of_the_files_are_rejected_before_a_run(
+    facts, message, folder, tmp_path, capsys
+):
+    wrong = copied(folder, tmp_path / "wrong")
+    content = json.loads((folder / "encoded.json").read_text())
+    (wrong / "encoded.json").write_text(json.dumps(content | facts))
+    with pytest.raises(DataError, match=message):
+        encoded.check(section(wrong), None)
+
+
+@pytest.mark.parametrize("name", ["texts-text", "texts-pooled", "00001-pooled"])
+def test_arrays_of_another_shape_or_type_and_values_that_are_not_finite_are_rejected(name, folder, tmp_path):
+    wrong = copied(folder, tmp_path / "wrong")
+    path = wrong / f"{name}.npy"
+    values = np.load(path)
+    for other in (values[:-1], values.astype(np.float64), values[None]):
+        np.save(path, other)
+        with pytest.raises(DataError, match=rf"{name}.npy' has .* says"):
+            encoded.check(section(wrong), None)
+    with path.open("wb") as opened:
+        np.savez(opened, values)
+    with pytest.raises(DataError, match=rf"{name}.npy': it is no array"):
+        encoded.check(section(wrong), None)
+    values[-1, 0] = np.nan
+    np.save(path, values)
+    with pytest.raises(DataError, match=rf"{name}.npy' has values that are not finite"):
+        encoded.build(section(wrong), None).fetch([49])
+
+
+def test_values_that_rounding_makes_infinite_are_not_written(tmp_path):
+    image = encoded.EncodedImage(*(np.full(2, 3.4e38, np.float32) for _ in range(4)))
+    with pytest.raises(DataError, match="latents that are not finite in bfloat16"):
+        encoded.write_shard(tmp_path, 0, [image], "bfloat16")
+    encoded.write_shard(tmp_path, 0, [image], "float32")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The file that FLUX.1 was published in, as a format of weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,7 +10,7 @@ import hekaton
 from hekaton.cli import main
 from hekaton.errors import CheckpointError
 from hekaton.weights import whole
-from hekaton.weights.format import WriteOptions
+from hekaton.weights.format import Weights, WriteOptions
 from hekaton_flux.diffusers import read_config, table, write_config
 from hekaton_flux.model import Flux, FluxConfig
 from hekaton_flux.single_file import NAME, SingleFile, config_of
@@ -72,6 +74,13 @@ def test_folders_without_one_transformer_are_rejected(tmp_path):
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"cannot read '.*b.safetensors'"):
         SingleFile().open(tmp_path)
+
+
+def test_axes_that_the_shapes_do_not_tell_are_refused(tmp_path):
+    config = write_config(replace(CONFIG, axes=(8, 12, 12)))
+    with pytest.raises(CheckpointError, match=r"cannot say axes = \[8, 12, 12\]: .* of the 32 channels"):
+        SingleFile().write(tmp_path, Weights(config=config, tensors={}), WriteOptions(rank=1, ranks=2))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_commands_convert_a_checkpoint_there_and_back(tmp_path):

@@ -67,8 +67,8 @@ def _prompts_are_encoded(run: Run, section: Any) -> Iterator[HekatonError]:
     """A run without encoders makes images of texts that were encoded."""
     from pathlib import Path
 
-    from hekaton_flux.encoded import read_manifest
     from hekaton_flux.encoders import TrialEncoders
+    from hekaton_flux.manifest import read_manifest
 
     try:
         manifest = read_manifest(Path(section.encoded))

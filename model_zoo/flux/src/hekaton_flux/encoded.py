@@ -1,7 +1,7 @@
 """What ``hekaton flux preprocess`` made of images and texts: a folder of arrays, read without the encoders.
 
-``encoded.json`` is written last: a folder without it is not whole. Each shard has an array for each tensor of
-an image, ``00000-latents.npy``; values in bfloat16 are the upper halves of float32.
+Each shard has an array for each tensor of an image, ``00000-latents.npy``; values in bfloat16 are the upper
+halves of float32.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import contextlib
 import fcntl
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,36 +22,16 @@ import numpy.typing as npt
 from hekaton.data.contents import known_file
 from hekaton.data.identity import fingerprint
 from hekaton.errors import ConfigError, DataError
-from hekaton_flux.encoders import EncoderSizes, TrialEncoders
+from hekaton_flux.encoders import TrialEncoders
 from hekaton_flux.images import EncodedImage, Floats, Pixels
+from hekaton_flux.manifest import MANIFEST, TENSORS, Manifest, Precision, fitting_manifest, read_manifest
 from hekaton_flux.pretrained import Autoencoder
 from hekaton_flux.settings import FlowMatchingSection
 
 log = logging.getLogger("hekaton")
 
-MANIFEST = "encoded.json"
 UNFINISHED = "encoding.unfinished"
 """A file that is locked while a folder is written, and is left by a call that was interrupted."""
-TENSORS = ("latents", "latents_std", "text", "pooled")
-Precision = Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a folder holds.
-
-    :param encoders: fingerprint of those that were used.
-    :param shards: images in each.
-    :param texts: those that were encoded beside the captions, the empty one first.
-    """
-
-    encoders: str
-    sizes: EncoderSizes
-    image_size: int
-    text_length: int
-    precision: Precision
-    shards: tuple[int, ...]
-    texts: tuple[str, ...]
 
 
 def to_bits(values: Floats, precision: Precision) -> npt.NDArray[Any]:
@@ -104,64 +82,76 @@ def write_shard(folder: Path, number: int, images: Sequence[EncodedImage], preci
     """:raises DataError: for values that are not finite."""
     for name in TENSORS:
         values = np.stack([getattr(image, name) for image in images])
-        if not np.isfinite(values).all():
-            raise DataError(f"the encoders give {name} that are not finite")
+        _check_given(values, name, precision)
         np.save(folder / f"{number:05}-{name}.npy", to_bits(values, precision))
 
 
 def write_texts(folder: Path, encodings: Iterable[tuple[Floats, Floats]]) -> None:
-    """The encodings of some texts, in float32."""
-    states, pooled = zip(*encodings, strict=True)
-    np.save(folder / "texts-text.npy", np.stack(states))
-    np.save(folder / "texts-pooled.npy", np.stack(pooled))
+    """The encodings of some texts, in float32.
+
+    :raises DataError: for values that are not finite.
+    """
+    for name, values in zip(("text", "pooled"), zip(*encodings, strict=True), strict=True):
+        whole = np.stack(values)
+        _check_given(whole, name, "float32")
+        np.save(folder / f"texts-{name}.npy", whole)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    unfinished = folder / f"{MANIFEST}.unfinished"
-    unfinished.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    unfinished.replace(folder / MANIFEST)
+def _check_given(values: Floats, name: str, precision: Precision) -> None:
+    """:raises DataError: for values that are not finite, or no more once they are rounded."""
+    ends = np.array([values.min(), values.max()], np.float32)
+    if not (np.isfinite(ends).all() and np.isfinite(from_bits(to_bits(ends, precision))).all()):
+        raise DataError(f"the encoders give {name} that are not finite in {precision}")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """:raises DataError: for a folder that ``hekaton flux preprocess`` has not written, or not to its end."""
+def _read(path: Path, expected: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of a folder, mapped into memory.
+
+    :raises DataError: for one that is damaged, or of another shape or type than the manifest says.
+    """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = EncoderSizes(**content.pop("sizes"))
-        return Manifest(
-            **{**content, "shards": tuple(content["shards"]), "texts": tuple(content["texts"])}, sizes=sizes
-        )
-    except FileNotFoundError as e:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as e:
+        raise DataError(f"cannot read '{path}': {e.strerror or e}", hint="preprocess again") from e
+    except (ValueError, EOFError) as e:
+        raise DataError(f"cannot read '{path}': {e}", hint="preprocess again") from e
+    if not isinstance(values, np.ndarray):
+        raise DataError(f"cannot read '{path}': it is no array", hint="preprocess again")
+    if values.shape != expected or values.dtype != dtype:
         raise DataError(
-            f"'{folder}' has no {MANIFEST}: it is not what hekaton flux preprocess writes, or not whole",
-            hint="run hekaton flux preprocess to its end",
-        ) from e
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        raise DataError(f"cannot read '{folder / MANIFEST}': {e}") from e
+            f"'{path}' has {values.shape} of {values.dtype}, {MANIFEST} says {expected} of {np.dtype(dtype)}",
+            hint="preprocess again",
+        )
+    return values
 
 
-def fitting_manifest(folder: Path, section: FlowMatchingSection) -> Manifest:
-    """:raises DataError: also for images or texts of another size than the run's."""
-    manifest = read_manifest(folder)
-    for name in ("image_size", "text_length"):
-        there, here = getattr(manifest, name), getattr(section, name)
-        if there != here:
-            raise DataError(
-                f"'{folder}' was written with flow_matching.{name} = {there}, and the run has {here}",
-                hint=f"set flow_matching.{name} = {there}, or preprocess again",
-            )
-    return manifest
+def _texts(folder: Path, manifest: Manifest) -> list[npt.NDArray[Any]]:
+    """The states of the texts, (texts, text_length, text_dim), and their pooled encodings."""
+    found, shapes = [], manifest.shapes()
+    for name in ("text", "pooled"):
+        path = folder / f"texts-{name}.npy"
+        found.append(_read(path, (len(manifest.texts), *shapes[name]), np.float32))
+        _check_finite(found[-1], f"'{path}'")
+    return found
+
+
+def _check_finite(values: npt.NDArray[Any], where: str) -> None:
+    """:raises DataError:"""
+    if not np.isfinite(values).all():
+        raise DataError(f"{where} has values that are not finite", hint="preprocess again")
 
 
 class StoredEncodings:
     """In place of the encoders: the encodings of the texts in a folder, and no images."""
 
     def __init__(self, folder: Path, section: FlowMatchingSection) -> None:
-        """:raises DataError: for a folder that is not whole, or of other sizes."""
+        """:raises DataError: for a folder that is not whole, damaged, or of other sizes."""
         manifest = fitting_manifest(folder, section)
         self.sizes, self.fingerprint = manifest.sizes, manifest.encoders
         self._folder = folder
         self._autoencoder_path = section.autoencoder
         self._places = {text: place for place, text in enumerate(manifest.texts)}
+        self._texts = _texts(folder, manifest)
 
     def image(self, pixels: Pixels) -> tuple[Floats, Floats]:
         """:raises ConfigError: always."""
@@ -198,11 +188,8 @@ class StoredEncodings:
                 hint="flow_matching.sample_prompts are encoded by hekaton flux preprocess: run it again, or "
                 "name the folders of the encoders",
             )
-        place = self._places[text]
-        try:
-            return tuple(np.load(self._folder / f"texts-{name}.npy")[place] for name in ("text", "pooled"))  # type: ignore[return-value]
-        except (OSError, ValueError, IndexError, EOFError) as e:
-            raise DataError(f"cannot read the texts in '{self._folder}': {e}") from e
+        states, pooled = (np.array(values[self._places[text]]) for values in self._texts)
+        return states, pooled
 
 
 class EncodedImages:
@@ -217,12 +204,10 @@ class EncodedImages:
                 raise DataError(
                     f"'{folder}' and flow_matching.encoded = '{section.encoded}' are of different encoders"
                 )
+        check_folder(folder, self._manifest)
         self._ends = list(itertools.accumulate(self._manifest.shards))
-        self._shapes = _shapes(self._manifest)
         self._contents = {path.name: known_file(path).content for path in self._paths()}
-        self.fingerprint = fingerprint("encoded_images 1", *(f"{k} {v}" for k, v in self._contents.items()))
-        for number in range(len(self._ends)):
-            self._arrays(number)
+        self.fingerprint = fingerprint("encoded_images 2", *(f"{k} {v}" for k, v in self._contents.items()))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -235,45 +220,49 @@ class EncodedImages:
         for index in indices:
             number = bisect.bisect_right(self._ends, index)
             at = index - (self._ends[number - 1] if number else 0)
-            arrays = self._arrays(number)
-            found.append(EncodedImage(**{name: from_bits(values[at]) for name, values in arrays.items()}))
+            of_image = {name: from_bits(values[at]) for name, values in self._arrays(number).items()}
+            for name, values in of_image.items():
+                _check_finite(values, f"image {at:,} of '{self._path(number, name)}'")
+            found.append(EncodedImage(**of_image))
         return found
 
     def _paths(self) -> list[Path]:
         shards = range(len(self._manifest.shards))
-        return [self._folder / MANIFEST, *(self._path(number, name) for number in shards for name in TENSORS)]
+        texts = (self._folder / f"texts-{name}.npy" for name in ("text", "pooled"))
+        of_images = (self._path(number, name) for number in shards for name in TENSORS)
+        return [self._folder / MANIFEST, *texts, *of_images]
 
     def _path(self, number: int, name: str) -> Path:
         return self._folder / f"{number:05}-{name}.npy"
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a dataset lives as long as its process
     def _arrays(self, number: int) -> dict[str, npt.NDArray[Any]]:
-        dtype = np.dtype(np.float32 if self._manifest.precision == "float32" else np.uint16)
-        arrays = {}
-        for name in TENSORS:
-            path = self._path(number, name)
-            try:
-                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as e:
-                raise DataError(f"cannot read '{path}': {e}", hint="preprocess again") from e
-            expected = (self._manifest.shards[number], *self._shapes[name])
-            if arrays[name].shape != expected or arrays[name].dtype != dtype:
-                raise DataError(
-                    f"'{path}' has {arrays[name].shape} of {arrays[name].dtype}, {MANIFEST} says {expected} "
-                    f"of {dtype}"
-                )
-        return arrays
+        return _shard(self._folder, self._manifest, number)
 
 
-def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    sizes, side = manifest.sizes, manifest.image_size // 8
-    latents = (sizes.latent_channels, side, side)
-    text = (manifest.text_length, sizes.text_dim)
-    return dict(zip(TENSORS, (latents, latents, text, (sizes.pooled_dim,)), strict=True))
+def check_folder(folder: Path, manifest: Manifest) -> None:
+    """:raises DataError: when the files are not those that the manifest says."""
+    _texts(folder, manifest)
+    for number in range(len(manifest.shards)):
+        _shard(folder, manifest, number)
+    if extra := sorted(folder.glob(f"{len(manifest.shards):05}-*.npy")):
+        raise DataError(
+            f"'{folder}' has '{extra[0].name}', and {MANIFEST} says {len(manifest.shards):,} shards",
+            hint="preprocess again",
+        )
+
+
+def _shard(folder: Path, manifest: Manifest, number: int) -> dict[str, npt.NDArray[Any]]:
+    dtype = {"float32": np.float32, "bfloat16": np.uint16}[manifest.precision]
+    count = manifest.shards[number]
+    return {
+        name: _read(folder / f"{number:05}-{name}.npy", (count, *shape), dtype)
+        for name, shape in manifest.shapes().items()
+    }
 
 
 def build(section: Any, path: str | None) -> EncodedImages:
-    check(section, path)
+    check(section, path, here=False)
     return EncodedImages(Path(path or section.encoded), section)
 
 
@@ -285,4 +274,5 @@ def check(section: Any, path: str | None, *, here: bool = True) -> None:
             hint="dataset_path names another one of the same encoders, for validation",
         )
     if here:
-        fitting_manifest(Path(path or section.encoded), section)
+        folder = Path(path or section.encoded)
+        check_folder(folder, fitting_manifest(folder, section))

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 from hekaton.errors import ConfigError
-from hekaton_flux.encoded import StoredEncodings, fitting_manifest
+from hekaton_flux.encoded import StoredEncodings
 from hekaton_flux.encoders import FrozenEncoders, TrialEncoders
 from hekaton_flux.pretrained import PretrainedEncoders, check_folder
 from hekaton_flux.settings import FlowMatchingSection
@@ -37,12 +37,12 @@ def frozen_encoders(section: FlowMatchingSection) -> FrozenEncoders:
 
 
 def check_encoders(section: FlowMatchingSection) -> None:
-    """What can be said without opening them.
+    """What can be said without opening models.
 
-    :raises HekatonError: for a folder that is not there, or was not written to its end.
+    :raises HekatonError: for a folder that is not there, was not written to its end, or is damaged.
     """
     if section.encoded:
-        fitting_manifest(Path(section.encoded), section)
+        StoredEncodings(Path(section.encoded), section)
     elif _named(section):
         for field in FIELDS:
             check_folder(field, getattr(section, field))

@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from hekaton_flux.images import Floats, Pixels
+
+_Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,10 @@ class EncoderSizes:
     """:param latent_channels: of the autoencoder; a patch of the model has four times as many.
     :param text_dim: of the states of a text, and ``pooled_dim`` of its pooled encoding."""
 
-    latent_channels: int
-    text_dim: int
-    pooled_dim: int
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # where they are read from a file
+    latent_channels: _Size
+    text_dim: _Size
+    pooled_dim: _Size
 
 
 class FrozenEncoders(Protocol):

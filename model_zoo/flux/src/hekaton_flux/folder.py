@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 from hekaton_flux.decoding import SUFFIXES, check_captions
 from hekaton_flux.images import StoredImage
+from hekaton_flux.left_out import (
+    NO_IMAGE,
+    OTHER_KINDS,
+    LeftOut,
+    is_of_other_kind,
+    links_to_folders,
+    say_left_out,
+)
 
 METADATA = "metadata.jsonl"
 
@@ -26,6 +35,7 @@ class ImageFolder:
         check_captions(
             [_named(folder, path) for path in images if path not in self._captions], max_bad, what=str(folder)
         )
+        say_left_out(_left_out(folder, images), what=str(folder))
         self._folder = folder
         self._images: list[KnownFile] = [known_file(path) for path in images if path in self._captions]
         self.fingerprint = fingerprint(
@@ -63,17 +73,32 @@ def listed(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     )
     if not images:
         hint = 'training.dataset = "webdataset" reads its .tar files' if any(folder.rglob("*.tar")) else ""
-        raise DataError(f"there is no image ({', '.join(SUFFIXES)}) in '{folder}'", hint=hint)
+        other = next(_left_out(folder, []), None)
+        beside = f": it has {other[0]} ({other[1]})" if other else ""
+        raise DataError(f"there is no image ({', '.join(SUFFIXES)}) in '{folder}'{beside}", hint=hint)
     captions: dict[Path, str] = {}
     for path in sorted(folder.rglob(METADATA)):
         _add_captions_in(path, captions)
     if lost := sorted(captions.keys() - set(images)):
-        raise DataError(f"'{lost[0]}' has a caption in {METADATA}, and is not there")
+        how = f"is none of {', '.join(SUFFIXES)}" if lost[0].is_file() else "is not there"
+        raise DataError(f"'{lost[0]}' has a caption in {METADATA}, and {how}")
     for path in images:
         beside = path.with_suffix(".txt")
         if path not in captions and beside.is_file():
             captions[path] = _text(beside).strip()
     return images, captions
+
+
+def _left_out(folder: Path, images: Sequence[Path]) -> Iterator[LeftOut]:
+    """What a folder has beside these images, and could have been meant as one or as a caption."""
+    yield from links_to_folders(folder)
+    files = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    others = [path for path in files if is_of_other_kind(path.name)]
+    yield from ((OTHER_KINDS, _named(folder, path)) for path in others)
+    named = {path.with_suffix(".txt") for path in (*images, *others)}
+    yield from (
+        (NO_IMAGE, _named(folder, path)) for path in files if path.suffix == ".txt" and path not in named
+    )
 
 
 def _text(path: Path) -> str:

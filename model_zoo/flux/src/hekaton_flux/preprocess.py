@@ -115,6 +115,7 @@ def _write_images(
     from hekaton.sources import open_dataset
     from hekaton_flux import encoded
     from hekaton_flux.encoder_choice import frozen_encoders
+    from hekaton_flux.manifest import Manifest, write_manifest
     from hekaton_flux.pretrained import PretrainedEncoders
     from hekaton_flux.rows import ImageEncoder
     from hekaton_flux.shared_out import shard
@@ -144,9 +145,9 @@ def _write_images(
     of_texts = [encoders.text(text) for text in texts]
     if process.rank == 0:
         encoded.write_texts(folder, of_texts)
-        encoded.write_manifest(
+        write_manifest(
             folder,
-            encoded.Manifest(
+            Manifest(
                 encoders=encoders.fingerprint, sizes=encoders.sizes, image_size=section.image_size,
                 text_length=section.text_length, precision=precision, shards=tuple(shards), texts=texts,
             ),

@@ -8,8 +8,10 @@ import contextlib
 import itertools
 import json
 import os
+import posixpath
 import tarfile
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,18 @@ from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 from hekaton_flux.decoding import SUFFIXES, check_captions
 from hekaton_flux.images import StoredImage
+from hekaton_flux.left_out import (
+    COMPRESSED,
+    LINKS,
+    NO_IMAGE,
+    OTHER_KINDS,
+    SECOND_DOT,
+    SECOND_IMAGE,
+    LeftOut,
+    is_of_other_kind,
+    links_to_folders,
+    say_left_out,
+)
 
 _BLOCK = 512
 _CAPTIONS = (".txt", ".json")
@@ -38,12 +52,18 @@ class Shards:
         self._files: list[KnownFile] = [known_file(path) for path in shards_in(folder)]
         self._samples: list[Integers] = []
         missing: list[str] = []
+        left_out = list(_left_out_beside(folder))
         for file in self._files:
-            members = _index(file)
+            members, left = _index(file)
+            left_out += [(reason, f"{file.path.name}: {name}") for reason, name in left]
             captioned = members[:, 2] >= 0
             missing += [_name(file.path, int(begin)) for begin in members[~captioned, 0]]
             self._samples.append(members[captioned])
         check_captions(missing, max_bad, what=str(folder))
+        if not any(map(len, self._samples)) and not missing:
+            beside = f": it has {left_out[0][0]} ({left_out[0][1]})" if left_out else ""
+            raise DataError(f"there is no image ({', '.join(SUFFIXES)}) in '{folder}'{beside}")
+        say_left_out(left_out, what=str(folder))
         self._ends = list(itertools.accumulate(map(len, self._samples)))
         self.fingerprint = fingerprint("shards 1", *(file.content for file in self._files))
 
@@ -100,52 +120,96 @@ def _other_kind(path: Path) -> str:
     return ""
 
 
-def _index(file: KnownFile) -> Integers:
+def _index(file: KnownFile) -> tuple[Integers, list[LeftOut]]:
     """The samples of a tar file: (n, 5), where the image begins and its bytes, where the caption begins, -1
-    without one, its bytes, and whether it is in a JSON object."""
-    kept = cache_folder() / "shards" / f"{file.content}-2.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        found: Integers = np.load(kept, allow_pickle=False)
-        if found.dtype == np.int64 and found.shape[1:] == (5,):
-            return found
-    found = _scan(file.path)
+    without one, its bytes, and whether it is in a JSON object. Beside them the members that are left out."""
+    kept = cache_folder() / "shards" / f"{file.content}-3.npz"
+    with (
+        contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile),
+        np.load(kept, allow_pickle=False) as found,
+    ):
+        samples: Integers = found["samples"]
+        left = found["left_out"]
+        if samples.dtype == np.int64 and samples.shape[1:] == (5,) and left.shape[1:] == (2,):
+            return samples, [(str(reason), str(name)) for reason, name in left]
+    samples, left_out = _scan(file.path)
     with contextlib.suppress(OSError):  # it is made anew next time
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_name(f"{kept.name}.unfinished-{os.getpid()}")
         with unfinished.open("wb") as opened:
-            np.save(opened, found)
+            np.savez(opened, samples=samples, left_out=np.array(left_out, np.str_).reshape(-1, 2))
         unfinished.replace(kept)
         remove_unused(kept.parent)
-    return found
+    return samples, left_out
 
 
-def _scan(path: Path) -> Integers:
+def _scan(path: Path) -> tuple[Integers, list[LeftOut]]:
     """:raises DataError: for a file that is no tar file, cut short or damaged."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    places: dict[str, tuple[int, int]] = {}
+    left_out: list[LeftOut] = []
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                end = member.offset_data
-                if not member.isfile():
-                    continue
-                end += -(-member.size // _BLOCK) * _BLOCK
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                parts, kind = samples.setdefault(f"{folder}/{stem}", {}), f"{dot}{suffix.lower()}"
-                if kind in parts and kind in (*SUFFIXES, *_CAPTIONS):
-                    raise DataError(
-                        f"'{path}' has '{member.name}' twice",
-                        hint="pack it again, each file with its own name",
-                    )
-                parts[kind] = (member.offset_data, member.size)
                 tar.members = []  # or it would keep every header
+                whole = posixpath.normpath(member.name)
+                end = member.offset_data
+                if member.issparse():
+                    raise DataError(
+                        f"'{path}' has '{member.name}' with holes, which is not read",
+                        hint="pack it again without --sparse",
+                    )
+                if member.isfile():
+                    end += -(-member.size // _BLOCK) * _BLOCK
+                    place = member.offset_data, member.size
+                    places[whole] = place
+                elif member.islnk() and posixpath.normpath(member.linkname) in places:
+                    place = places[posixpath.normpath(member.linkname)]
+                else:
+                    if not member.isdir():
+                        left_out.append((LINKS, member.name))
+                    continue
+                folder, _, name = whole.rpartition("/")
+                stem, dot, suffix = name.partition(".")
+                parts, kind = samples.setdefault((folder, stem), {}), f"{dot}{suffix}"
+                if kind.lower() in (*SUFFIXES, *_CAPTIONS):
+                    kind = kind.lower()
+                    if kind in parts:
+                        raise DataError(
+                            f"'{path}' has '{member.name}' twice",
+                            hint="pack it again, each file with its own name",
+                        )
+                parts[kind] = place
     except (tarfile.TarError, OSError, ValueError) as e:
         raise DataError(f"'{path}' is no whole tar file: {e}", hint=_again) from e
     with path.open("rb") as opened:
         _check_end(path, opened, end)
         lines = [line for parts in samples.values() if (line := _line(parts, opened)) is not None]
-    return np.array(lines, np.int64).reshape(-1, 5)
+    for (folder, stem), parts in samples.items():
+        left_out += [(reason, posixpath.join(folder, stem + kind)) for reason, kind in _left_out(parts)]
+    return np.array(lines, np.int64).reshape(-1, 5), left_out
+
+
+def _left_out_beside(folder: Path) -> Iterator[LeftOut]:
+    """What a folder has beside its tar files, and could have been meant as such."""
+    yield from links_to_folders(folder)
+    for path in sorted(folder.rglob("*.tar.*")):
+        yield COMPRESSED, path.relative_to(folder).as_posix()
+
+
+def _left_out(kinds: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What a sample has and is not read, and could have been meant as an image or its caption."""
+    images = [kind for kind in SUFFIXES if kind in kinds]
+    others = [
+        (OTHER_KINDS if is_of_other_kind(f"x{kind}") else SECOND_DOT, kind)
+        for kind in kinds
+        if is_of_other_kind(f"x{kind}") or (kind not in SUFFIXES and kind.lower().endswith(SUFFIXES))
+    ]
+    yield from others
+    yield from ((SECOND_IMAGE, kind) for kind in images[1:])
+    if not images and not others:
+        yield from ((NO_IMAGE, kind) for kind in _CAPTIONS if kind in kinds)
 
 
 _again = "copy or download it again"

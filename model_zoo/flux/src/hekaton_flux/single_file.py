@@ -37,12 +37,13 @@ class SingleFile:
     def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:
         """One file, for which all tensors are held in memory.
 
-        :raises CheckpointError: when the disk refuses.
+        :raises CheckpointError: for a model that its tensors alone do not tell, and when the disk refuses.
         """
-        if options.rank != 0:
-            return
         config = read_config(weights.config)
         what = str(folder)
+        _check_tells(config)
+        if options.rank != 0:
+            return
         there = single_file_table(config).to_hf(table(config).from_hf(weights.tensors, what=what), what=what)
         try:
             save_file({name: tensor.read().contiguous() for name, tensor in there.items()}, folder / NAME)
@@ -65,6 +66,17 @@ def config_of(shapes: dict[str, tuple[int, ...]]) -> FluxConfig:
         text_dim=shapes["txt_in.weight"][1], pooled_dim=shapes["vector_in.in_layer.weight"][1],
         guidance="guidance_in.in_layer.weight" in shapes,
     )  # fmt: skip
+
+
+def _check_tells(config: FluxConfig) -> None:
+    """:raises CheckpointError: for a model of which the file would not be read back as what it is."""
+    told = (config.head_dim // 8, config.head_dim * 7 // 16, config.head_dim * 7 // 16)
+    if config.axes != told:
+        raise CheckpointError(
+            f"the single file of FLUX.1 cannot say axes = {list(config.axes)}: they are taken to be 1, 3.5 "
+            f"and 3.5 eighths of the {config.head_dim} channels of a head",
+            hint="hekaton convert to-hf writes them into config.json",
+        )
 
 
 def _transformer_in(folder: Path) -> dict[str, LazyTensor]:
