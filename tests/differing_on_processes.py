@@ -31,6 +31,22 @@ def fewer_devices() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def other_settings() -> Iterator[None]:
+    """An attention kernel is switched off in this process, and denormal numbers are zero."""
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+        torch.set_flush_denormal(False)
+
+
+OF_SECOND = {"fewer devices": fewer_devices, "settings": other_settings}
+"""What the second rank has of its own beside flags and files."""
+
+
+@contextlib.contextmanager
 def noted(file: Path) -> Iterator[None]:
     """Write a file when this process says that it waits for others, having failed."""
     say = arrival.say_it_waits
@@ -64,8 +80,8 @@ def run(folder: str, cases: dict[str, list[list[str]]], ports: list[int]) -> Non
         waits = Path(folder, f"{name} waits")
         if LATE.get(name) == RANK:
             wait_for(waits)
-        fewer = fewer_devices() if name == "fewer devices" and RANK == 1 else contextlib.nullcontext()
-        with contextlib.redirect_stderr(console), fewer, noted(waits):
+        own = OF_SECOND.get(name, contextlib.nullcontext) if RANK == 1 else contextlib.nullcontext
+        with contextlib.redirect_stderr(console), own(), noted(waits):
             status = main(["train", str(Path(folder) / "run.toml"), *flags[RANK]])
         said[name] = [status, console.getvalue()]
         Path(folder, f"said-{RANK}.json").write_text(json.dumps(said))

@@ -95,6 +95,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
             for name in ("data", "template")
         ],
         "fewer devices": [[*data], [*data]],
+        "settings": [[*data], [*data]],
         "no such model": [[*data], [*data, "--model.name", "lama3"]],
         "no such model on the first": [[*data, "--model.name", "lama3"], [*data]],
         "no data": [[*data], ["--training.dataset_path", str(folder / "nothing")]],
@@ -150,6 +151,14 @@ def test_a_difference_in_a_data_file_is_reported(said):
     assert f"\n  training data: c.txt: not there on rank 0 ({HOST}), 34 bytes, " in error
     assert "b.txt" not in error, "that file is the same"
     assert "\n  give all machines the same files: training.dataset_path" in error
+
+
+def test_other_settings_of_torch_are_reported(said):
+    error = error_of(said, "settings")
+    setting = "torch.backends.cuda.flash_sdp_enabled()"
+    assert f"\n  {setting}: true on rank 0 ({HOST}), false on rank 1 ({HOST})\n" in error
+    assert f"\n  denormal numbers are: kept on rank 0 ({HOST}), zero on rank 1 ({HOST})\n" in error
+    assert "default_dtype" not in error, "that is the same"
 
 
 def test_a_different_tokenizer_file_is_reported(said):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from hekaton.config import load
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError
-from hekaton.identity import code, handshake, together
+from hekaton.identity import code, handshake, subjects, together
 from hekaton.identity.handshake import agree
 from hekaton.identity.subjects import Subject, of_start
 
@@ -72,6 +72,8 @@ def run(folder: str) -> None:
         logged.lines.clear()
         said["machines"] = [told(compared()), logged.lines.copy() if on(0) else []]
 
+    with patch.object(subjects, "MULTIPLIED", (64, 128 if on(2) else 512)):
+        said["products"] = told(compared())
     with patch.object(torch, "get_num_threads", lambda: 2 if on(3) else 1):
         said["threads"] = told(compared())
     with patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2" if on(1) else "AVX512"):

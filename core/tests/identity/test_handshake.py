@@ -116,6 +116,14 @@ def test_processors_that_draw_other_random_numbers_are_reported(said: dict[str, 
     assert cure == f"  {PROCESSOR}"
 
 
+def test_processors_that_multiply_otherwise_are_reported(said: dict[str, Any]) -> None:
+    _, line, cure = said["products"].split("\n")
+    assert line.startswith("  products of the processor: ")
+    assert " on ranks 0-1, 3, " in line
+    assert line.endswith(" on rank 2 (b)")
+    assert cure == f"  {PROCESSOR}"
+
+
 def test_locale_and_hash_seed_are_not_compared(said: dict[str, Any]) -> None:
     assert said["locale"] == ""
 

@@ -13,7 +13,7 @@ from hekaton.contributions import IdentitySubject
 from hekaton.data import KnownFiles
 from hekaton.errors import PluginError
 from hekaton.identity import code
-from hekaton.identity.subjects import INSTALL, Subject, digest_of
+from hekaton.identity.subjects import INSTALL, Subject, digest_of, of_torch
 from hekaton.identity.values import model_values, plain
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def of_run(
             optional=True,
         ),
         Subject(name="model", values=model_values(assembled.meta.config)),
+        of_torch(),
         Subject(
             name="what plugins compare",
             values=contributed_values(assembled.config, assembled.plugins),

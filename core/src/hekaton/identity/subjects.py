@@ -17,12 +17,15 @@ from hekaton.data.identity import fingerprint, sample
 from hekaton.environment import launched
 from hekaton.identity import code
 from hekaton.identity.values import Values, common_values, plain
+from hekaton.identity.variables import settings_of_torch
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig
     from hekaton.plugins import Plugins
 
 
+MULTIPLIED = (64, 512)
+"""Rows and columns of a matrix that is multiplied: with fewer, some processors add in the same order."""
 DRAWN = 256
 """Random numbers of each kind that are compared; torch draws 16 and more at once."""
 READ_WHOLE = 2**24
@@ -88,6 +91,7 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             values=device_values(device),
             cure="start all processes on the same kind of device, or choose one: CUDA_VISIBLE_DEVICES",
         ),
+        of_torch(),
         Subject(
             name="processor",
             values=processor_values(device),
@@ -109,6 +113,15 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             "checkpoint.initial_load_path",
         ),
     ]
+
+
+def of_torch() -> Subject:
+    """What is set of torch, which what is imported later can change again."""
+    return Subject(
+        name="settings of torch",
+        values=settings_of_torch(),
+        cure="let nothing set them on some machines alone: sitecustomize.py, .pth files, libraries",
+    )
 
 
 def device_values(device: torch.device) -> dict[str, Any]:
@@ -147,10 +160,24 @@ def processor_values(device: torch.device) -> dict[str, Any]:
     values = {"random numbers of the processor": drawn.hexdigest()}
     if device.type != "cpu":
         return values
+    products = xxhash.xxh3_64()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        products.update(_rounding_errors(dtype, generator).view(torch.uint8).numpy().tobytes())
     return values | {
+        "products of the processor": products.hexdigest(),
         "instructions of the processor": torch.backends.cpu.get_cpu_capability(),
         "threads of the process": torch.get_num_threads(),
     }
+
+
+def _rounding_errors(dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """A product that would be 0: its terms are numbers and their opposites, in any order. What is left of
+    them shows in which order and precision they were added, which a sum rounded to bfloat16 hides."""
+    rows, columns = MULTIPLIED
+    drawn = torch.empty(2, rows, columns // 2, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+    first, second = drawn[0].to(dtype), drawn[1].T.contiguous().to(dtype)
+    order = torch.randperm(columns, generator=generator)
+    return torch.cat([first, -first], dim=1)[:, order] @ torch.cat([second, second])[order]
 
 
 def machine_values(device: torch.device) -> dict[str, Any]:
