@@ -108,17 +108,15 @@ def test_processors_that_compute_otherwise_are_reported(said: dict[str, Any]) ->
     )
 
 
-def test_processors_that_draw_other_random_numbers_are_reported(said: dict[str, Any]) -> None:
-    _, line, cure = said["draws"].split("\n")
-    assert line.startswith("  random numbers of the processor: ")
-    assert " on ranks 0-1, 3, " in line
-    assert line.endswith(" on rank 2 (b)")
-    assert cure == f"  {PROCESSOR}"
-
-
-def test_processors_that_multiply_otherwise_are_reported(said: dict[str, Any]) -> None:
-    _, line, cure = said["products"].split("\n")
-    assert line.startswith("  products of the processor: ")
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [("draws", "random numbers of the processor"), ("products", "products of the processor")],
+)
+def test_processors_that_draw_or_multiply_otherwise_are_reported(
+    said: dict[str, Any], case: str, what: str
+) -> None:
+    _, line, cure = said[case].split("\n")
+    assert line.startswith(f"  {what}: ")
     assert " on ranks 0-1, 3, " in line
     assert line.endswith(" on rank 2 (b)")
     assert cure == f"  {PROCESSOR}"
