@@ -15,7 +15,7 @@ if ! python3 -c 'import hekaton, hekaton_deepseek_v3, hekaton_eval, hekaton_floa
 import build, diffusers, hypothesis, importlinter, jsonschema, lm_eval, matplotlib, mkdocs, mypy, peft, pytest, pytest_timeout, ruff, torchao, transformers, xdist' 2>/dev/null; then
     if [ requirements.txt -nt .venv/.ready-dev ] || [ requirements-dev.txt -nt .venv/.ready-dev ]; then
         echo "setting up .venv" >&2
-        python3 -m venv .venv
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv
         .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements.txt)"
         .venv/bin/python -m pip install --quiet -r requirements-dev.txt
         touch .venv/.ready .venv/.ready-dev

@@ -14,7 +14,8 @@ if ! python3 -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("hek
     python=$here/.venv/bin/python
     if [ "$here/requirements.txt" -nt "$here/.venv/.ready" ]; then
         echo "setting up $here/.venv" >&2
-        python3 -m venv "$here/.venv"
+        # The environment that is there stays that of its Python, whichever is the first one now.
+        "$python" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$here/.venv"
         (cd "$here" && "$python" -m pip install --quiet -r requirements.txt)
         touch "$here/.venv/.ready"
     fi
