@@ -46,5 +46,6 @@ def make_evaluations(assembled: Assembled) -> Evaluations:
         path = plugins.section_of(contributed.record)
         section = config.section(path) if path else None
         if section is not None and section != type(section)():
-            evaluations[name] = assembled.build(Evaluation, name, assembled)
+            with generators_kept():
+                evaluations[name] = assembled.build(Evaluation, name, assembled)
     return Evaluations(evaluations)

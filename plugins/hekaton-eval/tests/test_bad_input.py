@@ -79,6 +79,14 @@ def test_data_that_cannot_be_had_is_told_at_once(capsys, monkeypatch, few_tasks)
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_results_that_cannot_be_written_are_told_before_anything_is_computed(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        message = said(capsys, "--checkpoint", "outputs", "--tasks", "a", "--out", str(tmp_path / out))
+        assert f"cannot write to '{tmp_path / out}'" in message
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_task_file_without_its_data_or_that_is_none(tmp_path):
     with pytest.raises(hekaton.HekatonError, match=r"there is no task file 'nowhere\.yaml'"):
         load_tasks(["nowhere.yaml"])

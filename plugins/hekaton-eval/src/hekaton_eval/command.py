@@ -73,6 +73,7 @@ def run(arguments: list[str]) -> int:
     from hekaton.environment import launched
     from hekaton.metrics import set_up_logging
     from hekaton_eval.backend import batch_rows
+    from hekaton_eval.generation import given as given_arguments
     from hekaton_eval.tasks import load_tasks
 
     place = launched()
@@ -87,6 +88,7 @@ def run(arguments: list[str]) -> int:
             include=given.include_path,
             num_fewshot=given.num_fewshot,
             trust_code=given.trust_task_code,
+            generation=None if given.gen_kwargs is None else given_arguments(given.gen_kwargs),
         )
     results = _evaluated(given, parallelism, plugins, tasks, batch_size)
     if results is not None:
@@ -165,6 +167,7 @@ def _evaluated(
     from hekaton.memory import out_of_memory_is_said
     from hekaton_eval.backend import ScoringLM, of_model
     from hekaton_eval.opened import opened
+    from hekaton_eval.tasks import tasks_are_asked
 
     how = "choose a smaller --batch_size, or cut the model among processes"
     with (
@@ -186,27 +189,27 @@ def _evaluated(
             quiet=not sys.stderr.isatty(),
             **of_model(loaded, max_length=given.max_length),
         )
-        results: Any = simple_evaluate(
-            model=model,
-            tasks=list(tasks["tasks"].values()) if not tasks["groups"] else _top(tasks),
-            num_fewshot=given.num_fewshot,
-            limit=given.limit,
-            log_samples=given.log_samples,
-            apply_chat_template=given.apply_chat_template,
-            fewshot_as_multiturn=given.apply_chat_template,
-            system_instruction=given.system_instruction,
-            gen_kwargs=given.gen_kwargs,
-            fewshot_random_seed=given.seed,
-            task_manager=TaskManager(
-                include_defaults=False
-            ),  # the tasks are loaded; else all YAML is read again
-        )
+        with tasks_are_asked():
+            results: Any = simple_evaluate(
+                model=model,
+                tasks=list(tasks["tasks"].values()) if not tasks["groups"] else _top(tasks),
+                num_fewshot=given.num_fewshot,
+                limit=given.limit,
+                log_samples=given.log_samples,
+                apply_chat_template=given.apply_chat_template,
+                fewshot_as_multiturn=given.apply_chat_template,
+                system_instruction=given.system_instruction,
+                fewshot_random_seed=given.seed,
+                # The tasks are loaded; else all YAML is read again.
+                task_manager=TaskManager(include_defaults=False),
+            )
     if results is not None:
         results["config"] |= {
             "model": "hekaton",
             "model_args": {"checkpoint": given.checkpoint or given.hf, "parallelism": parallelism},
             "model_source": loaded.source,
             "batch_size": batch_size or "auto",
+            "gen_kwargs": given.gen_kwargs,
             "device": str(forward.device),
         }
     return results

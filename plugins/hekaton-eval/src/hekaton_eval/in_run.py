@@ -13,7 +13,7 @@ from hekaton.errors import ConfigError
 from hekaton.scoring.forward import LayoutForward
 from hekaton_eval.backend import ScoringLM
 from hekaton_eval.sections import EvaluationSection, TasksEntry
-from hekaton_eval.tasks import load_tasks
+from hekaton_eval.tasks import load_tasks, tasks_are_asked
 
 SEED = 1234
 """Of the examples before a question, as ``lm_eval`` has it by default."""
@@ -53,6 +53,25 @@ class TasksInRun:
         self._due: list[int] = []
         for entry, tasks in zip(section.tasks, self._tasks, strict=True):
             self._model.check(tasks["tasks"], chats=entry.apply_chat_template)
+            self._ask_once(entry, tasks["tasks"])
+
+    def _ask_once(self, entry: TasksEntry, tasks: Mapping[str, Any]) -> None:
+        """Make the questions, of which one that cannot be made would end the run at its first evaluation.
+
+        :raises ConfigError: for a document that lacks what its task names.
+        """
+        chats = entry.apply_chat_template
+        with tasks_are_asked():
+            for task in tasks.values():
+                task.set_fewshot_seed(seed=SEED)
+                task.build_all_requests(
+                    limit=entry.limit,
+                    rank=0,
+                    world_size=1,
+                    apply_chat_template=chats,
+                    fewshot_as_multiturn=chats,
+                    chat_template=self._model.apply_chat_template if chats else None,
+                )
 
     def due(self, step: int) -> bool:
         self._due = [
@@ -75,15 +94,16 @@ class TasksInRun:
         try:
             for task in tasks["tasks"].values():
                 task.set_fewshot_seed(seed=SEED)
-            found = evaluate(
-                lm=self._model,
-                task_dict=tasks,
-                limit=entry.limit,
-                bootstrap_iters=0,
-                log_samples=False,
-                apply_chat_template=entry.apply_chat_template,
-                fewshot_as_multiturn=entry.apply_chat_template,
-            )
+            with tasks_are_asked():
+                found = evaluate(
+                    lm=self._model,
+                    task_dict=tasks,
+                    limit=entry.limit,
+                    bootstrap_iters=0,
+                    log_samples=False,
+                    apply_chat_template=entry.apply_chat_template,
+                    fewshot_as_multiturn=entry.apply_chat_template,
+                )
         finally:
             harness.setLevel(level)
         return numbers_of(found)

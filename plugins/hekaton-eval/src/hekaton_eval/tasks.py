@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import socket
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from urllib.parse import urlsplit
 from lm_eval.tasks import TaskManager
 
 from hekaton.errors import ConfigError, DataError, HekatonError
-from hekaton_eval.generation import wanted
+from hekaton_eval.generation import check_in_effect, wanted
 from hekaton_eval.task_code import read_as_data
+from hekaton_eval.task_files import ENDINGS, add_group, content, is_group, is_local, named
 
 SECONDS = 3.0
 """To reach the Hub before it counts as out of reach: its own client tries for minutes."""
-FILES = (".yaml", ".yml")
 
 
 def load_tasks(
@@ -28,6 +29,7 @@ def load_tasks(
     include: Sequence[str] = (),
     num_fewshot: int | None = None,
     trust_code: bool = False,
+    generation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Load tasks, as :func:`lm_eval.evaluator.evaluate` takes them.
 
@@ -36,24 +38,28 @@ def load_tasks(
     :param include: folders with more tasks.
     :param num_fewshot: examples before each question, of tasks that do not fix it at 0.
     :param trust_code: run Python functions and programs that task files name.
+    :param generation: counts more than the ``generation_kwargs`` of tasks that generate text.
     :raises ConfigError: for a name that there is not, with the nearest; a file that is no task, or that names
-        code; and more examples than there are.
+        code; more examples than there are; and arguments of generation that have no effect.
     :raises DataError: for data that is neither here nor can be had.
     """
     if not names:
         raise ConfigError("no task is named", hint="say --tasks NAME,NAME")
-    files = [name for name in names if name.endswith(FILES)]
+    files = [name for name in names if name.endswith(ENDINGS)]
     for folder in include:
         if not Path(folder).is_dir():
             raise ConfigError(f"there is no folder '{folder}' with tasks")
-    manager = TaskManager(
-        include_path=[str(Path(one).resolve()) for one in include] or None,
-        include_defaults=len(files) < len(names),
-    )
-    specs = [one for name in names if not name.endswith(FILES) for one in _named(name, manager)]
+    with _errors_said(", ".join(files)):
+        read = [content(Path(one)) for one in files]
+    folders = [str(Path(one).resolve()) for one in include] or None
+    manager = TaskManager(include_path=folders, include_defaults=len(files) < len(names))
+    if any(name not in manager.task_index for one in read for name in named(one)):
+        manager = TaskManager(include_path=folders)
+    specs = [one for name in names if not name.endswith(ENDINGS) for one in _named(name, manager)]
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     sources: dict[str, str] = {}
-    with read_as_data(trusted=trust_code), _unreachable_at_once() if specs else contextlib.nullcontext():
+    asks_hub = bool(specs) or not all(map(is_local, read))
+    with read_as_data(trusted=trust_code), _unreachable_at_once() if asks_hub else contextlib.nullcontext():
         for spec in dict.fromkeys([*specs, *files]):
             for kind, found in _load(spec, manager).items():
                 if kind == "tasks":
@@ -62,6 +68,8 @@ def load_tasks(
     if not loaded["tasks"]:
         raise ConfigError(f"there is no task in '{', '.join(names)}'", hint="a group names its tasks")
     for name, task in loaded["tasks"].items():
+        if generation and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value=dict(generation), update=True)
         _check_asked(name, task)
         fixed = task.get_config("num_fewshot")
         if num_fewshot is not None and fixed != 0:
@@ -69,6 +77,8 @@ def load_tasks(
         elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
         _check_examples(name, task)
+    if generation:
+        check_in_effect(generation, loaded["tasks"])
     return loaded
 
 
@@ -79,7 +89,7 @@ def _check_names(
     :raises ConfigError: for a file whose task has the name of another one: its results would replace them.
     """
     for name in found:
-        if name in before and spec.endswith(FILES):
+        if name in before and spec.endswith(ENDINGS):
             raise ConfigError(
                 f"'{sources[name]}' and '{spec}' both have a task '{name}'", hint="give one another name"
             )
@@ -88,6 +98,13 @@ def _check_names(
 
 def _check_asked(name: str, task: Any) -> None:
     """:raises ConfigError: for a task that nothing can be asked by, or that measures nothing."""
+    if getattr(task, "MULTIMODAL", False):
+        raise ConfigError(f"task '{name}' shows images or sounds: it cannot be asked of a model of text")
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ConfigError(
+            f"task '{name}' runs the programs that the model writes",
+            hint="on a machine made for that: python -m hekaton_eval --confirm_run_unsafe_code",
+        )
     if task.get_config("output_type") == "generate_until":
         try:
             wanted(task.get_config("generation_kwargs") or {}, most=1)
@@ -126,11 +143,9 @@ def _named(name: str, manager: TaskManager) -> list[str]:
 
 def _load(spec: str, manager: TaskManager) -> dict[str, Any]:
     """:raises HekatonError: for what the harness and its libraries say in many ways."""
-    if not spec.endswith(FILES):
+    if not spec.endswith(ENDINGS):
         return _built(spec, spec, manager)
     file = Path(spec)
-    if not file.is_file():
-        raise ConfigError(f"there is no task file '{spec}'")
     try:
         with contextlib.chdir(file.resolve().parent):
             return _built(file.name, spec, manager)
@@ -140,12 +155,28 @@ def _load(spec: str, manager: TaskManager) -> dict[str, Any]:
 
 
 def _built(spec: str, name: str, manager: TaskManager) -> dict[str, Any]:
-    try:
+    with _errors_said(name):
+        if spec.endswith(ENDINGS) and is_group(config := content(Path(spec))):
+            spec = add_group(config, Path(spec), manager)
         return dict(manager.load([spec]))
+
+
+@contextlib.contextmanager
+def _errors_said(name: str) -> Iterator[None]:
+    """:raises HekatonError: for what the harness, its libraries and a task's own code raise."""
+    try:
+        yield
     except HekatonError:
         raise
+    except StopIteration as error:
+        raise DataError(f"the data of task '{name}' has no question: a file of it is empty") from error
+    except KeyError as error:
+        raise ConfigError(
+            f"task '{name}' cannot be loaded: its data has no split or column {error}"
+        ) from error
     except Exception as error:  # of yaml, jinja2, datasets, huggingface_hub, requests, the task's own code
-        said = str(error).strip().splitlines()[0] if str(error).strip() else "the harness says no more"
+        cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+        said = first_line(cause or error)
         if (
             (isinstance(error, OSError) and not _is_of_yaml(error))
             or "offline" in said.lower()
@@ -158,9 +189,34 @@ def _built(spec: str, name: str, manager: TaskManager) -> dict[str, Any]:
         raise ConfigError(f"task '{name}' cannot be loaded: {type(error).__name__}: {said}") from error
 
 
+@contextlib.contextmanager
+def tasks_are_asked() -> Iterator[None]:
+    """While the harness makes questions of documents, and numbers of answers.
+
+    :raises ConfigError: for what it, or a task's own code, raises; errors of the model stay as they are.
+    """
+    try:
+        yield
+    except HekatonError:
+        raise
+    except Exception as error:
+        where = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if "hekaton_eval.backend" in where:
+            raise
+        raise ConfigError(
+            f"tasks cannot be asked, or their answers judged: {type(error).__name__}: {first_line(error)}",
+            hint="a document of a task may lack what its file names",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else "the harness says no more"
+
+
 def _is_of_yaml(error: OSError) -> bool:
     """Whether a file that a task includes is not there, not one of its data."""
-    return str(error.filename or "").endswith(FILES)
+    return str(error.filename or "").endswith(ENDINGS)
 
 
 @contextlib.contextmanager
