@@ -2,10 +2,14 @@
 
     python benchmarks/corpus.py [--repeats 7] [--rows 8]
 
-The gather takes random rows from the same memory map, as int64, which is what a model is given; the loader
-gives labels and positions as well, three times as many bytes. Sides take turns and are timed by their
-processor time; medians are printed. The large corpus has ten million documents and 100 GB of ids, made
-sparse; it is hashed once before its first batch is timed, as at the first start of a run.
+The gather takes random rows from the same memory map, and gives what a model is given: the tokens and the
+labels of each row, int64. The loader's rows are of documents in random order; with ``concat`` it gives the
+same two tensors, and else positions within documents as well, half as many bytes again. A gather of the
+tokens alone is shown beside it. Sides take turns and are timed by their processor time; medians are printed.
+Each corpus of a mixture has files of its own. A large array is freed beforehand, so that malloc keeps its
+memory from then on, as in a process that trains; page faults of either side would be measured otherwise.
+The large corpus has ten million documents and 100 GB of ids, made sparse; it is hashed once before its first
+batch is timed, as at the first start of a run.
 Goals: a third of the gather; a mixture of four sources within 10% of one; the first batch of the large corpus
 within 3 s; 500 MB of memory.
 """
@@ -61,18 +65,27 @@ def main() -> None:
 
 def speed(folder: Path, *, repeats: int, rows: int) -> None:
     """The loader against the gather, for documents and rows of some lengths."""
+    np.ones(30 * 2**17)  # 30 MB, freed at once
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCAB_SIZE, TOKENS, dtype=np.uint16)
     for mean in MEAN_LENGTHS:
-        ends = np.cumsum(np.maximum(1, rng.exponential(mean, 2 * TOKENS // mean).astype(np.int64)))
         (folder / str(mean)).mkdir()
         ids.tofile(folder / str(mean) / "shard.bin")
-        write(folder / str(mean), np.append(ends[ends < TOKENS], TOKENS))
+        write(folder / str(mean), ends_of(rng, mean, TOKENS))
+    for part in range(4):
+        its = ends_of(rng, 500, TOKENS // 4)
+        (folder / f"part {part}").mkdir()
+        ids[part * (TOKENS // 4) :][: TOKENS // 4].tofile(folder / f"part {part}" / "shard.bin")
+        write(folder / f"part {part}", its)
     for seq_len in (2_048, 8_192):
-        sides: dict[str, Callable[[], object]] = {"gather": gather(folder, seq_len, rows)}
+        sides: dict[str, Callable[[], object]] = {
+            "gather": gather(folder, seq_len, rows),
+            "gather, tokens alone": gather(folder, seq_len, rows, labels=False),
+        }
         for mean in MEAN_LENGTHS:
             sides[f"documents of {mean:,}"] = loader([folder / str(mean)], seq_len, rows)
-        sides["mixture of four"] = loader([folder / "500"] * 4, seq_len, rows)
+            sides[f"concat of {mean:,}"] = loader([folder / str(mean)], seq_len, rows, packs_documents=False)
+        sides["mixture of four"] = loader([folder / f"part {part}" for part in range(4)], seq_len, rows)
         steps = max(20, 4_000_000 // (seq_len * rows))
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(repeats):
@@ -83,21 +96,35 @@ def speed(folder: Path, *, repeats: int, rows: int) -> None:
                 rates[name].append(steps * rows * seq_len / (time.process_time() - start) / 1e6)
         for name, measured in rates.items():
             of_gather = statistics.median(a / b for a, b in zip(measured, rates["gather"], strict=True))
-            print(f"rows of {seq_len:,}: {name:<20}{statistics.median(measured):>8,.1f} M tokens/s"
+            print(f"rows of {seq_len:,}: {name:<22}{statistics.median(measured):>8,.1f} M tokens/s"
                   f"   of the gather {of_gather:.3f}")  # fmt: skip
         mixed = zip(rates["mixture of four"], rates["documents of 500"], strict=True)
         print(f"rows of {seq_len:,}: a mixture of four has {statistics.median(a / b for a, b in mixed):.3f} "
               "of the speed of one source")  # fmt: skip
 
 
-def gather(folder: Path, seq_len: int, rows: int) -> Callable[[], object]:
+def ends_of(rng: np.random.Generator, mean: int, tokens: int) -> Any:
+    """Where documents end that have ``mean`` tokens on average, and ``tokens`` together."""
+    ends = np.cumsum(np.maximum(1, rng.exponential(mean, 2 * tokens // mean).astype(np.int64)))
+    return np.append(ends[ends < tokens], tokens)
+
+
+def gather(folder: Path, seq_len: int, rows: int, *, labels: bool = True) -> Callable[[], object]:
     ids = np.memmap(folder / "500" / "shard.bin", np.uint16, "r")
-    table = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
+    table = ids[: len(ids) // (seq_len + 1) * (seq_len + 1)].reshape(-1, seq_len + 1)
     rng = np.random.default_rng(1)
-    return lambda: table[rng.integers(0, len(table), rows)].astype(np.int64)
+
+    def read() -> object:
+        taken = table[rng.integers(0, len(table), rows)]
+        tokens = taken[:, :-1].astype(np.int64)
+        return (tokens, taken[:, 1:].astype(np.int64)) if labels else tokens
+
+    return read
 
 
-def loader(folders: list[Path], seq_len: int, rows: int) -> Callable[[], object]:
+def loader(
+    folders: list[Path], seq_len: int, rows: int, *, packs_documents: bool = True
+) -> Callable[[], object]:
     from hekaton.corpus.tokens import build
     from hekaton.data.blend import Blend
     from hekaton.data.encoders import IdsEncoder
@@ -112,7 +139,9 @@ def loader(folders: list[Path], seq_len: int, rows: int) -> Callable[[], object]
         documents: Any = build(SimpleNamespace(dtype="uint16"), str(folder))
         sources.append(Source(documents, IdsEncoder(VOCAB_SIZE), Shuffled(len(documents), seed)))
     blend = Blend({0: [0.4, 0.3, 0.2, 0.1]}, rows=rows, seed=0) if len(folders) == 4 else None
-    stream = Stream(sources, InOrder(seq_len), rows, repeat=True, blend=blend)
+    stream = Stream(
+        sources, InOrder(seq_len, packs_documents=packs_documents), rows, repeat=True, blend=blend
+    )
     return Loader(stream, range(rows), identity={}).next_step
 
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from hekaton.corpus.tokens import MappedIds, TokenFiles
-from hekaton.data import feed
+from hekaton.data import blocks, feed
 from hekaton.data.blend import Blend
 from hekaton.data.contents import known_file
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.feed import Source
 from hekaton.data.loader import Loader
-from hekaton.data.order import Shuffled
-from hekaton.data.row_makers import InOrder
-from hekaton.data.rows import Stream
+from hekaton.data.order import Sequential, Shuffled
+from hekaton.data.row_makers import BestFit, InOrder, OnePerRow
+from hekaton.data.rows import RowReader, Stream
 from hekaton.errors import DataError
 
-STEPS = 40
+STEPS = {1: 12, 8: 36, 50: 12}
 LENGTHS = [3, 0, 1, 1, 40, 5, 0, 0, 2, 120, 7, 1, 33, 4, 6, 2, 9]
 
 
@@ -54,18 +54,21 @@ def files(tmp_path, monkeypatch):
     return TokenFiles(mapped, known=known, identity="files", contents={})
 
 
-def loader(documents, maker, *, rows=range(3), repeat=True, mixed=False):
-    epochs = None if repeat else 1
+def loader(documents, maker, *, rows=range(3), repeat=True, mixed=False, ending=False, workers=0):
+    """:param ending: whether the second source ends in time, in each row at another step."""
+    epochs = [None if repeat else 1, 1 if ending or not repeat else None]
     sources = [
-        Source(documents, IdsEncoder(), Shuffled(len(documents), seed), epochs) for seed in range(1 + mixed)
+        Source(documents, IdsEncoder(), Shuffled(len(documents), seed), epochs[seed])
+        for seed in range(1 + mixed)
     ]
-    blend = Blend({0: [2, 1]}, rows=3, seed=1) if mixed else None
-    return Loader(Stream(sources, maker, 3, repeat, blend=blend), rows, identity={}, anything_left=bool)
+    blend = Blend({0: [1, 2], 7: [1, 1]}, rows=3, seed=1) if mixed else None
+    stream = Stream(sources, maker, 3, repeat, blend=blend)
+    return Loader(stream, rows, identity={}, anything_left=bool, num_workers=workers)
 
 
-def steps(loader):
+def steps(loader, count):
     read = []
-    for _ in range(STEPS):
+    for _ in range(count):
         try:
             batch = loader.next_step()
         except StopIteration:
@@ -74,20 +77,80 @@ def steps(loader):
     return read
 
 
+@pytest.fixture
+def made_together(monkeypatch):
+    """The numbers of steps that are made at once."""
+    made = []
+    laid_out = blocks.BlockReader._laid_out
+
+    def watched(self, chosen):
+        made.append(len(chosen))
+        return laid_out(self, chosen)
+
+    monkeypatch.setattr(blocks.BlockReader, "_laid_out", watched)
+    return made
+
+
 @pytest.mark.parametrize("seq_len", [1, 8, 50])
-@pytest.mark.parametrize("way", ["repeat", "once", "mixed"])
-@pytest.mark.parametrize("packs_documents", [True, False])
-def test_rows_and_cursors_are_those_of_one_document_after_the_other(files, packs_documents, way, seq_len):
+@pytest.mark.parametrize(
+    ("way", "packs_documents"),
+    [("repeat", True), ("once", True), ("mixed", True), ("ending", True), ("once", False), ("mixed", False)],
+)
+def test_rows_and_cursors_are_those_of_one_document_after_the_other(
+    files, made_together, way, packs_documents, seq_len
+):
     maker = InOrder(seq_len, packs_documents=packs_documents)
-    options = {"repeat": way != "once", "mixed": way == "mixed"}
-    expected = steps(loader(OneByOne(files), maker, **options))
+    options = {"repeat": way != "once", "mixed": way in ("mixed", "ending"), "ending": way == "ending"}
+    count = 200 if way == "once" else STEPS[seq_len]  # once: until nothing is left
+    expected = steps(loader(OneByOne(files), maker, **options), count)
+    assert not made_together
     assert len(expected) > 2
-    assert steps(loader(files, maker, **options)) == expected
-    for done, row in ((1, 0), (len(expected) // 2, 2)):
-        resumed = loader(files, maker, rows=range(row, row + 1), **options)
-        resumed.seek(torch.tensor(expected[done - 1]["cursor"][row : row + 1]))
-        for found, whole in zip(steps(resumed), expected[done:], strict=False):
-            assert found == {name: values[row : row + 1] for name, values in whole.items()}
+    assert steps(loader(files, maker, **options), count) == expected
+    assert max(made_together) > 3 or seq_len == 50  # where rows soon end
+    # Other ranks read other rows. Each starts after any step, with blocks of other sizes than before.
+    for done in range(1, len(expected), 1 + len(expected) // 40):
+        rows = (range(0, 1), range(1, 3), range(3))[done % 3]
+        resumed = loader(files, maker, rows=rows, **options)
+        resumed.seek(torch.tensor(expected[done - 1]["cursor"][rows.start : rows.stop]))
+        for found, whole in zip(steps(resumed, 3), expected[done:], strict=False):
+            assert found == {name: values[rows.start : rows.stop] for name, values in whole.items()}
+
+
+def test_workers_make_many_steps_at_once_too(files):
+    expected = steps(loader(OneByOne(files), InOrder(8), mixed=True, ending=True), 12)
+    for workers in (1, 2):
+        read = loader(files, InOrder(8), mixed=True, ending=True, workers=workers)
+        assert steps(read, 7) == expected[:7]
+        resumed = loader(files, InOrder(8), mixed=True, ending=True, workers=3 - workers)
+        resumed.seek(read.cursor())
+        assert steps(resumed, 5) == expected[7:]
+        read.close()
+        resumed.close()
+
+
+def test_an_error_further_on_does_not_end_the_steps_before_it(files, made_together):
+    """A document with an id that the tokenizer lacks, read together with sound ones that come before it."""
+    most = int(files.fetch([9])[0].max())  # document 9 has the highest ids of the first file
+
+    def until_the_error(documents):
+        source = Source(documents, IdsEncoder(most), Sequential(len(documents)), name="web")
+        rows = Loader(Stream([source], InOrder(4), 1, repeat=True), range(1), identity={})
+        read = []
+        with pytest.raises(DataError, match="source 'web': a document has the ids"):
+            while True:
+                read.append(rows.next_step()["tokens"].tolist())
+        return read
+
+    expected = until_the_error(OneByOne(files))
+    assert until_the_error(files) == expected
+    assert max(made_together) > 1
+
+
+@pytest.mark.parametrize("maker", [OnePerRow(8), BestFit(8), type("Other", (InOrder,), {})(8)])
+def test_other_row_makers_make_their_rows_themselves(files, maker):
+    source = Source(files, IdsEncoder(), Shuffled(len(files), 0))
+    cursor = np.zeros((3, maker.cursor_width), np.int64)
+    assert type(blocks.reader_of(Stream([source], maker, 3, repeat=True), range(3), cursor)) is RowReader
 
 
 def test_what_is_wrong_is_found_in_joined_documents(files, monkeypatch):

@@ -159,10 +159,18 @@ class TokenFiles:
         return located
 
     def joined(self, located: Integers) -> TokenIds:
-        places = located.tolist()
-        for number in {number for number, *_ in places}:
+        numbers, starts, ends = located.T.tolist()
+        files = set(numbers)
+        for number in files:
             self._check(number)
-        ids = [self._mapped[number].ids[start:end] for number, start, end in places]
+        if len(files) == 1:  # joining bytes costs half of what joining arrays does
+            view = memoryview(self._mapped[numbers[0]].ids)
+            joined = b"".join(map(view.__getitem__, map(slice, starts, ends)))
+            return np.frombuffer(joined, self._mapped[numbers[0]].dtype)
+        ids = [
+            self._mapped[number].ids[start:end]
+            for number, start, end in zip(numbers, starts, ends, strict=True)
+        ]
         return np.concatenate(ids, dtype=self._dtype)
 
     def files(self) -> dict[str, str]:

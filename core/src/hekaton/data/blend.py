@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hekaton.data.order import mixed_number
+from hekaton.data import Integers
+from hekaton.data.order import mixed, mixed_number
 
 PERIOD = 2**16
 """Shares are multiples of one in so many rows; afterwards the sources come in the same order again."""
@@ -59,6 +60,34 @@ class Blend:
             return None
         return table[(self._first + (row + self._turn) % self._rows) % PERIOD]
 
+    def sources_of(
+        self, step: int, steps: int, rows: Sequence[int], *, without: Sequence[frozenset[int]]
+    ) -> Integers | None:
+        """The sources of rows in some steps, or in fewer of them where the weights change.
+
+        :param step: steps before the first.
+        :param without: as in :meth:`source_of`, of each row.
+        :returns: (steps, rows); ``None`` where a row has no source left.
+        """
+        later = bisect_right(self._starts, step)
+        start = self._starts[later - 1]
+        if later < len(self._starts):
+            steps = min(steps, self._starts[later] - step)
+        each = np.arange(step, step + steps)
+        keys = np.array([self._seed * 0x9E3779B97F4A7C15 + at & 2**64 - 1 for at in each.tolist()], np.uint64)
+        turns = (mixed(keys) % np.uint64(self._rows)).astype(np.int64)
+        turned = (np.asarray(rows) + turns[:, None]) % self._rows
+        numbers = ((each - start) * self._rows)[:, None] + turned
+        numbers %= PERIOD
+        sources = np.empty(numbers.shape, np.int64)
+        for left in set(without):
+            table = self._table(start, left)
+            if table is None:
+                return None
+            mine = np.array([one == left for one in without])
+            sources[:, mine] = table.at(numbers[:, mine])
+        return sources
+
     def _begin(self, step: int) -> None:
         """What all rows of a step have in common."""
         self._step = step
@@ -94,11 +123,24 @@ class _Table:
         self._slack = 1 / (2 * len(self._shares) - 2) if len(self._shares) > 1 else 0.0
         self._given = [0] * len(weights)
         self._sources: list[int] = []
+        self._array = np.empty(PERIOD, np.int64)
+        """As far as ``_known`` the same."""
+        self._known = 0
 
     def __getitem__(self, number: int) -> int:
         while len(self._sources) <= number:
             self._extend()
         return self._sources[number]
+
+    def at(self, numbers: Integers) -> Integers:
+        """The sources of many rows."""
+        most = int(numbers.max())
+        while len(self._sources) <= most:
+            self._extend()
+        if self._known <= most:
+            self._array[self._known : len(self._sources)] = self._sources[self._known :]
+            self._known = len(self._sources)
+        return self._array[numbers]
 
     def _extend(self) -> None:
         """Give some rows each to the source that would be late the soonest, of those that are not early."""

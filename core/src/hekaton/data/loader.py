@@ -19,13 +19,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Integers, TextTokenizer
+from hekaton.data.blocks import reader_of
 from hekaton.data.changed_files import files_of
 from hekaton.data.encoders import TextEncoder
 from hekaton.data.feed import Source
 from hekaton.data.identity import fingerprint
 from hekaton.data.order import Shuffled
 from hekaton.data.row_makers import BatchRowMaker, InOrder
-from hekaton.data.rows import RowReader, Sequences, Stream
+from hekaton.data.rows import Sequences, Stream
 from hekaton.errors import DataError, HekatonError
 
 Identity = dict[str, str | int]
@@ -246,7 +247,7 @@ class Loader:
         self._steps = None
 
     def _inline(self) -> Iterator[Sequences]:
-        reader = RowReader(self._stream, self.rows, self._cursor)
+        reader = reader_of(self._stream, self.rows, self._cursor)
         while True:
             yield reader.next()
 
@@ -323,7 +324,7 @@ class _Parts(IterableDataset["Sequences | _Failure"]):
         assert worker is not None
         mine = np.array_split(np.arange(len(self._rows)), worker.num_workers)[worker.id]
         try:
-            reader = RowReader(self._stream, [self._rows[index] for index in mine], self._cursor[mine])
+            reader = reader_of(self._stream, [self._rows[index] for index in mine], self._cursor[mine])
             while True:
                 yield reader.next()
         except Exception as e:

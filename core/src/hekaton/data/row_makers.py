@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -85,6 +86,35 @@ class InOrder(_Rows):
         spans = feed.take(self.seq_len)
         lay_out(spans, feed.spans[0] if feed.spans else None, out)
         return sum(len(span.ids) for span in spans)
+
+    def make_many(self, ids: Values, begins: Integers) -> dict[str, Integers]:
+        """Rows that are full and of which every token is a target, as :meth:`make` makes them one by one.
+
+        :param ids: (rows, seq_len + 1), the tokens of each row and the one that follows.
+        :param begins: ascending places in ``ids.reshape(-1)`` where documents begin, but in no first column.
+        :returns: the tensors of :meth:`empty`.
+        """
+        rows, seq_len = len(ids), self.seq_len
+        tensors = {"tokens": ids[:, :-1].astype(np.int64), "labels": ids[:, 1:].astype(np.int64)}
+        if self.packs_documents:
+            row, column = np.divmod(begins, seq_len + 1)
+            tensors["labels"][row, column - 1] = IGNORE_INDEX
+            within = column < seq_len
+            edges = np.concatenate(
+                [np.arange(0, rows * seq_len + 1, seq_len), (row * seq_len + column)[within]]
+            )
+            edges.sort()
+            begun = np.repeat(edges[:-1], edges[1:] - edges[:-1])
+            tensors["positions"] = np.subtract(_counted(rows * seq_len), begun, out=begun).reshape(
+                rows, seq_len
+            )
+        return tensors
+
+
+@functools.lru_cache(1)
+def _counted(count: int) -> Integers:
+    """The integers below ``count``, which many steps need."""
+    return np.arange(count)
 
 
 class OnePerRow(_Rows):

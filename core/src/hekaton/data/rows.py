@@ -74,7 +74,19 @@ class RowReader:
         self._stream = stream
         joined = getattr(stream.maker, "takes_joined", False)
         self._readers = [SourceReader(source, rows=stream.rows, joined=joined) for source in stream.sources]
-        self._rows = [_Row(stream, row, place) for row, place in zip(rows, cursor.tolist(), strict=True)]
+        self.rows = [Row(stream, row, place) for row, place in zip(rows, cursor.tolist(), strict=True)]
+
+    def fill(self, number: int, feeds: Sequence[Feed], tokens: int) -> None:
+        """Read on in a source, as :meth:`SourceReader.fill`.
+
+        :raises DataError: when no document has a token, or documents cannot be read.
+        """
+        try:
+            self._readers[number].fill(feeds, tokens)
+        except HekatonError as e:
+            if name := self._stream.sources[number].name:
+                e.message = f"source '{name}': {e.message}"
+            raise
 
     def next(self) -> Sequences:
         """The next sequence of each row.
@@ -82,11 +94,11 @@ class RowReader:
         :raises DataError: when no document has a token, or documents cannot be read.
         """
         stream = self._stream
-        tensors = stream.maker.empty(len(self._rows))
-        found = [-1] * len(self._rows)
-        waiting = list(enumerate(self._rows))
+        tensors = stream.maker.empty(len(self.rows))
+        found = [-1] * len(self.rows)
+        waiting = list(enumerate(self.rows))
         while waiting:
-            chosen: dict[int, list[tuple[int, _Row]]] = {}
+            chosen: dict[int, list[tuple[int, Row]]] = {}
             for index, row in waiting:
                 number = row.choose()
                 if number is None:
@@ -97,13 +109,7 @@ class RowReader:
                     chosen[number] = [(index, row)]
             waiting = []
             for number, together in sorted(chosen.items()):
-                feeds = [row.feeds[number] for _, row in together]
-                try:
-                    self._readers[number].fill(feeds, stream.maker.ahead)
-                except HekatonError as e:
-                    if name := stream.sources[number].name:
-                        e.message = f"source '{name}': {e.message}"
-                    raise
+                self.fill(number, [row.feeds[number] for _, row in together], stream.maker.ahead)
                 for index, row in together:
                     made = stream.maker.make(
                         row.feeds[number], {name: values[index, ...] for name, values in tensors.items()}
@@ -114,20 +120,20 @@ class RowReader:
                     else:
                         row.ended |= {number}
                         waiting.append((index, row))
-        for row in self._rows:
+        for row in self.rows:
             row.made += 1
-        skipped = sum(row.skipped() for row in self._rows)
+        skipped = sum(row.skipped() for row in self.rows)
         return Sequences(
             tensors,
-            np.array([row.cursor for row in self._rows], np.int64),
+            np.array([row.cursor for row in self.rows], np.int64),
             left=any(number >= 0 for number in found),
             skipped=skipped,
-            ended=frozenset().union(*(row.ended for row in self._rows)),
+            ended=frozenset().union(*(row.ended for row in self.rows)),
             sources=found,
         )
 
 
-class _Row:
+class Row:
     """Where one row is in each source."""
 
     def __init__(self, stream: Stream, row: int, cursor: Sequence[int]) -> None:
@@ -135,7 +141,7 @@ class _Row:
         self._row = row
         self.ended: frozenset[int] = frozenset()
         self._cursor = list(cursor)
-        self._chosen: set[int] = set()
+        self.chosen: set[int] = set()
         """The sources that were read from since the cursor was asked for."""
         width = stream.maker.cursor_width
         if stream.blend is None:
@@ -155,7 +161,7 @@ class _Row:
         else:
             number = self._stream.blend.source_of(self.made, self._row, without=self.ended)
         if number is not None:
-            self._chosen.add(number)
+            self.chosen.add(number)
         return number
 
     @property
@@ -164,16 +170,16 @@ class _Row:
         if self._stream.blend is None:
             return list(self.feeds[0].cursor[:width])
         self._cursor[0] = self.made
-        for number in self._chosen:
+        for number in self.chosen:
             start = 1 + number * (width + 1)
             self._cursor[start : start + width + 1] = *self.feeds[number].cursor[:width], self.taken[number]
-        self._chosen.clear()
+        self.chosen.clear()
         return self._cursor
 
     def skipped(self) -> int:
         """Documents without a token since the last call. It is to be asked for before the cursor."""
         count = 0
-        for number in self._chosen:
+        for number in self.chosen:
             count += self.feeds[number].skipped
             self.feeds[number].skipped = 0
         return count
