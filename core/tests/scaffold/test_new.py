@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import datetime
+import errno
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ from hekaton.contributions import API_VERSION
 from hekaton.errors import ConfigError
 from hekaton.plugins import CONTRIBUTION_HOOKS, hookspecs
 from hekaton.scaffold import KINDS, chosen, distribution_files, write
+from hekaton.scaffold.kinds import LONGEST
 from hekaton.testing import run_command
 
 EVERY = [word for kind in KINDS for word in (kind, f"my_{kind}")]
@@ -58,11 +60,21 @@ def test_nothing_of_the_templates_is_left(everything):
             assert "hekaton.scaffold" not in text, path
 
 
-def test_what_is_written_passes_its_own_lint(everything):
+@pytest.fixture(scope="module")
+def each(tmp_path_factory):
+    """A distribution of each kind alone, with the longest name."""
+    folder = tmp_path_factory.mktemp("each")
+    for kind in KINDS:
+        write(distribution_files(chosen([kind, "n" * LONGEST])), folder / kind)
+    return folder
+
+
+@pytest.mark.parametrize("written", ["everything", "each"])
+def test_what_is_written_passes_its_own_lint(written, request):
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
-            cwd=everything, capture_output=True, text=True, timeout=60,
+            cwd=request.getfixturevalue(written), capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
 
@@ -106,6 +118,7 @@ def test_a_run_with_everything_takes_a_step(everything, tmp_path):
         ("model Pocket", "'Pocket' cannot be the name", "lower case"),
         ("model größe", "'größe' cannot be the name", "lower case"),
         ("model pocket_", "'pocket_' cannot be the name", "single underscores"),
+        (f"model {'n' * 33}", "it has 33 characters", "at most 32"),
         ("model poc__ket", "'poc__ket' cannot be the name", "single underscores"),
         ("dataset template_model", "'template_model' cannot be the name", "hekaton's own"),
         ("dataset training", "hekaton has a section [training] of its own", ""),
@@ -124,6 +137,9 @@ def test_words_that_make_no_plugin_are_refused(words, message, hint):
     ("words", "said"),
     [
         ("model llama3", "a distribution hekaton-llama3 is installed"),
+        ("model blocks", "a distribution hekaton-blocks is installed"),
+        ("dataset builtin", "there is a plugin 'builtin' already"),
+        ("dataset taken", "there is a package hekaton_taken already"),
         ("dataset python_stdlib", "has the dataset 'python_stdlib' already"),
         ("command train", "has the command 'train' already"),
         ("objective multi_token", "has the objective 'multi_token' already"),
@@ -133,10 +149,13 @@ def test_words_that_make_no_plugin_are_refused(words, message, hint):
 def test_a_name_that_is_taken_is_refused_before_anything_is_written(
     words, said, tmp_path, monkeypatch, capsys
 ):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/hekaton_taken.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.chdir(tmp_path)
     assert main(["new", *words.split()]) == 2
     assert said in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
 @pytest.mark.parametrize("name", ["class", "json", "torch", "test", "x", "a1_b2"])
@@ -147,21 +166,55 @@ def test_names_of_python_are_names_of_contributions(name):
             compile(text, path, "exec")
 
 
-def test_a_folder_with_spaces_and_an_author_in_any_script(tmp_path, monkeypatch):
+def test_a_folder_with_spaces_and_an_author_in_any_script(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     author = 'Zoë {x} "東京"'
     words = ["new", "schedule", "mine", "--into", "a b/größe", "--licence", "MIT", "--author", author]
     assert main(words) == 0
+    assert "cd 'a b/größe'\n" in capsys.readouterr().out
     assert f"(c) {datetime.date.today().year} {author}" in (tmp_path / "a b/größe/LICENSE").read_text("utf-8")
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("into", "said"),
+    [
+        ("mine", "'mine' is there already"),
+        ("mine/file", "'mine/file' is there already"),
+        ("mine/file/below", "'mine/file/below' cannot be written: Not a directory"),
+        ("dangling", "'dangling' is there already"),
+        ("/proc/mine", "'/proc/mine' cannot be written: "),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_an_error(into, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("kept")
-    done = run_command("new", "command", "mine", "--into", "mine", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "'mine' is there already" in done.stderr
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "command", "mine", "--into", into]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {said}")
+    assert "name another folder with --into" in printed
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "file", "mine"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_was_written_is_removed_where_the_disk_is_full(there, tmp_path, monkeypatch):
+    if there:
+        (tmp_path / "mine").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    texts = distribution_files(chosen(["command", "mine"]))
+    written = []
+
+    def full(path, text, encoding):
+        if len(written) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.write_bytes(text.encode(encoding)))
+
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        write(texts, tmp_path / "mine" if there else tmp_path / "a/b")
+    assert len(written) == 6
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_encoder_comes_with_a_dataset_that_names_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from hekaton.cli.arguments import as_path, take_texts
@@ -9,6 +10,7 @@ from hekaton.errors import ConfigError, choices_hint
 from hekaton.scaffold import KINDS, chosen, distribution_files, write
 from hekaton.scaffold.licences import LICENCES
 from hekaton.scaffold.taken import check_free
+from hekaton.scaffold.write import names_of
 
 USAGE = """\
 usage: hekaton new KIND NAME [KIND NAME...] [--into FOLDER] [--licence LICENCE] [--author AUTHOR]
@@ -44,11 +46,10 @@ def run(arguments: list[str]) -> int:
             f"unknown licence '{texts['licence']}'", hint=choices_hint(texts["licence"], LICENCES)
         )
     found = chosen(words)
-    distribution = f"hekaton-{found[0].name.replace('_', '-')}"
-    check_free(found, distribution)
-    folder = as_path(texts["into"]) if texts["into"] else Path(distribution)
+    check_free(found)
+    folder = as_path(texts["into"]) if texts["into"] else Path(names_of(found)[0])
     written = distribution_files(found, licence=texts["licence"], author=texts["author"])
     write(written, folder)
-    print(f"written: {folder}, {len(written)} files\nnext:\n  cd {folder}\n  pip install -e '.[test]'")
-    print("  pytest\n  hekaton train run.toml")
+    print(f"written: {folder}, {len(written)} files\nnext:\n  cd {shlex.quote(str(folder))}")
+    print("  pip install -e '.[test]'\n  pytest\n  hekaton train run.toml")
     return 0

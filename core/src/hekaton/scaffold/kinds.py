@@ -11,6 +11,8 @@ from hekaton.errors import ConfigError, choices_hint
 
 NAME = "NAME"
 """In a run file, the name of the contribution."""
+LONGEST = 32
+"""Characters of a name: with these the lines of the templates are not too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +267,11 @@ def _kind(word: str) -> Kind:
 def _name(word: str) -> str:
     from hekaton.config import JobConfig
 
+    if len(word) > LONGEST:
+        raise ConfigError(
+            f"'{word}' cannot be the name of a contribution: it has {len(word)} characters",
+            hint=f"choose one of at most {LONGEST}",
+        )
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", word) or word.startswith("template_"):
         raise ConfigError(
             f"'{word}' cannot be the name of a contribution",

@@ -140,7 +140,9 @@ def _in_blocks(source: str, *, package: str) -> str:
     before = "".join(lines[: imports[0].lineno - 1])
     end = imports[-1].end_lineno
     assert end is not None
-    return f"{before}{text}\n{''.join(lines[end:])}"
+    after = "".join(lines[end:]).lstrip("\n")
+    apart = 3 if after.startswith(("def ", "class ", "@")) else 2
+    return f"{before}{text}{apart * chr(10)}{after}"
 
 
 def _import_line(statement: ast.Import | ast.ImportFrom, names: Sequence[ast.alias]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,15 @@ from hekaton.scaffold.kinds import NAME, Chosen
 from hekaton.scaffold.licences import LICENCES, NO_LICENCE
 from hekaton.scaffold.render import modules
 
+_HINT = "name another folder with --into"
 SMALL_MODEL = "hekaton.testing.small_decoder"
 """The plugin with the model of run files that have none of their own."""
+
+
+def names_of(found: Sequence[Chosen]) -> tuple[str, str]:
+    """The distribution and its package, which are named after the first contribution."""
+    name = found[0].name
+    return f"hekaton-{name.replace('_', '-')}", f"hekaton_{name}"
 
 
 def distribution_files(
@@ -31,7 +40,7 @@ def distribution_files(
     :param author: who has the copyright; by default the authors of the distribution.
     """
     name = found[0].name
-    distribution, package = f"hekaton-{name.replace('_', '-')}", f"hekaton_{name}"
+    distribution, package = names_of(found)
     sources = modules(found, package=package, distribution=distribution)
     contents = [f"the {one.kind.name.replace('_', ' ')} {one.name}" for one in found]
     facts = {
@@ -60,14 +69,25 @@ def distribution_files(
 def write(texts: Mapping[str, str], folder: Path) -> None:
     """Write files into a folder that is not there yet, or empty.
 
-    :raises ConfigError: for one with something in it.
+    :raises ConfigError: for a folder with something in it, and for one that cannot be written to, which is
+        then left as it was.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"'{folder}' is there already", hint="name another folder with --into")
-    for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    try:
+        there = os.path.lexists(folder)
+        if there and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"'{folder}' is there already", hint=_HINT)
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        try:
+            for name, text in texts.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+        except BaseException:
+            for path in [folder / name.partition("/")[0] for name in texts] if there else missing[-1:]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise ConfigError(f"'{folder}' cannot be written: {e.strerror or e}", hint=_HINT) from e
 
 
 def run_file(found: Sequence[Chosen]) -> str:

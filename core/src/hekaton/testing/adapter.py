@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.contributions import HFAdapter
 from hekaton.spec import TrainSpec
 from hekaton.weights import LazyTensor, WeightTable, whole
@@ -51,13 +52,7 @@ def check_adapter(adapter: HFAdapter, spec: TrainSpec) -> None:
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, LazyTensor]:
-    """A tied tensor once, under the first of its names."""
-    first = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
-    return {
-        name: whole(tensor)
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if first[id(tensor)] == name
-    }
+    return {name: whole(tensor) for name, tensor in model_tensors([model]).items()}
 
 
 def _there_and_back(table: WeightTable, ours: dict[str, LazyTensor], *, what: str) -> dict[str, LazyTensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hekaton.building import buffer_owners, materialize
+from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.contributions import CheckpointFormat, Contribution, ParallelStyle
 from hekaton.draft import Draft, apply_converters
 from hekaton.errors import PluginError
@@ -67,8 +68,10 @@ def check_converter(
     assert not idle, f"{what}: the outputs do not depend on '{idle[0]}', which is trained"
     _check_export(draft, before.model, what=what)
     if draft.merges:
-        tensors = merged(draft.merges, {name: whole(one.detach()) for name, one in _named(model).items()})
-        known = {name: tensor.read() for name, tensor in tensors.items() if name in _named(before.model)}
+        values = {name: whole(one.detach()) for name, one in model_tensors([model]).items()}
+        original = model_tensors([before.model])
+        tensors = merged(draft.merges, values)
+        known = {name: tensor.read() for name, tensor in tensors.items() if name in original}
         before.model.load_state_dict(known, strict=False)
         with torch.no_grad():
             expected = before.model(**before.inputs)
@@ -101,9 +104,9 @@ def _check_names(draft: Draft, load: Sequence[str], *, what: str) -> None:
 def _check_after_step(converter: Any, model: nn.Module, *, what: str) -> None:
     """It is called again when a run resumes, so that a second call must change nothing."""
     converter.after_step([model])
-    once = {name: tensor.clone() for name, tensor in _named(model).items()}
+    once = {name: tensor.clone() for name, tensor in model_tensors([model]).items()}
     converter.after_step([model])
-    for name, tensor in _named(model).items():
+    for name, tensor in model_tensors([model]).items():
         same = (
             torch.equal(tensor.nan_to_num(), once[name].nan_to_num()) if tensor.is_floating_point() else True
         )
@@ -127,7 +130,7 @@ def _converted(converter: ModelConverter, spec: TrainSpec, flavor: str) -> Draft
 
 def _start(model: nn.Module, draft: Draft) -> None:
     """Move what merges add away from its initial values, which may be 0 so that they do nothing."""
-    named = _named(model)
+    named = model_tensors([model])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for merge in draft.merges:
@@ -138,7 +141,7 @@ def _start(model: nn.Module, draft: Draft) -> None:
 
 def _check_export(draft: Draft, before: nn.Module, *, what: str) -> None:
     """Every tensor of the model as it was comes from one of the converted model or from a merge."""
-    tensors, original = _named(draft.model), _named(before)
+    tensors, original = model_tensors([draft.model]), model_tensors([before])
     for merge in draft.merges:
         missing = [part for part in merge.parts if part not in tensors]
         assert not missing, f"{what}: the merge of '{merge.into}' names '{missing[0]}', which is no tensor"
@@ -171,11 +174,3 @@ def _check_export(draft: Draft, before: nn.Module, *, what: str) -> None:
 def _stands_for(ours: str, name: str) -> bool:
     """Whether an entry's name, with numbers for ``{i}`` and ``{e}``, is that of a tensor."""
     return re.fullmatch(re.escape(ours).replace(r"\{i\}", r"\d+").replace(r"\{e\}", r"\d+"), name) is not None
-
-
-def _named(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A tied tensor once, under the first of its names."""
-    found: dict[int, tuple[str, torch.Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def rate_is_bounded(run: Run) -> Iterator[HekatonError | str]:
     """Yields violations, and notices as plain strings; nothing in a run that does not set the section."""
     largest = getattr(run.config.section("template_check"), "largest_lr", None)
-    if largest is not None and run.config.optimizer.lr > largest:
+    rate = run.config.optimizer.lr
+    if largest is not None and rate > largest:
         yield run.violation(
-            f"optimizer.lr = {run.config.optimizer.lr} is above template_check.largest_lr = {largest}",
+            f"optimizer.lr = {rate} is above template_check.largest_lr = {largest}",
             "optimizer.lr",
             hint=f"choose {largest} or less",
         )

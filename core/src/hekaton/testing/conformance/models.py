@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.contributions import Converter, HFAdapter, Objective, ParallelStyle, RowMaker
 from hekaton.mesh import ParallelDims
 from hekaton.objective import ObjectiveContext
@@ -20,6 +21,7 @@ from hekaton.testing.model import check_model
 from hekaton.testing.model_layouts import check_claimed_layouts
 from hekaton.testing.objective import check_objective
 from hekaton.testing.plain_run import plain_run
+from hekaton.weights import whole
 
 TOLERANCE = 1e-4
 
@@ -53,9 +55,7 @@ def reference(subject: CheckedContribution) -> None:
     settings = {key: value for key, value in content.items() if value is not None}
     theirs = kind(kind.config_class(**settings)).eval()
     run = plain_run(spec, flavor, load=subject.load)
-    from hekaton.weights import whole
-
-    ours = {name: whole(tensor) for name, tensor in run.model.state_dict().items()}
+    ours = {name: whole(tensor.detach()) for name, tensor in model_tensors([run.model]).items()}
     exported = record.table.load()(spec.flavors[flavor]).to_hf(ours, what=spec.name)
     missing = theirs.load_state_dict({name: one.read() for name, one in exported.items()}, strict=False)
     held = theirs.state_dict()
