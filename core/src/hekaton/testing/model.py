@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,17 @@ from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
 from hekaton.spec import OpenCache, RunFacts, TrainSpec
 from hekaton.testing.buffers import check_buffers
-from hekaton.testing.model_layouts import check_claimed_layouts
+from hekaton.testing.model_layouts import check_claimed_layouts, with_overrides
 from hekaton.testing.plain_run import DOCUMENT_ENDS, DRAW, SEQ_LEN, plain_run
 
 
 def check_model(
-    spec: TrainSpec, flavor: str | None = None, *, layouts: bool = True, load: Sequence[str] = ()
+    spec: TrainSpec,
+    flavor: str | None = None,
+    *,
+    layouts: bool = True,
+    load: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
     """Check a model's tables in every flavor, and run one flavor in float32 on the CPU, under every layout.
 
@@ -41,6 +46,7 @@ def check_model(
         a name for.
     :param load: plugins that are not installed, by module or file, as ``--plugins.load`` takes them: that of
         the model's objective, for example.
+    :param overrides: fields of the flavor that runs to replace, as ``model.overrides`` does.
     :returns: the layouts that ran, by their short names (``shard2``, ``tp2``, ``cp2``, ``pp2``). One that is
         refused by name is left out: a pipeline that would cut a tied parameter, heads that 2 does not divide.
     :raises AssertionError: naming the flavor and what is wrong with it.
@@ -55,9 +61,10 @@ def check_model(
         assert name in spec.flavors, f"{spec.name} has defaults for '{name}', which is no flavor of it"
     run = flavor or min(sizes, key=lambda name: sizes[name])
     assert run in spec.flavors, f"{spec.name} has no flavor '{run}'"
-    check_buffers(spec, run)
-    _check_run(spec, run, load)
-    return check_claimed_layouts(spec, run, load=load) if layouts else ()
+    overridden = with_overrides(spec, run, overrides)
+    check_buffers(overridden, run)
+    _check_run(overridden, run, load)
+    return check_claimed_layouts(spec, run, load=load, overrides=overrides) if layouts else ()
 
 
 def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict[str, Initializer]]:

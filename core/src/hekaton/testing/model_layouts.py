@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hekaton.contributions import ContextParallel, ParallelStyle
 from hekaton.errors import ConfigErrors, HekatonError, UnknownName
 from hekaton.forward_backward import TOTAL
 from hekaton.metrics import with_own
+from hekaton.overrides import override
 from hekaton.parallel.contract import described
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.plugins import Plugins
@@ -36,7 +38,24 @@ PLAIN = "shard2"
 """The layout that no model may refuse."""
 
 
-def check_claimed_layouts(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> tuple[str, ...]:
+def with_overrides(spec: TrainSpec, flavor: str, overrides: Mapping[str, Any] | None) -> TrainSpec:
+    """The specification with fields of one flavor replaced, as ``model.overrides`` does it.
+
+    :raises ConfigErrors: for fields that the flavor does not have, and values that it does not take.
+    """
+    if not overrides:
+        return spec
+    flavors = {**spec.flavors, flavor: override(spec.flavor(flavor), overrides, spec.name)}
+    return dataclasses.replace(spec, flavors=flavors)
+
+
+def check_claimed_layouts(
+    spec: TrainSpec,
+    flavor: str,
+    *,
+    load: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
     """Run one step under every layout of two processes that the plan claims, and compare it with one process;
     and where the model has a ``before_step`` the state that this leaves.
 
@@ -44,11 +63,11 @@ def check_claimed_layouts(spec: TrainSpec, flavor: str, *, load: Sequence[str] =
         parameter, is left out.
     :raises AssertionError: naming the layout, and what differs or was raised.
     """
-    layouts = claimed(spec.plan(spec.flavors[flavor]))
+    layouts = claimed(spec.plan(with_overrides(spec, flavor, overrides).flavors[flavor]))
     with tempfile.TemporaryDirectory() as folder:
         if spec.before_step is not None:
-            _launch(spec, flavor, [""], Path(folder), load)
-        _launch(spec, flavor, layouts, Path(folder), load)
+            _launch(spec, flavor, [""], Path(folder), load, overrides)
+        _launch(spec, flavor, layouts, Path(folder), load, overrides)
         return tuple(layout for layout in layouts if not _refused(Path(folder), layout).exists())
 
 
@@ -74,7 +93,14 @@ def check_before_step(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ())
     check_claimed_layouts(spec, flavor, load=load)
 
 
-def _launch(spec: TrainSpec, flavor: str, layouts: Sequence[str], folder: Path, load: Sequence[str]) -> None:
+def _launch(
+    spec: TrainSpec,
+    flavor: str,
+    layouts: Sequence[str],
+    folder: Path,
+    load: Sequence[str],
+    overrides: Mapping[str, Any] | None,
+) -> None:
     """Run layouts of one number of processes, which serve them all."""
     module, attribute = place_of(spec)
     try:
@@ -91,6 +117,7 @@ def _launch(spec: TrainSpec, flavor: str, layouts: Sequence[str], folder: Path, 
             path=[str(Path(entry).absolute()) for entry in sys.path if entry],
             folder=str(folder),
             plugins=list(load),
+            overrides=dict(overrides or {}),
         )
     except AssertionError as e:
         found = sorted(folder.glob("problem-*"), key=lambda file: file.stat().st_mtime_ns)
@@ -121,6 +148,7 @@ def run_layouts(
     path: list[str],
     folder: str,
     plugins: list[str],
+    overrides: dict[str, Any],
 ) -> None:
     """Run by :func:`check_claimed_layouts` on each process, up to the first layout with a problem; the layout
     without a name is that of one process."""
@@ -129,7 +157,7 @@ def run_layouts(
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     sys.path[:] = path
     problem = Path(folder, f"problem-{os.environ['RANK']}")
-    spec: TrainSpec = getattr(imported(module, source), attribute)
+    spec = with_overrides(getattr(imported(module, source), attribute), flavor, overrides)
     alone = functools.cache(lambda: plain_run(spec, flavor, load=plugins))
     for layout in layouts:
         print(f"-- {layout or 'one process'}", flush=True)  # read when a process ends without an exception

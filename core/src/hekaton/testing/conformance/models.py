@@ -27,11 +27,11 @@ TOLERANCE = 1e-4
 
 
 def tables(subject: CheckedContribution) -> None:
-    check_model(subject.spec, subject.flavor, layouts=False, load=subject.load)
+    check_model(subject.spec, subject.flavor, layouts=False, load=subject.load, overrides=subject.overrides)
 
 
 def gradients(subject: CheckedContribution) -> None:
-    check_claimed_layouts(subject.spec, subject.flavor, load=subject.load)
+    check_claimed_layouts(subject.spec, subject.flavor, load=subject.load, overrides=subject.overrides)
 
 
 def adapter(subject: CheckedContribution) -> None:
@@ -77,7 +77,7 @@ def reference(subject: CheckedContribution) -> None:
 def draft(subject: CheckedContribution) -> None:
     assert subject.record is not None
     converter = subject.build(Converter, subject.record.name, ParallelDims())
-    check_converter(converter, subject.spec, subject.flavor, load=subject.load)
+    check_converter(converter, subject.spec_of_run, subject.flavor, load=subject.load)
 
 
 def style(subject: CheckedContribution) -> None:
@@ -92,7 +92,7 @@ def style(subject: CheckedContribution) -> None:
 def terms(subject: CheckedContribution) -> None:
     """On rows of the run's dataset, with the run's model."""
     assert subject.record is not None
-    spec, flavor = subject.spec, subject.flavor
+    spec, flavor = subject.spec_of_run, subject.flavor
     config = spec.flavors[flavor]
     context = ObjectiveContext(
         device=torch.device("cpu"), dtype=torch.float32, dims=ParallelDims(), model=config,

@@ -113,6 +113,18 @@ class CheckedContribution:
         return spec
 
     @property
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the flavor that the run replaces."""
+        return dict(self.loaded.config.model.overrides)
+
+    @property
+    def spec_of_run(self) -> TrainSpec:
+        """The model with these fields replaced in the flavor of the run."""
+        from hekaton.testing.model_layouts import with_overrides
+
+        return with_overrides(self.spec, self.flavor, self.overrides)
+
+    @property
     def flavor(self) -> str:
         """That of the run."""
         flavor: str = self.loaded.config.model.flavor

@@ -78,7 +78,8 @@ def _measured(subject: CheckedContribution, *layouts: str) -> Measured:
 def claimed_layouts(subject: CheckedContribution) -> tuple[str, ...]:
     """Of two processes: every one that the plan of a model claims, for other kinds FSDP and one more; without
     those that a rule refuses."""
-    plan = subject.spec.plan(subject.spec.flavors[subject.flavor])
+    spec = subject.spec_of_run
+    plan = spec.plan(spec.flavors[subject.flavor])
     found = [layout for layout in claimed(plan) if _is_allowed(subject, layout)]
     assert PLAIN in found, f"{PLAIN} is refused"
     if isinstance(subject.record, Model):
