@@ -99,7 +99,7 @@ MISTAKES = {
     # Data.
     "a document depends on those beside it": Mistake(
         "dataset", "dataset:access", "dataset", "divmod(int(index), self.largest) for index in indices",
-        "divmod(int(index) % len(indices), self.largest) for index in indices", "is another one when it is fetched alone",
+        "divmod(int(index) % len(indices), self.largest) for index in indices", "differs when it is fetched alone",
     ),
     "the dataset counts what it gave": Mistake(
         "dataset", "dataset:resume", "dataset",
@@ -107,7 +107,7 @@ MISTAKES = {
         '        self.given = getattr(self, "given", 0) + 1\n'
         '        return [f"{a + 1} + {b + 1} = {a + b + 2} {self.given}\\n" for a, b in pairs]\n', "'tokens' of step",
     ),
-    "a fingerprint is another one each time": Mistake(
+    "a fingerprint differs each time": Mistake(
         "dataset", "dataset:access", "dataset",
         '        self.fingerprint = f"sums up to {largest}"  # changes when the documents do\n',
         "\n    @property\n    def fingerprint(self) -> str:\n        import time\n\n        return str(time.perf_counter_ns())\n", "fingerprint",
@@ -185,7 +185,7 @@ MISTAKES = {
     ),
     "a format rounds": Mistake(
         "checkpoint_format", "checkpoint format:round trip", "weight_format", "tensor.read().float()",
-        "tensor.read().half().float()", "is read as another",
+        "tensor.read().half().float()", "is read back changed",
     ),
     "a rule speaks to everybody": Mistake(
         "check", "check:rule", "rule", "    if largest is not None and", '    yield "hello"\n    if largest is not None and',

@@ -47,8 +47,8 @@ def test_right_ones_pass():
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (ByPlace(), "document 0 is another one when it is fetched alone"),
-        (Sorted(), "document 6 is another one when it is fetched alone"),
+        (ByPlace(), "document 0 differs when it is fetched alone"),
+        (Sorted(), "document 6 differs when it is fetched alone"),
         (Empty(), "it has no documents"),
         (types.SimpleNamespace(fingerprint="f"), "SimpleNamespace has no __len__, fetch"),
     ],

@@ -61,7 +61,7 @@ def check_dataset(dataset: Documents, encoder: DocumentEncoder) -> None:
     for index, document in zip(wanted, fetched, strict=True):
         found = [encoder.encode(list(encoder.cut(one))) for one in (document, *dataset.fetch([index]))]
         same = all(np.array_equal(some.ids, other.ids) for some, other in zip(*found, strict=True))
-        assert same, f"document {index} is another one when it is fetched alone"
+        assert same, f"document {index} differs when it is fetched alone"
 
 
 def _check_members(protocol: type, built: Any) -> None:
@@ -70,7 +70,7 @@ def _check_members(protocol: type, built: Any) -> None:
     wrong = wrong_value(protocol, built)
     assert not wrong, f"{type(built).__name__}, {wrong}"
     if hasattr(built, "fingerprint"):
-        assert built.fingerprint == built.fingerprint, "its fingerprint is another one each time"
+        assert built.fingerprint == built.fingerprint, "its fingerprint differs each time"
 
 
 def check_order(order: DocumentOrder, *, documents: int, epochs: int = 3) -> None:
@@ -89,7 +89,7 @@ def check_order(order: DocumentOrder, *, documents: int, epochs: int = 3) -> Non
         )
     some = places[::-3]
     assert np.array_equal(order.at(some), found[some]), (
-        "a document depends on what is asked for beside its place"
+        "a document depends on the places that are asked for together"
     )
 
 

@@ -58,7 +58,7 @@ def resume(subject: CheckedContribution) -> None:
                 found = loader.next_step()
                 for name, value in expected.items():
                     assert torch.equal(found[name], value), (
-                        f"'{name}' of step {step} is another one when it is read {how}"
+                        f"'{name}' of step {step} differs when it is read {how}"
                     )
 
 

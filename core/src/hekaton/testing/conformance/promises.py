@@ -76,8 +76,8 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         None,
         "run hooks",
-        "Lifecycle hooks return nothing, change no metrics, get along with steps that are not "
-        "logged, and are right after a resume.",
+        "Lifecycle hooks return nothing, change no metrics, accept steps that are not logged, and work "
+        "after a resume.",
         _of("rest", "run_hooks"),
     ),
     Promise(
@@ -90,39 +90,38 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         Model,
         "gradients",
-        "Under every layout of two processes that the plan claims, the gradient of each parameter "
-        "is that of one process.",
+        "Under every layout of two processes that the plan claims, the gradient of each parameter equals "
+        "that on one process.",
         _of("models", "gradients"),
         processes=2,
     ),
     Promise(
         Model,
         "layouts",
-        "In float64, two steps of a run are those of one process, under every layout of two "
-        "processes that the plan claims.",
+        "In float64, loss and gradient norm of two steps equal those on one process, under every layout "
+        "of two processes that the plan claims.",
         _of("training", "layouts"),
         processes=2,
     ),
     Promise(
         Model,
         "resume",
-        "A run that was saved under one layout is resumed under another, and computes what it would have.",
+        "A run that was saved under one layout resumes under another and computes the same steps.",
         _of("training", "resume"),
         processes=2,
     ),
     Promise(
         Model,
         "dry run",
-        "The dry run of a layout has the parameters and the optimizer state of the real one, in "
-        "their shapes.",
+        "The dry run of a layout has parameters and optimizer state of the same shapes as the real run.",
         _of("training", "dry_run"),
         processes=2,
     ),
     Promise(
         HFAdapter,
         "table",
-        "Every tensor of the model has an entry, in every flavor; there and back is the same bit "
-        "for bit, and config.json is read as it was written.",
+        "Every tensor of the model has an entry, in every flavor; a round trip returns the same bits, "
+        "and config.json is read as it was written.",
         _of("models", "adapter"),
     ),
     Promise(
@@ -135,44 +134,47 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         Dataset,
         "access",
-        "A document is the same in any order and company, and the fingerprint is the same each time.",
+        "A document is the same in whatever order, and with whichever others, it is fetched; so is the "
+        "fingerprint.",
         _of("data", "access"),
     ),
     Promise(
         Dataset,
         "resume",
-        "Rows that are read by worker processes, or from a cursor on, are those of one process from "
-        "the start.",
+        "Rows that worker processes read, or that are read after a resume, are those that one process "
+        "reads from the start.",
         _of("data", "resume"),
     ),
     Promise(
         Tokenizer,
         "ids",
-        "The ids of a text are whole numbers below vocab_size, without marks, whatever is encoded with it.",
+        "The ids of a text are whole numbers below vocab_size, without marks for begin and end, "
+        "whichever texts are encoded together.",
         _of("data", "ids"),
     ),
     Promise(
         Tokenizer,
         "round trip",
-        "What the ids of a text are decoded to has the same ids.",
+        "Decoding the ids of a text and encoding the result gives the same ids.",
         _of("data", "round_trip"),
     ),
     Promise(
         Encoder,
         "parts",
-        "The tokens and targets of a part depend on the part alone.",
+        "The tokens and targets of a part depend only on that part.",
         _of("data", "parts"),
     ),
     Promise(
         Order,
         "epochs",
-        "Each document stands once in an epoch, whatever places are asked for together.",
+        "Each document comes once in an epoch, whichever places are asked for together.",
         _of("data", "epochs"),
     ),
     Promise(
         RowMaker,
         "rows",
-        "A row is the same whoever reads it, and from any cursor on.",
+        "A row is the same on whichever rank or worker process it is made, and after a resume from any "
+        "cursor.",
         _of("data", "rows"),
     ),
     Promise(
@@ -185,16 +187,15 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         Converter,
         "layouts",
-        "In float64, a converted model computes under FSDP and under tensor parallel what it does "
-        "on one process.",
+        "In float64, a converted model has the same loss and gradient norm under FSDP and tensor "
+        "parallel as on one process.",
         _of("training", "layouts"),
         processes=2,
     ),
     Promise(
         Converter,
         "resume",
-        "A run with the converter, saved under FSDP, is resumed under tensor parallel, and the "
-        "other way round.",
+        "A run with the converter that was saved under FSDP resumes under tensor parallel, and vice versa.",
         _of("training", "resume"),
         processes=2,
     ),
@@ -207,95 +208,96 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         ContextParallel,
         "attention",
-        "In float64, attention over a sequence that two ranks share is attention over the whole of it.",
+        "In float64, attention over a sequence that is split between two ranks equals attention over the "
+        "whole sequence.",
         _of("training", "attention"),
         processes=2,
     ),
     Promise(
         Dispatcher,
         "tokens",
-        "Two ranks with half of the experts each compute, with their gradients, what one rank with "
-        "all of them does.",
+        "Two ranks, each with half of the experts, compute the same outputs and gradients as one rank "
+        "with all of them.",
         _of("dispatching", "tokens"),
         processes=2,
     ),
     Promise(
         Objective,
         "terms",
-        "Inputs and targets are as declared; no term, count or draw depends on the rows beside it.",
+        "Inputs and targets are as declared; no term, count or draw of a row depends on other rows.",
         _of("models", "terms"),
     ),
     Promise(
         Objective,
         "layouts",
-        "In float64, the loss under FSDP and under other layouts that the model claims is that of "
-        "one process.",
+        "In float64, the loss under FSDP and other layouts that the model claims equals that on one process.",
         _of("training", "layouts"),
         processes=2,
     ),
     Promise(
         Optimizer,
         "steps",
-        "It follows the gradient downwards at the rate and decay of each group, and resumes bit for bit.",
+        "Steps go down the gradient, with the learning rate and weight decay of each group, and training "
+        "resumes bit for bit.",
         _of("rest", "steps"),
     ),
     Promise(
         Optimizer,
         "layouts",
-        "In float64, its steps on sharded parameters are those on whole ones.",
+        "In float64, its steps on sharded parameters equal those on whole ones.",
         _of("training", "layouts"),
         processes=2,
     ),
     Promise(
         Optimizer,
         "resume",
-        "Its state, saved under one layout, is resumed under another.",
+        "Its state is saved under one layout and restored under another.",
         _of("training", "resume"),
         processes=2,
     ),
     Promise(
         LRSchedule,
         "factors",
-        "Its factors are finite, never below 0, and follow from the steps done alone.",
+        "Its factors are finite, never below 0, and depend only on the number of steps done.",
         _of("rest", "factors"),
     ),
     Promise(
         Logger,
         "metrics",
-        "It takes what runs log, also after a resume, and leaves it as it is.",
+        "It accepts the metrics that runs log, also after a resume, and does not change them.",
         _of("rest", "metrics"),
     ),
     Promise(
         Logger,
         "failure",
-        "Where it cannot write, it raises, so that the run can report it and do without it.",
+        "If it cannot write, it raises an error, so that the run reports it and continues without the "
+        "logger.",
         _of("rest", "failure"),
     ),
     Promise(
         CheckpointFormat,
         "round trip",
-        "Tensors that are written, by one rank or shared out among several, are read as they were, "
-        "whole and in part.",
+        "Tensors that one rank or several ranks have written are read back unchanged, whole and in part.",
         _of("rest", "written_and_read"),
     ),
     Promise(
         Check,
         "rule",
-        "It yields violations and notices, the same each time, and nothing in a run that its plugin "
-        "has no part in.",
+        "It yields violations and notices, the same each time, and nothing for a run that does not use "
+        "its plugin.",
         _of("rest", "rule"),
     ),
     Promise(
         IdentitySubject,
         "values",
-        "Its names and values are such as JSON has, and the same each time.",
+        "Its names and values can be written as JSON, and are the same each time.",
         _of("rest", "values"),
     ),
     Promise(
         Evaluation,
         "numbers",
-        "Its numbers are the same on every rank, under FSDP and other layouts as on one process, and when it "
-        "is asked again; the model is as it was.",
+        "Its numbers are the same on every rank, under FSDP and other layouts, and when it is called "
+        "again; it does not change the model.",
         _of("training", "numbers"),
         processes=2,
     ),
@@ -308,7 +310,7 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         Section,
         "fields",
-        "Every field has a help text, and the section is right with its defaults.",
+        "Every field has a help text, and the defaults are valid.",
         _of("rest", "fields"),
     ),
 )

@@ -86,9 +86,9 @@ def written_and_read(subject: CheckedContribution) -> None:
             assert sorted(read.tensors) == sorted(values), f"tensors are read as {sorted(read.tensors)}"
             for name, value in values.items():
                 lazy = read.tensors[name]
-                assert torch.equal(lazy.read(), value), f"'{name}', written by {ranks}, is read as another"
+                assert torch.equal(lazy.read(), value), f"'{name}', written by {ranks}, is read back changed"
                 part = lazy.read((slice(1, 4), slice(2, 3)))
-                assert torch.equal(part, value[1:4, 2:3]), f"a part of '{name}' is read as another"
+                assert torch.equal(part, value[1:4, 2:3]), f"a part of '{name}' is read back changed"
 
 
 def rule(subject: CheckedContribution) -> None:
@@ -103,9 +103,9 @@ def values(subject: CheckedContribution) -> None:
     try:
         same = json.loads(json.dumps(found)) == found
     except TypeError as e:
-        raise AssertionError(f"its values are not such as JSON has: {e}") from e
-    assert same, f"JSON has no such names or values: {found}"
-    assert dict(build(subject.section, config)) == found, "its values are others each time"
+        raise AssertionError(f"its values cannot be written as JSON: {e}") from e
+    assert same, f"JSON changes its names or values: {found}"
+    assert dict(build(subject.section, config)) == found, "its values differ each time"
 
 
 def printed_help(subject: CheckedContribution) -> None:
