@@ -8,8 +8,9 @@ import tomllib
 import pytest
 
 from hekaton.cli import main
+from hekaton.errors import PluginError
 from hekaton.plugins import Plugins, kind_name
-from hekaton.plugins.available import available
+from hekaton.plugins.available import available, read
 from hekaton.plugins.packages import NAMES
 
 CODE = """
@@ -101,3 +102,41 @@ def test_the_list_says_of_ours_what_they_contribute():
             assert sorted(one.models) == sorted(models), one.package
             assert one.summary == importlib.metadata.metadata(one.package)["Summary"]
             assert one.licence == importlib.metadata.metadata(one.package)["License-Expression"]
+
+
+ENTRY = """
+[[plugins]]
+name = "mine"
+package = "hekaton-mine"
+summary = "one layer"
+kinds = ["model"]
+licence = "MIT"
+tested = "0.1"
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (ENTRY.replace('licence = "MIT"\n', ""), "entry 1 (hekaton-mine): licence: Field required"),
+        (
+            ENTRY.replace("licence", "license"),
+            "entry 1 (hekaton-mine): licence: Field required; license: Extra",
+        ),
+        (ENTRY.replace('["model"]', '"model"'), "entry 1 (hekaton-mine): kinds: "),
+        (ENTRY.replace('["model"]', "[]"), "entry 1 (hekaton-mine): kinds: "),
+        (ENTRY.replace('["model"]', '["modle"]'), "there is no kind 'modle'\n  did you mean 'model'"),
+        (ENTRY.replace('tested = "0.1"', "tested = 0.1"), "entry 1 (hekaton-mine): tested: "),
+        (ENTRY.replace('package = "hekaton-mine"\n', ""), "entry 1: package: Field required"),
+        (ENTRY + ENTRY.replace("hekaton-mine", "Hekaton_Mine"), "plugins.toml lists hekaton-mine twice"),
+        (ENTRY + "plugins", "plugins.toml is no TOML in UTF-8: "),
+        (ENTRY + "# \udcff", "plugins.toml is no TOML in UTF-8: "),
+        ("plugins = 3", "plugins.toml: plugins is no list"),
+        ("plugins = [3]", "plugins.toml, entry 1: "),
+    ],
+)
+def test_what_is_wrong_with_an_entry_of_the_list_is_named(content, said):
+    assert [one.package for one in read(ENTRY.encode())] == ["hekaton-mine"]
+    with pytest.raises(PluginError) as error:
+        read(content.encode(errors="surrogateescape"))
+    assert said in str(error.value)
