@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sys
 import tempfile
 import warnings
@@ -28,9 +27,11 @@ Numbers = list[tuple[float, float]]
 _ALL = [
     "--training.dtype", "float64", "--training.mixed_precision_param", "float64",
     "--training.mixed_precision_reduce", "float64", "--training.steps", str(STEPS), "--metrics.log_freq", "1",
-    "--training.global_batch_size", str(ROWS), "--checkpoint.enable", "true", "--checkpoint.interval", "1",
-    "--checkpoint.keep_latest_k", "0", "--validation.enable", "false", "--compile.enable", "false",
+    "--training.global_batch_size", str(ROWS), "--validation.enable", "false", "--compile.enable", "false",
+    "--checkpoint.enable",
 ]  # fmt: skip
+_SAVED = ["true", "--checkpoint.interval", "1", "--checkpoint.keep_latest_k", "0"]
+_RESUMED = ["true", "--checkpoint.load_step", "1", "--checkpoint.load_only", "true"]
 
 
 @dataclass(frozen=True)
@@ -137,37 +138,34 @@ def record(
     with shared_meshes():
         for name in layouts:
             into = Path(folder, name or "one")
+            checkpoints = _SAVED if resume else ["false"]
             found["steps"][name], found["shapes"][name], found["judged"][name] = _train(
-                arguments, name, into, evaluation
+                arguments, name, into, checkpoints, evaluation
             )
         for source, target in zip(layouts, targets, strict=False):
-            into = Path(folder, f"{source or 'one'} to {target or 'one'}")
-            if first:
-                saved = Path(folder, source or "one", "checkpoint", "step-1")
-                shutil.copytree(saved, into / "checkpoint" / "step-1")
-            dist.barrier()
-            found["resumed"][json.dumps([source, target])], *_ = _train(arguments, target, into)
+            saved = Path(folder, source or "one")
+            found["resumed"][json.dumps([source, target])], *_ = _train(arguments, target, saved, _RESUMED)
     dist.destroy_process_group()
     found["played"] = {name: _play(arguments, name) for name in played}
     if first:
         Path(folder, f"{processes}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def _loaded(arguments: list[str], layout: str, folder: str) -> Any:
+def _loaded(arguments: list[str], layout: str, folder: str, checkpoints: list[str]) -> Any:
     named = NamedLayout(layout)
     batch = ["--training.local_batch_size", str(ROWS // named.dp)]
-    return loaded([*arguments, *_ALL, *named.flags, *batch, "--job.dump_folder", folder])
+    return loaded([*arguments, *_ALL, *checkpoints, *named.flags, *batch, "--job.dump_folder", folder])
 
 
 def _train(
-    arguments: list[str], layout: str, folder: Path, evaluation: str = ""
+    arguments: list[str], layout: str, folder: Path, checkpoints: list[str], evaluation: str = ""
 ) -> tuple[Numbers, dict[str, Any], list[dict[str, float]]]:
     from hekaton.trainer import Trainer
 
     print(f"-- {layout or 'one process'}", flush=True)  # read when a process ends without an exception
     try:
         process = this_process()
-        run = _loaded(arguments, layout, str(folder))
+        run = _loaded(arguments, layout, str(folder), checkpoints)
         check(run, world_size=process.world_size, device_type="cpu")
         recorder = _Recorder()
         trainer = Trainer(run, process, loggers=[recorder])
@@ -182,7 +180,7 @@ def _play(arguments: list[str], layout: str) -> dict[str, Any]:
     """The shapes of the first rank in the dry run."""
     from hekaton.dry_run.fake import fake_process_group, play, rank_of
 
-    run = _loaded(arguments, layout, "nowhere")
+    run = _loaded(arguments, layout, "nowhere", ["false"])
     process = rank_of(NamedLayout(layout).processes, 0, what="rank")
     with fake_process_group(process):
         played = play(run, process)
