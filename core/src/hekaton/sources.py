@@ -96,6 +96,7 @@ def make_stream(
                 build_component(config, plugins, Order, config.training.order, len(part), seed),
                 epochs=entry.max_epochs if repeat else 1,
                 name=entry.name,
+                seed=seed,
             )
             for entry, part in zip(entries, parts, strict=True)
         ],

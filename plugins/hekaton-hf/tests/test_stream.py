@@ -28,9 +28,10 @@ from hekaton.data.order import Sequential
 from hekaton.data.row_makers import BestFit, InOrder
 from hekaton.errors import DataError
 from hekaton.testing import check_encoder, check_row_maker
-from hekaton_hf.sections import StreamDatasetSection
+from hekaton_hf.sections import HubStreamSection, StreamDatasetSection
 from hekaton_hf.stream import documents, remote
 from hekaton_hf.stream.documents import StreamEncoder, build
+from hekaton_hf.stream.hub import HubStream
 
 TEXTS = [f"text {number} " + "x" * (number * 7 % 50) for number in range(40)]
 TEXTS[5] = ""
@@ -188,6 +189,38 @@ def test_the_buffer_shuffles_within_its_size_and_parts_share_a_file():
     put(a___jsonl=jsonl(map(str, range(101))))
     changed = build(section(parts_per_file=3, shuffle_buffer=10), "memory://data/a.jsonl")
     assert changed.fingerprint != found.fingerprint
+
+
+@pytest.mark.parametrize("name", ["stream", "hub_stream"])
+def test_the_order_within_the_buffer_follows_from_seed_and_epoch(name):
+    texts = [f"{number:02}" for number in range(20)]
+    put(a___jsonl=jsonl(texts))
+    found = build(section(shuffle_buffer=10), "memory://data/a.jsonl")
+    if name == "hub_stream":
+        shard = SimpleNamespace(
+            num_shards=1, features="", shard=lambda **_: [{"text": text} for text in texts]
+        )
+        found = HubStream(shard, HubStreamSection(shuffle_buffer=10), name="x", identity="", files={})
+    ids = [ByteTokenizer().encode_batch([text])[0].tolist() for text in texts]
+
+    def read(seed, steps, after=None):
+        """The texts of rows, each of which has one between its marks."""
+        options = {"seq_len": 4, "global_batch_size": 1, "rows": range(1), "seed": seed}
+        encoder = StreamEncoder(ByteTokenizer())
+        loader = build_loader(found, ByteTokenizer(), encoder=encoder, order=Sequential(1), **options)
+        if after is not None:
+            loader.seek(after)
+        rows = [loader.next_step()["tokens"][0, 1:3].tolist() for _ in range(steps)]
+        return [ids.index(row) for row in rows], loader.cursor()
+
+    whole, _ = read(1, 60)
+    orders = {tuple(read(seed, 20)[0]) for seed in range(3)} | {tuple(whole[20:40]), tuple(whole[40:])}
+    assert len(orders) == 5  # of three seeds, and of two more epochs
+    for start in range(0, 60, 10):
+        assert sorted(whole[start : start + 10]) == list(range(start % 20, start % 20 + 10))
+    for done in (7, 20, 33):
+        begin, cursor = read(1, done)
+        assert begin + read(1, 60 - done, cursor)[0] == whole
 
 
 def test_failures_are_borne(flaky, caplog):

@@ -31,6 +31,17 @@ class Documents(Protocol):
 
 
 @runtime_checkable
+class ShufflesWithin(Protocol):
+    """A dataset whose documents have parts in an order of their own, another one in each epoch."""
+
+    def fetch_shuffled(self, indices: Sequence[int], keys: Sequence[int]) -> list[Any]:
+        """As :meth:`Documents.fetch`.
+
+        :param keys: of each document a number of 64 bits, which the seed of the run and the epoch fix.
+        """
+
+
+@runtime_checkable
 class JoinedDocuments(Protocol):
     """A dataset of token ids that can give many documents at once, one after the other in one array."""
 

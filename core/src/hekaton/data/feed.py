@@ -23,10 +23,12 @@ from hekaton.data import (
     Integers,
     JoinedDocuments,
     Part,
+    ShufflesWithin,
     TokenIds,
     Values,
 )
 from hekaton.data.encoders import IDS_PART, IdsEncoder
+from hekaton.data.order import mixed_number
 from hekaton.data.pieces import PIECE
 from hekaton.errors import DataError
 
@@ -45,6 +47,7 @@ class Source:
     """A dataset as the rows of a run read it.
 
     :param epochs: after how many a row has read its documents to the end; ``None`` for never.
+    :param seed: of what is shuffled within documents.
     """
 
     documents: Documents
@@ -52,6 +55,7 @@ class Source:
     order: DocumentOrder
     epochs: int | None = None
     name: str = ""
+    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -231,6 +235,7 @@ class SourceReader:
         self._count = len(source.documents)
         self._last = None if source.epochs is None else source.epochs * self._count
         self._takes_joined = joined
+        self._shuffles = isinstance(source.documents, ShufflesWithin)
         self._tokens_per_document = float("inf")  # ask for one until we know
         self._any_tokens = False
         self._joined: JoinedDocuments | None = None
@@ -307,9 +312,19 @@ class SourceReader:
             feed.advance(len(found))
         if not asked:
             return
-        documents = source.documents.fetch(indices)
+        documents = self._fetched(indices, [number * self._rows + feed.row for feed, number in asked])
         for (feed, number), document in zip(asked, documents, strict=True):
             feed.unread.append((number, iter(source.encoder.cut(document))))
+
+    def _fetched(self, indices: Sequence[int], places: Sequence[int]) -> list[Any]:
+        """Documents, which stand at these places of the order."""
+        documents = self._source.documents
+        if not self._shuffles:
+            return documents.fetch(indices)
+        seed = mixed_number(self._source.seed & 2**64 - 1)
+        keys = [mixed_number(seed ^ place // self._count) for place in places]
+        fetched: list[Any] = documents.fetch_shuffled(indices, keys)  # type: ignore[attr-defined]
+        return fetched
 
     def _look_up(self, feeds: Sequence[Feed], wanted: Feed) -> None:
         """Look up which documents come next, for all feeds that know of none, where ``wanted`` does not."""

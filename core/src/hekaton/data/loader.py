@@ -73,6 +73,7 @@ def build_loader(
         encoder or TextEncoder(tokenizer),
         order or Shuffled(len(documents), seed),
         epochs=None if repeat else 1,
+        seed=seed,
     )
     stream = Stream(
         [source],

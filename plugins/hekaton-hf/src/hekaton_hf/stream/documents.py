@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from hekaton.data import Encoded, TextTokenizer
 from hekaton.data.encoders import TextEncoder
 from hekaton.data.identity import fingerprint
-from hekaton.data.order import document_at
+from hekaton.data.order import document_at, mixed_number
 from hekaton.errors import DataError
 from hekaton_hf.decoding import BLOCK, UnreadableError, parse_object, text_in
 from hekaton_hf.files import format_of
@@ -132,6 +132,11 @@ def buffered(texts: Iterator[str], size: int, seed: int) -> Iterator[str]:
     yield from _shuffled(window, seed + windows)
 
 
+def seed_of(part: int, key: int) -> int:
+    """The seed of the order of texts within the buffer of a part."""
+    return mixed_number((key + part) & 2**64 - 1)
+
+
 def check_parts(rows: int, parts: int, *, hint: str) -> None:
     """:raises DataError: where a row of the global batch would have to read what another one does."""
     if parts < rows:
@@ -154,7 +159,7 @@ class Streams:
     def __init__(self, files: Sequence[StreamFile], section: StreamDatasetSection) -> None:
         self._files, self._section = files, section
         self.fingerprint = fingerprint(
-            "stream", *(f"{file.url}, {file.state}" for file in files), str(section.parts_per_file),
+            "stream 2", *(f"{file.url}, {file.state}" for file in files), str(section.parts_per_file),
             str(section.shuffle_buffer), section.text_column,
         )  # fmt: skip
 
@@ -168,11 +173,16 @@ class Streams:
         check_parts(rows, len(self), hint=hint)
 
     def fetch(self, indices: Sequence[int]) -> list[StreamPart]:
+        return self.fetch_shuffled(indices, [0] * len(indices))
+
+    def fetch_shuffled(self, indices: Sequence[int], keys: Sequence[int]) -> list[StreamPart]:
         parts = self._section.parts_per_file
         return [
-            StreamPart(self._files[index // parts], index % parts, parts, index << 20, self._section)
-            for index in indices
-        ]
+            StreamPart(
+                self._files[index // parts], index % parts, parts, seed_of(index, key), self._section
+            )
+            for index, key in zip(indices, keys, strict=True)
+        ]  # fmt: skip
 
     def files(self) -> dict[str, str]:
         """What the file systems say of each file."""

@@ -15,7 +15,7 @@ from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
 from hekaton_hf.decoding import text_in
 from hekaton_hf.sections import HubStreamSection
-from hekaton_hf.stream.documents import buffered, check_parts
+from hekaton_hf.stream.documents import buffered, check_parts, seed_of
 from hekaton_hf.stream.remote import Patience, tried
 
 log = logging.getLogger("hekaton")
@@ -90,7 +90,7 @@ class HubStream:
         self._stream, self._section, self._name, self._files = stream, section, name, files
         self._count = int(stream.num_shards)
         self.fingerprint = fingerprint(
-            "hub_stream", identity, section.text_column, str(section.shuffle_buffer), str(self._count),
+            "hub_stream 2", identity, section.text_column, str(section.shuffle_buffer), str(self._count),
             *files.values(),
         )  # fmt: skip
 
@@ -106,12 +106,15 @@ class HubStream:
         check_parts(rows, len(self), hint="choose a smaller training.global_batch_size")
 
     def fetch(self, indices: Sequence[int]) -> list[HubPart]:
+        return self.fetch_shuffled(indices, [0] * len(indices))
+
+    def fetch_shuffled(self, indices: Sequence[int], keys: Sequence[int]) -> list[HubPart]:
         return [
             HubPart(
                 self._stream.shard(num_shards=self._count, index=index),
-                f"shard {index} of '{self._name}'", index << 20, self._section,
+                f"shard {index} of '{self._name}'", seed_of(index, key), self._section,
             )
-            for index in indices
+            for index, key in zip(indices, keys, strict=True)
         ]  # fmt: skip
 
 
