@@ -74,6 +74,7 @@ ALSO = [
     "hekaton.spec.SteppingConverter",
     "hekaton.data.Whole",
     "hekaton.data.KnownFiles",
+    "hekaton.data.ShufflesWithin",
     "hekaton.data.ChecksRows",
     "hekaton.data.JoinedDocuments",
     "hekaton.data.CountsBytes",
