@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -295,19 +296,18 @@ def test_a_document_that_is_longer_than_what_a_system_reads_at_once(
     assert read("*") == [text, text]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_txt_file_of_more_than_2_gib(here: Path) -> None:
-    block = ("0123456789abcde\n" * (1 << 16)).encode()
+def test_a_document_of_more_than_2_gib_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (here / "a.txt").open("wb") as stream:
-        for _ in range(2049):
-            stream.write(block)
-        stream.write(b"the end\n")
-    documents = build(TextDatasetSection(txt_documents="line"), "a.txt")
-    assert len(documents) == 2049 * (1 << 16) + 1
-    assert documents.fetch([0, len(documents) - 1, len(documents) - 2]) == [
-        "0123456789abcde", "the end", "0123456789abcde",
-    ]  # fmt: skip
-    (text,) = read("a.txt")
-    assert len(text) == 2049 * (1 << 20) + 8
-    assert text[-24:] == "0123456789abcde\nthe end\n"
+        stream.write(b"It was a dark and stormy night.\n" * 40_000)
+        stream.truncate((1 << 31) + 1)  # a hole: nothing more is written
+    message = refused("a.txt")
+    assert f"cannot read '{here / 'a.txt'}': it has a document of more than 2,147,483,648 bytes" in message
+    assert 'split it, or set text_dataset.txt_documents = "line" or "paragraph"' in message
+    monkeypatch.setattr("hekaton_hf.readers.txt.MOST_OF_TEXT", 1000)
+    (here / "b.txt.gz").write_bytes(gzip.compress(b"a line\n" * 200))
+    assert "it has a document of more than 1,000 bytes, since a file is one" in refused("b.txt.gz")
+    (here / "c.txt").write_text(("a line\n" * 100 + "\n") * 3)
+    assert len(read("c.txt", txt_documents="paragraph")) == 3
+    (here / "c.txt").write_text("a line\n" * 200)
+    message = refused("c.txt", txt_documents="paragraph")
+    assert "it has a document of more than 1,000 bytes, since a paragraph is one" in message

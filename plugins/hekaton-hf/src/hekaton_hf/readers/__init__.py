@@ -16,6 +16,8 @@ from hekaton_hf.decoding import DocumentColumns, UnreadableError
 Places = npt.NDArray[np.int64]
 MOST_OF_LINE = 1 << 28
 """Bytes of a row of JSON: reading it takes some five times as many."""
+MOST_OF_TEXT = 1 << 31
+"""Bytes of a document of a ``.txt`` file; several times as many are held when it is read."""
 MOST_OF_JSON = 1 << 31
 """Bytes of a line of a ``.json`` file, which may have all of its rows in one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from hekaton_hf.files import COMPRESSED, format_of, shown
 from hekaton_hf.readers import Rows, whole_lines
 from hekaton_hf.readers.json_rows import read_json, read_json_lines
 from hekaton_hf.readers.parquet import read_parquet
-from hekaton_hf.readers.txt import read_txt
+from hekaton_hf.readers.txt import check_length, read_txt
 
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
@@ -89,6 +90,8 @@ def read_file(
         if blocks.is_recoded:
             rows.recoded()
         if kind == "txt":
+            if txt_documents == "file" and path.suffix.lower() not in COMPRESSED:
+                check_length(os.fstat(file.fileno()).st_size, txt_documents)
             read_txt(blocks, rows, documents=txt_documents)
         elif kind == "jsonl":
             read_json_lines(whole_lines(iter(blocks)), blocks.skipped, rows, reader)

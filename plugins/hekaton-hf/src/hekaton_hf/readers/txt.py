@@ -8,13 +8,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hekaton_hf.decoding import TextBlocks, decode
-from hekaton_hf.readers import Rows, whole_lines
+from hekaton_hf.decoding import TextBlocks, UnreadableError, decode
+from hekaton_hf.readers import MOST_OF_TEXT, Rows, whole_lines
 
 
 def read_txt(blocks: TextBlocks, rows: Rows, *, documents: str) -> None:
     """Documents are the whole file, lines, or paragraphs, which empty lines end. Line ends are ``\\n`` and
-    ``\\r\\n``, and belong to no line or paragraph."""
+    ``\\r\\n``, and belong to no line or paragraph.
+
+    :raises UnreadableError: at a document that is too long.
+    """
     if documents == "file":
         _read_whole(blocks, rows)
         return
@@ -50,6 +53,7 @@ def _read_whole(blocks: TextBlocks, rows: Rows) -> None:
     for block in itertools.chain(blocks, [b""]):
         rows.part(block)
         length += len(block)
+        check_length(length, "file")
         if is_clean:
             try:
                 bad = block.find(0)
@@ -64,6 +68,18 @@ def _read_whole(blocks: TextBlocks, rows: Rows) -> None:
         rows.end(blocks.skipped, length)
 
 
+def check_length(length: int, document: str) -> None:
+    """:param document: what documents are.
+    :raises UnreadableError: for one that is too long.
+    """
+    if length > MOST_OF_TEXT:
+        hint = '"line" or "paragraph"' if document == "file" else '"line"'
+        raise UnreadableError(
+            f"it has a document of more than {MOST_OF_TEXT:,} bytes, since a {document} is one",
+            hint=f"split it, or set text_dataset.txt_documents = {hint}",
+        )
+
+
 def _is_clean(content: bytes) -> bool:
     try:
         content.decode()
@@ -75,6 +91,7 @@ def _is_clean(content: bytes) -> bool:
 def whole_paragraphs(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The same content in blocks that end where an empty line ends."""
     parts: list[bytes] = []
+    length = 0
     for block in whole_lines(blocks):
         end = max(
             (block.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n\r\n") if mark in block), default=0
@@ -83,8 +100,10 @@ def whole_paragraphs(blocks: Iterator[bytes]) -> Iterator[bytes]:
             end = next((len(mark) for mark in (b"\n", b"\r\n") if block.startswith(mark)), 0)
         if end:
             yield b"".join([*parts, block[:end]])
-            parts = []
+            parts, length = [], 0
         parts.append(block[end:])
+        length += len(block) - end
+        check_length(length, "paragraph")
     last = b"".join(parts)
     if last:
         yield last
