@@ -158,7 +158,8 @@ class LossOnData:
         return metrics
 
     def _metrics(self, data: _Data) -> dict[str, float]:
-        """``loss``; ``loss/TERM`` where there are several; of texts ``perplexity`` and ``bits_per_byte``."""
+        """``loss``; where there are several terms ``loss/TERM`` of those that count anything; of texts
+        ``perplexity`` and ``bits_per_byte``."""
         assembled = self._assembled
         meshes, device = assembled.meshes, assembled.process.device
         objective = validated_by(assembled.objective)
@@ -172,11 +173,12 @@ class LossOnData:
                 sums[0] += torch.stack([totals[name] for name in weights])
                 sums[1] += torch.stack([counts[name] for name in weights])
         whole = all_sum(sums[0], meshes.report.get_group())
-        means = whole / all_sum(sums[1], meshes.loss.get_group()).clamp(min=1)
-        terms = dict(zip(weights, means.tolist(), strict=True))
+        counted = all_sum(sums[1], meshes.loss.get_group())
+        terms = dict(zip(weights, (whole / counted.clamp(min=1)).tolist(), strict=True))
         metrics = {"loss": sum(weights[name] * mean for name, mean in terms.items())}
         if len(terms) > 1:
-            metrics |= {f"loss/{name}": mean for name, mean in terms.items()}
+            there = dict(zip(weights, counted.tolist(), strict=True))
+            metrics |= {f"loss/{name}": mean for name, mean in terms.items() if there[name]}
         likelihood = getattr(objective, "likelihood", None)
         if likelihood is not None:
             metrics["perplexity"] = math.exp(min(terms[likelihood], _HIGHEST))

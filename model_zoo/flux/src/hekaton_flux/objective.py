@@ -3,6 +3,7 @@ et al., 2022, arXiv 2210.02747; Liu et al., 2022, arXiv 2209.03003)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,7 +155,8 @@ class FlowMatching:
 
 class AtFixedTimes(FlowMatching):
     """The same error with every text, at times that are the middles of equal parts of the time from image to
-    noise: row by row and batch by batch the next one. The error at each of them is a term of its own."""
+    noise: image by image the next one. The error at each of them is a term of its own. Noise and time of an
+    image follow from its place in the validation, so that the loss does not depend on the size of batches."""
 
     weights: ClassVar[Mapping[str, float]] = {
         "flow_matching": 1.0,
@@ -165,6 +167,7 @@ class AtFixedTimes(FlowMatching):
         return (*super().targets(seq_len), BatchTensor(name="part", shape=(), dtype=torch.long))
 
     def prepare(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch]:
+        draw = dataclasses.replace(draw, step=1, rows=self._places(draw))
         inputs, targets = super().prepare(batch, draw)
         return inputs, {**targets, "part": self._parts(draw)}
 
@@ -183,10 +186,14 @@ class AtFixedTimes(FlowMatching):
     def _terms(self, whole: torch.Tensor, parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(zip(self.weights, (whole, *parts), strict=True))
 
-    def _parts(self, draw: Draw) -> torch.Tensor:
-        """Which part of the time each row is at, (rows,)"""
+    def _places(self, draw: Draw) -> list[int]:
+        """Which image of the validation each row is."""
         before = (draw.step - 1) * len(draw.rows) * self._dp
-        return torch.tensor([(before + row) % PARTS for row in draw.rows], device=draw.device)
+        return [before + row for row in draw.rows]
+
+    def _parts(self, draw: Draw) -> torch.Tensor:
+        """Which part of the time each image is at, (rows,)"""
+        return torch.tensor([place % PARTS for place in draw.rows], device=draw.device)
 
     def _times(self, draw: Draw) -> torch.Tensor:
         return (self._parts(draw).to(self._wide) + 0.5) / PARTS

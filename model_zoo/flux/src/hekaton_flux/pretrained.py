@@ -75,9 +75,12 @@ class PretrainedEncoders:
             text_dim=self._t5.config.d_model,
             pooled_dim=self._clip.config.hidden_size,
         )
-        texts = (section.text_encoder, section.pooled_encoder)
-        paths = dict.fromkeys([*texts, section.autoencoder, *map(tokenizer_of, texts)])
-        self.fingerprint = fingerprint(*(_digest(Path(path)) for path in paths))
+        contents = {
+            "text_encoder": _content(section.text_encoder, tokenizer_of(section.text_encoder)),
+            "pooled_encoder": _content(section.pooled_encoder, tokenizer_of(section.pooled_encoder)),
+            "autoencoder": _content(section.autoencoder),
+        }
+        self.fingerprint = ", ".join(f"{field} {content}" for field, content in contents.items())
         self.image, self.pixels = self._autoencoder.image, self._autoencoder.pixels
 
     @property
@@ -207,9 +210,18 @@ def check_folder(field: str, path: str) -> None:
     raise ConfigError(f"flow_matching.{field} = '{path}' is no folder", hint=hint)
 
 
-def _digest(path: Path) -> str:
-    """Of the content of a folder, or of a file."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return fingerprint(
-        *(f"{file.relative_to(path).as_posix()} {known_file(file).content}" for file in sorted(files))
-    )
+_OF_OTHERS = (".md", ".h5", ".msgpack", ".onnx", ".ot")
+"""Suffixes of files in published folders that torch's classes do not read."""
+
+
+def _content(*paths: str) -> str:
+    """Of the folders of an encoder and its tokenizer, or of a file, in 16 letters. Files that say where a
+    folder came from and when (``.cache`` of a download, ``.git``) are no part of it."""
+    contents = []
+    for path in map(Path, dict.fromkeys(paths)):
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in sorted(files):
+            name = file.relative_to(path)
+            if not (name.suffix in _OF_OTHERS or any(part.startswith(".") for part in name.parts)):
+                contents.append(f"{name.as_posix()} {known_file(file).content}")
+    return fingerprint(*contents)[:16]
