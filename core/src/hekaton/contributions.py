@@ -193,7 +193,8 @@ class Dataset(Component):
     ``check(section, path, here=True)`` raises what ``build`` would, as far as little reading tells, for
     ``hekaton config check`` and before a run builds anything; with ``here=False``, of a run on other
     machines, it looks at no files. What it returns is asked whether it fits the run, where it is a
-    :class:`hekaton.data.MadeByTokenizer` or a :class:`hekaton.data.ChecksRows`.
+    :class:`hekaton.data.MadeByTokenizer` or a :class:`hekaton.data.ChecksRows`; the lines of a
+    :class:`hekaton.data.HasNotices` are said.
     """
 
     build: Ref

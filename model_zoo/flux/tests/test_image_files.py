@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -259,8 +260,8 @@ def test_a_file_of_captions_has_any_text_once_for_each_image(tmp_path):
     with pytest.raises(DataError, match=r"metadata.jsonl, line 3: 'a.png' has a caption already"):
         folder.build(SECTION, str(tmp_path))
     metadata.unlink()
-    metadata.mkdir()
-    with pytest.raises(DataError, match=r"cannot read '.*metadata.jsonl': Is a directory"):
+    os.mkfifo(metadata)  # of which reading would wait for a writer
+    with pytest.raises(DataError, match=r"cannot read '.*metadata.jsonl': it is no regular file"):
         folder.check(SECTION, str(tmp_path))
 
 

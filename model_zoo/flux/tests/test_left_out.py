@@ -2,14 +2,17 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from hekaton.cli import main
 from hekaton.errors import DataError
 from hekaton_flux import folder, shards
 from hekaton_flux.settings import FlowMatchingSection
 
+FILE = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
 SECTION = FlowMatchingSection(image_size=32, text_length=4)
 
 
@@ -54,13 +57,16 @@ def test_those_of_tar_shards_also_when_their_index_is_in_the_cache(tmp_path, cap
             assert len(shards.build(SECTION, str(data))) == 2
         assert said(caplog) == [
             "leaving out 1 captions without an image: 0.tar: e.txt",
-            "leaving out 1 compressed tar files (unpack them with gunzip, images are compressed already): 1.tar.gz",
             "leaving out 1 images of other kinds than .jpg, .jpeg, .png, .webp: 0.tar: b.GIF",
             "leaving out 1 images with a second dot in the name (a sample is named by what stands before the "
             "first): 0.tar: c.v2.png",
+            "leaving out 1 links that are not followed: 0.tar: f.png",
             "leaving out 1 second images of a sample: 0.tar: d.png",
-            "leaving out 2 links that are not followed: more, 0.tar: f.png",
         ]
+    assert shards.check(SECTION, str(data)).notices == [
+        f"{data}: leaving out 1 links that are not followed: more",
+        f"{data}: leaving out 1 compressed tar files (unpack them with gunzip, images are compressed already): 1.tar.gz",
+    ]
 
 
 def test_hard_links_in_a_tar_are_the_files_that_they_name(tmp_path, caplog):
@@ -85,7 +91,7 @@ def test_a_file_with_holes_in_a_tar_is_rejected(tmp_path):
         shards.build(SECTION, str(tmp_path))
 
 
-def test_those_of_a_folder(tmp_path, caplog):
+def test_those_of_a_folder_are_said_before_a_run(tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()
     for name in ("a.png", "b.gif", "c.d.png"):
@@ -94,13 +100,13 @@ def test_those_of_a_folder(tmp_path, caplog):
         (data / name).write_text("red")
     (tmp_path / "elsewhere").mkdir()
     (data / "more").symlink_to(tmp_path / "elsewhere")
-    with caplog.at_level("WARNING", logger="hekaton"):
-        assert len(folder.build(SECTION, str(data))) == 2
-    assert said(caplog) == [
-        "leaving out 1 captions without an image: e?.txt",
-        "leaving out 1 images of other kinds than .jpg, .jpeg, .png, .webp: b.gif",
-        "leaving out 1 links that are not followed: more",
-    ]
+    words = [FILE, "--training.dataset", "image_folder", "--training.dataset_path", str(data)]
+    for verb, out in ((["config", "check"], []), (["flux", "preprocess"], ["--out", str(tmp_path / "out")])):
+        assert main([*verb, *words, *out, "--flow_matching.image_size", "32"]) == 0
+        lines = "".join(capsys.readouterr())
+        assert f"{data}: leaving out 1 captions without an image: e?.txt\n" in lines
+        assert "leaving out 1 images of other kinds than .jpg, .jpeg, .png, .webp: b.gif\n" in lines
+        assert "leaving out 1 links that are not followed: more\n" in lines
 
 
 def test_a_dataset_of_nothing_else_says_what_it_has(tmp_path):

@@ -155,6 +155,14 @@ class ChecksRows(Protocol):
 
 
 @runtime_checkable
+class HasNotices(Protocol):
+    """A dataset of which something is to be known before a run, such as files that it does not read."""
+
+    notices: Sequence[str]
+    """A line each, which names what it is about."""
+
+
+@runtime_checkable
 class MadeByTokenizer(Protocol):
     """A dataset of token ids. One that another tokenizer than the run's made is refused."""
 

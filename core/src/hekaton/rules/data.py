@@ -9,9 +9,9 @@ from typing import Any
 from hekaton.components import section_of
 from hekaton.config.base import toml_value
 from hekaton.contributions import Dataset, Encoder, Objective, RowMaker
-from hekaton.data import ChecksRows, TextTokenizer
+from hekaton.data import ChecksRows, HasNotices, TextTokenizer
 from hekaton.data.mixture import build
-from hekaton.errors import HekatonError
+from hekaton.errors import ConfigError, HekatonError
 from hekaton.rules.run import Run
 from hekaton.sources import check_tokenizer
 
@@ -19,7 +19,7 @@ FULL_ROWS = ("documents", "concat")
 """Row makers of which every row has as many tokens as any other."""
 
 
-def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
+def datasets_can_be_read(run: Run) -> Iterator[HekatonError | str]:
     """What datasets are given can be read, as far as they say so ahead of a run."""
     for used in _used(run):
         contributed = run.plugins.all(Dataset).get(used.dataset)
@@ -34,8 +34,11 @@ def datasets_can_be_read(run: Run) -> Iterator[HekatonError]:
             if run.here and not isinstance(run.tokenizer, HekatonError):
                 check_tokenizer(found, run.tokenizer)
                 _check_encoder(run, record, used.settings, run.tokenizer)
+            if isinstance(found, HasNotices):
+                yield from (f"{used.what}{notice}" for notice in found.notices)
         except HekatonError as e:
-            yield run.violation(f"{used.what}{e.message}", *used.fields, hint=e.hint)
+            about = e.fields if isinstance(e, ConfigError) else ()
+            yield run.violation(f"{used.what}{e.message}", *used.fields, *about, hint=e.hint)
 
 
 def _check_encoder(run: Run, dataset: Dataset, settings: Mapping[str, Any], tokenizer: TextTokenizer) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hekaton.data.contents import known_file
 from hekaton.data.identity import fingerprint
-from hekaton.errors import ConfigError, DataError
+from hekaton.errors import ConfigError, DataError, about
 from hekaton_flux.encoders import TrialEncoders
 from hekaton_flux.images import EncodedImage, Floats, Pixels
 from hekaton_flux.manifest import MANIFEST, TENSORS, Manifest, Precision, fitting_manifest, read_manifest
@@ -275,4 +275,5 @@ def check(section: Any, path: str | None, *, here: bool = True) -> None:
         )
     if here:
         folder = Path(path or section.encoded)
-        check_folder(folder, fitting_manifest(folder, section))
+        with about("" if path else "flow_matching.encoded"):
+            check_folder(folder, fitting_manifest(folder, section))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from hekaton.errors import ConfigError
+from hekaton.errors import ConfigError, about
 from hekaton_flux.encoded import StoredEncodings
 from hekaton_flux.encoders import FrozenEncoders, TrialEncoders
 from hekaton_flux.pretrained import PretrainedEncoders, check_folder
@@ -42,7 +42,8 @@ def check_encoders(section: FlowMatchingSection) -> None:
     :raises HekatonError: for a folder that is not there, was not written to its end, or is damaged.
     """
     if section.encoded:
-        StoredEncodings(Path(section.encoded), section)
+        with about("flow_matching.encoded"):
+            StoredEncodings(Path(section.encoded), section)
     elif _named(section):
         for field in FIELDS:
             check_folder(field, getattr(section, field))
@@ -58,5 +59,6 @@ def _named(section: FlowMatchingSection) -> bool:
         raise ConfigError(
             f"[flow_matching] names some encoders, and not {', '.join(missing)}",
             hint="set all three of text_encoder, pooled_encoder and autoencoder, or none",
+            fields=[f"flow_matching.{name}" for name in FIELDS],
         )
     return not missing

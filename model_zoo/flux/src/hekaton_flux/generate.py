@@ -87,6 +87,10 @@ def _parsed(words: list[str]) -> argparse.Namespace:
         value = getattr(given, name)
         if value is not None and not 1 <= value <= most:
             raise ConfigError(f"--{name} {value}: a number from 1 to {most:,} was expected")
+    if given.guidance is not None and not 0 <= given.guidance <= 100:
+        raise ConfigError(f"--guidance {given.guidance:g}: a scale from 0 to 100 was expected")
+    if not 0 <= given.seed < 2**64:
+        raise ConfigError(f"--seed {given.seed}: a number from 0 to 2^64 - 1 was expected")
     if given.out.suffix.lower() != ".png":
         raise ConfigError(f"--out {given.out}: the name of a .png file was expected")
     if given.out.is_dir():

@@ -74,6 +74,9 @@ def run(arguments: list[str]) -> int:
         elif process.device.type == "cpu":
             raise ConfigError("--device cuda: there is no CUDA device here")
     set_up_logging(process.rank, process.world_size)
+    if process.rank == 0:
+        for notice in loaded.notices:
+            log.info("notice: %s", notice)
     began = time.monotonic()
     folder = as_path(given["out"])
     with process_group(process, loaded.config.comm, dump_folder=loaded.config.job.dump_folder):
@@ -97,6 +100,8 @@ def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int, 
         raise ConfigError("flow_matching.encoded is set: the encoders are to be used, not what they gave")
     if plugins.get(Dataset, source.dataset).encoder != "captioned_images":
         raise ConfigError(f"{given['of']}.dataset = '{source.dataset}' is no dataset of images with captions")
+    if process.rank == 0:
+        _say_notices(loaded, source)
     with ExitStack() as claim:
 
         def claim_folder() -> None:
@@ -105,6 +110,22 @@ def _write(loaded: Any, folder: Path, given: dict[str, str], shard_images: int, 
 
         together(claim_folder)
         return _write_images(loaded, folder, given, shard_images, process)
+
+
+def _say_notices(loaded: Any, source: Any) -> None:
+    """What ``hekaton config check`` says of the dataset."""
+    from hekaton.components import section_of
+    from hekaton.contributions import Dataset
+    from hekaton.data import HasNotices
+
+    record: Any = loaded.plugins.get(Dataset, source.dataset)
+    if record.check is None:
+        return
+    found = record.check.function()(
+        section_of(loaded.config, loaded.plugins, record, {}), source.dataset_path
+    )
+    for notice in found.notices if isinstance(found, HasNotices) else ():
+        log.warning("%s", notice)
 
 
 def _write_images(

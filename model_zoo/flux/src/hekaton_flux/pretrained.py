@@ -207,7 +207,9 @@ def check_folder(field: str, path: str) -> None:
     hint = ""
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         hint = f"it is read from a folder of this machine: hf download {path} --local-dir FOLDER"
-    raise ConfigError(f"flow_matching.{field} = '{path}' is no folder", hint=hint)
+    raise ConfigError(
+        f"flow_matching.{field} = '{path}' is no folder", hint=hint, fields=[f"flow_matching.{field}"]
+    )
 
 
 _OF_OTHERS = (".md", ".h5", ".msgpack", ".onnx", ".ot")

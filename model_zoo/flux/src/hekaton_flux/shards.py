@@ -7,11 +7,13 @@ import bisect
 import contextlib
 import itertools
 import json
+import logging
 import os
 import posixpath
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,9 +34,11 @@ from hekaton_flux.left_out import (
     SECOND_IMAGE,
     LeftOut,
     is_of_other_kind,
-    links_to_folders,
-    say_left_out,
+    lines_of,
 )
+from hekaton_flux.listing import Listing, listing
+
+log = logging.getLogger("hekaton")
 
 _BLOCK = 512
 _CAPTIONS = (".txt", ".json")
@@ -52,7 +56,7 @@ class Shards:
         self._files: list[KnownFile] = [known_file(path) for path in shards_in(folder)]
         self._samples: list[Integers] = []
         missing: list[str] = []
-        left_out = list(_left_out_beside(folder))
+        left_out: list[LeftOut] = []
         for file in self._files:
             members, left = _index(file)
             left_out += [(reason, f"{file.path.name}: {name}") for reason, name in left]
@@ -63,7 +67,8 @@ class Shards:
         if not any(map(len, self._samples)) and not missing:
             beside = f": it has {left_out[0][0]} ({left_out[0][1]})" if left_out else ""
             raise DataError(f"there is no image ({', '.join(SUFFIXES)}) in '{folder}'{beside}")
-        say_left_out(left_out, what=str(folder))
+        for line in lines_of(left_out, what=str(folder)):
+            log.warning("%s", line)
         self._ends = list(itertools.accumulate(map(len, self._samples)))
         self.fingerprint = fingerprint("shards 1", *(file.content for file in self._files))
 
@@ -97,6 +102,13 @@ def _caption_in_json(text: str) -> str | None:
     return caption.strip() if isinstance(caption, str) else None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """:param notices: of what is beside the tar files of a folder, and could have been meant as such."""
+
+    notices: list[str]
+
+
 def shards_in(path: Path) -> list[Path]:
     """The tar files of a folder, in the order of their names, or the one that is named.
 
@@ -106,18 +118,26 @@ def shards_in(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"dataset_path = '{path}' is no folder and no file")
-    found = sorted(file for file in path.rglob("*.tar") if not file.is_dir())
+    return _tars_among(path, listing(path))
+
+
+def _tars_among(path: Path, inside: Listing) -> list[Path]:
+    found = [path / name for name in inside.files if name.endswith(".tar")]
     if not found:
-        raise DataError(f"there is no .tar file in '{path}'", hint=_other_kind(path))
+        raise DataError(f"there is no .tar file in '{path}'", hint=_other_kind(inside))
     return found
 
 
-def _other_kind(path: Path) -> str:
-    if any(path.rglob("*.tar.*")):
+def _other_kind(inside: Listing) -> str:
+    if any(map(_is_compressed, inside.files)):
         return "compressed tar files are not read: unpack them with gunzip, images are compressed already"
-    if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+    if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in inside.files):
         return 'it has images: training.dataset = "image_folder" reads them'
     return ""
+
+
+def _is_compressed(name: str) -> bool:
+    return ".tar." in name.rpartition("/")[2]
 
 
 def _index(file: KnownFile) -> tuple[Integers, list[LeftOut]]:
@@ -191,13 +211,6 @@ def _scan(path: Path) -> tuple[Integers, list[LeftOut]]:
     return np.array(lines, np.int64).reshape(-1, 5), left_out
 
 
-def _left_out_beside(folder: Path) -> Iterator[LeftOut]:
-    """What a folder has beside its tar files, and could have been meant as such."""
-    yield from links_to_folders(folder)
-    for path in sorted(folder.rglob("*.tar.*")):
-        yield COMPRESSED, path.relative_to(folder).as_posix()
-
-
 def _left_out(kinds: Collection[str]) -> Iterator[tuple[str, str]]:
     """What a sample has and is not read, and could have been meant as an image or its caption."""
     images = [kind for kind in SUFFIXES if kind in kinds]
@@ -252,17 +265,28 @@ def _name(path: Path, begin: int) -> str:
 
 
 def build(section: Any, path: str | None) -> Shards:
-    check(section, path)
-    return Shards(Path(str(path)), max_bad=section.max_bad_images)
+    return Shards(_path(path), max_bad=section.max_bad_images)
 
 
-def check(section: Any, path: str | None, *, here: bool = True) -> None:
+def check(section: Any, path: str | None, *, here: bool = True) -> Beside | None:
     """:raises DataError: where there are no tar files."""
     if not here:
-        return
+        return None
+    folder = _path(path)
+    if not folder.is_dir():
+        shards_in(folder)
+        return None
+    inside = listing(folder)
+    _tars_among(folder, inside)
+    left_out = [(LINKS, name) for name in inside.links]
+    left_out += [(COMPRESSED, name) for name in inside.files if _is_compressed(name)]
+    return Beside(lines_of(left_out, what=str(path)))
+
+
+def _path(path: str | None) -> Path:
     if path is None:
         raise DataError(
             "a dataset of tar shards needs dataset_path: the folder of the .tar files",
             hint="hf download pixparse/cc12m-wds --repo-type dataset --local-dir FOLDER gives those of CC12M",
         )
-    shards_in(Path(path))
+    return Path(path)
