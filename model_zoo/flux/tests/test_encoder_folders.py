@@ -1,17 +1,23 @@
 """Folders of encoders that are damaged, incomplete or of something else: errors with the folder's name."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hekaton.errors import ConfigError
+import hekaton
+from hekaton.errors import ConfigError, DataError
+from hekaton_flux import encoder_choice
 from hekaton_flux.objective import FlowMatching
 from hekaton_flux.pretrained import PretrainedEncoders
 from hekaton_flux.settings import FlowMatchingSection
 from hekaton_flux.spec import flavors
+
+FILE = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
 
 
 def opened(folder, **others):
@@ -72,6 +78,45 @@ def test_encoders_in_the_place_of_others_are_rejected(folders):
     """Their weights would be random."""
     with pytest.raises(ConfigError, match=r"/clip' is no T5EncoderModel: its weights lack .* and \d+ more"):
         opened(folders[0], text_encoder="clip", pooled_encoder="t5")
+
+
+def test_an_encoder_is_known_by_what_is_read_of_its_folder(folder):
+    def parts():
+        encoder_choice._pretrained.cache_clear()
+        return dict(part.split() for part in opened(folder).fingerprint.split(", "))
+
+    before = parts()
+    (folder / "t5/.cache/huggingface").mkdir(parents=True)
+    (folder / "t5/.cache/huggingface/model.safetensors.metadata").write_text("downloaded at 12:00")
+    (folder / "t5/README.md").write_text("T5")
+    assert parts() == before
+    for field, name in (("text_encoder", "t5"), ("pooled_encoder", "clip"), ("autoencoder", "autoencoder")):
+        set_in(folder / name / "config.json", note=1)
+        now = parts()
+        assert {one for one in before if now[one] != before[one]} == {field}
+        before = now
+
+
+def test_a_run_that_resumes_with_another_encoder_is_refused_by_its_name(folder, tmp_path):
+    names = {"text_encoder": "t5", "pooled_encoder": "clip", "autoencoder": "autoencoder"}
+    settings = {
+        "model.overrides": {
+            "dim": 48, "n_heads": 2, "n_double_blocks": 1, "n_single_blocks": 1, "axes": [4, 10, 10],
+            "channels": 12, "text_dim": 12, "pooled_dim": 8,
+        },
+        **{f"flow_matching.{field}": str(folder / name) for field, name in names.items()},
+        "flow_matching.image_size": 16, "flow_matching.sample_freq": 0, "training.local_batch_size": 1,
+        "validation.enable": False, "metrics.enable_tensorboard": False, "lr_scheduler.warmup_steps": 1,
+        "lr_scheduler.total_steps": 2, "job.dump_folder": str(tmp_path / "run"),
+    }  # fmt: skip
+    hekaton.train(FILE, **settings, **{"training.steps": 1})
+    was = opened(folder).fingerprint
+    set_in(folder / "clip/config.json", layer_norm_eps=1e-3)
+    encoder_choice._pretrained.cache_clear()
+    now = opened(folder).fingerprint
+    assert [one.split()[0] for one in was.split(", ") if one not in now] == ["pooled_encoder"]
+    with pytest.raises(DataError, match=rf"\({re.escape(was)}, .* and is now .*\({re.escape(now)}, "):
+        hekaton.train(FILE, **settings, **{"training.steps": 2})
 
 
 def test_texts_that_are_no_unicode_are_encoded(folders):

@@ -187,6 +187,17 @@ def test_arrays_of_another_shape_or_type_and_values_that_are_not_finite_are_reje
         encoded.build(section(wrong), None).fetch([49])
 
 
+def test_an_array_that_is_cut_short_during_a_run_is_an_error(folder, tmp_path):
+    whole = copied(folder, tmp_path / "whole")
+    images = encoded.build(section(whole), None)
+    images.fetch([41])
+    with (whole / "00001-text.npy").open("r+b") as opened:
+        opened.truncate(200)
+    with pytest.raises(DataError, match=r"00001-text.npy' changed since the run started"):
+        images.fetch([49])
+    assert len(images.fetch([39])) == 1
+
+
 def test_values_that_rounding_makes_infinite_are_not_written(tmp_path):
     image = encoded.EncodedImage(*(np.full(2, 3.4e38, np.float32) for _ in range(4)))
     with pytest.raises(DataError, match="latents that are not finite in bfloat16"):

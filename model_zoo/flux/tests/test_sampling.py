@@ -199,6 +199,24 @@ def test_a_validation_says_the_loss_at_each_time(trained):
     )
 
 
+def test_a_validation_does_not_depend_on_how_many_images_are_in_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("hekaton_flux.images.VALIDATION", 5)
+    found = []
+    for rows in (8, 2):
+        settings = {
+            **SMALL, "job.dump_folder": str(tmp_path / str(rows)), "training.steps": 1, "validation.freq": 1,
+            "flow_matching.sample_freq": 0, "validation.local_batch_size": rows, "validation.steps": -1,
+            "checkpoint.enable": False, "metrics.enable_tensorboard": False, "training.local_batch_size": 1,
+        }  # fmt: skip
+        metrics = hekaton.train(FILE, **settings).metrics[-1]
+        found.append({name: value for name, value in metrics.items() if name.startswith("validation_loss")})
+    # Of five images none has one of the last three times.
+    assert [name for name in found[0] if "time_" in name] == [
+        f"validation_loss/time_{(part + 0.5) / 8:.4f}" for part in range(5)
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def pixels(path):
     with Image.open(path) as opened:
         return np.asarray(opened).astype(int)
@@ -237,6 +255,8 @@ def test_generate_writes_images_of_a_run(trained, tmp_path, capsys):
         (["--out", "missing/x.png"], "there is no folder"),
         (["--out", "."], "the name of a .png file was expected"),
         (["--out", "folder.png"], "it is a folder"),
+        (["--guidance", "-1"], "--guidance -1: a scale from 0 to 100 was expected"),
+        (["--seed", "-1"], "--seed -1: a number from 0 to 2^64 - 1 was expected"),
         (["--text_length", "5000"], "--text_length 5000: a number from 1 to 4,096 was expected"),
         (["--size", "big"], "WIDTHxHEIGHT was expected"),
         (["--size", "40x40"], "multiple of 16"),

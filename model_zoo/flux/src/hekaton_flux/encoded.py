@@ -206,20 +206,23 @@ class EncodedImages:
                 )
         check_folder(folder, self._manifest)
         self._ends = list(itertools.accumulate(self._manifest.shards))
-        self._contents = {path.name: known_file(path).content for path in self._paths()}
-        self.fingerprint = fingerprint("encoded_images 2", *(f"{k} {v}" for k, v in self._contents.items()))
+        self._files = {path.name: known_file(path) for path in self._paths()}
+        self.fingerprint = fingerprint("encoded_images 2", *(f"{k} {v}" for k, v in self.files().items()))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def files(self) -> Mapping[str, str]:
-        return self._contents
+        return {name: file.content for name, file in self._files.items()}
 
     def fetch(self, indices: Sequence[int]) -> list[EncodedImage]:
         found = []
         for index in indices:
             number = bisect.bisect_right(self._ends, index)
             at = index - (self._ends[number - 1] if number else 0)
+            for name in TENSORS:  # a mapped file that was cut short would end the process
+                path = self._path(number, name)
+                self._files[path.name] = self._files[path.name].unchanged()
             of_image = {name: from_bits(values[at]) for name, values in self._arrays(number).items()}
             for name, values in of_image.items():
                 _check_finite(values, f"image {at:,} of '{self._path(number, name)}'")
