@@ -196,10 +196,12 @@ def no_traces() -> None:
     }  # fmt: skip
     hekaton.train("run.toml", **options)
     check_state(before)
-    for wrong in ({"training": {"stesp": 1}}, {"job": {"dump_folder": "run.toml"}}):
-        with pytest.raises(hekaton.HekatonError, match=r"stesp|cannot write"):
+    other = options | {"model": {"overrides": {"dim": 64}}, "training.steps": 5}
+    for wrong in ({"training": {"stesp": 1}}, {"job": {"dump_folder": "run.toml"}}, other):
+        with pytest.raises(hekaton.HekatonError, match=r"stesp|cannot write|does not fit this run"):
             hekaton.train("run.toml", **wrong)
         check_state(before)
+    assert not Path("outputs/checkpoint/lock.json").exists()
 
 
 def check_state(before: dict[str, object]) -> None:

@@ -109,20 +109,23 @@ class Trainer:
         :returns: the request that ended the run before its last step, or one that asks for nothing.
         """
         config, steps = self.config, self.config.training.steps
-        checkpoints = open_checkpoints(
-            config, self.plugins, RunState.of(self.assembled, self.loader, self._identity)
-        )
-        write_config(config, self.process)
-        if config.checkpoint.create_seed_checkpoint:
-            with contextlib.closing(self.loader), contextlib.closing(checkpoints):
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.loader.close)
+            checkpoints = open_checkpoints(
+                config, self.plugins, RunState.of(self.assembled, self.loader, self._identity)
+            )
+            opened.callback(checkpoints.close)
+            write_config(config, self.process)
+            if config.checkpoint.create_seed_checkpoint:
                 checkpoints.save_seed()
-            return Request()
-        self.where.at("load")
-        self.step = checkpoints.resume()
-        tell_converters(self.assembled)
-        if self.step >= steps:
-            log.info("step %d of %d is done already: nothing to train", self.step, steps)
-        log_shares(self.loader, step=self.step)
+                return Request()
+            self.where.at("load")
+            self.step = checkpoints.resume()
+            tell_converters(self.assembled)
+            if self.step >= steps:
+                log.info("step %d of %d is done already: nothing to train", self.step, steps)
+            log_shares(self.loader, step=self.step)
+            opened.pop_all()  # from here on both are closed at the end of the run
         asked = Request()
         with contextlib.ExitStack() as ending:
             ending.enter_context(stop_on_signals(self.control, limit=config.fault.stop_seconds))

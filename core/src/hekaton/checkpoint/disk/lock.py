@@ -103,6 +103,7 @@ class FolderLock:
         self._file = root / LOCK
         self._mine: Holder | None = None
         self._stop = threading.Event()
+        self._beats: threading.Thread | None = None
 
     def take(self) -> None:
         """Take the lock, also from a run that has ended.
@@ -128,7 +129,8 @@ class FolderLock:
             time.sleep(SETTLE)
         self._mine = mine
         self._stop.clear()
-        threading.Thread(target=self._show_life, args=(mine, self._stop), daemon=True).start()
+        self._beats = threading.Thread(target=self._show_life, args=(mine, self._stop), daemon=True)
+        self._beats.start()
         atexit.register(self.release)
 
     def check(self) -> None:
@@ -146,6 +148,8 @@ class FolderLock:
         mine, self._mine = self._mine, None
         if mine is None or mine.pid != os.getpid():
             return
+        if self._beats is not None:
+            self._beats.join(timeout=SETTLE)  # a beat that a disk holds up ends later
         try:
             held = self._read()
             if held is not None and held.token == mine.token:
