@@ -272,7 +272,9 @@ REFUSED = {
     "another dtype": ("--checkpoint RUN --prompt x --dtype int8", "invalid choice: 'int8'"),
     "no folder": ("--checkpoint RUN/none --prompt x", "there is no 'RUN/none'"),
     "a folder without steps": ("--checkpoint . --prompt x", "no checkpoint in '.'"),
-    "a URL": ("--checkpoint s3://a/b --prompt x", "'s3://a/b' is a URL"),
+    "a URL of no file system": ("--checkpoint nosuch://a/b --prompt x", "fsspec knows no file system 'nosuch'"),
+    "a folder of Hugging Face as a checkpoint": ("--checkpoint HF --prompt x", "HF' is a folder of another format"),
+    "a flavor of a folder": ("--hf HF --prompt x --model_flavor a", "--model_flavor is of checkpoints"),
     "a step as a folder of Hugging Face": ("--hf RUN --prompt x", "config.json"),
     "another model": ("--checkpoint RUN --prompt x --model_name qwen3", "is of name 'llama3', not 'qwen3'"),
     "a tokenizer that is not the run's": (
@@ -296,6 +298,8 @@ def test_a_request_that_cannot_be_met_is_one_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("HF").mkdir()
+    Path("HF/config.json").touch()
     words, message = REFUSED[case]
     arguments = words.replace("RUN", str(run_folder)).split() or ["--checkpoint", str(run_folder)]
     assert main(["generate", *arguments]) == 2

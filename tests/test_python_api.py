@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import hekaton
+from hekaton.cli import main
 from hekaton.testing import run_command, run_processes
 
 SCRIPT = Path(__file__).with_name("python_api.py")
@@ -106,6 +107,7 @@ MISUSES = {
     "load no plugins": (lambda: hekaton.load(".", plugins=None), "plugins = None: a list was expected"),
     "load a plugin by a path": (lambda: hekaton.load(".", plugins=[Path("nope.py")]), "no file 'nope.py'"),
     "load without a part": (lambda: hekaton.load(".", leave_out="vision"), "write ['vision']"),
+    "load by no name": (lambda: hekaton.load(".", model_name=3), "model_name = 3: a name was expected"),
     "load a numpy step": (lambda: hekaton.load("nowhere", step=np.int64(3)), "there is no 'nowhere'"),
     "build null": (lambda: hekaton.build("llama3", "debugmodel", n_layers=None), "'n_layers' cannot be null"),
     "build NaN": (lambda: hekaton.build("llama3", "debugmodel", norm_eps=float("nan")), "a finite number"),
@@ -124,6 +126,24 @@ def test_a_misuse_is_an_error_that_says_what_was_expected(misuse, tmp_path, monk
     with pytest.raises(hekaton.HekatonError) as e:
         call()
     assert said in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [("generate", ["--prompt", "a"]), ("flux generate", ["--prompt", "a", "--out", "a.png"])],
+)
+def test_verbs_that_use_a_model_load_it_by_the_api(verb, more, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def called(path, **options):
+        calls.append((path, options["dtype"], str(options["device"]), options["model_name"]))
+        raise hekaton.HekatonError("enough")
+
+    monkeypatch.setattr(hekaton, "load", called, raising=False)
+    assert main([*verb.split(), "--checkpoint", "run", "--dtype", "float64", "--device", "cpu", *more]) == 2
+    assert calls == [("run", "float64", "cpu", None)]
+    assert "error: enough" in capsys.readouterr().err
 
 
 def test_numbers_of_numpy_are_taken():

@@ -142,8 +142,6 @@ def load_checkpoint(
         raise CheckpointError(
             f"'{location}' is a URL", hint="copy the step to this machine, and give its folder"
         )
-    if (Path(location) / "config.json").is_file():
-        raise CheckpointError(f"'{location}' is a folder of another format", hint="say --hf PATH")
     steps = _usable_steps(location)
     for step in steps:
         stored = open_model(step)

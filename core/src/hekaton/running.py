@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hekaton.config import Loaded
+from hekaton.config.device_defaults import for_device
 from hekaton.control import Request
-from hekaton.distributed import Process, process_group
+from hekaton.distributed import Process, process_group, this_process
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.identity.handshake import agree
 from hekaton.identity.subjects import of_start
 from hekaton.identity.together import together
 from hekaton.memory import out_of_memory_is_said
-from hekaton.metrics import MetricLogger
+from hekaton.metrics import MetricLogger, set_up_logging
 from hekaton.rules import check
 from hekaton.trainer import Trainer
 
@@ -23,6 +24,22 @@ _SMALLER = (
     "choose a smaller training.local_batch_size or training.seq_len, "
     'activation_checkpoint.mode = "full", or more processes'
 )
+
+
+def prepared(loaded: Loaded) -> tuple[Loaded, Process]:
+    """The configuration with the defaults of the device, and the place of this process, whose log is set up.
+
+    :raises ConfigError: for an environment that no launcher sets.
+    """
+    fake = loaded.config.comm.mode == "fake_backend"
+    if fake:
+        from hekaton.dry_run.fake import played_process
+
+        process = played_process(loaded.config)
+    else:
+        process = this_process()
+    set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
+    return for_device(loaded, "cuda" if fake else process.device.type), process
 
 
 def run(

@@ -25,7 +25,7 @@ from hekaton.config.job import config_of
 from hekaton.config.plain import check_plain, plain_value
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.init import initialize
-from hekaton.loading import LoadedModel, load_checkpoint, load_folder
+from hekaton.loading import Arrange, LoadedModel, load_checkpoint, load_folder
 from hekaton.memory import out_of_memory_is_said
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES
@@ -44,8 +44,11 @@ def load(
     dtype: str | torch.dtype | None = None,
     hf_assets_path: str | PathLike[str] | None = None,
     mesh: DeviceMesh | None = None,
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str] | Plugins = (),
     leave_out: Collection[str] = (),
+    model_name: str | None = None,
+    model_flavor: str | None = None,
+    arrange: Arrange | None = None,
 ) -> LoadedModel:
     """Load a trained model with its tokenizer, whatever layout saved it.
 
@@ -60,8 +63,12 @@ def load(
     :param hf_assets_path: the tokenizer's folder, where it is not where the run or the folder has it.
     :param mesh: of one dim, over which the parameters are sharded as by FSDP: each of its processes calls
         this and reads its own part.
-    :param plugins: modules or ``.py`` files to load as plugins.
+    :param plugins: modules or ``.py`` files to load as plugins, or the plugins that are found already.
     :param leave_out: other models in a Hugging Face folder that are not read, such as ``vision``.
+    :param model_name: which model it is, and ``model_flavor`` its flavor, of an external checkpoint that does
+        not say so.
+    :param arrange: places the model on the layout of a run, in place of ``mesh``: a function of the
+        configuration and the model on the meta device, called before it is given memory and weights.
     :returns: the model in eval mode, its tokenizer and its configuration.
     :raises CheckpointError: where there is no such step, or it is damaged, or of another model.
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
@@ -75,12 +82,17 @@ def load(
     found = _plugins(plugins)
     if mesh is not None and (_dims(mesh) != 1 or device.type != mesh.device_type):
         raise ConfigError(f"a mesh of one dim on '{device}' was expected, not {mesh}")
+    if mesh is not None and arrange is not None:
+        raise ConfigError("mesh shards the model, and arrange places it: give one of them")
     options: dict[str, Any] = {
         "device": device,
         "dtype": None if dtype is None else dtype_name(dtype),
         "assets": None if hf_assets_path is None else location_of(hf_assets_path),
         "mesh": mesh,
+        "arrange": arrange,
+        "model": _name(model_name, what="model_name"),
     }
+    flavor = _name(model_flavor, what="model_flavor")
     with contextlib.ExitStack() as after:
         after.enter_context(out_of_memory_is_said(f"loading '{location}'", hint="load it over a mesh"))
         source = location
@@ -90,11 +102,13 @@ def load(
         elif step is not None:
             source = place = _step(location, step)
         if (Path(place) / "config.json").is_file():
+            if flavor is not None:
+                raise ConfigError("model_flavor is of checkpoints: config.json has the sizes of its model")
             loaded = load_folder(Path(place), found, format_name="hf", leave_out=left_out, **options)
         elif left_out:
             raise CheckpointError("leave_out is of folders in another format: a checkpoint holds one model")
         else:
-            loaded = load_checkpoint(place, found, **options)
+            loaded = load_checkpoint(place, found, flavor=flavor, **options)
         return dataclasses.replace(loaded, source=source) if is_url(source) else loaded
 
 
@@ -105,7 +119,7 @@ def build(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str] | Plugins = (),
     **overrides: Any,
 ) -> nn.Module:
     """Build a model with the weights that a run with this seed starts from.
@@ -114,13 +128,13 @@ def build(
 
     :param device: ``"meta"`` gives it neither memory nor weights.
     :param seed: as ``debug.seed``.
-    :param plugins: modules or ``.py`` files to load as plugins.
+    :param plugins: modules or ``.py`` files to load as plugins, or the plugins that are found already.
     :param overrides: fields of the model's configuration, as ``model.overrides``.
     :raises UnknownName: for a model or flavor that no plugin contributes.
     :raises ConfigError: for overrides that the model does not take.
     """
     for what, value in (("name", name), ("flavor", flavor)):
-        if not isinstance(value, str):
+        if _name(value, what=what) is None:
             raise ConfigError(f"{what} = {value!r}: a name was expected")
     expected = f"seed = {seed!r}: a number from 0 to 2**63 - 1 was expected"
     seed = whole(seed, what=expected, least=0, end=2**63)
@@ -153,8 +167,17 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _plugins(given: Sequence[str]) -> Plugins:
+def _name(given: str | None, *, what: str) -> str | None:
+    """:raises ConfigError: for what is none."""
+    if given is not None and not isinstance(given, str):
+        raise ConfigError(f"{what} = {given!r}: a name was expected")
+    return given
+
+
+def _plugins(given: Sequence[str] | Plugins) -> Plugins:
     """:raises HekatonError: for a plugin that cannot be loaded."""
+    if isinstance(given, Plugins):
+        return given
     found = Plugins.discover(load=_several(given, what="plugins"))
     found.check()
     return found

@@ -16,14 +16,11 @@ from torch import nn
 from hekaton.api.places import location
 from hekaton.api.untouched import untouched
 from hekaton.config import load, to_toml
-from hekaton.config.device_defaults import for_device
 from hekaton.control import Request
 from hekaton.data import TextTokenizer
-from hekaton.distributed import this_process
 from hekaton.errors import ConfigError
 from hekaton.loading import plain_model
-from hekaton.metrics import set_up_logging
-from hekaton.running import run as run_here
+from hekaton.running import prepared, run
 from hekaton.trainer import Trainer
 
 _ONE = threading.Lock()
@@ -90,23 +87,22 @@ def _trained(files: Sequence[str | PathLike[str]], fields: Mapping[str, Any]) ->
             hint="end it with torch.distributed.destroy_process_group(), or start the run with hekaton train",
         )
     with untouched():
-        process = this_process()
-        if process.world_size > 1:
-            raise ConfigError(
-                f"hekaton.train() trains in one process, and the environment says WORLD_SIZE = "
-                f"{process.world_size}",
-                hint="start a run of several processes with hekaton train FILE, under torchrun",
-            )
         loaded = load([*map(_path, files)], fields=fields)
         if loaded.config.comm.mode == "fake_backend":
             raise ConfigError(
                 "comm.mode = 'fake_backend' is a dry run, which trains nothing",
                 hint="start it with hekaton train",
             )
-        set_up_logging(process.rank, process.world_size)
+        loaded, process = prepared(loaded)
+        if process.world_size > 1:
+            raise ConfigError(
+                f"hekaton.train() trains in one process, and the environment says WORLD_SIZE = "
+                f"{process.world_size}",
+                hint="start a run of several processes with hekaton train FILE, under torchrun",
+            )
         kept = _Kept()
-        return run_here(
-            for_device(loaded, process.device.type),
+        return run(
+            loaded,
             process,
             lambda trainer, ended_by: _run(trainer, ended_by, kept.metrics),
             loggers=[kept],

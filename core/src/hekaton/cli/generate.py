@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from hekaton.cli import plugin_flags
+from hekaton.cli import plugin_flags, trained_model
 from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.errors import ConfigError, choices_hint
 
@@ -20,17 +20,15 @@ if TYPE_CHECKING:
     from hekaton.data import TextTokenizer
     from hekaton.generation import Token
     from hekaton.loading import LoadedModel
-    from hekaton.plugins import Plugins
     from hekaton.spec import TrainSpec
 
-USAGE = """\
+USAGE = f"""\
 usage: hekaton generate --checkpoint PATH --prompt TEXT [options]
        hekaton generate --hf PATH --prompt TEXT [options]
 
 Continue texts with a trained model, on one device, and print them as they come.
 
-  --checkpoint PATH         a run's folder, of which the newest good step is read, or one step folder
-  --hf PATH                 a folder with config.json, safetensors and the tokenizer
+{trained_model.SOURCES}
   --prompt TEXT             the text to be continued; may be given several times
   --prompt_file FILE        a prompt in each line; - for standard input
   --max_new_tokens N        tokens of each continuation, at most; 128 by default
@@ -41,14 +39,7 @@ Continue texts with a trained model, on one device, and print them as they come.
   --batch_size N            prompts that are continued together; 8 by default. It changes no text
   --json                    a line of JSON for each prompt: prompt, text, ids, end (token or length)
 
-  --device DEVICE           cpu or cuda; by default CUDA where there is a device
-  --dtype DTYPE             float32, bfloat16 or float64; by default as the weights are stored
-  --hf_assets_path FOLDER   the tokenizer, where it is not at the place that the run or the folder has it
-  --model_name NAME         the model, where the checkpoint does not say which one it is of
-  --model_flavor FLAVOR     its flavor, likewise
-  --leave_out PARTS         other models in the folder that are not read, such as vision, with commas between
-  --plugins.load NAME       also load this module, or this .py file, as a plugin
-  --plugins.disable NAME    leave this plugin out
+{trained_model.OPTIONS}
 
 A text ends at a token that the model was trained to end texts with, after --max_new_tokens, or at the length
 that the model was trained for. Ids that the tokenizer does not have are never drawn. What a prompt is
@@ -74,26 +65,21 @@ def run(arguments: list[str]) -> int:
     if given.temperature == 0 and (given.top_k is not None or given.top_p != 1):
         print("notice: --top_k and --top_p have no effect: --temperature 0 draws nothing", file=sys.stderr)
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, seed=given.seed)
-    loaded = _loaded(given, plugins)
+    loaded = trained_model.load(plugins, **trained_model.said(given))
     _generate(loaded, prompts, sampling, given)
     return 0
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:
     parser = VerbParser("generate")
-    source = parser.add_mutually_exclusive_group(required=True)
-    for name in ("checkpoint", "hf"):
-        source.add_argument(f"--{name}")
+    trained_model.add_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[])
     parser.add_argument("--prompt_file")
     for name, kind, default in (
         ("max_new_tokens", int, 128), ("temperature", float, 1.0), ("top_k", int, None),
-        ("top_p", float, 1.0), ("seed", int, 0), ("batch_size", int, 8), ("hf_assets_path", str, None),
-        ("model_name", str, None), ("model_flavor", str, None), ("leave_out", str, ""),
+        ("top_p", float, 1.0), ("seed", int, 0), ("batch_size", int, 8),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=default)
-    parser.add_argument("--device", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
     parser.add_argument("--json", action="store_true")
     given, unknown = parser.parse_known_args(words)
     for word in unknown:
@@ -139,30 +125,6 @@ def _prompts(given: argparse.Namespace) -> list[str]:
     if not prompts:
         raise ConfigError("there is no prompt", hint="give --prompt TEXT, or --prompt_file FILE with a line")
     return prompts
-
-
-def _loaded(given: argparse.Namespace, plugins: Plugins) -> LoadedModel:
-    import torch
-
-    from hekaton.loading import load_checkpoint, load_folder
-
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device", hint="say --device cpu")
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    common: Any = {
-        "device": device, "dtype": given.dtype, "assets": given.hf_assets_path, "model": given.model_name
-    }  # fmt: skip
-    if given.checkpoint is not None:
-        if given.leave_out:
-            raise ConfigError("--leave_out is of folders that --hf names: a checkpoint holds one model")
-        location = given.checkpoint if "://" in given.checkpoint else str(as_path(given.checkpoint))
-        return load_checkpoint(location, plugins, flavor=given.model_flavor, **common)
-    if given.model_flavor is not None:
-        raise ConfigError(
-            "--model_flavor is of checkpoints: a folder's config.json has the sizes of its model"
-        )
-    leave_out = [name for name in given.leave_out.split(",") if name]
-    return load_folder(as_path(given.hf), plugins, format_name="hf", leave_out=leave_out, **common)
 
 
 def _generate(loaded: LoadedModel, prompts: Sequence[str], sampling: Any, given: argparse.Namespace) -> None:

@@ -13,9 +13,7 @@ from hekaton.launchers import adopt_launcher, share_cores
 from hekaton.stop_signals import WholeRun, end_on_signals, stop_when_torchrun_is_gone
 
 if TYPE_CHECKING:
-    from hekaton.config import Loaded
     from hekaton.control import Request
-    from hekaton.distributed import Process
     from hekaton.trainer import Trainer
 
 QUICK_START = """\
@@ -67,7 +65,13 @@ def _train(files: list[str], flags: list[str], run: WholeRun) -> int:
     if adopt_launcher():
         share_cores()
     with told_to_the_others():
-        loaded, process = prepared(files, flags)
+        # The configuration is checked before torch is imported, which takes a second or two.
+        from hekaton.config import load
+
+        loaded = load(files, flags)
+        from hekaton.running import prepared
+
+        loaded, process = prepared(loaded)
     if loaded.config.comm.mode == "fake_backend":
         from hekaton.dry_run.fake import run_fake
         from hekaton.running import check_and_log
@@ -89,27 +93,6 @@ def _train(files: list[str], flags: list[str], run: WholeRun) -> int:
         return 0
     checkpoint = loaded.config.checkpoint
     return AGAIN if checkpoint.enable and not checkpoint.load_only else INTERRUPTED
-
-
-def prepared(files: list[str], flags: list[str]) -> tuple[Loaded, Process]:
-    """The configuration, right by itself, and the place of this process."""
-    from hekaton.config import load
-    from hekaton.config.device_defaults import for_device
-
-    loaded = load(files, flags)
-
-    from hekaton.distributed import this_process
-    from hekaton.metrics import set_up_logging
-
-    fake = loaded.config.comm.mode == "fake_backend"
-    if fake:
-        from hekaton.dry_run.fake import played_process
-
-        process = played_process(loaded.config)
-    else:
-        process = this_process()
-    set_up_logging(0 if fake else process.rank, 1 if fake else process.world_size)
-    return for_device(loaded, "cuda" if fake else process.device.type), process
 
 
 @contextlib.contextmanager

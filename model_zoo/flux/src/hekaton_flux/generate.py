@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hekaton.cli import plugin_flags
+from hekaton.cli import plugin_flags, trained_model
 from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.errors import ConfigError
+from hekaton.urls import is_url
 
 if TYPE_CHECKING:
     from hekaton.loading import LoadedModel
@@ -69,9 +70,7 @@ def run(arguments: list[str]) -> int:
 
 def _parsed(words: list[str]) -> argparse.Namespace:
     parser = VerbParser("flux generate")
-    source = parser.add_mutually_exclusive_group(required=True)
-    for name in ("checkpoint", "hf"):
-        source.add_argument(f"--{name}")
+    trained_model.add_arguments(parser, of_text=False)
     parser.add_argument("--prompt", action="append", required=True)
     parser.add_argument("--out", type=as_path, required=True)
     for name, kind, default in (
@@ -80,8 +79,6 @@ def _parsed(words: list[str]) -> argparse.Namespace:
         *((name, str, None) for name in _ENCODERS),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=default)
-    parser.add_argument("--device", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
     given = parser.parse_args(words)
     for name, most in (("count", 2**20), ("batch_size", 2**20), ("steps", 10_000), ("text_length", 4_096)):
         value = getattr(given, name)
@@ -102,28 +99,21 @@ def _parsed(words: list[str]) -> argparse.Namespace:
 
 def _loaded(given: argparse.Namespace, plugins: Plugins) -> tuple[LoadedModel, FlowMatchingSection | None]:
     """The model, and of a run how it was trained."""
-    import torch
-
     from hekaton.checkpoint.tensors.model_only import open_model
     from hekaton.config.job import config_of
-    from hekaton.loading import load_checkpoint, load_folder
     from hekaton_flux.model import FluxConfig
 
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device", hint="say --device cpu")
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    told = trained_model.said(given)
+    if is_url(path := given.checkpoint or given.hf):
+        raise ConfigError(f"'{path}' is a URL", hint="copy the model to this machine, and give its folder")
+    if given.hf is not None and (inside := as_path(given.hf) / "transformer").is_dir():
+        told["hf"] = str(inside)
+    loaded = trained_model.load(plugins, **told)
     section: Any = None
     if given.checkpoint is not None:
-        loaded = load_checkpoint(str(as_path(given.checkpoint)), plugins, device=device, dtype=given.dtype)
         content = open_model(Path(loaded.source)).manifest.describe.get("config", {})
         if "flow_matching" in content:
             section = config_of(plugins, content).section("flow_matching")
-    else:
-        folder = as_path(given.hf)
-        inside = folder / "transformer"
-        loaded = load_folder(
-            inside if inside.is_dir() else folder, plugins, format_name="hf", device=device, dtype=given.dtype
-        )
     if not isinstance(loaded.config, FluxConfig):
         raise ConfigError(
             f"{loaded.source} is of the model '{loaded.spec.name}', which makes no images",

@@ -287,8 +287,9 @@ class HekatonLM(ScoringLM):
         atexit.register(ending.close)
         loaded, forward = ending.enter_context(
             opened(
-                found, checkpoint=checkpoint, hf=hf, device=device, dtype=dtype, assets=hf_assets_path,
-                model=model_name, flavor=model_flavor, parallelism=parallelism,
+                found, parallelism=parallelism, device=device,
+                checkpoint=checkpoint, hf=hf, dtype=dtype, hf_assets_path=hf_assets_path,
+                model_name=model_name, model_flavor=model_flavor,
                 leave_out=[name for name in leave_out.split("+") if name],
             )
         )  # fmt: skip

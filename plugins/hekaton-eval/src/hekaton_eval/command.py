@@ -11,21 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hekaton.cli import plugin_flags
+from hekaton.cli import plugin_flags, trained_model
 from hekaton.cli.arguments import VerbParser, as_path
 from hekaton.errors import ConfigError, choices_hint
 
 if TYPE_CHECKING:
     from hekaton.plugins import Plugins
 
-USAGE = """\
+USAGE = f"""\
 usage: hekaton eval --checkpoint PATH --tasks NAME,NAME [options]
        hekaton eval --hf PATH --tasks NAME,NAME [options]
 
 Judge a model by tasks of EleutherAI's lm-evaluation-harness, and print its results as a table.
 
-  --checkpoint PATH         a run's folder, of which the newest good step is read, or one step folder
-  --hf PATH                 a folder with config.json, safetensors and the tokenizer
+{trained_model.SOURCES}
   --tasks NAMES             names of tasks and groups of the harness, or YAML files, with commas between
   --include_path FOLDER     a folder with more tasks; may be given several times
   --trust_task_code         run the Python functions and metrics that task files of yours name
@@ -41,14 +40,7 @@ Judge a model by tasks of EleutherAI's lm-evaluation-harness, and print its resu
   --out FOLDER              write the results there, in the harness's format
   --log_samples             with every question and answer
 
-  --device DEVICE           cpu or cuda; by default CUDA where there is a device
-  --dtype DTYPE             float32, bfloat16 or float64; by default as the weights are stored
-  --hf_assets_path FOLDER   the tokenizer, where it is not at the place that the run or the folder has it
-  --model_name NAME         the model, where the checkpoint does not say which one it is of
-  --model_flavor FLAVOR     its flavor, likewise
-  --leave_out PARTS         other models in the folder that are not read, such as vision, with commas between
-  --plugins.load NAME       also load this module, or this .py file, as a plugin
-  --plugins.disable NAME    leave this plugin out
+{trained_model.OPTIONS}
 
 Under torchrun every process has a copy of the model, and texts are shared out among them. Where it is too
 large for one, it is cut: --parallelism.data_parallel_shard_degree N, tensor_parallel_degree,
@@ -98,21 +90,16 @@ def run(arguments: list[str]) -> int:
 
 def _parsed(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = VerbParser("eval")
-    source = parser.add_mutually_exclusive_group(required=True)
-    for name in ("checkpoint", "hf"):
-        source.add_argument(f"--{name}")
+    trained_model.add_arguments(parser)
     parser.add_argument("--tasks", required=True)
     parser.add_argument("--include_path", action="append", default=[])
     for name, kind, default in (
         ("num_fewshot", int, None), ("limit", int, None), ("batch_size", str, "auto"),
         ("system_instruction", str, None), ("gen_kwargs", str, None), ("max_length", int, None),
-        ("seed", int, 1234), ("out", str, None), ("hf_assets_path", str, None), ("model_name", str, None),
-        ("model_flavor", str, None), ("leave_out", str, ""),
+        ("seed", int, 1234), ("out", str, None),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=default)
     parser.add_argument("--add_bos_token", choices=["true", "false"])
-    parser.add_argument("--device", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
     for name in ("apply_chat_template", "log_samples", "trust_task_code"):
         parser.add_argument(f"--{name}", action="store_true")
     parallelism, others = _degrees(words)
@@ -128,9 +115,8 @@ def _parsed(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     if given.log_samples and given.out is None:
         raise ConfigError("--log_samples has no effect without --out FOLDER")
     given.tasks = [name for name in given.tasks.split(",") if name]
-    for name in ("checkpoint", "hf", "out", "hf_assets_path"):
-        if getattr(given, name) is not None:
-            setattr(given, name, str(as_path(getattr(given, name))))
+    if given.out is not None:
+        given.out = str(as_path(given.out))
     return given, parallelism
 
 
@@ -172,12 +158,8 @@ def _evaluated(
     how = "choose a smaller --batch_size, or cut the model among processes"
     with (
         out_of_memory_is_said("evaluating", hint=how),
-        opened(
-            plugins, checkpoint=given.checkpoint, hf=given.hf, device=given.device, dtype=given.dtype,
-            assets=given.hf_assets_path, model=given.model_name, flavor=given.model_flavor,
-            leave_out=[name for name in given.leave_out.split(",") if name], parallelism=parallelism,
-        ) as (loaded, forward),
-    ):  # fmt: skip
+        opened(plugins, parallelism=parallelism, **trained_model.said(given)) as (loaded, forward),
+    ):
         logging.getLogger("hekaton").info("%s: %s", loaded.source, loaded)
         bos = None if given.add_bos_token is None else given.add_bos_token == "true"
         model = ScoringLM(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+from hekaton.cli import trained_model
 from hekaton.cli.generate import check_text
 from hekaton.config.sections import CommSection
 from hekaton.distributed import Process, process_group, this_process
 from hekaton.errors import ConfigError
-from hekaton.loading import LoadedModel, load_checkpoint, load_folder
+from hekaton.loading import LoadedModel
 from hekaton.plugins import Plugins
 from hekaton.scoring.forward import Forward, PlainForward
 from hekaton.scoring.layout import Placement, copies
@@ -23,53 +24,33 @@ from hekaton.scoring.layout import Placement, copies
 def opened(
     plugins: Plugins,
     *,
-    checkpoint: str | None = None,
-    hf: str | None = None,
     device: str | None = None,
-    dtype: str | None = None,
-    assets: str | None = None,
-    model: str | None = None,
-    flavor: str | None = None,
-    leave_out: Collection[str] = (),
     parallelism: Mapping[str, Any] | None = None,
+    **model: Any,
 ) -> Iterator[tuple[LoadedModel, Forward]]:
     """Load a model, and what runs it. Under torchrun every process of the launch calls this.
 
-    :param checkpoint: a run's folder, of which the newest good step is read, or one step.
-    :param hf: a folder in the format of Hugging Face, in place of it.
     :param device: ``cpu`` or ``cuda``; by default CUDA where there is a device.
     :param parallelism: fields of ``[parallelism]``. By default each process has a copy of the model.
+    :param model: which one, as :func:`hekaton.cli.trained_model.load` is told.
     :raises ConfigError: for a device that is not there, and degrees that do not fit.
     :raises CheckpointError: for a checkpoint that is not there, damaged, or being written.
     """
-    if (checkpoint is None) == (hf is None):
-        raise ConfigError("say either checkpoint or hf: which model is to be evaluated")
     process = _process(device)
-    common: Any = {"device": process.device, "dtype": dtype, "assets": assets, "model": model}
-
-    def loaded(arrange: Placement | None) -> LoadedModel:
-        if checkpoint is not None:
-            if leave_out:
-                raise ConfigError("leave_out is of folders that hf names: a checkpoint holds one model")
-            return load_checkpoint(checkpoint, plugins, flavor=flavor, arrange=arrange, **common)
-        assert hf is not None
-        return load_folder(
-            Path(hf), plugins, format_name="hf", leave_out=leave_out, arrange=arrange, **common
-        )
-
+    loaded = partial(trained_model.load, plugins, device=process.device, **model)
     with contextlib.ExitStack() as after:
         if process.world_size == 1 and not parallelism:
-            found = loaded(None)
+            found = loaded()
             forward: Forward = PlainForward(found.model, cache=found.spec.cache)
         else:
             after.enter_context(process_group(process, CommSection(), dump_folder="."))
             given = dict(parallelism or {"data_parallel_replicate_degree": process.world_size})
             placement = Placement(given, process, plugins)
             if placement.is_replicas:
-                found = loaded(None)
+                found = loaded()
                 forward = PlainForward(found.model, cache=found.spec.cache, group=copies())
             else:
-                found = loaded(placement)
+                found = loaded(arrange=placement)
                 forward = placement.forward
         check_text(found.spec, found.config, found.facts.positions or 1)
         yield found, forward
