@@ -107,6 +107,7 @@ MISUSES = {
     "load no plugins": (lambda: hekaton.load(".", plugins=None), "plugins = None: a list was expected"),
     "load a plugin by a path": (lambda: hekaton.load(".", plugins=[Path("nope.py")]), "no file 'nope.py'"),
     "load without a part": (lambda: hekaton.load(".", leave_out="vision"), "write ['vision']"),
+    "load arranged by a number": (lambda: hekaton.load(".", arrange=3), "arrange = 3: a function was expected"),
     "load by no name": (lambda: hekaton.load(".", model_name=3), "model_name = 3: a name was expected"),
     "load a numpy step": (lambda: hekaton.load("nowhere", step=np.int64(3)), "there is no 'nowhere'"),
     "build null": (lambda: hekaton.build("llama3", "debugmodel", n_layers=None), "'n_layers' cannot be null"),

@@ -82,6 +82,8 @@ def load(
     found = _plugins(plugins)
     if mesh is not None and (_dims(mesh) != 1 or device.type != mesh.device_type):
         raise ConfigError(f"a mesh of one dim on '{device}' was expected, not {mesh}")
+    if arrange is not None and not callable(arrange):
+        raise ConfigError(f"arrange = {arrange!r}: a function was expected")
     if mesh is not None and arrange is not None:
         raise ConfigError("mesh shards the model, and arrange places it: give one of them")
     options: dict[str, Any] = {
