@@ -68,8 +68,7 @@ class Trainer:
         self._accounts = accounts_of(config, rank=process.rank, where=self.where)
         self.plugins = loaded.plugins
         self.process = process
-        self.step = 0
-        self.control = RunControl()
+        self.step, self.control = 0, RunControl()
         check_places(places_of(config), Ranks.of())
         set_determinism(config.debug, rank=process.rank)
         torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
@@ -111,9 +110,8 @@ class Trainer:
         config, steps = self.config, self.config.training.steps
         with contextlib.ExitStack() as opened:
             opened.callback(self.loader.close)
-            checkpoints = open_checkpoints(
-                config, self.plugins, RunState.of(self.assembled, self.loader, self._identity)
-            )
+            state = RunState.of(self.assembled, self.loader, self._identity)
+            checkpoints = open_checkpoints(config, self.plugins, state)
             opened.callback(checkpoints.close)
             write_config(config, self.process)
             if config.checkpoint.create_seed_checkpoint:

@@ -1,7 +1,7 @@
 """``python -m hekaton_eval``: the program ``lm_eval`` with the backend ``hekaton``.
 
-For versions of lm-eval that do not look for backends of other packages, 0.4.13 among them; later ones find it
-by its entry point.
+For releases of lm-eval that do not look for backends of other packages, 0.4.13 among them; those that do find
+it by its entry point.
 """
 
 from __future__ import annotations
