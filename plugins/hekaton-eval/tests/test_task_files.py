@@ -134,6 +134,20 @@ def test_a_document_that_cannot_be_asked_is_an_error_before_the_first_step(tmp_p
     assert not Path("outputs/metrics.jsonl").exists()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_examples_that_no_task_shows_are_refused(caplog):
+    fixed = GROUP.replace("    metric_list", "    num_fewshot: 0\n    fewshot_split: test\n    metric_list")
+    Path("group.yaml").write_text(fixed)
+    with pytest.raises(ConfigError, match="num_fewshot = 2 has no effect: the tasks fix it at 0"):
+        load_tasks(["group.yaml"], num_fewshot=2)
+    assert len(load_tasks(["group.yaml"], num_fewshot=0)["tasks"]) == 2
+    caplog.set_level("INFO", logger="hekaton")
+    Path("group.yaml").write_text("".join(fixed.rsplit("    num_fewshot: 0\n", 1)))
+    one, two = load_tasks(["group.yaml"], num_fewshot=2)["tasks"].values()
+    assert (one.get_config("num_fewshot"), two.get_config("num_fewshot")) == (0, 2)
+    assert "notice: mine::one fix num_fewshot at 0" in caplog.text
+
+
 def test_tasks_of_pictures_and_of_programs_are_refused():
     for mark, message in (
         ("MULTIMODAL", "task 'mine' shows images or sounds"),

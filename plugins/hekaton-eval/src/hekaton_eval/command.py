@@ -171,6 +171,7 @@ def _evaluated(
             quiet=not sys.stderr.isatty(),
             **of_model(loaded, max_length=given.max_length),
         )
+        model.check(tasks["tasks"], chats=given.apply_chat_template)
         with tasks_are_asked():
             results: Any = simple_evaluate(
                 model=model,

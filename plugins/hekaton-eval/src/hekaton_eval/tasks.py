@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import socket
 import traceback
@@ -18,6 +19,8 @@ from hekaton.errors import ConfigError, DataError, HekatonError
 from hekaton_eval.generation import check_in_effect, wanted
 from hekaton_eval.task_code import read_as_data
 from hekaton_eval.task_files import ENDINGS, add_group, content, is_group, is_local, named
+
+log = logging.getLogger("hekaton")
 
 SECONDS = 3.0
 """To reach the Hub before it counts as out of reach: its own client tries for minutes."""
@@ -67,6 +70,7 @@ def load_tasks(
                 loaded[kind].update(found)
     if not loaded["tasks"]:
         raise ConfigError(f"there is no task in '{', '.join(names)}'", hint="a group names its tasks")
+    without: list[str] = []
     for name, task in loaded["tasks"].items():
         if generation and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value=dict(generation), update=True)
@@ -76,7 +80,15 @@ def load_tasks(
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
+        elif num_fewshot:
+            without.append(name)
         _check_examples(name, task)
+    if len(without) == len(loaded["tasks"]):
+        raise ConfigError(
+            f"num_fewshot = {num_fewshot} has no effect: the tasks fix it at 0", hint="leave it out"
+        )
+    if without:
+        log.info("notice: %s fix num_fewshot at 0 and show no examples", ", ".join(without))
     if generation:
         check_in_effect(generation, loaded["tasks"])
     return loaded
