@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import hekaton
+from hekaton import loading
 
 RUN = """\
 [model]
@@ -111,13 +112,31 @@ def from_elsewhere() -> None:
     assert loaded.source == f"{url}/step-4"
     same(hekaton.load(url, step=2).model, hekaton.load("moved/step-2").model)
     fails(lambda: hekaton.load(f"file://{Path.cwd()}/nowhere"), "nowhere")
+
+    Path("live").mkdir()
+    shutil.copytree("moved/step-2", "live/step-2")
+    opened = loading.open_model
+
+    def removed(step: Path) -> object:
+        """As by a run that saves its next step and removes the one that was found."""
+        loading.open_model = opened
+        shutil.copytree("moved/step-4", "live/step-4")
+        shutil.rmtree(step)
+        return opened(step)
+
+    loading.open_model = removed
+    same(hekaton.load("live").model, run.model)
     fails(lambda: hekaton.load("nosuch://bucket/run"), "fsspec knows no file system 'nosuch'")
 
 
 def sharded(folder: str) -> None:
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
-    whole, parts = hekaton.load(folder), hekaton.load(folder, mesh=mesh)
+    whole, listed = hekaton.load(folder), loading._usable_steps
+    if torch.distributed.get_rank() == 1:  # sees what there was before the last save
+        loading._usable_steps = lambda location: listed(location)[1:]
+    parts = hekaton.load(folder, mesh=mesh)
+    assert parts.source == whole.source
     local = sum(parameter.to_local().numel() for parameter in parts.model.parameters())
     count = sum(parameter.numel() for parameter in whole.model.parameters())
     assert abs(local - count / 2) < 0.01 * count

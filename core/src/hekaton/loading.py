@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from hekaton.building import MetaModel, build_meta, materialize
+from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors, stored_tensors
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("hekaton")
 
 _SHOWN = 10
+_LOOKS = 10
+"""For steps, while a run removes those that were found."""
 
 Arrange: TypeAlias = Callable[[JobConfig, MetaModel], None]
 """Cuts and shards a model on the meta device, which is then given memory and this process's part of the
@@ -142,32 +146,70 @@ def load_checkpoint(
         raise CheckpointError(
             f"'{location}' is a URL", hint="copy the step to this machine, and give its folder"
         )
-    steps = _usable_steps(location)
-    for step in steps:
+    ranks = Ranks(None, 0, 1)
+    if mesh is not None or arrange is not None:
+        ranks = Ranks.of(None if mesh is None else mesh.get_group())  # which have parts of one step
+    attempt = partial(
+        _from_step, plugins=plugins, device=device, dtype=dtype, assets=assets, model=model, flavor=flavor,
+        mesh=mesh, arrange=arrange,
+    )  # fmt: skip
+    steps, looks = ranks.first(lambda: _usable_steps(location)), 1
+    while True:
+        step = steps.pop(0)
+        found = ranks.each(partial(attempt, step))
+        errors = ranks.gather(found if isinstance(found, CheckpointError) else None)
+        wrong = next((one for one in errors if one is not None), None)
+        if wrong is None:
+            assert isinstance(found, LoadedModel)
+            return found
+        now = ranks.first(lambda: _usable_steps(location))
+        if step not in now and looks < _LOOKS:  # a run that writes there has removed it, and has newer ones
+            steps, looks = now, looks + 1
+        elif not steps:
+            raise wrong
+        else:
+            log.warning("skipping %s: %s", step, wrong)
+
+
+def _from_step(
+    step: Path,
+    *,
+    plugins: Plugins,
+    device: torch.device,
+    dtype: str | None,
+    assets: str | None,
+    model: str | None,
+    flavor: str | None,
+    mesh: DeviceMesh | None,
+    arrange: Arrange | None,
+) -> LoadedModel | CheckpointError:
+    """The model of a step, or what is wrong with its files.
+
+    :raises HekatonError: for what is wrong with it otherwise, as :func:`load_checkpoint`.
+    """
+    try:
         stored = open_model(step)
-        config = recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
-        meta = build_meta(config, plugins, ParallelDims())
-        tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets, model=meta.config)
-        check_vocabulary(tokenizer, meta.config, what=str(step))
-        _check_names(meta.model, stored.tensors, what=str(step))
-        try:
-            with stored.verified():
-                _place(config, meta, mesh, arrange)
-                _fill(meta.model, stored.tensors, device=device)
-        except CheckpointError as error:
-            if step == steps[-1]:
-                raise
-            log.warning("skipping %s: %s", step, error)
-            continue
-        return LoadedModel(
-            source=str(step),
-            spec=meta.spec,
-            config=meta.config,
-            model=meta.model,
-            tokenizer=tokenizer,
-            facts=facts_of_step(stored.manifest.describe),
-        )
-    raise AssertionError("there is a step, or an error")
+    except CheckpointError as error:
+        return error
+    config = recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
+    meta = build_meta(config, plugins, ParallelDims())
+    tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets, model=meta.config)
+    check_vocabulary(tokenizer, meta.config, what=str(step))
+    _check_names(meta.model, stored.tensors, what=str(step))
+    try:
+        with stored.verified():
+            _place(config, meta, mesh, arrange)
+            _fill(meta.model, stored.tensors, device=device)
+    except CheckpointError as error:
+        return error
+    return LoadedModel(
+        source=str(step),
+        spec=meta.spec,
+        config=meta.config,
+        model=meta.model,
+        tokenizer=tokenizer,
+        facts=facts_of_step(stored.manifest.describe),
+    )
 
 
 def load_folder(

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from hekaton.building import MetaModel
 from hekaton.cli import trained_model
 from hekaton.cli.generate import check_text
+from hekaton.config import JobConfig
 from hekaton.config.sections import CommSection
 from hekaton.distributed import Process, process_group, this_process
 from hekaton.errors import ConfigError
@@ -47,13 +49,17 @@ def opened(
             given = dict(parallelism or {"data_parallel_replicate_degree": process.world_size})
             placement = Placement(given, process, plugins)
             if placement.is_replicas:
-                found = loaded()
+                found = loaded(arrange=_as_it_is)
                 forward = PlainForward(found.model, cache=found.spec.cache, group=copies())
             else:
                 found = loaded(arrange=placement)
                 forward = placement.forward
         check_text(found.spec, found.config, found.facts.positions or 1)
         yield found, forward
+
+
+def _as_it_is(config: JobConfig, meta: MetaModel) -> None:
+    """Each process has the whole model; all of them read the same step."""
 
 
 def _process(device: str | None) -> Process:
