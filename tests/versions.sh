@@ -81,7 +81,8 @@ if [ -n "$prepare" ]; then
 fi
 
 export PATH="$environment/bin:$PATH"
-unset PYENV_VERSION VIRTUAL_ENV
+# uv compiles nothing, so every process would, from the first import of torch on.
+unset PYENV_VERSION VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 python - <<'END' >&2
 import platform, torch
 print(f"== Python {platform.python_version()}, torch {torch.__version__}")
