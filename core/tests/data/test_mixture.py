@@ -73,6 +73,13 @@ def test_shares_hold_over_any_thousand_rows(weights, rows):
         assert np.abs(share - weights[0] / sum(weights)).max() < 0.08, share
 
 
+def test_weights_whose_sum_is_more_than_a_number_can_be_are_shares():
+    blend = Blend({0: [1e308, 1e308], 5: [1.5e308, 0.5e308]}, rows=4, seed=0)
+    assert (blend.shares(0), blend.shares(5)) == ([0.5, 0.5], [0.75, 0.25])
+    assert sum(blend.source_of(step, row) for step in range(5) for row in range(4)) == 10
+    assert sum(blend.source_of(step, row) for step in range(5, 10) for row in range(4)) == 5
+
+
 def test_a_source_without_weight_is_never_read():
     blend = Blend({0: [1, 0, 1]}, rows=4, seed=0)
     assert {blend.source_of(step, row) for step in range(50) for row in range(4)} == {0, 2}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Blend:
         :param rows: of the global batch.
         """
         assert min(weights) == 0, weights
-        self._weights = dict(sorted(weights.items()))
+        self._weights = {step: _finite(its) for step, its in sorted(weights.items())}
         self._starts = list(self._weights)
         self._rows = rows
         self._seed = seed
@@ -110,6 +111,12 @@ class Blend:
             ]
             self._tables[key] = _Table(weights) if any(weights) else None
         return self._tables[key]
+
+
+def _finite(weights: Sequence[float]) -> Sequence[float]:
+    """The same weights, or parts of them where their sum is more than a number can be."""
+    largest = max(weights)
+    return weights if sum(weights) < inf else [weight / largest for weight in weights]
 
 
 class _Table:
