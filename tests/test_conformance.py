@@ -1,42 +1,158 @@
-"""Our own distributions keep the promises of their kinds, by the fixture that others use, as far as one process tells."""
+"""Our own distributions keep the promises of their kinds, by the fixture that others use."""
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from hekaton.plugins import Plugins
 from hekaton.testing.conformance import PROMISES, cases_of
 
-QUICK = [
-    "rules", "fields", "rule", "help", "values", "style", "table", "factors", "epochs", "ids", "round trip", "metrics",
-    "failure", "rows", "steps", "draft",
-]  # fmt: skip
-WITHOUT = {
-    "hekaton-hf": {
-        "tokenizer hf": "reads the files of a tokenizer: plugins/hekaton-hf/tests/test_tokenizer.py"
-    },
-    "hekaton-mlflow": {"logger mlflow": "opens a store: plugins/hekaton-mlflow/tests"},
-    "hekaton-wandb": {"logger wandb": "starts a service: plugins/hekaton-wandb/tests"},
-    "hekaton-float8": {
-        "converter quantize.grouped_mm.float8: draft": "is for experts: plugins/hekaton-float8/tests"
-    },
-    "hekaton-lora": {
-        "checkpoint format peft": "writes adapters alone: plugins/hekaton-lora/tests/test_peft.py"
-    },
-    "hekaton-mx": {"converter quantize.grouped_mm.mx: draft": "is for experts: plugins/hekaton-mx/tests"},
-    "hekaton-flux": {
-        "row maker images: rows": "takes images: model_zoo/flux/tests/test_images.py",
-        "checkpoint format flux_file: round trip": "holds the model alone: model_zoo/flux/tests",
-    },
-}
 OURS = sorted(
     {info.distribution for info in Plugins.discover().infos if info.distribution.startswith("hekaton")}
 )
+WIDTHS = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 264}
+HEADS = {"n_kv_heads": 2, "head_dim": 8}
+EXPERTS = {"n_experts": 4, "top_k": 2, "hidden_dim": 16}
+LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "inter_dim": 48}
+DEEPSEEK_V3 = WIDTHS | LATENT | {"moe": EXPERTS | {"n_groups": 2, "n_limited_groups": 1}}
+SIZES = {
+    "hekaton-deepseek-v3": DEEPSEEK_V3,
+    "hekaton-flux": {"dim": 32, "n_heads": 2, "n_double_blocks": 1, "n_single_blocks": 1, "axes": [4, 6, 6]},
+    "hekaton-gpt-oss": WIDTHS | HEADS | {"window": 8, "moe": EXPERTS},
+    "hekaton-llama3": WIDTHS | {"n_kv_heads": 2, "hidden_dim": 48},
+    # The fourth layer has no rotary positions.
+    "hekaton-llama4": WIDTHS
+    | HEADS
+    | {
+        "n_layers": 4,
+        "hidden_dim": 48,
+        "attention_chunk_size": 8,
+        "floor_scale": 8,
+        "moe": EXPERTS | {"top_k": 1},
+    },
+    "hekaton-qwen3": WIDTHS | HEADS | {"hidden_dim": 48},
+}
+"""Distribution -> the sizes of its model."""
+MORE = {
+    "hekaton-flux": [
+        "model_zoo/flux/train_configs/debug_model.toml", "--validation.enable", "false", "--flow_matching.sample_freq", "0",
+        "--metrics.enable_tensorboard", "false", "--lr_scheduler.warmup_steps", "1",
+    ],
+    # The scales of the other recipe are those of a rank's part of the batch.
+    "hekaton-float8": ["--quantize.linear.float8.recipe_name", "rowwise"],
+}  # fmt: skip
+"""Distribution -> other arguments of the run that it is tried in."""
+WITH_EXPERTS = [
+    "--model.name", "qwen3", "--model.flavor", "debugmodel_moe", "--model.tokenizer", "byte", "--training.dataset",
+    "python_stdlib", "--model.overrides",
+    json.dumps(WIDTHS | HEADS | {"dim": 64, "hidden_dim": 128, "moe": EXPERTS | {"hidden_dim": 64}}),
+]  # fmt: skip
+WITH_A_SECOND_TOKEN = [
+    "--model.name", "deepseek_v3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte", "--training.dataset",
+    "python_stdlib", "--model.overrides", json.dumps(DEEPSEEK_V3 | {"n_mtp_layers": 1}),
+]  # fmt: skip
+FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+IMAGES = MORE["hekaton-flux"]
+OTHER_RUNS = {
+    "hekaton": {"objective multi_token": WITH_A_SECOND_TOKEN},
+    "hekaton-float8": {"converter quantize.grouped_mm.float8": WITH_EXPERTS},
+    "hekaton-mx": {"converter quantize.grouped_mm.mx": WITH_EXPERTS},
+    "hekaton-hf": {
+        "dataset text": ["--training.dataset_path", str(FOLDER / "texts.jsonl")],
+        "dataset stream": [
+            "--training.dataset_path",
+            str(FOLDER / "*.jsonl"),
+            "--stream_dataset.parts_per_file",
+            "2",
+        ],
+        "encoder stream": [
+            "--training.dataset_path",
+            str(FOLDER / "*.jsonl"),
+            "--stream_dataset.parts_per_file",
+            "2",
+        ],
+    },
+    "hekaton-flux": {"dataset image_folder": [*IMAGES, "--training.dataset_path", str(FOLDER / "images")]},
+}
+"""Distribution -> contributions that are for certain models or files, with runs that have these."""
+FILES = "takes files, as its own tests write them: "
+WITHOUT = {
+    "hekaton": {
+        "dataset mixture": "takes others: core/tests/data/test_mixture.py",
+        "dataset tokens": f"{FILES}core/tests/data/test_corpus.py",
+        "encoder ids": f"{FILES}core/tests/data/test_row_makers.py",
+    },
+    "hekaton-eval": {"evaluation lm_eval": "asks tasks of files: plugins/hekaton-eval/tests/test_in_run.py"},
+    "hekaton-flux": {
+        **dict.fromkeys(
+            ("dataset webdataset", "dataset cc12m-wds", "dataset cc12m-test", "dataset coco-validation"),
+            f"{FILES}model_zoo/flux/tests/test_image_files.py",
+        ),
+        "dataset encoded_images": f"{FILES}model_zoo/flux/tests/test_preprocess.py",
+        "checkpoint format flux_file": "holds the model alone: model_zoo/flux/tests/test_single_file.py",
+        "model flux: gradients": "most are 0 at its start: model_zoo/flux/tests/test_layouts.py starts it otherwise",
+    },
+    "hekaton-hf": {
+        "tokenizer hf": f"{FILES}plugins/hekaton-hf/tests/test_tokenizer.py",
+        "dataset chat": f"{FILES}plugins/hekaton-hf/tests/test_chat.py",
+        "encoder chat": f"{FILES}plugins/hekaton-hf/tests/test_chat.py",
+        "dataset hub_stream": "reads the Hub: plugins/hekaton-hf/tests/test_stream.py",
+        **dict.fromkeys(
+            ("dataset c4", "dataset c4_validation", "dataset c4_test"),
+            "reads the Hub: plugins/hekaton-hf/tests/test_c4.py",
+        ),
+    },
+    "hekaton-mlflow": {"logger mlflow": "opens a store: plugins/hekaton-mlflow/tests"},
+    "hekaton-wandb": {"logger wandb": "starts a service: plugins/hekaton-wandb/tests"},
+    "hekaton-lora": {
+        "checkpoint format peft": "writes adapters alone: plugins/hekaton-lora/tests/test_peft.py"
+    },
+}
+
+
+def write_files():
+    """Those of ``OTHER_RUNS``."""
+    lines = [json.dumps({"text": f"line {number}, {'word ' * (number % 7)}"}) for number in range(40)]
+    (FOLDER / "texts.jsonl").write_text("\n".join(lines[:25]))
+    (FOLDER / "more.jsonl").write_text("\n".join(lines[25:]))
+    (FOLDER / "images").mkdir(exist_ok=True)
+    for color in ("red", "lime", "blue"):
+        Image.new("RGB", (64, 64), color).save(FOLDER / f"images/{color}.png")
+        (FOLDER / f"images/{color}.txt").write_text(f"it is {color}")
+
+
+def ask(kit, processes):
+    """For every promise of every one of our distributions."""
+    write_files()
+    for distribution in OURS:
+        sizes = SIZES.get(distribution)
+        overrides = ["--model.overrides", json.dumps(sizes)] if sizes else []
+        others = OTHER_RUNS.get(distribution, {})
+        for name, arguments in others.items():
+            kit(distribution, *arguments, only=[name], processes=processes)
+        rest = {case.names[1] for case in cases_of(distribution)} - others.keys()
+        kit(
+            distribution, *MORE.get(distribution, []), *overrides, only=sorted(rest), processes=processes,
+            without=WITHOUT.get(distribution),
+        )  # fmt: skip
 
 
 def test_conforms(hekaton_conformance):
-    for distribution in OURS:
-        hekaton_conformance(distribution, only=QUICK, without=WITHOUT.get(distribution))
+    ask(hekaton_conformance, processes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_conforms_on_two_processes(hekaton_conformance):
+    ask(hekaton_conformance, processes=2)
 
 
 def test_every_promise_is_on_the_page_that_it_names(repository):

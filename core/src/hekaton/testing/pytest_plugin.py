@@ -40,12 +40,8 @@ class _Asked:
         from hekaton.testing.conformance import cases_of
 
         words = [self._found(os.fspath(argument)) for argument in arguments]
-        cases = cases_of(os.fspath(distribution), words, without=without)
-        self.cases += [
-            case
-            for case in cases
-            if (not only or case.promise.name in only) and processes in (None, case.promise.processes)
-        ]
+        cases = cases_of(os.fspath(distribution), words, only=only, without=without)
+        self.cases += [case for case in cases if processes in (None, case.promise.processes)]
 
     def _found(self, argument: str) -> str:
         """A file below pytest's root is found from any folder."""
@@ -77,8 +73,9 @@ def hekaton_conformance(request: pytest.FixtureRequest) -> Any:
 
     ``distribution`` is the name of an installed distribution, of a plugin or of its module. ``arguments`` are
     those of ``hekaton train``: a run that sections and sizes are taken from, of which the kit selects each
-    contribution in turn; by default a small one. ``processes`` is 1 for the promises that one process shows,
-    and 2 for the slower ones of two. ``without`` says what is left out, and why:
+    contribution in turn; by default a small one. ``only`` names promises, contributions or cases
+    (``["resume", "dataset sums", "model mine: tables"]``). ``processes`` is 1 for the promises that one
+    process shows, and 2 for the slower ones of two. ``without`` says what is left out, and why:
     ``{"dataset sums: resume": "reads a network"}``.
     """
     case: Case = request.param

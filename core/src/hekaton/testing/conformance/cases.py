@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from packaging.utils import canonicalize_name
@@ -28,6 +28,11 @@ class Case:
     subject: CheckedContribution = field(repr=False)
     left_out: str = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The words by which it is asked for: its name, the contribution, the promise."""
+        return self.name, self.name.partition(": ")[0], self.promise.name
+
     def check(self) -> None:
         """:raises AssertionError: naming the contribution, what is wrong, and the line of the contract."""
         try:
@@ -42,24 +47,34 @@ class Case:
 
 
 def cases_of(
-    distribution: str, arguments: Sequence[str] = (), *, without: Mapping[str, str] | None = None
+    distribution: str,
+    arguments: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    without: Mapping[str, str] | None = None,
 ) -> list[Case]:
     """Every case of what a distribution contributes.
 
     :param distribution: its name, or that of a plugin or its module; or the path of a ``.py`` file.
     :param arguments: of ``hekaton train``, a run from which sections and sizes are taken.
+    :param only: cases, contributions (``dataset sums``) or promises (``resume``); empty for all.
     :param without: a case, or all of a contribution (``dataset sums``) -> why it is left out.
     :raises PluginError: for a distribution that is not installed or contributes nothing, for a plugin that
-        cannot be loaded, and for a case to leave out that there is not.
+        cannot be loaded, and for a case to leave out, or to check alone, that does not exist.
     """
     without = without or {}
     plugins, infos = _found(distribution)
     cases = [case for info in infos for case in _of_plugin(plugins, info, list(arguments), without)]
-    names = {name for case in cases for name in (case.name, case.name.partition(":")[0])}
-    unknown = [name for name in without if name not in names]
-    if unknown:
-        raise PluginError(f"there is no case '{unknown[0]}'", hint=choices_hint(unknown[0], sorted(names)))
-    return cases
+    names = {name for case in cases for name in case.names[:2]}
+    _check_known(without, names)
+    _check_known(only, names | {promise.name for promise in PROMISES})
+    return [case for case in cases if not only or set(only) & set(case.names)]
+
+
+def _check_known(asked: Iterable[str], names: Set[str]) -> None:
+    for name in asked:
+        if name not in names:
+            raise PluginError(f"there is no case '{name}'", hint=choices_hint(name, sorted(names)))
 
 
 def _found(distribution: str) -> tuple[Plugins, list[PluginInfo]]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +19,13 @@ from hekaton.objective import ObjectiveContext
 from hekaton.parallel.tensor import TensorContext
 from hekaton.testing.adapter import check_adapter
 from hekaton.testing.conformance.data import _dataset, _encoder, _tokenizer
-from hekaton.testing.conformance.subject import CheckedContribution, smallest_flavor
+from hekaton.testing.conformance.subject import CheckedContribution
 from hekaton.testing.converter import check_converter
 from hekaton.testing.model import check_model
 from hekaton.testing.model_layouts import check_claimed_layouts
 from hekaton.testing.objective import check_objective
 from hekaton.testing.plain_run import plain_run
-from hekaton.weights import whole
+from hekaton.weights import LazyTensor, whole
 
 TOLERANCE = 1e-4
 
@@ -36,15 +40,14 @@ def gradients(subject: CheckedContribution) -> None:
 
 def adapter(subject: CheckedContribution) -> None:
     assert isinstance(subject.record, HFAdapter)
-    check_adapter(subject.record, subject.spec)
+    check_adapter(subject.record, subject.spec_of_run)
 
 
 def reference(subject: CheckedContribution) -> None:
     """Load an export into transformers' model of the written config.json, and compare logits."""
-    record, spec = subject.record, subject.spec
+    record, spec, flavor = subject.record, subject.spec_of_run, subject.flavor
     assert isinstance(record, HFAdapter)
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    flavor = smallest_flavor(spec)
     content = {
         "architectures": list(record.architectures[:1]),
         **record.write_config.load()(spec.flavors[flavor]),
@@ -52,26 +55,36 @@ def reference(subject: CheckedContribution) -> None:
     kind = getattr(transformers, record.architectures[0], None)
     if kind is None or spec.objective != "next_token":
         pytest.skip(f"transformers has no {record.architectures[0]} that gives logits")
-    settings = {key: value for key, value in content.items() if value is not None}
-    theirs = kind(kind.config_class(**settings)).eval()
     run = plain_run(spec, flavor, load=subject.load)
     ours = {name: whole(tensor.detach()) for name, tensor in model_tensors([run.model]).items()}
     exported = record.table.load()(spec.flavors[flavor]).to_hf(ours, what=spec.name)
-    missing = theirs.load_state_dict({name: one.read() for name, one in exported.items()}, strict=False)
-    held = theirs.state_dict()
-    loaded = {held[name].data_ptr() for name in exported if name in held}
-    lost = [name for name in missing.missing_keys if held[name].data_ptr() not in loaded]  # those tied are
-    assert not lost, f"an export has no '{lost[0]}', which {record.architectures[0]} has"
-    assert not missing.unexpected_keys, (
-        f"{record.architectures[0]} has no '{missing.unexpected_keys[0]}', which an export has"
-    )
+    theirs, found = _opened(kind, content, exported)
+    for wrong, what in (
+        ("missing_keys", "an export has no '{}', which {} has"),
+        ("unexpected_keys", "an export has '{}', which {} has not"),
+        ("mismatched_keys", "'{}' of an export has another shape than that of {}"),
+    ):
+        names = sorted(map(str, found[wrong]))
+        assert not names, what.format(names[0], record.architectures[0])
     tokens = run.inputs["tokens"]
     with torch.no_grad():
-        expected, found = theirs(tokens).logits, run.model(tokens=tokens)
-    difference = (found - expected).abs().max() / expected.abs().max()
+        expected, logits = theirs(tokens).logits, run.model(tokens=tokens)
+    difference = (logits - expected).abs().max() / expected.abs().max()
     assert difference <= TOLERANCE, (
         f"the logits differ from those of {record.architectures[0]} by {difference:.2g} of the largest"
     )
+
+
+def _opened(kind: Any, content: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> tuple[Any, Any]:
+    """transformers' model of files as an export has them, and what it says of their tensors."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(content), encoding="utf-8")
+        values = {name: one.read().contiguous() for name, one in tensors.items()}
+        save_file(values, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+        theirs, found = kind.from_pretrained(folder, output_loading_info=True)
+    return theirs.float().eval(), found
 
 
 def draft(subject: CheckedContribution) -> None:

@@ -83,6 +83,8 @@ def measure(
             result = json.loads(Path(folder, f"{processes}.json").read_text(encoding="utf-8"))
             for what, values in result.items():
                 found.setdefault(what, {}).update(values)
+            if evaluation and not found["judged"][""]:
+                break  # it is due at no step
     return Measured(
         steps={name: _pairs(numbers) for name, numbers in found["steps"].items()},
         resumed={tuple(json.loads(name)): _pairs(numbers) for name, numbers in found["resumed"].items()},
