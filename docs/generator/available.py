@@ -35,5 +35,5 @@ def page() -> str:
         ]
         for one in available()
     ]
-    head = ["package", "what it is", "kinds", "models", "licence", "tested with hekaton"]
+    head = ["package", "summary", "kinds", "models", "licence", "tested with hekaton"]
     return PAGE.format(rows=table(head, rows))

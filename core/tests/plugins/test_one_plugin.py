@@ -57,6 +57,22 @@ def _dedented(code: str) -> str:
     return textwrap.dedent(code)
 
 
+def test_sources_that_python_cannot_read_are_named_with_the_reason(install, site, capsys):
+    code = (
+        _dedented(CODE)
+        .replace("sums_dist:build", "sums_model:build")
+        .replace("sums_dist:Set", "sums_set:Set")
+    )
+    install("sums-dist", "from hekaton.config import SectionModel\n" + code)
+    (site / "sums_model.py").write_text("x = 1\ndef (\n")
+    (site / "sums_set.py").write_bytes(b"x = '\xff'\n")
+    assert main(["plugins", "sums"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{site / 'sums_model.py'} (SyntaxError: invalid syntax (sums_model.py, line 2))" in printed
+    assert f"{site / 'sums_set.py'} (SyntaxError: " in printed
+    assert "# cannot import 'sums_set:Settings': SyntaxError: " in printed
+
+
 def test_a_plugin_is_shown_by_its_name_and_by_its_distributions(capsys):
     assert main(["plugins", "builtin"]) == 0
     by_name = capsys.readouterr().out

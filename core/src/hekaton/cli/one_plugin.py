@@ -105,12 +105,17 @@ def _of_record(plugins: Plugins, record: Contribution, info: PluginInfo) -> str:
 
 
 def source_of(ref: Ref) -> str:
-    """The file and line of what a Ref names, found without importing it; empty where there is none."""
+    """The file and line of what a Ref names, found without importing it; empty where there is none.
+    A file that Python cannot read is named with the reason."""
     module, _, attribute = ref.target.partition(":")
     path = _file(module)
     if not path.endswith(".py"):
         return path
-    for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
+    try:
+        module_body = ast.parse(Path(path).read_bytes(), path).body
+    except (OSError, SyntaxError, ValueError) as e:
+        return f"{path} ({type(e).__name__}: {e})"
+    for node in module_body:
         names = [getattr(node, "name", "")]
         if isinstance(node, ast.Assign):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
@@ -126,7 +131,7 @@ def _file(module: str) -> str:
         return module
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+    except (ImportError, SyntaxError, ValueError):
         return ""
     return (spec.origin or "") if spec is not None else ""
 
@@ -171,7 +176,11 @@ def _toml(record: Contribution, section: Section | None) -> str:
 
 def _section_toml(section: Section) -> str:
     lines = [f"[{section.name}]"]
-    for name, described in section.schema.load().model_fields.items():
+    try:
+        schema = section.schema.load()
+    except HekatonError as e:
+        return "\n".join([*lines, *(f"# {line}" for line in str(e).splitlines())])
+    for name, described in schema.model_fields.items():
         help_text = " ".join((described.description or "").split())
         required = described.is_required()
         default: Any = None if required else described.get_default(call_default_factory=True)

@@ -185,7 +185,7 @@ def _readme(found: Sequence[Chosen], facts: Mapping[str, str]) -> str:
 
 A plugin of [hekaton](https://pypi.org/project/hekaton).
 
-| kind | name | what it is |
+| kind | name | summary |
 | --- | --- | --- |
 {rows}
 
