@@ -22,7 +22,6 @@ LONGEST = (
     "tests/test_gpu_benchmark.py",
     "tests/distributed/test_experts.py",
     "model_zoo/deepseek_v3/tests/test_training.py",
-    "tests/test_zoo.py",
 )
 """Files that pytest-xdist starts with, so that no worker is left with one of them at the end."""
 

@@ -137,10 +137,9 @@ def test_a_run_resumes_exactly(trained, tmp_path):
     assert all(torch.equal(resumed[name], tensor) for name, tensor in read(trained / "step-4").items())
 
 
-@pytest.mark.parametrize("axis", ["data_parallel_shard", "tensor_parallel", "pipeline_parallel"])
-def test_a_run_resumes_under_another_layout(axis, trained, tmp_path):
-    rows = "1" if axis == "data_parallel_shard" else "2"
-    flags = [f"--parallelism.{axis}_degree", "2", "--training.local_batch_size", rows]
+def test_a_run_resumes_in_a_pipeline(trained, tmp_path):
+    """Under other layouts: tests/test_conformance.py."""
+    flags = ["--parallelism.pipeline_parallel_degree", "2", "--training.local_batch_size", "2"]
     folder = str(half_done(trained, tmp_path))
     done = run_command("train", *FLAGS, *flags, "--job.dump_folder", folder, processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
