@@ -138,13 +138,20 @@ def write_files():
 EVERYTHING = os.environ.get("HEKATON_TEST_CONFORMANCE") == "all"
 
 
+DEAR = (
+    "objective multi_token",
+    "optimizer Adam",
+    "converter quantize.grouped_mm.float8",
+    "converter quantize.grouped_mm.mx",
+)
+
+
 def is_dear(case):
-    """Seconds of runs, beside the gradients of every parameter under the same layouts, and the layouts of
-    model_zoo/*/tests and tests/distributed: ``HEKATON_TEST_CONFORMANCE=all`` has them too."""
-    runs = ("layouts", "resume", "dry run")
-    return case.name == "objective multi_token: layouts" or (
-        case.promise.kind is Model and case.promise.name in runs
-    )
+    """Seconds of runs, beside those of AdamW, the gradients of models under the same layouts, and what
+    model_zoo/*/tests, tests/distributed and tests/test_low_precision_layouts.py compare:
+    ``HEKATON_TEST_CONFORMANCE=all`` has them too."""
+    model = case.promise.kind is Model and case.promise.name != "gradients"
+    return case.promise.processes > 1 and (model or case.names[1] in DEAR)
 
 
 def ask(kit, processes):
