@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -55,6 +56,23 @@ def test_tensorboard_shows_the_steps_of_a_resumed_run_once(train, tmp_path):
     rates = scalars(tmp_path / "tb", "lr")
     assert [step for step, _ in rates] == [1, 2, 3, 4, 5]
     assert rates[1][1] > 5e-4 >= rates[2][1], "steps 3 and 4 are those of the second run"
+
+
+def test_event_files_are_in_order_by_name_within_a_second_and_a_clock_ahead_is_said(tmp_path, caplog):
+    from hekaton_tensorboard.writer import TensorBoardLogger
+
+    (tmp_path / f"events.out.tfevents.{int(time.time()) + 1}.host.1.0").touch()
+    for value in (1.0, 2.0):
+        logger = TensorBoardLogger(tmp_path)
+        logger.resume(0)
+        logger.log(1, {"loss": value})
+        logger.close()
+    times = [int(path.name.split(".")[3]) for path in tmp_path.iterdir()]
+    assert len({*times}) == 3
+    assert not caplog.records
+    (tmp_path / f"events.out.tfevents.{int(time.time()) + 3600}.host.1.0").touch()
+    TensorBoardLogger(tmp_path).resume(0)
+    assert "from a clock that is ahead" in caplog.text
 
 
 def test_tensorboard_shows_the_steps_of_a_run_that_starts_again_once(train, tmp_path):
@@ -167,6 +185,7 @@ def test_profiler_writes_a_trace(train, tmp_path):
 
 PLUGIN = '''
 import json
+import time
 from pathlib import Path
 
 from hekaton.contributions import Converter, Ref, hookimpl

@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from hekaton.external_runs import ExternalRun
@@ -76,6 +77,7 @@ def test_offline_runs_hold_each_step_once(tmp_path):
         for step in steps:
             logger.log(step, {"loss": value})
         logger.close()
+    wandb.teardown()  # until then, as at the end of a process, its service may still be writing
     first, second, third = offline_runs(tmp_path)
     assert first[0] == second[0] != third[0]
     assert [one[2] for one in (first, second, third)] == [

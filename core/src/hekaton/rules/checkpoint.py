@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from hekaton.contributions import CheckpointFormat, HFAdapter
-from hekaton.errors import ConfigError, HekatonError
+from hekaton.contributions import CheckpointFormat, HFAdapter, IdentitySubject
+from hekaton.errors import ConfigError, HekatonError, choices_hint
 from hekaton.rules.run import Run
 from hekaton.urls import check_url, is_url
 
@@ -19,6 +19,12 @@ IDLE_WITHOUT_SAVES = (
     "export_dtype",
     "async_mode",
 )
+
+OUTSIDE_SECTIONS = (
+    "training data", "validation data", "version of ", "code of ", "device", "compute capability", "CUDA",
+    "cuDNN", "NCCL",
+)  # fmt: skip
+"""How the values of a run's identity begin that are in no section; see :mod:`hekaton.identity.kept`."""
 
 
 def seed_is_the_start(run: Run) -> Iterator[HekatonError]:
@@ -95,6 +101,23 @@ def something_is_loaded(run: Run) -> Iterator[HekatonError]:
             "checkpoint.initial_load_model_only = false",
         )
     yield from _comes_from_elsewhere(run, checkpoint.initial_load_path)
+
+
+def accepted_changes_are_of_a_value(run: Run) -> Iterator[HekatonError]:
+    """``checkpoint.accept_changes`` names values of a section, of the model or of what plugins add. Whether
+    the section or the model has such a value is known once the run is built."""
+    checkpoint = run.config.checkpoint
+    if not checkpoint.enable:
+        return
+    tables = [*type(run.config).model_fields, *run.plugins.all(IdentitySubject)]
+    for name in checkpoint.accept_changes:
+        table, dot, value = name.partition(".")
+        if table not in tables and not name.startswith(OUTSIDE_SECTIONS):
+            yield run.violation(
+                f"checkpoint.accept_changes names '{name}', which is no value of this run",
+                "checkpoint.accept_changes",
+                hint=choices_hint(name, [f"{one}.{value}" if dot else one for one in tables]),
+            )
 
 
 def _comes_from_elsewhere(run: Run, path: str) -> Iterator[HekatonError]:

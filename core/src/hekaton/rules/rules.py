@@ -126,6 +126,7 @@ RULES: tuple[Rule, ...] = (
     compilation.async_tensor_parallel_can_run,
     checkpoint.seed_is_the_start,
     checkpoint.something_is_loaded,
+    checkpoint.accepted_changes_are_of_a_value,
     checkpoint.something_is_saved,
     checkpoint.folders_can_be_reached,
     checkpoint.hugging_face_knows_the_model,

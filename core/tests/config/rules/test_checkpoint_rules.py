@@ -84,6 +84,16 @@ def test_conflicting_options_are_rejected(violations, toml, message):
     assert violations(f"{ON}{toml}\n") == [message]
 
 
+def test_accepted_changes_are_of_a_section_the_model_or_the_rest_of_a_run(violations, load_run):
+    (wrong,) = violations(f'{ON}accept_changes = ["model.rope_theta", "modle.rope_theta"]\n')
+    assert wrong.startswith(
+        "checkpoint.accept_changes names 'modle.rope_theta', which is no value of this run\n"
+        "  from: run.toml, line 5\n  did you mean 'model.rope_theta'?"
+    )
+    right = '"optimizer.name", "training data", "validation data \'web\'", "version of torch"'
+    assert check(load_run(f"{ON}accept_changes = [{right}]\n"), world_size=1, device_type="cpu") == ()
+
+
 def test_a_seed_needs_checkpoints_to_be_enabled(violations):
     assert violations("[checkpoint]\ncreate_seed_checkpoint = true\n") == [
         "checkpoint.create_seed_checkpoint saves a checkpoint, and checkpoint.enable is false\n"
