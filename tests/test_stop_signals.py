@@ -164,6 +164,20 @@ def test_workers_of_the_loader_leave_signals_of_the_group_to_the_run(train):
     assert done.returncode == 75, done.stderr
 
 
+def test_workers_of_the_loader_go_on_after_a_sigterm(train):
+    """They read the rows of the steps until the run has saved and ends."""
+    workers = """
+for worker in multiprocessing.active_children():
+    os.kill(worker.pid, signal.SIGTERM)
+time.sleep(0.5)
+assert all(worker.is_alive() for worker in multiprocessing.active_children())
+"""
+    rows = ["--training.dataloader.num_workers", "2", "--training.dataloader.prefetch_factor", "1"]
+    done = train("--training.steps", "9", *rows, then=workers)
+    assert done.returncode == 0, done.stderr
+    assert "step      9" in done.stderr
+
+
 def test_slurm_ends_the_job_soon(train):
     soon = {"SLURM_JOB_END_TIME": str(int(time.time()) + 3000)}
     done = train(*SAVED, "--fault.save_before_seconds", "3600", **soon)

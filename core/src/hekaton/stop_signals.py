@@ -151,14 +151,21 @@ def _in_child() -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignored_once)
 
-    def once(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, once)
+def _ignored_once(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def keep_in_worker(worker: int) -> None:
+    """The ``worker_init_fn`` of a DataLoader: torch has put a handler in place of that of :func:`_in_child`,
+    by which a worker ends at the first SIGTERM, whoever sent it."""
+    if signal.getsignal(signal.SIGTERM) is _ignored_once:
+        signal.signal(signal.SIGTERM, _ignored_once)
 
 
 def stop_when_torchrun_is_gone() -> None:

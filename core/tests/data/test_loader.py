@@ -254,6 +254,7 @@ def test_any_other_error_in_a_worker_has_its_cause():
     part.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch raises it anywhere
 def test_a_worker_that_dies_is_an_error():
     class Deadly(Broken):
         def fetch(self, indices):

@@ -6,17 +6,11 @@ rows are after the last step that :meth:`Loader.next_step` returned.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Integers, TextTokenizer
 from hekaton.data.blocks import reader_of
@@ -27,7 +21,8 @@ from hekaton.data.identity import fingerprint
 from hekaton.data.order import Shuffled
 from hekaton.data.row_makers import BatchRowMaker, InOrder
 from hekaton.data.rows import Sequences, Stream
-from hekaton.errors import DataError, HekatonError
+from hekaton.data.workers import read_in_workers
+from hekaton.errors import DataError
 
 Identity = dict[str, str | int]
 
@@ -253,28 +248,9 @@ class Loader:
             yield reader.next()
 
     def _from_workers(self) -> Iterator[Sequences]:
-        workers = self._num_workers
-        fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        with _forking():
-            arriving = iter(
-                DataLoader(
-                    _Parts(self._stream, self.rows, self._cursor),
-                    batch_size=None,
-                    num_workers=workers,
-                    prefetch_factor=self._prefetch_factor,
-                    multiprocessing_context=fork,
-                )
-            )
-        while True:
-            step = [_received(arriving) for _ in range(workers)]
-            yield Sequences(
-                {name: np.concatenate([part.tensors[name] for part in step]) for name in step[0].tensors},
-                np.concatenate([part.cursor for part in step]),
-                left=any(part.left for part in step),
-                skipped=sum(part.skipped for part in step),
-                ended=frozenset().union(*(part.ended for part in step)),
-                sources=[number for part in step for number in part.sources],
-            )
+        return read_in_workers(
+            self._stream, self.rows, self._cursor, workers=self._num_workers, ahead=self._prefetch_factor
+        )
 
 
 def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int]) -> None:
@@ -310,84 +286,3 @@ def check_identity(saved: Mapping[str, str | int], now: Mapping[str, str | int])
             ]
         ),
     )
-
-
-class _Parts(IterableDataset["Sequences | _Failure"]):
-    """What each worker sends, step after step: the sequences of its share of the rows."""
-
-    def __init__(self, stream: Stream, rows: range, cursor: Integers) -> None:
-        self._stream = stream
-        self._rows = rows
-        self._cursor = cursor
-
-    def __iter__(self) -> Iterator[Sequences | _Failure]:
-        worker = get_worker_info()
-        assert worker is not None
-        mine = np.array_split(np.arange(len(self._rows)), worker.num_workers)[worker.id]
-        try:
-            reader = reader_of(self._stream, [self._rows[index] for index in mine], self._cursor[mine])
-            while True:
-                yield reader.next()
-        except Exception as e:
-            yield _Failure.of(e)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What went wrong in a worker; exceptions themselves need not survive the way to another process."""
-
-    message: str
-    origin: str
-    hint: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> _Failure:
-        trace = "".join(traceback.format_exception(error))
-        if isinstance(error, HekatonError):
-            return cls(error.message, error.origin, error.hint, trace)
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        origin = f"{last.filename}, line {last.lineno}, in {last.name}"
-        return cls(f"reading the data failed: {type(error).__name__}: {error}", origin, "", trace)
-
-
-class _InWorker(Exception):
-    """The cause of a DataError, with the traceback of the worker as its text."""
-
-
-def _received(arriving: Iterator[Sequences | _Failure]) -> Sequences:
-    try:
-        part = next(arriving)
-    except RuntimeError as e:
-        if "exited unexpectedly" not in str(e):
-            raise
-        raise DataError(
-            f"a data worker died: {e}",
-            hint="it may have run out of memory: set training.dataloader.num_workers lower",
-        ) from e
-    if isinstance(part, _Failure):
-        raise DataError(part.message, origin=part.origin, hint=part.hint) from _InWorker(f"\n{part.trace}")
-    return part
-
-
-@contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """What workers must find set when they are forked.
-
-    The threads of the parent's tokenizer do not exist in a worker, which would wait for them for ever; one
-    worker is one core. Python warns of forks beside threads for the same reason: a worker uses none of them.
-    And torch warns of more workers than cores, not knowing that other ranks have theirs.
-    """
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-            warnings.filterwarnings("ignore", category=UserWarning, message="This DataLoader will create")
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
