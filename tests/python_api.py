@@ -24,6 +24,8 @@ import torch
 
 import hekaton
 from hekaton import loading
+from hekaton.checkpoint.disk.step_folders import StepFolders
+from hekaton.urls import UrlPath
 
 RUN = """\
 [model]
@@ -126,17 +128,35 @@ def from_elsewhere() -> None:
 
     loading.open_model = removed
     same(hekaton.load("live").model, run.model)
+    listed = UrlPath.files
+
+    def removed_there(step: UrlPath) -> dict[str, int]:
+        names = listed(step)
+        UrlPath.files = listed
+        shutil.copytree("moved/step-4", "live/step-4")
+        shutil.rmtree("live/step-2")
+        return names
+
+    shutil.copytree("moved/step-2", "live/step-2")
+    shutil.rmtree("live/step-4")
+    UrlPath.files = removed_there
+    assert hekaton.load(f"file://{Path.cwd()}/live").source.endswith("/live/step-4")
+    damage = next(Path("live/step-4").glob("*.distcp"))
+    damage.write_bytes(damage.read_bytes()[:-1])
+    damaged = f"file://{Path.cwd()}/live/step-4"
+    fails(lambda: hekaton.load(damaged), damaged)
     fails(lambda: hekaton.load("nosuch://bucket/run"), "fsspec knows no file system 'nosuch'")
 
 
 def sharded(folder: str) -> None:
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
-    whole, listed = hekaton.load(folder), loading._usable_steps
+    whole, found = hekaton.load(folder), StepFolders.found
     if torch.distributed.get_rank() == 1:  # sees what there was before the last save
-        loading._usable_steps = lambda location: listed(location)[1:]
-    parts = hekaton.load(folder, mesh=mesh)
-    assert parts.source == whole.source
+        StepFolders.found = lambda self: dict(list(found(self).items())[:-1])
+    for place in (f"file://{folder}", folder):
+        parts = hekaton.load(place, mesh=mesh)
+        assert parts.source == whole.source.replace(folder, place)
     local = sum(parameter.to_local().numel() for parameter in parts.model.parameters())
     count = sum(parameter.numel() for parameter in whole.model.parameters())
     assert abs(local - count / 2) < 0.01 * count

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hekaton.building import MetaModel, build_meta, materialize
+from hekaton.checkpoint.disk.folders import Folder, folder_at
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.checkpoint.tensors.model_only import open_model
@@ -25,6 +26,7 @@ from hekaton.data.byte import ByteTokenizer
 from hekaton.distributed import plain
 from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, ConfigError
+from hekaton.fetching import fetched, name_source
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES, tied_across
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -37,7 +39,6 @@ from hekaton.recorded import (
     tokenizer_of_run,
 )
 from hekaton.spec import TrainSpec
-from hekaton.urls import is_url
 from hekaton.weights import LazyTensor
 from hekaton.weights.counterpart import Counterpart, build_format, counterpart_of
 from hekaton.weights.facts import ModelFacts, facts_of_step
@@ -133,7 +134,7 @@ def load_checkpoint(
     """Load the model of a checkpoint that any layout saved, as the run had it, converters included.
 
     :param location: a run's folder or its checkpoint folder, of which the newest good step is loaded, or one
-        step folder.
+        step folder; or a URL. Of several processes the first alone looks which steps there are.
     :param dtype: of the model, a name in :data:`DTYPES`; by default that of most of the weights.
     :param assets: the tokenizer's folder, where it is no longer where the run's configuration says.
     :param model: the model's name, and ``flavor`` its flavor, of a checkpoint that does not say them.
@@ -142,13 +143,7 @@ def load_checkpoint(
     :raises CheckpointError: where there is no such step, it is damaged or not whole, or cannot be built.
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
     """
-    if is_url(location):
-        raise CheckpointError(
-            f"'{location}' is a URL", hint="copy the step to this machine, and give its folder"
-        )
-    ranks = Ranks(None, 0, 1)
-    if mesh is not None or arrange is not None:
-        ranks = Ranks.of(None if mesh is None else mesh.get_group())  # which have parts of one step
+    ranks = loading_ranks(mesh, arrange)
     attempt = partial(
         _from_step, plugins=plugins, device=device, dtype=dtype, assets=assets, model=model, flavor=flavor,
         mesh=mesh, arrange=arrange,
@@ -171,8 +166,15 @@ def load_checkpoint(
             log.warning("skipping %s: %s", step, wrong)
 
 
+def loading_ranks(mesh: DeviceMesh | None, arrange: Arrange | None) -> Ranks:
+    """The processes that have parts of one model, or its copies."""
+    if mesh is None and arrange is None:
+        return Ranks(None, 0, 1)
+    return Ranks.of(None if mesh is None else mesh.get_group())
+
+
 def _from_step(
-    step: Path,
+    step: Folder,
     *,
     plugins: Plugins,
     device: torch.device,
@@ -187,21 +189,24 @@ def _from_step(
 
     :raises HekatonError: for what is wrong with it otherwise, as :func:`load_checkpoint`.
     """
-    try:
-        stored = open_model(step)
-    except CheckpointError as error:
-        return error
-    config = recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
-    meta = build_meta(config, plugins, ParallelDims())
-    tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets, model=meta.config)
-    check_vocabulary(tokenizer, meta.config, what=str(step))
-    _check_names(meta.model, stored.tensors, what=str(step))
-    try:
-        with stored.verified():
-            _place(config, meta, mesh, arrange)
-            _fill(meta.model, stored.tensors, device=device)
-    except CheckpointError as error:
-        return error
+    with fetched(step) as place:
+        try:
+            stored = open_model(place)
+        except CheckpointError as error:
+            name_source(error, place, step)
+            return error
+        config = recorded_config(plugins, stored, dtype=dtype, model=model, flavor=flavor)
+        meta = build_meta(config, plugins, ParallelDims())
+        tokenizer = tokenizer_of_run(config, plugins, stored, assets=assets, model=meta.config)
+        check_vocabulary(tokenizer, meta.config, what=str(step))
+        _check_names(meta.model, stored.tensors, what=str(step))
+        try:
+            with stored.verified():
+                _place(config, meta, mesh, arrange)
+                _fill(meta.model, stored.tensors, device=device)
+        except CheckpointError as error:
+            name_source(error, place, step)
+            return error
     return LoadedModel(
         source=str(step),
         spec=meta.spec,
@@ -275,16 +280,16 @@ def _gathered(tensor: torch.Tensor) -> LazyTensor:
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda region: plain(tensor.detach())[region])
 
 
-def _usable_steps(location: str) -> list[Path]:
+def _usable_steps(location: str) -> list[Folder]:
     """The steps to be tried, one after the other: the one that is meant, or the good ones, newest first.
 
     :raises CheckpointError: when there is none.
     """
     steps = find_steps(location)
-    if len(steps) == 1 and Path(str(steps[0].folder)) == Path(location):
+    if len(steps) == 1 and steps[0].folder == folder_at(location):
         if not steps[0].external and steps[0].status != "good":
             log.warning("%s is %s", location, steps[0].status)
-        return [Path(location)]
+        return [steps[0].folder]
     wrong = {
         step.name: step.wrong or "its loss or its weights were not finite"
         for step in steps
@@ -292,7 +297,7 @@ def _usable_steps(location: str) -> list[Path]:
     }
     for name, reason in reversed(wrong.items()):
         log.warning("skipping %s in %s: %s", name, location, reason)
-    good = [Path(str(step.folder)) for step in reversed(steps) if step.name not in wrong]
+    good = [step.folder for step in reversed(steps) if step.name not in wrong]
     if not good:
         raise CheckpointError(
             f"no step in '{location}' can be loaded",

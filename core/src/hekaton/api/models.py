@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,18 +15,19 @@ from torch import nn
 from hekaton.api.places import device_of, whole
 from hekaton.api.places import location as location_of
 from hekaton.building import build_meta, materialize
-from hekaton.checkpoint.disk.folders import is_there, reason_of
+from hekaton.checkpoint.disk.folders import folder_at, is_there, reason_of
 from hekaton.checkpoint.runs.inspection import find_steps
 from hekaton.config.job import config_of
 from hekaton.config.plain import check_plain, plain_value
 from hekaton.errors import CheckpointError, ConfigError
+from hekaton.fetching import fetched
 from hekaton.init import initialize
-from hekaton.loading import Arrange, LoadedModel, load_checkpoint, load_folder
+from hekaton.loading import Arrange, LoadedModel, load_checkpoint, load_folder, loading_ranks
 from hekaton.memory import out_of_memory_is_said
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES
 from hekaton.plugins import Plugins
-from hekaton.urls import UrlPath, check_url, is_url
+from hekaton.urls import check_url, is_url
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -73,7 +70,7 @@ def load(
     :raises CheckpointError: where there is no such step, or it is damaged, or of another model.
     :raises DataError: for a tokenizer that is not there, or not the one that the run had.
     """
-    place = location = location_of(path)
+    location = location_of(path)
     device, left_out = device_of(device), _several(leave_out, what="leave_out")
     if device.type == "meta":
         raise ConfigError("device = 'meta' holds no weights", hint="hekaton.build makes a model there")
@@ -95,23 +92,21 @@ def load(
         "model": _name(model_name, what="model_name"),
     }
     flavor = _name(model_flavor, what="model_flavor")
-    with contextlib.ExitStack() as after:
-        after.enter_context(out_of_memory_is_said(f"loading '{location}'", hint="load it over a mesh"))
-        source = location
-        if is_url(location):
-            source = _behind(location, step)
-            place = str(after.enter_context(_fetched(UrlPath(source))))
-        elif step is not None:
-            source = place = _step(location, step)
-        if (Path(place) / "config.json").is_file():
-            if flavor is not None:
-                raise ConfigError("model_flavor is of checkpoints: config.json has the sizes of its model")
-            loaded = load_folder(Path(place), found, format_name="hf", leave_out=left_out, **options)
-        elif left_out:
-            raise CheckpointError("leave_out is of folders in another format: a checkpoint holds one model")
-        else:
-            loaded = load_checkpoint(place, found, flavor=flavor, **options)
-        return dataclasses.replace(loaded, source=source) if is_url(source) else loaded
+    ranks = loading_ranks(mesh, arrange)
+    with out_of_memory_is_said(f"loading '{location}'", hint="load it over a mesh"):
+        if step is not None:
+            location = ranks.first(lambda: _step(location, step))
+        if not ranks.first(lambda: _in_other_format(location)):
+            if left_out:
+                raise CheckpointError(
+                    "leave_out is of folders in another format: a checkpoint holds one model"
+                )
+            return load_checkpoint(location, found, flavor=flavor, **options)
+        if flavor is not None:
+            raise ConfigError("model_flavor is of checkpoints: config.json has the sizes of its model")
+        with fetched(folder_at(location)) as place:
+            loaded = load_folder(place, found, format_name="hf", leave_out=left_out, **options)
+        return dataclasses.replace(loaded, source=location)
 
 
 def build(
@@ -223,32 +218,11 @@ def _step(location: str, number: int) -> str:
     return str(steps[number].folder)
 
 
-def _behind(url: str, step: int | None) -> str:
-    """The folder that is to be loaded: the step, the newest good one, or one in another format."""
-    check_url(url)
-    if step is not None:
-        return _step(url, step)
+def _in_other_format(location: str) -> bool:
+    """Whether a folder has a ``config.json``, as those of Hugging Face."""
+    if is_url(location):
+        check_url(location)
     try:
-        if is_there(UrlPath(url) / "config.json"):
-            return url
+        return is_there(folder_at(location) / "config.json")
     except OSError as error:
-        raise CheckpointError(f"cannot read '{url}': {reason_of(error)}") from error
-    good = [one for one in find_steps(url) if one.status == "good"]
-    if not good:
-        raise CheckpointError(f"no step in '{url}' can be loaded")
-    return str(good[-1].folder)
-
-
-@contextlib.contextmanager
-def _fetched(folder: UrlPath) -> Iterator[Path]:
-    """The files of a folder behind a URL in a temporary one of the same name."""
-    with tempfile.TemporaryDirectory(prefix="hekaton-") as temporary:
-        place = Path(temporary, folder.name)
-        place.mkdir()
-        try:
-            for name in folder.files():
-                with (folder / name).open() as source, (place / name).open("wb") as target:
-                    shutil.copyfileobj(source, target, 2**24)
-        except OSError as error:
-            raise CheckpointError(f"cannot read '{folder}': {reason_of(error)}") from error
-        yield place
+        raise CheckpointError(f"cannot read '{location}': {reason_of(error)}") from error
