@@ -20,6 +20,8 @@ SPEAKERS = {
 """Who speaks in the form of ShareGPT -> role."""
 _ALPACA = ("instruction", "input", "output", "system", "history")
 _PLAIN = json.JSONDecoder(strict=False)
+_DEEPEST = 100
+"""Lists and objects within one another in a message or a tool."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class ConversationRows:
     form: str
     column: str
     decoder: json.JSONDecoder = field(default=_PLAIN, repr=False)
+    version: int = 2
+    """Another one when rows are read differently: an index is named after it."""
 
     def columns(self, names: Sequence[str]) -> list[str]:
         form = self._form_of(names)
@@ -76,7 +80,8 @@ class ConversationRows:
             raise ValueError("its conversation has no messages")
         tools = _tools(row.get("tools")) if form != "alpaca" else None
         cleaned, replaced = _cleaned(messages)
-        return Conversation(cleaned, tools), replaced
+        cleaned_tools, replaced_in_tools = _cleaned(tools)
+        return Conversation(cleaned, cleaned_tools), replaced or replaced_in_tools
 
     def _form_of(self, names: Sequence[str]) -> str | None:
         if self.form != "auto":
@@ -176,15 +181,20 @@ def _parsed(text: str, what: str) -> Any:
         raise ValueError(f"{what} is text that is no JSON: {e}") from e
 
 
-def _cleaned(value: Any) -> tuple[Any, bool]:
-    """Without null characters and halves of surrogate pairs."""
+def _cleaned(value: Any, depth: int = 0) -> tuple[Any, bool]:
+    """Without null characters and halves of surrogate pairs, and whether anything was replaced.
+
+    :raises ValueError: when it is too deep.
+    """
+    if depth > _DEEPEST:
+        raise ValueError(f"its conversation or tools are nested more than {_DEEPEST} deep")
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):
-        pairs = {clean(str(name))[0]: _cleaned(one) for name, one in value.items()}
+        pairs = {clean(str(name))[0]: _cleaned(one, depth + 1) for name, one in value.items()}
         return {name: one for name, (one, _) in pairs.items()}, any(odd for _, odd in pairs.values())
     if isinstance(value, list):
-        each = [_cleaned(one) for one in value]
+        each = [_cleaned(one, depth + 1) for one in value]
         return [one for one, _ in each], any(odd for _, odd in each)
     return value, False
 

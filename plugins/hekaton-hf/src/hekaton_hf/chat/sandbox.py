@@ -60,7 +60,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def begin(self) -> None:
         """Count from 0."""
-        self.spans: list[tuple[int, int]] = []
+        self.marked: list[tuple[int, str]] = []
+        """Where a text is to stand that is marked as the assistant's, and the text."""
         self.length = 0
         self._turns = 0
         self._end = time.monotonic() + MOST_SECONDS
@@ -236,5 +237,5 @@ class Generation(Extension):
         text = caller()
         sandbox = self.environment
         assert isinstance(sandbox, Sandbox)
-        sandbox.spans.append((sandbox.length, sandbox.length + len(text)))
+        sandbox.marked.append((sandbox.length, text))
         return text

@@ -113,7 +113,12 @@ class ChatTemplate:
             raise
         except Exception as e:  # what a template can raise has no bounds
             raise RefusedError(f"{type(e).__name__}: {e}") from e
-        return "".join(parts), sandbox.spans
+        text = "".join(parts)
+        if not all(text.startswith(said, start) for start, said in sandbox.marked):
+            raise RefusedError(
+                "{% generation %} marks text that is put out later, as in {% set %} or behind text of a macro"
+            )
+        return text, [(start, start + len(said)) for start, said in sandbox.marked]
 
     def _turn(self, conversation: Conversation, text: str, number: int) -> tuple[int, int]:
         """Where a turn of the assistant is in the text, its end mark included, and no prompt before it."""

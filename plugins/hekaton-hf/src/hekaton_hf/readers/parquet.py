@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,9 +48,39 @@ def _read_rows(file: pq.ParquetFile, rows: Rows, reader: DocumentColumns) -> Non
     columns = reader.columns(file.schema_arrow.names)
     number = 0
     for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
-        for row in batch.to_pylist():
+        for row in _values(batch):
             number += 1
-            keep_document(row, reader, rows, where=f"row {number}")
+            if isinstance(row, str):
+                rows.bad(f"row {number}", row)
+            else:
+                keep_document(row, reader, rows, where=f"row {number}")
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """The rows with the values that JSON would have, or what is wrong with one."""
+    try:
+        values = batch.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, KeyError, OverflowError) as error:
+        if len(batch) > 1:
+            for number in range(len(batch)):
+                yield from _values(batch.slice(number, 1))
+        else:
+            yield f"it cannot be read: {error}"
+        return
+    for row in values:
+        yield {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON would have it: all objects of a column have the same names in parquet, and null is what
+    one of them lacks."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        return decode(value)[0]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _holds_text(kind: pa.DataType) -> bool:
