@@ -1,9 +1,10 @@
-"""Functions that test_launcher.py has called in processes of their own."""
+"""Functions that test_launcher.py and test_launcher_server.py have called in processes of their own."""
 
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hekaton.testing import preload
+from hekaton.testing import client, preload, server
 
 
 def tell(result: str) -> None:
@@ -114,3 +115,32 @@ def threads_are_noticed() -> None:
     thread.join()
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     assert "a process group" in preload.unclean()
+
+
+def a_client_comes_while_the_server_leaves(folder: str) -> None:
+    """The last client goes while another one has the folder's lock, and then asks."""
+    address = str(Path(folder, "socket"))
+    found = []
+
+    def clients() -> None:
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(address)
+            with server.locked(Path(folder)) as ours:
+                assert ours
+                last.close()
+                time.sleep(0.1)  # in which the server would leave
+                with socket.socket(socket.AF_UNIX) as next_one:
+                    next_one.connect(address)
+                    found.append(client._ask(next_one, {"current": True}))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        sources = preload.Sources(since=time.time())
+        serving = server._Server(listener, Path(folder), sources=sources, environment={})
+        thread = threading.Thread(target=clients)
+        thread.start()
+        assert serving.serve() is None
+        thread.join()
+    assert found == [{"changed": ""}]
+    assert not Path(folder).exists()

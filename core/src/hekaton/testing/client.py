@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,12 @@ from typing import Any
 from hekaton.testing.child import OF_THE_TESTS, SETTINGS, ProcessRequest
 from hekaton.testing.folder import locked, server_folder
 from hekaton.testing.server import command
+from hekaton.testing.stack import STACK_TIME, write_stack
+
+ANSWER_TIME = 60.0
+"""Seconds for the server to answer."""
+START_TIME = 600.0
+"""Seconds for it to import everything, from a disk that may be far away."""
 
 _session: tuple[int, socket.socket] | None = None  # with the process that opened it
 
@@ -100,7 +107,7 @@ def _start(folder: Path) -> socket.socket:
     os.waitpid(started, 0)  # it has forked itself: no child of this process is left
     connection = _connected()
     # It answers when it has imported everything.
-    if not _ask(connection, {"current": True}):
+    if not _ask(connection, {"current": True}, within=START_TIME):
         raise AssertionError(f"the server of test processes does not start:\n{_log()}")
     return connection
 
@@ -115,11 +122,41 @@ def _connected() -> socket.socket:
     return connection
 
 
-def _ask(connection: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
-    connection.sendall(json.dumps(question).encode() + b"\n")
-    with connection.makefile("rb", buffering=0) as stream:  # what comes after the line is left
-        answer: dict[str, Any] = json.loads(stream.readline() or b"{}")
+def _ask(
+    connection: socket.socket, question: dict[str, Any], *, within: float | None = None
+) -> dict[str, Any]:
+    """:raises AssertionError: where no answer comes, with the server's stack; another one can then start."""
+    within = within or ANSWER_TIME
+    connection.settimeout(within)
+    try:
+        connection.sendall(json.dumps(question).encode() + b"\n")
+        with connection.makefile("rb", buffering=0) as stream:  # what comes after the line is left
+            answer: dict[str, Any] = json.loads(stream.readline() or b"{}")
+    except TimeoutError:
+        _end_with_its_stack(connection)
+        asked = " ".join([question["module"], *question["arguments"]]) if "module" in question else ""
+        what = f"to start '{asked}'" if asked else "whether what it has imported is current"
+        raise AssertionError(
+            f"the server of test processes was asked {what}, did not answer in {within:g} s, and was ended:\n"
+            f"{_log()}"
+        ) from None
     return answer
+
+
+def _end_with_its_stack(connection: socket.socket) -> None:
+    """End the server at the other end, which writes its stack to the log."""
+    # Without a file it has not begun.
+    with connection, contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        pid = int((server_folder() / "pid").read_text(encoding="utf-8"))
+        write_stack(pid)
+        connection.settimeout(STACK_TIME)
+        try:
+            while connection.recv(4096):
+                pass
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+        except ConnectionResetError:
+            pass  # it has ended
 
 
 def _log() -> str:

@@ -25,8 +25,9 @@ def server_folder() -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a server's folder; false when the folder went while waiting for it."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a server's folder; false when the folder went while waiting for it, and where another
+    process has the lock and it is not waited for."""
     path = folder / "lock"
     try:
         file = path.open("w")
@@ -34,7 +35,11 @@ def locked(folder: Path) -> Iterator[bool]:
         yield False
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
         try:
             there = path.stat().st_ino == os.fstat(file.fileno()).st_ino
         except FileNotFoundError:

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hekaton.testing.child import ProcessRequest
+from hekaton.testing.stack import STACK_TIME, write_stack
 
 HAS_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 """Frameworks of macOS do not survive a fork."""
 
 FRESH: Counter[str] = Counter()
 """Why processes were fresh interpreters, which take seconds longer to start, and how many were."""
-STACK_TIME = 10.0
-"""Seconds for a process to write its stack."""
 
 
 class RunningProcess:
@@ -111,24 +110,29 @@ class RunningProcess:
 
     def show_stack(self) -> None:
         """Have it write the stacks of all its threads to its standard error, which ends it."""
-        if self.poll() is not None:
-            return
-        with contextlib.suppress(ImportError, AttributeError, PermissionError, ProcessLookupError):
-            import resource  # not on every platform, like prlimit
-
-            resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))  # faulthandler ends with an abort
-        self.send_signal(signal.SIGABRT)
-        self.send_signal(signal.SIGCONT)
-        _until(lambda: self.poll() is not None, STACK_TIME)
+        if self.poll() is None:
+            write_stack(self.pid)
+            _until(lambda: self.poll() is not None, STACK_TIME)
 
     def close(self) -> None:
-        """Kill it and its group, if it is running."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        """Kill it and its group, if it is running.
+
+        :raises AssertionError: where the server of test processes has died, which knew.
+        """
+        try:
+            running = self.poll() is None
+        except AssertionError:
+            self._kill()
+            raise
+        if running:
+            self._kill()
             _until(lambda: self.poll() is not None, STACK_TIME)
         if self._connection is not None:
             self._connection.close()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def __enter__(self) -> RunningProcess:
         return self

@@ -11,6 +11,7 @@ it, or dies, kills the process and its group. The server ends with its last clie
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -30,6 +31,8 @@ from hekaton.testing.folder import locked
 
 FIRST_CLIENT = 60.0
 """Seconds for the first client to come."""
+NEXT_CLIENT = 1.0
+"""Seconds for a client to come that has the folder's lock while the server would leave."""
 
 
 def main(listener: int, folder: str, without: str) -> None:
@@ -40,6 +43,8 @@ def main(listener: int, folder: str, without: str) -> None:
     :param listener: file descriptor of the socket to serve on.
     :param without: modules not to import here, separated by commas: their import starts threads.
     """
+    Path(folder, "pid").write_text(str(os.getpid()), encoding="utf-8")
+    faulthandler.enable()
     since, environment = time.time(), dict(os.environ)
     culprit = preload.preload(set(without.split(",")))
     if culprit:
@@ -98,7 +103,7 @@ class _Server:
         """A request, in the process that was forked for it; None when no client is left."""
         served = False
         while True:
-            events = self.selector.select(FIRST_CLIENT)
+            events = self.selector.select(NEXT_CLIENT if served and not self.clients else FIRST_CLIENT)
             for key, _ in events:
                 if key.fileobj is self.listener:
                     served = True
@@ -184,9 +189,9 @@ class _Server:
             end.close()
 
     def _leave(self) -> bool:
-        """Whether no client is coming; then the folder is gone."""
-        with locked(self.folder):
-            if self.selector.select(0):
+        """Whether no client is coming; then the folder is gone. One that has the lock may ask meanwhile."""
+        with locked(self.folder, wait=False) as ours:
+            if self.selector.select(0) or (not ours and self.folder.exists()):
                 return False
             self.listener.close()
             with contextlib.suppress(FileNotFoundError):
