@@ -78,6 +78,10 @@ def deep():
 
 
 MISUSES = {
+    "train a field twice": (
+        lambda: hekaton.train(training={"steps": 2}, **{"training.steps": 3}),
+        "the argument training.steps is given more than once",
+    ),
     "train None": (lambda: hekaton.train(None), "a TOML file was expected, not NoneType"),
     "train tables": (lambda: hekaton.train({"model": {}}), "sections are keywords: train"),
     "train bytes": (lambda: hekaton.train(b"run.toml"), "a TOML file was expected, not bytes"),

@@ -42,7 +42,8 @@ steps = 100
 
 is `--training.steps 100`. Booleans are also flags by themselves, `--checkpoint.enable` and
 `--checkpoint.no-enable`; lists are written `a,b,c`. What is given later wins: defaults, then the flavor's
-defaults, then TOML files from left to right, then flags.
+defaults, then TOML files from left to right, then flags. A list that is given by two flags is longer; of
+another flag that is given twice the last one is used, with a notice.
 
 An unknown section or field, a wrong type or a value out of range is an error that names file and line.
 `hekaton config check FILE` checks without training, `hekaton config show FILE` prints every value and where

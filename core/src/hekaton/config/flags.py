@@ -63,13 +63,14 @@ def parse_flags(
     """Read flags as the sections of ``config`` say.
 
     Values are converted as far as their form goes; whether they are valid is for the sections to say. A list
-    given twice is longer; of another flag given twice the last one is used.
+    given twice is longer; of another flag given twice, or a key of a table, the last one is used.
 
     :returns: the flags, what is wrong with others, and notices.
     """
     flags: dict[Path, Flag] = {}
     problems: list[ConfigError] = []
     notices = []
+    given: set[Path] = set()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -90,10 +91,29 @@ def parse_flags(
         before = flags.pop(path, None)
         if before is not None and isinstance(before.value, list) and isinstance(flag.value, list):
             flag = Flag(path, before.value + flag.value, text)
-        elif before is not None:
-            notices.append(f"--{dotted(path)} is given more than once; the last one is used")
+        else:
+            notices += [
+                f"--{place} is given more than once; the last one is used"
+                for place in twice(path, flag.value, given)
+            ]
         flags[path] = flag
     return list(flags.values()), problems, notices
+
+
+def twice(path: Path, value: Any, given: set[Path]) -> list[str]:
+    """The fields, and keys of tables, of a value that ``given`` has already; it has the others afterwards."""
+    leaves = set(_leaves(path, value))
+    again = sorted(leaves & given)
+    given |= leaves
+    return [dotted(leaf) for leaf in again]
+
+
+def _leaves(path: Path, value: Any) -> Iterator[Path]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves((*path, str(key)), inner)
+    else:
+        yield path
 
 
 def _find(config: type[SectionModel], text: str) -> tuple[Path, FieldInfo | None, bool]:

@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from hekaton.config.base import Path, Renamed, dotted, marks, walk
-from hekaton.config.flags import Flag, parse_flags
+from hekaton.config.flags import Flag, parse_flags, twice
 from hekaton.config.job import JobConfig, config_class
 from hekaton.config.names import check_names, find_spec, flavor_of, idle_sections, rename_converters
 from hekaton.config.plain import check_plain, plain_value
 from hekaton.config.sources import Origin, Origins, Values
 from hekaton.config.toml import read_files
 from hekaton.config.validation import describe, notices_and_refusals
-from hekaton.errors import ConfigErrors, HekatonError, PluginError
+from hekaton.errors import ConfigError, ConfigErrors, HekatonError, PluginError
 from hekaton.plugins import Plugins
 
 
@@ -61,10 +61,13 @@ def load(
     values = Values()
     for file in read:
         values.merge(file.tables, file.origin)
+    given_fields: set[Path] = set()
     for name, value in (fields or {}).items():
         plain = plain_value(value)
         path = tuple(name.split("."))
         check_plain(plain, path, lambda path: _argument(path)())
+        again = twice(path, plain, given_fields)
+        problems += [ConfigError(f"the argument {field} is given more than once") for field in again]
         values.merge(_nested(path, plain), _argument)
     plugins = _discover(values, early, problems)
     config_type, wrong_sections = config_class(plugins)
