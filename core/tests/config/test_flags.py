@@ -71,7 +71,9 @@ def test_the_last_of_repeated_flags_is_used_with_a_notice(load_run):
     loaded = load_run("", "--training.steps", "1", "--training.steps", "2")
     assert loaded.config.training.steps == 2
     assert loaded.notices == ("--training.steps is given more than once; the last one is used",)
-    loaded = load_run("", "--model.overrides.n_layers", "1", "--model.overrides", '{"n_layers": 2, "dim": 64}')
+    loaded = load_run(
+        "", "--model.overrides.n_layers", "1", "--model.overrides", '{"n_layers": 2, "dim": 64}'
+    )
     assert loaded.config.model.overrides == {"n_layers": 2, "dim": 64}
     assert loaded.notices == ("--model.overrides.n_layers is given more than once; the last one is used",)
 

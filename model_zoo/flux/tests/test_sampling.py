@@ -256,10 +256,15 @@ def test_generate_writes_images_of_a_run(trained, tmp_path, capsys):
         (["--out", "."], "the name of a .png file was expected"),
         (["--out", "folder.png"], "it is a folder"),
         (["--guidance", "-1"], "--guidance -1: a scale from 0 to 100 was expected"),
-        (["--seed", "-1"], "--seed -1: a number from 0 to 2^64 - 1 was expected"),
+        (["--seed", "-1"], "--seed -1: a number from 0 to 18,446,744,073,709,551,615 was"),
         (["--text_length", "5000"], "--text_length 5000: a number from 1 to 4,096 was expected"),
         (["--size", "big"], "WIDTHxHEIGHT was expected"),
         (["--size", "40x40"], "multiple of 16"),
+        (["--count", "5000"], "--count 5000: a number from 1 to 4,096 was expected"),
+        (
+            ["--count", "17", "--size", "4096x4096"],
+            "17 images of 4096x4096 pixels are too many for one file: at most 16",
+        ),
         (["--text_encoder", "missing"], "names some encoders, and not pooled_encoder, autoencoder"),
     ],
 )
@@ -271,6 +276,12 @@ def test_generate_rejects_what_it_cannot_do(words, message, trained, tmp_path, c
     out = [] if "--out" in given else ["--out", "x.png"]
     assert main(["flux", "generate", "--checkpoint", str(folder), "--prompt", "a", *out, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_of_too_many_images_is_an_error_before_anything_is_loaded(tmp_path, capsys):
+    words = ["--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "x.png"), "--count", "200"]
+    assert main(["flux", "generate", "--hf", "missing", *words]) == 2
+    assert "400 images of 1024x1024 pixels are too many for one file: at most 256" in capsys.readouterr().err
 
 
 def test_generate_makes_the_image_of_diffusers_from_a_folder_as_flux_is_published_in(folders, tmp_path):

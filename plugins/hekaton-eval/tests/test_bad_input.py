@@ -269,7 +269,16 @@ def _asked(*arguments: object) -> object:
     [
         (["--tasks", "a"], "one of the arguments --checkpoint --hf is required"),
         (["--checkpoint", "a"], "--tasks"),
-        (["--checkpoint", "a", "--tasks", "a", "--limit", "0"], "--limit 0: a number of at least 1"),
+        (["--checkpoint", "a", "--tasks", "a", "--limit", "0"], "--limit 0: a number from 1 to"),
+        (
+            ["--checkpoint", "a", "--tasks", "a", "--num_fewshot", "70000"],
+            "a number from 0 to 65,536 was expected",
+        ),
+        (["--checkpoint", "a", "--tasks", "a", "--seed", f"{2**64}"], "a number from 0 to 18,446"),
+        (
+            ["--checkpoint", "a", "--tasks", "a", *["--parallelism.data_parallel_shard_degree", "2"] * 2],
+            "--parallelism.data_parallel_shard_degree is given more than once",
+        ),
         (["--checkpoint", "a", "--tasks", "a", "--lmit", "3"], "unknown argument '--lmit'"),
         (["--checkpoint", "a", "--tasks", "a", "--log_samples"], "has no effect without --out"),
     ],
@@ -282,8 +291,9 @@ def test_wrong_options(words, message):
 
 def test_a_batch_size_that_is_none():
     assert batch_rows("auto") is None
-    with pytest.raises(ConfigError, match="batch_size = many: auto, or a number"):
-        batch_rows("many")
+    for said in ("many", "0", str(2**17), "1" * 40):
+        with pytest.raises(ConfigError, match=f"batch_size = {said}: auto, or a number from 1 to 65,536"):
+            batch_rows(said)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -49,6 +49,17 @@ class _StoredOnce(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+MOST_SEED = 2**64 - 1
+
+
+def check_numbers(given: argparse.Namespace, limits: Mapping[str, tuple[int, int]]) -> None:
+    """:raises ConfigError: for an option, where it is given, that is not between its two limits."""
+    for name, (least, most) in limits.items():
+        value = getattr(given, name)
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"--{name} {value}: a number from {least} to {most:,} was expected")
+
+
 def load_files(arguments: list[str]) -> Loaded:
     """Files, then flags."""
     from hekaton.config import load

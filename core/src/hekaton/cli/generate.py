@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from hekaton.cli import plugin_flags, trained_model
-from hekaton.cli.arguments import VerbParser, as_path
+from hekaton.cli.arguments import MOST_SEED, VerbParser, as_path, check_numbers
 from hekaton.errors import ConfigError, choices_hint
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ A text ends at a token that the model was trained to end texts with, after --max
 that the model was trained for. Ids that the tokenizer does not have are never drawn. What a prompt is
 continued with depends on the prompt and the seed, not on the prompts beside it."""
 
+_LIMITS = {
+    "max_new_tokens": (1, 2**20), "batch_size": (1, 2**16), "top_k": (1, 2**31), "seed": (0, MOST_SEED),
+}  # fmt: skip
 _CONTEXT = 8
 """Tokens before a new one that it is decoded with."""
 
@@ -89,9 +92,7 @@ def _parsed(words: list[str]) -> argparse.Namespace:
                 f"hekaton generate: unknown option {word}", hint=choices_hint(word.partition("=")[0], options)
             )
         raise ConfigError(f"hekaton generate: unexpected '{word}'", hint="--prompt takes one text: quote it")
-    for name in ("max_new_tokens", "batch_size"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"--{name} {getattr(given, name)}: a number of at least 1 was expected")
+    check_numbers(given, _LIMITS)
     return given
 
 

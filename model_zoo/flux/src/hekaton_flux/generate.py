@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hekaton.cli import plugin_flags, trained_model
-from hekaton.cli.arguments import VerbParser, as_path
+from hekaton.cli.arguments import MOST_SEED, VerbParser, as_path, check_numbers
 from hekaton.errors import ConfigError
 from hekaton.urls import is_url
 
@@ -42,6 +42,12 @@ Make an image of each prompt, on one device, and write them side by side as a PN
   --plugins.load NAME      also load this module, or this .py file, as a plugin
   --plugins.disable NAME   leave this plugin out"""
 
+_LIMITS = {
+    "count": (1, 2**12), "batch_size": (1, 2**12), "steps": (1, 10_000), "text_length": (1, 2**12),
+    "seed": (0, MOST_SEED),
+}  # fmt: skip
+_MOST_PIXELS = 2**28
+"""Of all images of a file together, which take 3 bytes each, twice."""
 _ENCODERS = ("text_encoder", "pooled_encoder", "autoencoder")
 _PUBLISHED = {"text_encoder": "text_encoder_2", "pooled_encoder": "text_encoder", "autoencoder": "vae"}
 """Where they are in a folder that FLUX.1 is published in."""
@@ -80,21 +86,32 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=default)
     given = parser.parse_args(words)
-    for name, most in (("count", 2**20), ("batch_size", 2**20), ("steps", 10_000), ("text_length", 4_096)):
-        value = getattr(given, name)
-        if value is not None and not 1 <= value <= most:
-            raise ConfigError(f"--{name} {value}: a number from 1 to {most:,} was expected")
+    check_numbers(given, _LIMITS)
     if given.guidance is not None and not 0 <= given.guidance <= 100:
         raise ConfigError(f"--guidance {given.guidance:g}: a scale from 0 to 100 was expected")
-    if not 0 <= given.seed < 2**64:
-        raise ConfigError(f"--seed {given.seed}: a number from 0 to 2^64 - 1 was expected")
     if given.out.suffix.lower() != ".png":
         raise ConfigError(f"--out {given.out}: the name of a .png file was expected")
     if given.out.is_dir():
         raise ConfigError(f"--out {given.out}: it is a folder, the name of a .png file was expected")
     if not given.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {given.out}: there is no folder '{given.out.absolute().parent}'")
+    if given.size is not None or given.hf is not None:
+        from hekaton_flux.sampling import check_size
+
+        check_size(size := _size(given.size, None))
+        _check_grid(given, size)
     return given
+
+
+def _check_grid(given: argparse.Namespace, size: tuple[int, int]) -> None:
+    """:raises ConfigError: when the images side by side are larger than a file is made."""
+    height, width = size
+    count, most = len(given.prompt) * given.count, max(1, _MOST_PIXELS // (height * width))
+    if count > most:
+        raise ConfigError(
+            f"{count:,} images of {width}x{height} pixels are too many for one file: at most {most:,}",
+            hint="give a smaller --count, or fewer prompts, in several calls",
+        )
 
 
 def _loaded(given: argparse.Namespace, plugins: Plugins) -> tuple[LoadedModel, FlowMatchingSection | None]:
@@ -133,6 +150,7 @@ def _make(loaded: LoadedModel, section: FlowMatchingSection | None, given: argpa
     guidance = _guidance(loaded, section, given.guidance)
     steps = given.steps or (4 if section is None and not loaded.config.guidance else 30)
     sampling = ImageSampling(steps=steps, guidance=guidance, seed=given.seed, size=_size(given.size, section))
+    _check_grid(given, sampling.size)
     encoders = frozen_encoders(_encoders(loaded, section, given))
     check_encoder_sizes(encoders.sizes, loaded.config)
     first = next(loaded.model.parameters())

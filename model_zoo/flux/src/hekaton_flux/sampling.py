@@ -87,12 +87,17 @@ class ImageSampling:
             raise ConfigError(f"steps = {self.steps}: at least 1 is needed")
         if not 0 <= self.guidance <= 100:
             raise ConfigError(f"guidance = {self.guidance:g}: a scale from 0 to 100 was expected")
-        wrong = next((side for side in self.size if side % 16 or not 0 < side <= 4096), None)
-        if wrong is not None:
-            raise ConfigError(
-                f"an image side of {wrong} pixels: it must be a multiple of 16, and at most 4096",
-                hint=f"the nearest is {min(4096, max(16, round(wrong / 16) * 16))}",
-            )
+        check_size(self.size)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """:raises ConfigError: for a height or width that no image has."""
+    wrong = next((side for side in size if side % 16 or not 0 < side <= 4096), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"an image side of {wrong} pixels: it must be a multiple of 16, and at most 4096",
+            hint=f"the nearest is {min(4096, max(16, round(wrong / 16) * 16))}",
+        )
 
 
 def make_images(

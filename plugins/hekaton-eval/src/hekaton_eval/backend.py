@@ -314,6 +314,9 @@ def of_model(loaded: LoadedModel, *, max_length: int | None) -> dict[str, Any]:
     }
 
 
+_MOST_ROWS = 2**16
+
+
 def batch_rows(said: int | str | None, *, most: int | None = None) -> int | None:
     """The rows of a batch, ``None`` for ``auto``.
 
@@ -322,6 +325,6 @@ def batch_rows(said: int | str | None, *, most: int | None = None) -> int | None
     text = str(said or "auto")
     if text.startswith("auto"):
         return most
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"batch_size = {text}: auto, or a number of at least 1, was expected")
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= _MOST_ROWS:
+        raise ConfigError(f"batch_size = {text}: auto, or a number from 1 to {_MOST_ROWS:,}, was expected")
     return int(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hekaton.cli import plugin_flags, trained_model
-from hekaton.cli.arguments import VerbParser, as_path
+from hekaton.cli.arguments import MOST_SEED, VerbParser, as_path, check_numbers
 from hekaton.errors import ConfigError, choices_hint
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ Under torchrun every process has a copy of the model, and texts are shared out a
 large for one, it is cut: --parallelism.data_parallel_shard_degree N, tensor_parallel_degree,
 expert_parallel_degree and expert_tensor_parallel_degree, as in a run. The results are the same on every
 layout."""
+
+_LIMITS = {
+    "num_fewshot": (0, 2**16), "limit": (1, 2**31), "max_length": (2, 2**31), "seed": (0, MOST_SEED),
+}  # fmt: skip
 
 
 def run(arguments: list[str]) -> int:
@@ -108,10 +112,7 @@ def _parsed(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         options = re.findall(r"--\w+", parser.format_usage())
         hint = choices_hint(word.partition("=")[0], options) if word.startswith("-") else ""
         raise ConfigError(f"hekaton eval: unknown argument '{word}'", hint=hint)
-    for name, least in (("limit", 1), ("num_fewshot", 0), ("max_length", 2), ("seed", 0)):
-        value = getattr(given, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} {value}: a number of at least {least} was expected")
+    check_numbers(given, _LIMITS)
     if given.log_samples and given.out is None:
         raise ConfigError("--log_samples has no effect without --out FOLDER")
     given.tasks = [name for name in given.tasks.split(",") if name]
@@ -132,10 +133,12 @@ def _degrees(words: list[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         value = value if equals else next(rest, "")
         name = flag.removeprefix("--parallelism.")
-        number = value.removeprefix("-").isdecimal()
-        found[name] = int(value) if number else {"true": True, "false": False}.get(value, value)
         if value == "":
             raise ConfigError(f"{flag} needs a value")
+        if name in found:
+            raise ConfigError(f"{flag} is given more than once", hint="give it once")
+        number = value.removeprefix("-").isdecimal()
+        found[name] = int(value) if number else {"true": True, "false": False}.get(value, value)
     return found, others
 
 
