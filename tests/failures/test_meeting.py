@@ -128,7 +128,7 @@ def meet_again_and_again(slow: int) -> None:
     """Run by the next test on two processes."""
     process = this_process()
     for _ in range(3):
-        with process_group(process, CommSection(init_timeout_seconds=10), dump_folder="."):
+        with process_group(process, CommSection(init_timeout_seconds=60), dump_folder="."):
             together(lambda: None)
             time.sleep(0.3 if process.rank == slow else 0.0)
 

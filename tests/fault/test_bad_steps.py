@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 
 import pytest
 import torch
 
+import hekaton.reporting
 import hekaton.trainer
 from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.cli import main
 from hekaton.config import load
 from hekaton.distributed import process_group, this_process
-from hekaton.fault import bad_steps
+from hekaton.errors import TrainingError
+from hekaton.fault import FaultChecks, bad_steps
 from hekaton.fault.replay import Replay
 from hekaton.trainer import Trainer
 
@@ -84,11 +87,16 @@ def weights_of(trainer):
 def weights_saved(folder, step, flags):
     """Those that a run saved, as another one loads them."""
     with trainer_of(folder, *flags, "--checkpoint.load_step", str(step)) as trainer:
-        state = RunState.of(trainer.assembled, trainer.loader, trainer._identity)
+        state = RunState.of(trainer.assembled, trainer.loader, trainer._identity, bad_steps=trainer.bad_steps)
         checkpoints = hekaton.trainer.open_checkpoints(trainer.config, trainer.plugins, state)
         with contextlib.closing(checkpoints):
             assert checkpoints.resume() == step
         return weights_of(trainer)
+
+
+def kept(folder, step):
+    """What a run saved of bad steps."""
+    return json.loads((folder / f"checkpoint/step-{step}/manifest.json").read_text())["info"]["bad_steps"]
 
 
 def is_equal(ours, theirs):
@@ -118,12 +126,13 @@ def test_a_skipped_step_changes_nothing_but_the_schedule_and_the_data(tmp_path, 
 def test_a_rollback_is_a_run_without_the_data_in_between(tmp_path, poison):
     expected = trained(tmp_path / "reference", RUN, 6, unread=(3, 3))  # those of the first steps 3 and 4
     poison(4)
-    assert run(tmp_path / "run", "--fault.nonfinite", "rollback") == 0
+    assert run(tmp_path / "run", "--fault.nonfinite", "rollback", "--fault.spike_factor", "100") == 0
     assert is_equal(weights_saved(tmp_path / "run", 6, RUN), expected)
     logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
     (line,) = [json.loads(line) for line in (tmp_path / "run/skipped_data.jsonl").read_text().splitlines()]
     assert (line["step"], line["what"].split(",")[0]) == (4, "back to step 2")
+    assert kept(tmp_path / "run", 6)["losses"] == [line["loss"] for line in logged]
 
 
 @pytest.fixture
@@ -197,6 +206,36 @@ def test_a_loss_far_above_the_median_is_a_spike(tmp_path, monkeypatch, capsys):
     assert [
         "step 7: the loss is 10.6, and 3.5 in the median of recent steps: skipped" in line for line in said
     ] == [True]
+
+
+def test_a_run_that_resumes_knows_recent_losses_and_bad_steps(tmp_path, monkeypatch, capsys):
+    losses = iter([1.0, 2.0, 3.0, 4.0, 5.0, 16.0, 16.0, 16.0, 16.0])
+    monkeypatch.setattr(Trainer, "_whole_loss", lambda self, given: next(losses))
+    monkeypatch.setattr(Trainer, "_is_good", lambda self, given: True)
+    flags = ["--fault.spike_factor", "3", "--fault.spike", "skip", "--fault.bad_steps_in_a_row", "2"]
+    assert run(tmp_path, *flags, steps=6) == 0
+    assert run(tmp_path, *flags, steps=9) == 2
+    assert "error: step 8: the loss is 16, and 3 in the median of recent steps, after 2 bad steps" in (
+        capsys.readouterr().err
+    )
+
+
+def test_steps_after_the_one_that_a_run_goes_back_to_are_not_resumed_from(tmp_path, monkeypatch):
+    """Replicas were equal after step 3; step 4 was saved, and that they had drifted is found after step 5.
+    Then the process ends; that they were equal after step 2 is known at the next start."""
+
+    def after_step(checks, step):
+        if (tmp_path / "checkpoint/superseded").exists():
+            return TrainingError("step 3: replicas differ") if step == 3 else None
+        checks.equal_at = step if step < 4 else checks.equal_at
+        return TrainingError("step 5: replicas differ") if step == 5 else None
+
+    monkeypatch.setattr(FaultChecks, "after_step", after_step)
+    monkeypatch.setattr(hekaton.reporting.Reporter, "go_back", lambda self, step: sys.exit(7))
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run(tmp_path, "--fault.nonfinite", "rollback")
+        assert sorted(path.name for path in (tmp_path / "checkpoint").glob("s*")) == ["step-2", "superseded"]
 
 
 def test_what_is_decided_on_the_device_is_the_same_one_step_later(tmp_path, poison, monkeypatch):

@@ -93,7 +93,7 @@ class Trainer:
         agree(of_run(assembled, documents, self.validation.documents, encoders=encoders))
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
-        self.bad_steps = BadSteps(assembled, self.loader)
+        self.bad_steps = BadSteps(assembled, self.loader, self.faults)
         self.meter = Meter(
             process.device,
             unit=self.loader.unit,
@@ -110,7 +110,7 @@ class Trainer:
         config, steps = self.config, self.config.training.steps
         with contextlib.ExitStack() as opened:
             opened.callback(self.loader.close)
-            state = RunState.of(self.assembled, self.loader, self._identity)
+            state = RunState.of(self.assembled, self.loader, self._identity, bad_steps=self.bad_steps)
             checkpoints = open_checkpoints(config, self.plugins, state)
             opened.callback(checkpoints.close)
             write_config(config, self.process)
@@ -149,7 +149,7 @@ class Trainer:
                     losses, grad_norm = self.train_step()
                 self.where.at("after the optimizer")
                 drifted = None if self.bad_steps.go_back else self.faults.after_step(self.step)
-                self.bad_steps.look_at(self.step, drifted, equal_at=self.faults.equal_at)
+                self.bad_steps.look_at(self.step, drifted)
                 if self.bad_steps.go_back:
                     self._go_back(checkpoints, reporter)
                     continue

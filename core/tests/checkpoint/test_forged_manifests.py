@@ -218,6 +218,11 @@ def test_tensors_beyond_the_end_of_their_file_or_stored_in_part_are_refused(
         {"lr_scheduler": {"steps_done": -3}},
         {"data_loader": None},
         {"data_loader": {"seed": [1]}},
+        {"bad_steps": None},
+        {"bad_steps": {"in_a_row": 1, "furthest": -1, "equal_at": 0, "losses": []}},
+        {"bad_steps": {"in_a_row": True, "furthest": 1, "equal_at": 0, "losses": []}},
+        {"bad_steps": {"in_a_row": 1, "furthest": 1, "equal_at": 0, "losses": {}}},
+        {"bad_steps": {"in_a_row": 1, "furthest": 1, "equal_at": 0, "losses": [float("nan")]}},
     ],
 )
 def test_what_a_run_kept_beside_its_tensors_is_checked_before_it_is_used(info: dict[str, Any]) -> None:

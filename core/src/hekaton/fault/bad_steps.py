@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import statistics
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ import torch.distributed as dist
 from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.checkpoint.runs.run_state import whole_cursor
 from hekaton.errors import TrainingError
+from hekaton.fault.spikes import Spikes
 from hekaton.finiteness import CURE
 from hekaton.json_lines import append_line
 from hekaton.optim import local
@@ -31,13 +30,12 @@ from hekaton.optim import local
 if TYPE_CHECKING:
     from hekaton.assembly import Assembled
     from hekaton.data.loader import Loader
+    from hekaton.fault.checks import FaultChecks
 
 log = logging.getLogger("hekaton")
 
 FILE = "skipped_data.jsonl"
 """In the run folder: a line for each bad step, with the data that no weights have seen."""
-FEWEST = 5
-"""Losses that a median needs."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,15 @@ def takes_found_inf(optimizers: list[torch.optim.Optimizer]) -> bool:
 class BadSteps:
     """Leaves out the updates of bad steps, on all ranks alike, and ends the run or has it go back."""
 
-    def __init__(self, assembled: Assembled, loader: Loader) -> None:
-        """:param loader: the training data."""
+    def __init__(self, assembled: Assembled, loader: Loader, faults: FaultChecks) -> None:
+        """:param loader: the training data; :param faults: finds what was computed or stored wrongly."""
         self._settings = settings = assembled.config.fault
         self._optimizers = list(assembled.optimizers)
         self._device = assembled.process.device
         self._rank = assembled.process.rank
         self._readers = assembled.meshes.batch["dp"].get_group()
         self._loader = loader
+        self._faults = faults
         self._path = Path(assembled.config.job.dump_folder, FILE)
         policies = {settings.nonfinite, *([settings.spike] if settings.spike_factor else [])}
         self._goes_on = policies != {"abort"}
@@ -115,7 +114,7 @@ class BadSteps:
         self._buffers = [local(buffer) for part in assembled.parts for buffer in part.buffers()]
         self._before: list[torch.Tensor] = []
         self._cursor = loader.cursor()
-        self._losses: deque[float] = deque(maxlen=settings.spike_window)
+        self._spikes = Spikes(factor=settings.spike_factor, window=settings.spike_window)
         self._unread: _Unread | None = None
         self._in_a_row = 0
         self._furthest = 0
@@ -159,7 +158,7 @@ class BadSteps:
         flags = torch.stack([~torch.isfinite(grad_norm), torch.zeros_like(grad_norm, dtype=torch.bool)])
         flags = flags.to(self._device, torch.float32)
         value = loss() if loss is not None and self._settings.spike_factor else None
-        if value is not None and self._is_spike(value):
+        if value is not None and self._spikes.has(value):
             flags[1] = 1.0
         if dist.is_initialized() and dist.get_world_size() > 1:  # also of a norm that is wrong on one rank
             dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -173,7 +172,7 @@ class BadSteps:
         self._read(step, flags, cursors, value)
         yield self.left_out_last
         if value is not None and not self.left_out_last:
-            self._losses.append(value)
+            self._spikes.add(value)
 
     def settle(self) -> None:
         """Read the flags that are still under way. Called by all ranks after the same step.
@@ -187,12 +186,11 @@ class BadSteps:
             unread.written.synchronize()
         self._read(unread.step, unread.flags, unread.cursors, None)
 
-    def look_at(self, step: int, fault: TrainingError | None, *, equal_at: int) -> None:
+    def look_at(self, step: int, fault: TrainingError | None) -> None:
         """Act on weights or moments that have drifted apart. No step can be left out that would make them
-        equal again: with ``skip``, too, the run ends.
+        equal again: with ``skip``, too, the run ends. What was saved since they were equal may have drifted.
 
         :param fault: what drifted, the same on all ranks.
-        :param equal_at: the last step after which all was equal: what was saved later may have drifted.
         :raises TrainingError: ``fault``, unless the run is to go back.
         """
         if fault is None:
@@ -201,7 +199,7 @@ class BadSteps:
         if self._settings.nonfinite != "rollback":
             raise fault
         self._leave_out(_Bad.of(step, "rollback", fault), (self._cursor, self._cursor))
-        self.good_before = equal_at + 1
+        self.good_before = self._faults.equal_at + 1
 
     def went_back(self, bad: int, step: int, cursor: torch.Tensor) -> None:
         """The run has loaded ``step``, and its data goes on after step ``bad``.
@@ -212,10 +210,22 @@ class BadSteps:
         now = whole_cursor(self._loader.cursor(), self._readers)
         self._record(bad, f"back to step {step}, without the data in between", cursor, now)
 
-    def _is_spike(self, loss: float) -> bool:
-        if len(self._losses) < FEWEST:
-            return False
-        return loss > self._settings.spike_factor * statistics.median(self._losses)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of this, JSON: a run that resumes decides as one that was not stopped."""
+        return {
+            "in_a_row": self._in_a_row,
+            "furthest": self._furthest,
+            "equal_at": self._faults.equal_at,
+            "losses": self._spikes.losses(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` was when the step was saved that the run has loaded. In a rollback
+        the counts stay: they are what ends a run that goes back again and again."""
+        self._spikes.put_back(state["losses"])
+        self._faults.equal_at = state["equal_at"]
+        if not self.go_back:
+            self._in_a_row, self._furthest = state["in_a_row"], state["furthest"]
 
     @contextlib.contextmanager
     def _told(self, bad: torch.Tensor) -> Iterator[None]:
@@ -257,8 +267,7 @@ class BadSteps:
         reason = "the gradient norm is not finite (NaN or infinite)"
         if not nonfinite:
             assert loss is not None
-            usual = statistics.median(self._losses)
-            reason = f"the loss is {loss:.4g}, and {usual:.4g} in the median of recent steps"
+            reason = f"the loss is {loss:.4g}, and {self._spikes.usual:.4g} in the median of recent steps"
         error = TrainingError(
             f"step {step}: {reason}; no weight was changed by it",
             hint=f'{CURE}; or leave such steps out: fault.nonfinite, fault.spike = "skip" or "rollback"',

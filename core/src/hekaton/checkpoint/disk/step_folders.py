@@ -116,37 +116,43 @@ class StepFolders:
         return read_manifest(self.path(step))
 
     def make_room(self, step: int, *, came_from: int) -> None:
-        """Make an empty folder for ``step``.
+        """Make an empty folder for ``step``: a whole one of this run is kept until the new one is whole.
 
-        The steps after ``came_from`` belong to a future that this run does not continue (it resumed from an
-        older step than the newest, or started anew). They would win over this run's steps when it is resumed,
-        so they move to ``superseded/``. A whole ``step`` of this run is kept until the new one is whole.
-        So do the exports of those steps (``step-N-hf``), whether the step is still there or not: they would
-        be taken for this run's.
+        :param came_from: as for :meth:`set_aside`.
         """
         self.finish_interrupted()
         self.root.mkdir(parents=True, exist_ok=True)
-        aside = []
-        for export in self._exports(after=came_from):
-            self._move_aside(export, key=export.name)
-            aside.append(export.name)
         for other in self.steps():
-            if not self.has_manifest(other):
-                if other >= step:
-                    _remove(self.path(other))
-            elif other > came_from:
-                self._move_aside(self.path(other), key=MANIFEST)
-                aside.append(f"step-{other}")
-        if aside:
-            log.warning(
-                "%s: newer than step %d, which this run resumes from; moved to %s",
-                ", ".join(aside), came_from, self.root / SUPERSEDED,
-            )  # fmt: skip
+            if other >= step and not self.has_manifest(other):
+                _remove(self.path(other))
+        self.set_aside(came_from)
         if self.has_manifest(step):
             move(self.path(step), self._replaced(step), key=MANIFEST)
         self.path(step).mkdir()
         write_whole(self.path(step) / UNFINISHED, b"a save is writing here\n")
         sync(self.root)
+
+    def set_aside(self, came_from: int) -> None:
+        """Move the whole steps after ``came_from`` to ``superseded/``.
+
+        They belong to a future that this run does not continue (it resumed from an older step than the
+        newest, went back, or started anew), and would win over this run's steps when it is resumed. So do the
+        exports of those steps (``step-N-hf``), whether the step is still there or not: they would be taken
+        for this run's.
+        """
+        aside = []
+        for export in self._exports(after=came_from):
+            self._move_aside(export, key=export.name)
+            aside.append(export.name)
+        for step in self.steps():
+            if step > came_from and self.has_manifest(step):
+                self._move_aside(self.path(step), key=MANIFEST)
+                aside.append(f"step-{step}")
+        if aside:
+            log.warning(
+                "%s: newer than step %d, which this run resumes from; moved to %s",
+                ", ".join(aside), came_from, self.root / SUPERSEDED,
+            )  # fmt: skip
 
     def commit(self, step: int, manifest: Manifest) -> None:
         """Write the manifest: from here on, and not before, the step exists."""

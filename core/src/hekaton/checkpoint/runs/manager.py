@@ -225,6 +225,15 @@ class CheckpointManager:
 
         return use_elsewhere(path, self._ranks, choose, fill)
 
+    def set_aside(self) -> None:
+        """Move the steps after the one that was loaded out of the way of those that start this run again.
+
+        :raises CheckpointError: when the disk refuses.
+        """
+        after = self._came_from
+        cannot = f"cannot set aside the steps after step {after} in {self._folders.root}"
+        on_disk(self._ranks, cannot, lambda: self._folders.set_aside(after))
+
     def steps(self) -> list[int]:
         """The steps that there are, whole or not, oldest first."""
         root = self._folders.root

@@ -142,6 +142,7 @@ class RunCheckpoints:
         info = {
             "optimizer": optimizer_rest,
             "lr_scheduler": {"steps_done": run.learning_rate.steps_done},
+            "bad_steps": run.bad_steps.state(),
             "data_loader": run.loader.identity(),
             "data_files": run.loader.files(),
         }
@@ -260,6 +261,7 @@ class RunCheckpoints:
         loaded = self._manager.load(parts, choose=choose, optional=["rng"])
         if loaded is None:
             raise CheckpointError(f"{self._folder} has no step before step {before} to go back to")
+        self._manager.set_aside()
         self._run.restore(loaded, parts, without=["data_loader"])
         return loaded.step, parts["data_loader"]["cursor"]
 

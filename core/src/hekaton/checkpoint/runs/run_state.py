@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hekaton.building import MetaModel
     from hekaton.data import TextTokenizer
     from hekaton.data.loader import Loader
+    from hekaton.fault.bad_steps import BadSteps
     from hekaton.mesh import ParallelDims
     from hekaton.optim import LearningRate
 
@@ -43,6 +44,7 @@ class RunState:
     :param rank: this rank, whose random-number generators are kept.
     :param tokenizer: whose ids begin and end the texts.
     :param identity: what the run is; kept with each step, and compared with the one that it resumes from.
+    :param bad_steps: how many there were of late, and the losses of good ones.
     """
 
     meta: MetaModel
@@ -55,9 +57,10 @@ class RunState:
     rank: int
     tokenizer: TextTokenizer
     identity: Identity
+    bad_steps: BadSteps
 
     @classmethod
-    def of(cls, assembled: Assembled, loader: Loader, identity: Identity) -> RunState:
+    def of(cls, assembled: Assembled, loader: Loader, identity: Identity, *, bad_steps: BadSteps) -> RunState:
         """The state of a run that is assembled, and whose data ``loader`` reads."""
         assert assembled.tokenizer is not None
         return cls(
@@ -71,6 +74,7 @@ class RunState:
             rank=assembled.process.rank,
             tokenizer=assembled.tokenizer,
             identity=identity,
+            bad_steps=bad_steps,
         )
 
     def gather(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
@@ -96,6 +100,8 @@ class RunState:
             restore_optimizers(self.parts, self.optimizers, parts["optimizer"], info["optimizer"])
         if "lr_scheduler" in info and "lr_scheduler" not in without:
             self.learning_rate.steps_done = info["lr_scheduler"]["steps_done"]
+        if "bad_steps" in info:
+            self.bad_steps.restore(info["bad_steps"])
         if "data_loader" in loaded.parts and "data_loader" not in without:
             rows, cursor = self.loader.rows, parts["data_loader"]["cursor"]
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -246,6 +247,19 @@ def check_info(info: Mapping[str, Any]) -> None:
         isinstance(data, Mapping) and all(isinstance(value, _SCALARS) for value in data.values())
     ):
         raise ValueError("what it says of the data is not what a run saves")
+    if "bad_steps" in info and not _is_of_bad_steps(info["bad_steps"]):
+        raise ValueError("what it says of bad steps is not what a run saves")
+
+
+def _is_of_bad_steps(said: Any) -> bool:
+    return (
+        isinstance(said, Mapping)
+        and all(
+            type(said.get(name)) is int and said[name] >= 0 for name in ("in_a_row", "furthest", "equal_at")
+        )
+        and isinstance(said.get("losses"), list)
+        and all(type(loss) is float and math.isfinite(loss) for loss in said["losses"])
+    )
 
 
 def _optimized(
