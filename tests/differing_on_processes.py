@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,16 @@ def other_settings() -> Iterator[None]:
     finally:
         torch.backends.cuda.enable_flash_sdp(True)
         torch.set_flush_denormal(False)
+
+
+@contextlib.contextmanager
+def modules_of(folder: str) -> Iterator[None]:
+    """A folder of modules for this rank alone; what is imported is forgotten again."""
+    with patch.object(sys, "path", [str(Path(folder, f"modules{RANK}")), *sys.path]):
+        yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(folder):
+            del sys.modules[name]
 
 
 OF_SECOND = {"fewer devices": fewer_devices, "settings": other_settings}
@@ -81,7 +92,7 @@ def run(folder: str, cases: dict[str, list[list[str]]], ports: list[int]) -> Non
         if LATE.get(name) == RANK:
             wait_for(waits)
         own = OF_SECOND.get(name, contextlib.nullcontext) if RANK == 1 else contextlib.nullcontext
-        with contextlib.redirect_stderr(console), own(), noted(waits):
+        with contextlib.redirect_stderr(console), own(), noted(waits), modules_of(folder):
             status = main(["train", str(Path(folder) / "run.toml"), *flags[RANK]])
         said[name] = [status, console.getvalue()]
         Path(folder, f"said-{RANK}.json").write_text(json.dumps(said))

@@ -45,6 +45,17 @@ def hekaton_identity_subjects():
     return [IdentitySubject("container", build=Ref("container_plugin:image"))]
 """
 
+IMPORTING = """
+import importlib
+
+from hekaton.contributions import hookimpl
+
+
+@hookimpl
+def hekaton_run_started(config, step, control):
+    importlib.import_module("helper_of_" + "importing_plugin")
+"""
+
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, str]]]:
@@ -67,6 +78,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
     chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
     (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for _ in range(8)))
     (folder / "container_plugin.py").write_text(PLUGIN)
+    (folder / "importing_plugin.py").write_text(IMPORTING)
+    for rank in range(2):
+        (folder / f"modules{rank}").mkdir()
+        (folder / f"modules{rank}" / "helper_of_importing_plugin.py").write_text(f"A = {rank}")
     data = ["--training.dataset_path", str(folder / "data")]
     plugin = [*data, "--plugins.load", str(folder / "container_plugin.py")]
     cases = {
@@ -100,6 +115,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
         "no such model on the first": [[*data, "--model.name", "lama3"], [*data]],
         "no data": [[*data], ["--training.dataset_path", str(folder / "nothing")]],
         "subject of a plugin": [plugin, plugin],
+        "module": [[*data, "--plugins.load", str(folder / "importing_plugin.py")]] * 2,
         "wrong on all": [[*data, "--parallelism.tensor_parallel_degree", "3"]] * 2,
         "nothing": [[*data], [*data]],
     }
@@ -210,6 +226,13 @@ def test_identity_subjects_of_plugins_are_compared(said):
     error = error_of(said, "subject of a plugin")
     assert f"\n  container.image: image-0 on rank 0 ({HOST}), image-1 on rank 1 ({HOST})" in error
     assert "container.seq_len" not in error
+
+
+def test_a_module_that_a_plugin_imports_last_of_all_is_reported(said):
+    error = error_of(said, "module")
+    assert "\n  source of helper_of_importing_plugin.py: " in error
+    assert error.endswith("\n  bring the code of all machines to the same state")
+    assert "step 1" not in error
 
 
 def test_an_error_of_all_processes_is_reported_once(said):

@@ -27,7 +27,10 @@ configuration must have the same value on all of them, but for these:
 VERSIONS = """\
 Versions of Python, of torch, of the libraries of NVIDIA and the Triton that torch requires, and of every
 distribution that contributes something or is required by one that does, must be the same; those of its extras
-where they were imported. Of these distributions another version is a notice:
+where they were imported, and those of others that plugins outside of a distribution or your own code import.
+What such code imports from no distribution must have the same source: a file beside a plugin, a folder on
+`PYTHONPATH`, an archive. A process that has not imported such a module compares what it would import.
+Of these distributions another version is a notice:
 """
 
 

@@ -62,7 +62,7 @@ def run(
     fault = loaded.config.fault
     with process_group(process, loaded.config.comm, dump_folder=folder, where=where, fault=fault):
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
-        agree(of_start(loaded.config, loaded.plugins, process.device))
+        agree(lambda: of_start(loaded.config, loaded.plugins, process.device))
         together(lambda: check_and_log(loaded, process.world_size, process.device.type))
         with out_of_memory_is_said(where, hint=_SMALLER):
             trainer = Trainer(loaded, process, where=where, loggers=loggers)

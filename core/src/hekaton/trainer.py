@@ -30,8 +30,7 @@ from hekaton.fault.bad_steps import BadSteps
 from hekaton.finiteness import check_weights
 from hekaton.flops import flops_per_unit
 from hekaton.forward_backward import TOTAL
-from hekaton.identity.built import of_run
-from hekaton.identity.handshake import agree
+from hekaton.identity.built import agree_on_imports, agree_on_run
 from hekaton.identity.kept import identity_of
 from hekaton.metrics import Meter, MetricLogger, with_own
 from hekaton.optim import clip_grad_norm
@@ -90,7 +89,7 @@ class Trainer:
         self.validation = make_validation(assembled)
         self.evaluations = make_evaluations(assembled)
         encoders = {"training data": str(self.loader.identity()["encoder"]), **self.validation.encoders}
-        agree(of_run(assembled, documents, self.validation.documents, encoders=encoders))
+        agree_on_run(assembled, documents, self.validation.documents, encoders=encoders)
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
         self.bad_steps = BadSteps(assembled, self.loader, self.faults)
@@ -135,6 +134,7 @@ class Trainer:
             profiler = ending.enter_context(contextlib.closing(self._profiler()))
             ending.callback(self.control.close)
             self.plugins.call("hekaton_run_started", config=config, step=self.step, control=self.control)
+            agree_on_imports(self.plugins)
             collect = ending.enter_context(
                 collected_garbage(config.training.gc_freq, debug=config.training.gc_debug)
             )

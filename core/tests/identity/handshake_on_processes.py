@@ -4,7 +4,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -33,7 +34,7 @@ def run(folder: str) -> None:
 
     def compared(*flags: str) -> Callable[[], None]:
         loaded = load([], flags)
-        return lambda: agree(of_start(loaded.config, loaded.plugins, torch.device("cpu")))
+        return lambda: agree(lambda: of_start(loaded.config, loaded.plugins, torch.device("cpu")))
 
     on = RANK.__eq__
     said["equal"] = told(compared())
@@ -56,7 +57,9 @@ def run(folder: str) -> None:
     said["too many values"] = told(compared("--training.steps", str(100 + RANK)))
     handshake.MOST_GROUPS = 8
 
-    said["source"] = told(compared("--plugins.load", str(own_plugin(root / f"code{RANK % 2}", RANK % 2))))
+    with own_plugin(root / f"code{RANK % 2}", RANK % 2) as plugin:
+        said["source"] = told(compared("--plugins.load", str(plugin)))
+    said["source of earlier cases"] = told(compared())
     version = code.version_of
     code.version_of = lambda name: (  # type: ignore[assignment]
         "9.9" if (name, RANK) in (("hekaton", 2), ("rich", 1)) else version(name)
@@ -104,12 +107,16 @@ def run(folder: str) -> None:
     said["initial weights behind a URL"] = told(compared(*start))
     imported = [{"torchao": "0.18"}, {"datasets": "5.2", "torchao": "0.18"}, {}, {"torchao": "0.17"}]
     optional = Subject(name="imported", values=imported[RANK], optional=True)
-    said["imported"] = told(lambda: agree([optional]))
-    said["imported by some"] = told(lambda: agree([replace(optional, values={} if on(2) else imported[0])]))
+    said["imported"] = told(lambda: agree(lambda: [optional]))
+    said["imported by some"] = told(
+        lambda: agree(lambda: [replace(optional, values={} if on(2) else imported[0])])
+    )
     device = Subject(name="device", values={"device": "cpu" if on(0) else "cuda"})
-    said["device"] = told(lambda: agree([device]))
-    said["no say"] = told(lambda: agree([Subject(name="of the last", values={"a": 1} if on(3) else None)]))
-    said["other subjects"] = told(lambda: agree([device] * (1 if RANK else 0)))
+    said["device"] = told(lambda: agree(lambda: [device]))
+    said["no say"] = told(
+        lambda: agree(lambda: [Subject(name="of the last", values={"a": 1} if on(3) else None)])
+    )
+    said["other subjects"] = told(lambda: agree(lambda: [device] * (1 if RANK else 0)))
 
     said["one cannot"] = told(
         lambda: together.together(lambda: cannot(ConfigError("no such file", hint="look"), 2))
@@ -134,8 +141,9 @@ def told(action: Callable[[], object]) -> str:
     return ""
 
 
-def own_plugin(folder: Path, value: int) -> Path:
-    """A plugin of one's own that imports a module beside it; only that one differs."""
+@contextlib.contextmanager
+def own_plugin(folder: Path, value: int) -> Iterator[Path]:
+    """A plugin of one's own that imports a module beside it; only that one differs. Neither is left behind."""
     folder.mkdir(exist_ok=True)
     file = folder / "own_plugin.py"
     if RANK // 2 == 0:
@@ -145,10 +153,9 @@ def own_plugin(folder: Path, value: int) -> Path:
             "@hookimpl\ndef hekaton_run_ended(step, error):\n    pass\n"
         )
     dist.barrier()
-    import sys
-
-    sys.path.insert(0, str(folder))
-    return file
+    with patch.object(sys, "path", [str(folder), *sys.path]):
+        yield file
+    del sys.modules["own_plugin"], sys.modules["own_constant"]
 
 
 def counting(function: Callable[..., object], counted: dict[str, int]) -> Callable[..., object]:

@@ -71,6 +71,7 @@ def test_source_is_compared_by_its_content(said: dict[str, Any]) -> None:
     assert " on ranks 0, 2, " in message
     assert message.endswith(" on ranks 1, 3\n  bring the code of all machines to the same state")
     assert "own_plugin.py" not in message, "the plugin itself is the same"
+    assert said["source of earlier cases"] == ""
 
 
 def test_versions_are_compared(said: dict[str, Any]) -> None:

@@ -112,6 +112,15 @@ def test_what_a_plugin_adds_later_is_a_change_and_a_new_field_of_the_model_is_no
     assert changed(now, saved(Model(), identity_too=False)) == ([], [])
 
 
+def test_imported_code_is_compared_where_both_runs_imported_it() -> None:
+    name = "imported code of helper"
+    kept = saved(Model())
+    kept["identity"] = {**kept["identity"], name: "a", "imported code of gone": "a"}
+    now = identity(Model())
+    now = replace(now, others={**now.others, name: "b", "imported code of new": "b"})
+    assert changed(now, kept) == ([name], [])
+
+
 def test_of_a_conversion_only_what_it_says_is_compared() -> None:
     describe = {"config": {"optimizer": {"name": "Adam"}}, "identity": {"model.theta": 1.0}}
     assert changed(identity(Model()), describe) == ([], ["optimizer.name", "model.theta"])

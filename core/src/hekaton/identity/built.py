@@ -13,7 +13,8 @@ from hekaton.contributions import IdentitySubject
 from hekaton.data import KnownFiles
 from hekaton.errors import PluginError
 from hekaton.identity import code
-from hekaton.identity.subjects import INSTALL, Subject, digest_of, of_torch
+from hekaton.identity.handshake import agree
+from hekaton.identity.subjects import INSTALL, Subject, digest_of, of_imported, of_torch
 from hekaton.identity.values import model_values, plain
 
 if TYPE_CHECKING:
@@ -23,18 +24,37 @@ if TYPE_CHECKING:
     from hekaton.plugins import Plugins
 
 
-def of_run(
+def agree_on_run(
     assembled: Assembled,
     documents: Documents,
     validation: Mapping[str, Documents],
     *,
     encoders: Mapping[str, str],
-) -> list[Subject]:
-    """What is known before step 1. All processes have these subjects, in this order.
+) -> None:
+    """Compare what is known once a run is built; collective.
 
     :param validation: what it is called -> the documents that are validated on.
     :param encoders: what data is called -> the fingerprint of what encodes its documents.
+    :raises Disagreement: on all processes, where they differ.
     """
+    agree(lambda: of_run(assembled, documents, validation, encoders))
+
+
+def agree_on_imports(plugins: Plugins) -> None:
+    """Compare the modules that have been imported until now; collective.
+
+    :raises Disagreement: on all processes, where they differ.
+    """
+    agree(lambda: [of_imported(plugins)])
+
+
+def of_run(
+    assembled: Assembled,
+    documents: Documents,
+    validation: Mapping[str, Documents],
+    encoders: Mapping[str, str],
+) -> list[Subject]:
+    """All processes have these subjects, in this order."""
     stages = assembled.built.layout.stages
     cut = [] if stages is None else list(stages.modules)
     mine = assembled.meshes.dense["pp"].get_local_rank() if assembled.dims.pp > 1 else 0
@@ -63,6 +83,7 @@ def of_run(
             name="what plugins compare",
             values=contributed_values(assembled.config, assembled.plugins),
         ),
+        of_imported(assembled.plugins),
         Subject(
             name="stages", values={f"modules of stage {number}": plain(one) for number, one in enumerate(cut)}
         ),

@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +27,6 @@ from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins
 CORE = "hekaton"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-_STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 COMPUTES_NOTHING = {
     "filelock": "it keeps processes from writing the same index",
@@ -93,17 +91,13 @@ def source(plugins: Plugins) -> dict[str, str]:
     """Digest of each source file, by its path from the package on, of the core and of what contributes.
 
     Of a plugin these are the packages of its own module and of all that its records name, and packages of
-    distributions that it requires and that require hekaton themselves. Of one that is loaded from a file
-    also the modules beside it that have been imported.
+    distributions that it requires and that require hekaton themselves. What they import from elsewhere is a
+    matter of :mod:`hekaton.identity.imported`.
     """
     found = {}
-    for name in sorted({CORE, *_packages(plugins)}):
+    for name in sorted(packages(plugins)):
         for file, path in _files_of(name):
-            found[file] = _digest(path)
-    for info in plugins.infos:
-        if info.status == "ok" and not info.distribution:
-            for file, path in _beside(info.name, info.module):
-                found[file] = _digest(path)
+            found[file] = digest(path)
     return found
 
 
@@ -168,14 +162,24 @@ def _header(distribution: str) -> tuple[str, tuple[str, ...]]:
     return version, tuple(value for name, _, value in fields if name == "Requires-Dist")
 
 
-def _packages(plugins: Plugins) -> Iterator[str]:
+def packages(plugins: Plugins) -> set[str]:
+    """The top-level packages and modules whose source is compared, whether they have been imported or not."""
+    from_files = {info.name for info in plugins.infos if info.status == "ok" and not info.distribution}
+    return distributed_packages(plugins) | from_files | set(_named_by_records(plugins))
+
+
+def distributed_packages(plugins: Plugins) -> set[str]:
+    """Those of the core and of plugins that are installed, whose distributions say what they require."""
+    found = {CORE}
     for info in plugins.infos:
-        if info.status != "ok":
-            continue
-        yield info.module.partition(":")[0].partition(".")[0] if info.distribution else info.name
-        for required in _requirements(info.distribution) if info.distribution else ():
-            if CORE in _requirements(required):
-                yield required.replace("-", "_")
+        if info.status == "ok" and info.distribution:
+            required = _requirements(info.distribution)
+            found |= {one.replace("-", "_") for one in required if CORE in _requirements(one)}
+            found.add(info.module.partition(":")[0].partition(".")[0])
+    return found
+
+
+def _named_by_records(plugins: Plugins) -> Iterator[str]:
     for kind in CONTRIBUTION_HOOKS.values():
         for contributed in plugins.all(kind).values():
             for field in fields(contributed.record):
@@ -202,43 +206,8 @@ def _files_of(package: str) -> Iterator[tuple[str, str]]:
                     yield f"{inside}/{name}", os.path.join(folder, name)
 
 
-def _beside(plugin: str, target: str) -> Iterator[tuple[str, str]]:
-    module = sys.modules.get(plugin)
-    file = getattr(module, "__file__", None)
-    if file is None or not target.endswith(".py"):
-        return
-    root = _below(os.path.dirname(os.path.realpath(file)))
-    # The folder of an environment, which may lie within that of the plugin.
-    installed = [_below(os.path.realpath(prefix)) for prefix in (sys.prefix, sys.base_prefix)]
-    others = tuple(one for one in installed if one == root or not root.startswith(one))
-    for path in sorted(_loaded_below(root)):
-        if not path.startswith(others):
-            yield Path(path[len(root) :]).as_posix(), path
-
-
-def _below(folder: str) -> str:
-    """What begins the paths of all that is in a folder."""
-    return folder if folder.endswith(os.sep) else folder + os.sep
-
-
-def _loaded_below(root: str) -> set[str]:
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    # Most are of libraries, and resolving a path costs a system call for each of its parts.
-    sources = (file for file in files if isinstance(file, str) and file.endswith(".py"))
-    own = (_resolved(file) for file in sources if not (_installed(file) or file.startswith(_STDLIB)))
-    return {path for path in own if path.startswith(root) and not _installed(path)}
-
-
-@functools.cache
-def _resolved(file: str) -> str:
-    return os.path.realpath(file)
-
-
-def _installed(file: str) -> bool:
-    return f"{os.sep}site-packages{os.sep}" in file
-
-
-def _digest(path: str) -> str:
+def digest(path: str) -> str:
+    """Of a file's content."""
     try:
         return _digest_of(path, FileState.of(os.stat(path)))
     except OSError as error:  # removed, or no longer readable, after it was imported

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,15 +33,17 @@ _NO_SAY = -(2**63)
 _MISSING = object()
 
 
-def agree(subjects: Sequence[Subject]) -> None:
+def agree(of_process: Callable[[], Sequence[Subject]]) -> None:
     """Compare this process's subjects with those of all others; log, on the first one, what is a notice.
 
     Collective, over the default process group.
 
+    :param of_process: gives the subjects; one process alone needs none.
     :raises Disagreement: the same on all processes, with every value that differs and who has which.
     """
     if dist.get_world_size() == 1:
         return
+    subjects = of_process()
     differing = _differing(subjects)
     if not differing:
         return

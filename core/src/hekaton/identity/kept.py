@@ -13,6 +13,7 @@ from hekaton.errors import ConfigError, choices_hint
 from hekaton.identity import code
 from hekaton.identity.built import contributed_values, data_values
 from hekaton.identity.history import Change
+from hekaton.identity.imported import imported_source
 from hekaton.identity.subjects import device_values
 from hekaton.identity.values import (
     config_meanings,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 TOKENIZER = "model.tokenizer.content"
 """Named below the field, so that accepting a change of the field accepts it."""
+IMPORTED = "imported code of "
+"""Begins the names of what plugins and user code have imported from elsewhere."""
 OF_PART = {"optimizer": ("optimizer.name",), "model": ("model",), "lr_scheduler": ("lr_scheduler",)}
 """Part of the state -> the values without which a run cannot resume with it."""
 
@@ -112,8 +115,8 @@ class Identity:
         kept = _table(describe, "identity")
         new = [name for name in self.contributed if kept and name not in kept]
         for name, was in {**kept, **dict.fromkeys(new)}.items():
-            # A model's field that is gone is a matter of its code.
-            if name not in self.others and name.startswith("model."):
+            # A model's field that is gone is a matter of its code, and so are imports.
+            if name not in self.others and name.startswith(("model.", IMPORTED)):
                 continue
             now = self.others.get(name)
             if was != now:
@@ -146,6 +149,7 @@ def identity_of(assembled: Assembled, documents: Documents, validation: Mapping[
     data = data_values(assembled, documents, validation)
     versions = {f"version of {name}": version for name, version in code.versions(plugins).items()}
     source = {f"code of {name}": digest for name, digest in code.by_package(code.source(plugins)).items()}
+    own = code.by_package(imported_source(plugins))
     contributed = contributed_values(config, plugins)
     subjects = plugins.all(IdentitySubject)
     return Identity(
@@ -156,6 +160,7 @@ def identity_of(assembled: Assembled, documents: Documents, validation: Mapping[
             **data,
             **versions,
             **source,
+            **{f"{IMPORTED}{name}": digest for name, digest in own.items()},
             **device_values(assembled.process.device),
             **contributed,
         },

@@ -16,6 +16,7 @@ from hekaton.config.base import SectionModel, is_path, may_differ
 from hekaton.data.identity import fingerprint, sample
 from hekaton.environment import launched
 from hekaton.identity import code
+from hekaton.identity.imported import imported
 from hekaton.identity.values import Values, common_values, plain
 from hekaton.identity.variables import settings_of_torch
 
@@ -57,6 +58,7 @@ class Subject:
 
 
 INSTALL = "install the same versions on all machines"
+SAME_CODE = "bring the code of all machines to the same state"
 
 
 def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[Subject]:
@@ -84,8 +86,9 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             name="source",
             values={f"source of {file}": digest for file, digest in code.source(plugins).items()},
             absent="not there",
-            cure="bring the code of all machines to the same state",
+            cure=SAME_CODE,
         ),
+        of_imported(plugins),
         Subject(
             name="device",
             values=device_values(device),
@@ -113,6 +116,11 @@ def of_start(config: JobConfig, plugins: Plugins, device: torch.device) -> list[
             "checkpoint.initial_load_path",
         ),
     ]
+
+
+def of_imported(plugins: Plugins) -> Subject:
+    """What plugins and user code have imported from elsewhere, which grows while a run is built."""
+    return Subject(name="imported modules", values=imported(plugins), cure=SAME_CODE, optional=True)
 
 
 def of_torch() -> Subject:

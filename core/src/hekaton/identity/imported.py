@@ -1,0 +1,198 @@
+"""What plugins and the user's own code have imported from elsewhere than packages that contribute something:
+a file beside a plugin, a folder on ``PYTHONPATH``, a library that nobody says is required.
+
+A module that lies in no folder of installed libraries is compared by its source; of an installed one that
+such a module imports, the version of its distribution is. What a process imports may depend on its rank: one
+that has not imported a module compares what it would import.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import sys
+import sysconfig
+from collections.abc import Container, Iterable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from types import ModuleType
+
+import xxhash
+from packaging.utils import canonicalize_name
+
+from hekaton.data.identity import FileState
+from hekaton.identity import code
+from hekaton.plugins import Plugins
+
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_SUFFIXES = (".py", ".pyc")
+
+
+def imported(plugins: Plugins) -> dict[str, str]:
+    """Digests of sources, versions of distributions, and whether a module that is imported can be found."""
+    own = _own_modules(code.distributed_packages(plugins))
+    of_own = {*code.packages(plugins), *map(_top, own.values())}
+    versions = {canonicalize_name(name) for name in code.versions(plugins)}
+    sources = imported_source(plugins)
+    modules = {}
+    imports = [_imports(module) for module in own.values()]
+    at_once = {name for always, _ in imports for name in always}
+    later = {name for _, later in imports for name in later}
+    for name in sorted((at_once | later) - sys.stdlib_module_names):
+        distribution = "" if name in of_own else _distribution_of(name)
+        spec = None if distribution else _spec_of(name)
+        if distribution:
+            counts = canonicalize_name(distribution) not in versions and not code.is_notice(distribution)
+            if counts and (name in at_once or name in sys.modules):
+                modules[f"module {name}"] = f"{distribution} {code.version_of(distribution)}"
+        elif spec is not None or name in at_once:
+            modules[f"module {name}"] = "not there" if spec is None else "there"
+        if not distribution and name not in of_own:
+            parts = _loaded(one for one in sys.modules if one.partition(".")[0] == name)
+            sources |= _digests(parts) if parts or spec is None else _digest_of_file(spec)
+    return {f"source of {file}": digest for file, digest in sources.items()} | modules
+
+
+def imported_source(plugins: Plugins) -> dict[str, str]:
+    """Digest of each module of one's own that has been imported, by its path from the package on; without
+    those that :func:`hekaton.identity.code.source` has."""
+    return _digests(_own_modules(code.packages(plugins)))
+
+
+def _digests(modules: Mapping[str, ModuleType]) -> dict[str, str]:
+    return {_file_name(module): _digest(module) for module in modules.values()}
+
+
+def _own_modules(others: Container[str]) -> dict[str, ModuleType]:
+    """Modules that lie in no folder of installed libraries.
+
+    :param others: top-level packages that are left out.
+    """
+    own = {}
+    for name, module in _loaded(sys.modules).items():
+        whole = getattr(sys.modules.get(_top(module)), "__file__", None)
+        # A namespace package has no file of its own: it is in as many folders as have something of it.
+        if whole and (_top(module) in others or _is_installed(whole)):
+            continue
+        if not _is_installed(str(module.__file__)):
+            own[name] = module
+    return own
+
+
+def _loaded(names: Iterable[str]) -> dict[str, ModuleType]:
+    """Modules that have a source."""
+    found = {name: sys.modules.get(name) for name in list(names)}
+    return {
+        name: module
+        for name, module in found.items()
+        if isinstance(module, ModuleType)
+        and isinstance(file := vars(module).get("__file__"), str)
+        and os.path.isabs(file)
+        and file.endswith(_SUFFIXES)
+    }
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith(_STDLIB) or any(one in file for one in _INSTALLED)
+
+
+def _spec_name(module: ModuleType) -> str:
+    """The name that a module was found under, which of ``python -m`` is not ``__main__``."""
+    return module.__name__ if module.__spec__ is None else module.__spec__.name
+
+
+def _top(module: ModuleType) -> str:
+    return _spec_name(module).partition(".")[0]
+
+
+def _file_name(module: ModuleType) -> str:
+    """Its path from the package on; of a script the name of its file."""
+    file = Path(str(module.__file__))
+    parts = _spec_name(module).split(".")
+    if parts == ["__main__"]:
+        return file.name
+    return "/".join(
+        [*parts, file.name] if file.stem == "__init__" else [*parts[:-1], parts[-1] + file.suffix]
+    )
+
+
+def _digest(module: ModuleType) -> str:
+    file = str(module.__file__)
+    read = getattr(module.__loader__, "get_data", None)
+    if os.path.exists(file) or read is None:
+        return code.digest(file)
+    try:
+        return xxhash.xxh3_64(read(file)).hexdigest()  # in an archive
+    except OSError as error:
+        return error.strerror or "not readable"
+
+
+def _digest_of_file(spec: ModuleSpec) -> dict[str, str]:
+    """Of a module that has not been imported."""
+    if spec.origin is None or not spec.origin.endswith(_SUFFIXES):
+        return {}
+    module = module_from_spec(spec)
+    return {_file_name(module): _digest(module)}
+
+
+def _imports(module: ModuleType) -> tuple[frozenset[str], frozenset[str]]:
+    """Top-level names that a module imports when it is imported, or tries to, and those that it may later."""
+    file = str(module.__file__)
+    try:
+        return _imports_in(file, FileState.of(os.stat(file)))
+    except (OSError, SyntaxError, ValueError):  # in an archive, removed, or without a source
+        return frozenset(), frozenset()
+
+
+@functools.lru_cache(maxsize=4096)
+def _imports_in(file: str, state: FileState) -> tuple[frozenset[str], frozenset[str]]:
+    tree = ast.parse(Path(file).read_bytes())
+    always = frozenset(_names(_at_import(tree.body)))
+    return always, frozenset(_names(ast.walk(tree))) - always
+
+
+def _at_import(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """What is run when a module is imported."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _at_import(node.orelse)
+            continue
+        yield node
+        yield from _at_import(ast.iter_child_nodes(node))
+
+
+def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+@functools.cache
+def _distribution_of(name: str) -> str:
+    """The distribution that a top-level module was installed with; empty where there is none."""
+    if code.version_of(name):
+        return name
+    spec = _spec_of(name)
+    if spec is None or spec.origin is None or not _is_installed(spec.origin):
+        return ""
+    file = Path(spec.origin)
+    written = Path(name, file.name) if spec.submodule_search_locations else Path(file.name)
+    # `importlib.metadata.packages_distributions()` reads ten times as long.
+    for record in file.parents[len(written.parts) - 1].glob("*.dist-info/RECORD"):
+        if f"\n{written.as_posix()},".encode() in b"\n" + record.read_bytes():
+            return record.parent.name.partition("-")[0]
+    return ""
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):  # also of a module that was made without one
+        return None
