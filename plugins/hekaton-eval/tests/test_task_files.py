@@ -104,6 +104,51 @@ def test_data_that_is_empty_or_lacks_something_is_told():
         load_tasks(["group.yaml"])
 
 
+TEXT, TARGET, CHOICE = '"{{question.strip()}}"', "doc_to_target: answer", '["yes", "no"]'
+TEMPLATES = {
+    "a text": (TEXT, '"{{questoin}}"', "doc_to_text of task 'one' names 'questoin'", "did you mean 'question'?"),
+    "a text of some documents": (
+        TEXT, '"{% if answer > 7 %}{{questions}}{% endif %}"', "doc_to_text of task 'one' names 'questions'", "",
+    ),
+    "a target that is a text": (
+        TARGET, "doc_to_target: anwser", "doc_to_target of task 'one' names 'anwser'",
+        "did you mean 'answer'?; for the word itself write {{ 'anwser' }}",
+    ),
+    "choices": (CHOICE, "answr", "doc_to_choice of task 'one' names 'answr'", "did you mean 'answer'?"),
+    "nothing like it": (
+        TEXT, '"{{context}}"', "doc_to_text of task 'one' gives no text: UndefinedError: 'context' is undefined",
+        "its data has the columns question, answer",
+    ),
+    "no template": (TEXT, '"{{question"', "doc_to_text of task 'one' gives no text: TemplateSyntaxError", "columns"),
+    "no list of choices": (CHOICE, "yes or no", "doc_to_choice of task 'one' gives no text: ValueError", "columns"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_template_that_names_no_column_is_an_error_with_its_field(case):
+    before, after, message, hint = TEMPLATES[case]
+    with pytest.raises(ConfigError) as e:
+        load_task(before, after)
+    assert message in e.value.message
+    assert hint in e.value.hint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "text", ["{{ 'questoin' }}", "{{questions | default('') }}", "Yes or no, {{question}}"]
+)
+def test_a_template_may_ask_for_a_column(text):
+    assert len(load_task(TEXT, f'"{text}"')) == 1
+
+
+def load_task(before, after):
+    member = "\n".join(line.strip().removeprefix("- ") for line in (MEMBER % ("one", "one")).splitlines())
+    assert before in member
+    Path("one.yaml").write_text(member.replace(before, after))
+    return load_tasks(["one.yaml"])["tasks"]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_whose_data_is_on_the_hub_is_not_tried_for_minutes(monkeypatch):
     def unreachable(*_: object, **__: object) -> socket.socket:
@@ -125,7 +170,7 @@ def test_a_document_that_cannot_be_asked_is_an_error_before_the_first_step(tmp_p
     lines = Path("one.jsonl").read_text() + Path("null.jsonl").read_text()
     Path("one.jsonl").write_text(lines)
     Path("group.yaml").write_text(GROUP)
-    with pytest.raises(hekaton.HekatonError, match=r"tasks cannot be asked.*'None' has no attribute 'strip'"):
+    with pytest.raises(hekaton.HekatonError, match=r"doc_to_text of task 'mine::one' gives.*'None' has no"):
         hekaton.train(
             model={"name": "llama3", "flavor": "debugmodel", "tokenizer": "byte"},
             training={"dataset": "python_stdlib", "steps": 1, "seq_len": 64},

@@ -19,6 +19,7 @@ from hekaton.errors import ConfigError, DataError, HekatonError
 from hekaton_eval.generation import check_in_effect, wanted
 from hekaton_eval.task_code import read_as_data
 from hekaton_eval.task_files import ENDINGS, add_group, content, is_group, is_local, named
+from hekaton_eval.task_templates import check_templates, error_of_template
 
 log = logging.getLogger("hekaton")
 
@@ -75,6 +76,7 @@ def load_tasks(
         if generation and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value=dict(generation), update=True)
         _check_asked(name, task)
+        check_templates(name, task)
         fixed = task.get_config("num_fewshot")
         if num_fewshot is not None and fixed != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
@@ -187,6 +189,8 @@ def _errors_said(name: str) -> Iterator[None]:
             f"task '{name}' cannot be loaded: its data has no split or column {error}"
         ) from error
     except Exception as error:  # of yaml, jinja2, datasets, huggingface_hub, requests, the task's own code
+        if (of_template := error_of_template(error)) is not None:
+            raise of_template from error
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
         said = first_line(cause or error)
         if (
@@ -215,6 +219,8 @@ def tasks_are_asked() -> Iterator[None]:
         where = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
         if "hekaton_eval.backend" in where:
             raise
+        if (of_template := error_of_template(error)) is not None:
+            raise of_template from error
         raise ConfigError(
             f"tasks cannot be asked, or their answers judged: {type(error).__name__}: {first_line(error)}",
             hint="a document of a task may lack what its file names",
