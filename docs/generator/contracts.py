@@ -57,8 +57,15 @@ def _count(kind: type[Contribution] | None) -> int:
     return sum(promise.kind is kind for promise in PROMISES)
 
 
+TOLERANCE = "Numbers are compared: a test may state a [tolerance](../how-to/test-a-plugin.md#what-rounds)."
+
+
 def _promises(kind: type[Contribution] | None) -> str:
-    parts = [f"### {promise.name}\n\n{promise.says}" for promise in PROMISES if promise.kind is kind]
+    parts = [
+        f"### {promise.name}\n\n{promise.says}" + (f"\n\n{TOLERANCE}" if promise.compares else "")
+        for promise in PROMISES
+        if promise.kind is kind
+    ]
     return "## Promises\n\n" + "\n\n".join(parts or ["Those of the [plugin](plugin.md) alone."])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hekaton.contributions import Model
+from hekaton.errors import PluginError
 from hekaton.testing.conformance import cases_of, training
+from hekaton.testing.conformance.runs import Measured
 from hekaton.testing.conformance.subject import smallest_flavor
 
 TEMPLATES = "hekaton.scaffold.templates"
@@ -57,3 +59,65 @@ def test_the_sizes_of_the_run_are_those_of_every_promise():
     assert model.spec.flavors[smallest_flavor(model.spec)].dim > 16
     # One head is not cut in two.
     assert training.claimed_layouts(model) == ("shard2", "cp2", "pp2")
+
+
+CONVERTER = "converter template_converter"
+
+
+def converter_cases(**given):
+    return [case for case in cases_of(TEMPLATES, **given) if case.names[1] == CONVERTER]
+
+
+def test_a_launch_that_fails_is_made_once_for_the_promises_that_share_it(monkeypatch):
+    launched = []
+
+    def measure(*arguments, **others):
+        launched.append(arguments)
+        raise AssertionError("under tp2: wrong")
+
+    monkeypatch.setattr(training, "measure", measure)
+    training._run.cache_clear()
+    said = "a run that the promises layouts, resume share: under tp2: wrong\n"
+    for case in converter_cases()[1:]:
+        with pytest.raises(AssertionError, match=f"^{case.name}: {said}"):
+            case.check()
+    assert len(launched) == 1
+    training._run.cache_clear()
+
+
+@pytest.mark.parametrize("tolerance", [0.01, {CONVERTER: 0.01}, {f"{CONVERTER}: resume": 0.01}])
+def test_a_tolerance_is_of_what_is_named(tolerance, monkeypatch):
+    steps = {"": [(2.0, 1.0), (2.0, 1.0)], "shard2": [(2.0, 1.0), (2.0, 1.0)]}
+    resumed = {("shard2", "tp2"): [(2.0, 1.009)]}
+    numbers = Measured(steps=steps, resumed=resumed, shapes={}, played={}, judged={})
+    monkeypatch.setattr(training, "_measured", lambda subject: numbers)
+    (without,) = [case for case in converter_cases() if case.promise.name == "resume"]
+    said = "step 2 is 1.009, on one process 1.0, which differ by 0.009 of it; the tolerance is 1e-09"
+    with pytest.raises(AssertionError, match=said):
+        without.check()
+    draft, layouts, resume = converter_cases(tolerance=tolerance)
+    resume.check()
+    stated = None if isinstance(tolerance, dict) and CONVERTER not in tolerance else 0.01
+    assert draft.subject.tolerance == layouts.subject.tolerance == stated
+    resumed["shard2", "tp2"] = [(2.0, 1.011)]
+    with pytest.raises(AssertionError, match=r"the tolerance is 0\.01"):
+        resume.check()
+
+
+@pytest.mark.parametrize("number", [0, -0.1, 1, float("nan"), float("inf"), "0.1", None])
+def test_a_tolerance_is_a_number_above_0_and_below_1(number):
+    with pytest.raises(PluginError, match=f"^a tolerance is .* above 0 and below 1, not {number!r}$"):
+        cases_of(TEMPLATES, tolerance={CONVERTER: number})
+
+
+def test_a_tolerance_where_nothing_is_compared_is_an_error():
+    with pytest.raises(PluginError, match=r"^no numbers are compared in 'model template_model: tables'"):
+        cases_of(TEMPLATES, tolerance={"model template_model: tables": 0.1})
+    with pytest.raises(PluginError, match=r"^no numbers are compared in 'logger template_logger'"):
+        cases_of(TEMPLATES, tolerance={"logger template_logger": 0.1})
+    with pytest.raises(PluginError, match=r"^no numbers are compared in any of these cases") as error:
+        cases_of(TEMPLATES, only=["tables"], tolerance=0.1)
+    assert error.value.hint == "leave it out"
+    with pytest.raises(PluginError, match=r"^no numbers are compared in 'converter temp'") as error:
+        cases_of(TEMPLATES, tolerance={"converter temp": 0.1})
+    assert CONVERTER in error.value.hint

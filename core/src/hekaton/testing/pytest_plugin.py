@@ -36,11 +36,12 @@ class _Asked:
         only: Sequence[str] = (),
         processes: int | None = None,
         without: Mapping[str, str] | None = None,
+        tolerance: float | Mapping[str, float] | None = None,
     ) -> None:
         from hekaton.testing.conformance import cases_of
 
         words = [self._found(os.fspath(argument)) for argument in arguments]
-        cases = cases_of(os.fspath(distribution), words, only=only, without=without)
+        cases = cases_of(os.fspath(distribution), words, only=only, without=without, tolerance=tolerance)
         self.cases += [case for case in cases if processes in (None, case.promise.processes)]
 
     def _found(self, argument: str) -> str:
@@ -68,15 +69,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def hekaton_conformance(request: pytest.FixtureRequest) -> Any:
-    """``hekaton_conformance(distribution, *arguments, only=[], processes=None, without={})``: check all
-    that a distribution contributes, a test for each promise.
+    """``hekaton_conformance(distribution, *arguments, only=[], processes=None, without={}, tolerance=None)``:
+    check all that a distribution contributes, a test for each promise.
 
     ``distribution`` is the name of an installed distribution, of a plugin or of its module. ``arguments`` are
     those of ``hekaton train``: a run that sections and sizes are taken from, of which the kit selects each
     contribution in turn; by default a small one. ``only`` names promises, contributions or cases
     (``["resume", "dataset sums", "model mine: tables"]``). ``processes`` is 1 for the promises that one
     process shows, and 2 for the slower ones of two. ``without`` says what is left out, and why:
-    ``{"dataset sums: resume": "reads a network"}``.
+    ``{"dataset sums: resume": "reads a network"}``. ``tolerance`` is the relative difference that is allowed
+    where numbers are compared, for what rounds: ``{"converter mine": 0.01}``, or a number for all cases.
     """
     case: Case = request.param
 

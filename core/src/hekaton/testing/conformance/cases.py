@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from packaging.utils import canonicalize_name
 
@@ -52,6 +52,7 @@ def cases_of(
     *,
     only: Sequence[str] = (),
     without: Mapping[str, str] | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
 ) -> list[Case]:
     """Every case of what a distribution contributes.
 
@@ -59,8 +60,11 @@ def cases_of(
     :param arguments: of ``hekaton train``, a run from which sections and sizes are taken.
     :param only: cases, contributions (``dataset sums``) or promises (``resume``); empty for all.
     :param without: a case, or all of a contribution (``dataset sums``) -> why it is left out.
+    :param tolerance: the relative difference of what is compared that is allowed, for all cases or for each
+        case or contribution; ``None`` for the kit's.
     :raises PluginError: for a distribution that is not installed or contributes nothing, for a plugin that
-        cannot be loaded, and for a case to leave out, or to check alone, that does not exist.
+        cannot be loaded, for a case to leave out, or to check alone, that does not exist, and for a tolerance
+        that is not above 0 and below 1, or of what is not compared.
     """
     without = without or {}
     plugins, infos = _found(distribution)
@@ -68,7 +72,31 @@ def cases_of(
     names = {name for case in cases for name in case.names[:2]}
     _check_known(without, names)
     _check_known(only, names | {promise.name for promise in PROMISES})
-    return [case for case in cases if not only or set(only) & set(case.names)]
+    chosen = [case for case in cases if not only or set(only) & set(case.names)]
+    if tolerance is None:
+        return chosen
+    of_each = isinstance(tolerance, Mapping)
+    allowed = _allowed(tolerance, cases if of_each else chosen)
+    return [_with_tolerance(case, allowed) for case in chosen]
+
+
+def _allowed(tolerance: float | Mapping[str, float], cases: Sequence[Case]) -> Mapping[str, float]:
+    """Case or contribution -> its tolerance."""
+    compared = sorted({name for case in cases if case.promise.compares for name in case.names[:2]})
+    allowed = tolerance if isinstance(tolerance, Mapping) else dict.fromkeys(compared or [""], tolerance)
+    for name, number in allowed.items():
+        if not isinstance(number, int | float) or not 0 < number < 1:
+            raise PluginError(f"a tolerance is a relative difference, above 0 and below 1, not {number!r}")
+        if name not in compared:
+            where = f"'{name}'" if name else "any of these cases"
+            hint = choices_hint(name, compared) if compared else "leave it out"
+            raise PluginError(f"no numbers are compared in {where}, which takes no tolerance", hint=hint)
+    return allowed
+
+
+def _with_tolerance(case: Case, allowed: Mapping[str, float]) -> Case:
+    number = next((allowed[name] for name in case.names[:2] if name in allowed), None)
+    return replace(case, subject=replace(case.subject, tolerance=number)) if number is not None else case
 
 
 def _check_known(asked: Iterable[str], names: Set[str]) -> None:

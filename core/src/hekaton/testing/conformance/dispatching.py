@@ -23,11 +23,11 @@ def tokens(subject: CheckedContribution) -> None:
     run_processes(
         __file__, "dispatch", processes=2, timeout=100, module=subject.module,
         arguments=json.dumps(subject.run), name=subject.record.name if subject.record else "",
-        path=search_path(),
+        path=search_path(), tolerance=subject.tolerance or TOLERANCE,
     )  # fmt: skip
 
 
-def dispatch(module: str, arguments: str, name: str, path: list[str]) -> None:
+def dispatch(module: str, arguments: str, name: str, path: list[str], tolerance: float) -> None:
     """On each of two processes, with tokens and half of the experts of its own: compare with all experts."""
     sys.path[:] = path
     from hekaton.parallel.experts import ExpertGroup
@@ -57,7 +57,7 @@ def dispatch(module: str, arguments: str, name: str, path: list[str]) -> None:
             ("the gradients of the experts", own[1], gradients[1][here]),
         ):
             difference = (one - other).abs().max().item()
-            assert difference <= TOLERANCE, f"{how}: {what} differ from one process by {difference:.2g}"
+            assert difference <= tolerance, f"{how}: {what} differ from one process by {difference:.2g}"
     dist.destroy_process_group()
 
 

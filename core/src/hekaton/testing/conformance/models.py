@@ -90,7 +90,8 @@ def _opened(kind: Any, content: Mapping[str, Any], tensors: Mapping[str, LazyTen
 def draft(subject: CheckedContribution) -> None:
     assert subject.record is not None
     converter = subject.build(Converter, subject.record.name, ParallelDims())
-    check_converter(converter, subject.spec_of_run, subject.flavor, load=subject.load)
+    tolerance = subject.tolerance or TOLERANCE
+    check_converter(converter, subject.spec_of_run, subject.flavor, tolerance=tolerance, load=subject.load)
 
 
 def style(subject: CheckedContribution) -> None:

@@ -40,6 +40,7 @@ class Promise:
     :param says: what is promised, a sentence.
     :param check: ``check(subject)`` raises ``AssertionError`` where it is broken.
     :param processes: how many processes of a run it starts at most.
+    :param compares: whether numbers are compared, within a tolerance that a test may state.
     """
 
     kind: type[Contribution] | None
@@ -47,6 +48,7 @@ class Promise:
     says: str
     check: Ref
     processes: int = 1
+    compares: bool = False
 
     @property
     def place(self) -> str:
@@ -102,6 +104,7 @@ PROMISES: tuple[Promise, ...] = (
         "of two processes that the plan claims.",
         _of("training", "layouts"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Model,
@@ -109,6 +112,7 @@ PROMISES: tuple[Promise, ...] = (
         "A run that was saved under one layout resumes under another and computes the same steps.",
         _of("training", "resume"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Model,
@@ -183,6 +187,7 @@ PROMISES: tuple[Promise, ...] = (
         "Plan, initial values and buffers fit the converted model; what is trained has a gradient; "
         "its checkpoint has every tensor of the model as it was, under its name or merged.",
         _of("models", "draft"),
+        compares=True,
     ),
     Promise(
         Converter,
@@ -191,6 +196,7 @@ PROMISES: tuple[Promise, ...] = (
         "parallel as on one process.",
         _of("training", "layouts"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Converter,
@@ -198,6 +204,7 @@ PROMISES: tuple[Promise, ...] = (
         "A run with the converter that was saved under FSDP resumes under tensor parallel, and vice versa.",
         _of("training", "resume"),
         processes=2,
+        compares=True,
     ),
     Promise(
         ParallelStyle,
@@ -212,6 +219,7 @@ PROMISES: tuple[Promise, ...] = (
         "whole sequence.",
         _of("training", "attention"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Dispatcher,
@@ -220,6 +228,7 @@ PROMISES: tuple[Promise, ...] = (
         "with all of them.",
         _of("dispatching", "tokens"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Objective,
@@ -233,6 +242,7 @@ PROMISES: tuple[Promise, ...] = (
         "In float64, the loss under FSDP and other layouts that the model claims equals that on one process.",
         _of("training", "layouts"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Optimizer,
@@ -247,6 +257,7 @@ PROMISES: tuple[Promise, ...] = (
         "In float64, its steps on sharded parameters equal those on whole ones.",
         _of("training", "layouts"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Optimizer,
@@ -254,6 +265,7 @@ PROMISES: tuple[Promise, ...] = (
         "Its state is saved under one layout and restored under another.",
         _of("training", "resume"),
         processes=2,
+        compares=True,
     ),
     Promise(
         LRSchedule,
@@ -300,6 +312,7 @@ PROMISES: tuple[Promise, ...] = (
         "again; it does not change the model.",
         _of("training", "numbers"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Command,

@@ -54,12 +54,14 @@ class CheckedContribution:
     :param record: ``None`` for the plugin as a whole.
     :param records: everything that the plugin contributes.
     :param arguments: those of ``hekaton train`` that the test gives; empty for a run of the kit's own.
+    :param tolerance: the relative difference of numbers that the test allows; ``None`` for the kit's.
     """
 
     module: str
     record: Contribution | None
     records: Sequence[Contribution]
     arguments: Sequence[str]
+    tolerance: float | None = None
 
     @cached_property
     def run(self) -> list[str]:
