@@ -209,9 +209,10 @@ def _words(node: ast.AST) -> str:
 def _default(value: ast.expr | None) -> str:
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
         words = {word.arg: ast.unparse(word.value) for word in value.keywords}
-        return words.get("default", "").replace("'", '"') or (
-            f"{words['default_factory']}()" if "default_factory" in words else ""
-        )
+        if "default_factory" in words:
+            made = words["default_factory"]
+            return made.removeprefix("lambda: ").strip("_") if made.startswith("lambda: ") else f"{made}()"
+        return words.get("default", "").replace("'", '"')
     if isinstance(value, ast.Constant) and isinstance(value.value, str):
         return json.dumps(value.value)
     return ast.unparse(value) if value is not None else ""

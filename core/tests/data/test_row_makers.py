@@ -14,6 +14,7 @@ from hekaton.data.loader import build_loader
 from hekaton.data.order import Sequential, Shuffled
 from hekaton.data.row_makers import BestFit, InOrder, OnePerRow
 from hekaton.data.rows import RowReader, Stream
+from hekaton.errors import DataError
 from hekaton.testing import check_encoder, check_order, check_row_maker
 from hekaton.testing.data import _Held
 
@@ -152,6 +153,31 @@ def test_one_document_in_each_row():
     assert [row["tokens"] for row in rows] == [[1, 2, 3, 0], [20, 21, 22, 23], [40, 41, 42, 43]]
     assert [row["labels"] for row in rows] == [[2, 3, X, X], [21, 22, 23, 24], [41, 42, 43, X]]
     assert [row["positions"] for row in rows] == [[0, 1, 2, 0], [0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_documents_of_which_a_row_would_learn_nothing_are_skipped():
+    """Cut off before what is to be learned, or of one token; more of them than are read at once."""
+    long, short = ([1, 2, 3, 4, 5], [6]), ([7], [])
+    pairs = [long, *[short] * 9, ([1, 2, 3, 4], [5, 6]), *[long] * 3, ([8], [9])]
+    documents = Source(_Held(pairs), Answers(), Sequential(len(pairs)))
+    reader = RowReader(Stream([documents], OnePerRow(4), 1, repeat=True), [0], np.zeros((1, 2), np.int64))
+    steps = [reader.next() for _ in range(3)]
+    assert [step.tensors["tokens"][0].tolist() for step in steps] == [
+        [1, 2, 3, 4],
+        [8, 9, 0, 0],
+        [1, 2, 3, 4],
+    ]
+    assert [step.tensors["labels"][0].tolist() for step in steps] == [
+        [X, X, X, 5],
+        [9, X, X, X],
+        [X, X, X, 5],
+    ]
+    assert [step.skipped for step in steps] == [10, 3, 10]
+
+    nothing = Source(_Held([long, short]), Answers(), Sequential(2), name="web")
+    reader = RowReader(Stream([nothing], OnePerRow(4), 2, repeat=True), [0, 1], np.zeros((2, 2), np.int64))
+    with pytest.raises(DataError, match=r"source 'web': no row can be made of 1,0\d\d documents one after"):
+        reader.next()
 
 
 def test_best_fit_cuts_no_document_that_fits():

@@ -64,6 +64,8 @@ class Span:
 
     :param document: the number of the (first) document in the row.
     :param offset: of the first token in the document.
+    :param ids: (n,) or, of other things than tokens, (n, ...), as the encoder gave them.
+    :param targets: (n,), which of them are to be predicted; ``None`` for all.
     :param starts: where in ``ids`` each further document begins, none of which is empty.
     :param breaks: where in ``ids`` a text begins within a document, as in :class:`Encoded`.
     """

@@ -44,7 +44,8 @@ class BatchRowMaker(Protocol):
         """Make the next row: take its tokens from ``feed`` and write it into ``out``.
 
         :param out: a row of each of the tensors of :meth:`empty`.
-        :returns: the tokens in the row; 0 when nothing that can be learned from is left.
+        :returns: the tokens in the row; 0 when nothing that can be learned from is ahead. It is asked again
+            where it has taken what is ahead, counted in ``feed.skipped``, and there is more to read.
         """
 
 
@@ -118,7 +119,8 @@ def _counted(count: int) -> Integers:
 
 
 class OnePerRow(_Rows):
-    """``one_per_row``: a row is one document, cut off at its end where it is longer."""
+    """``one_per_row``: a row is one document, cut off at its end where it is longer. One of which nothing is
+    learned then is skipped."""
 
     def make(self, feed: Feed, out: Mapping[str, Integers]) -> int:
         while feed.spans:
@@ -130,10 +132,26 @@ class OnePerRow(_Rows):
                 count -= len(span.ids)
             ahead = feed.spans[0] if feed.spans and feed.spans[0].document == document else None
             feed.leave(document)
-            if sum(len(span.ids) for span in spans) > 1:
+            if _has_targets(spans, ahead):
                 lay_out(spans, ahead, out)
                 return sum(len(span.ids) for span in spans)
+            feed.skipped += 1
         return 0
+
+
+def _has_targets(spans: Sequence[Span], ahead: Span | None) -> bool:
+    """Whether any token is a label.
+
+    :param spans: of one document, from its beginning.
+    :param ahead: what follows in the document.
+    """
+    if ahead is not None and (ahead.targets is None or ahead.targets[0]):
+        return True
+    for number, span in enumerate(spans):
+        first = 0 if number else 1
+        if len(span.ids) > first if span.targets is None else span.targets[first:].any():
+            return True
+    return False
 
 
 class BestFit(_Rows):

@@ -16,10 +16,13 @@ from hekaton.data import Integers, Values
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
-from hekaton.errors import HekatonError
+from hekaton.errors import DataError, HekatonError
 
 _MOST_PLACES = 2**62
 """Documents that all rows together can have read: their numbers are of 64 bits."""
+
+_CHANCE = 1_000
+"""Documents that a row may skip, though others are among them, before that is no chance."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,20 @@ class RowReader:
             for number, together in sorted(chosen.items()):
                 self.fill(number, [row.feeds[number] for _, row in together], stream.maker.ahead)
                 for index, row in together:
+                    feed = row.feeds[number]
+                    before = feed.cursor, feed.available
                     made = stream.maker.make(
-                        row.feeds[number], {name: values[index, ...] for name, values in tensors.items()}
+                        feed, {name: values[index, ...] for name, values in tensors.items()}
                     )
                     if made:
                         row.taken[number] += made
                         found[index] = number
-                    else:
+                        continue
+                    waiting.append((index, row))
+                    if before[1] < stream.maker.ahead or feed.cursor == before[0]:
                         row.ended |= {number}
-                        waiting.append((index, row))
+                    else:
+                        self._check_skipped(number, feed)
         for row in self.rows:
             row.made += 1
         skipped = sum(row.skipped() for row in self.rows)
@@ -131,6 +139,17 @@ class RowReader:
             ended=frozenset().union(*(row.ended for row in self.rows)),
             sources=found,
         )
+
+    def _check_skipped(self, number: int, feed: Feed) -> None:
+        """:raises DataError: where the row maker skipped each document more than once, and would for ever."""
+        source = self._stream.sources[number]
+        if feed.skipped > len(source.documents) + _CHANCE:
+            said = f"source '{source.name}': " if source.name else ""
+            raise DataError(
+                f"{said}no row can be made of {feed.skipped:,} documents one after the other: nothing in it "
+                "would be learned",
+                hint="raise training.seq_len, or choose another training.packing",
+            )
 
 
 class Row:
