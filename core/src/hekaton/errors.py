@@ -13,6 +13,8 @@ AGAIN = 75
 """Exit status of a run that was told to end and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Exit status of what was told to end and has saved nothing."""
+MOST = 20
+"""Violations of one configuration that are printed; the others are counted."""
 
 
 class HekatonError(Exception):
@@ -61,14 +63,18 @@ class ConfigError(HekatonError):
 
 
 class ConfigErrors(ConfigError):
-    """Every violation of one configuration, reported together."""
+    """Every violation of one configuration, reported together: the first ``MOST``, and how many are left."""
 
     def __init__(self, problems: Sequence[HekatonError]) -> None:
-        super().__init__("; ".join(problem.message for problem in problems))
         self.problems = tuple(problems)
+        super().__init__("; ".join(problem.message for problem in problems[:MOST]) + self._more())
 
     def __str__(self) -> str:
-        return "\nerror: ".join(str(problem) for problem in self.problems)
+        return "\nerror: ".join(str(problem) for problem in self.problems[:MOST]) + self._more()
+
+    def _more(self) -> str:
+        more = len(self.problems) - MOST
+        return f"\nand {more} more errors" if more > 0 else ""
 
 
 class PluginError(HekatonError):
@@ -124,8 +130,10 @@ def _rank() -> int | None:
     return rank
 
 
-def choices_hint(name: str, choices: Iterable[str]) -> str:
+def choices_hint(name: str, choices: Iterable[str], *, listed_by: str = "") -> str:
     """Say which valid choice is nearest to ``name``, and list them all.
+
+    :param listed_by: what lists them, where they are too many for a message: only the nearest are then said.
 
     >>> print(choices_hint("lama3", ["llama3", "qwen3"]))
     did you mean 'llama3'?
@@ -133,6 +141,8 @@ def choices_hint(name: str, choices: Iterable[str]) -> str:
     """
     known = sorted(choices)
     near = [choice for choice in known if choice.lower() == name.lower()]
-    near = near or difflib.get_close_matches(name, known, n=1)
+    near = near or difflib.get_close_matches(name, known, n=3 if listed_by else 1)
     listing = f"choose one of: {', '.join(known)}" if known else "there are none"
-    return f"did you mean '{near[0]}'?\n{listing}" if near else listing
+    if listed_by and known:
+        listing = f"'{listed_by}' lists all {len(known)}"
+    return f"did you mean {' or '.join(map(repr, near))}?\n{listing}" if near else listing

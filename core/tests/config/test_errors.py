@@ -214,6 +214,18 @@ def test_everything_is_said_at_once(problems):
     ]
 
 
+def test_of_very_many_errors_the_first_are_printed(load_run):
+    fields = "".join(f"field_{number} = 1\n" for number in range(1000))
+    with pytest.raises(ConfigErrors) as error:
+        load_run(f'[model]\nname = "llama3"\nflavor = "debugmodel"\n[model.overrides]\n{fields}')
+    printed = str(error.value).splitlines()
+    assert len(error.value.problems) == 1000
+    assert printed[-1] == "and 980 more errors"
+    assert sum(line.startswith("error: ") for line in printed) == 19  # beside the first
+    assert "field_19" in printed[-4]
+    assert len(error.value.message.splitlines()) == 2
+
+
 def test_a_wrong_value_is_not_also_refused(problems):
     only(problems('[fault_tolerance]\nenable = "yes"\n'))
 

@@ -82,9 +82,16 @@ def test_a_plugin_is_shown_by_its_name_and_by_its_distributions(capsys):
     assert "\noptimizer AdamW\n" in by_name
 
 
-def test_an_unknown_name_is_an_error_with_the_nearest(capsys):
+def test_an_unknown_name_is_an_error_with_the_nearest_and_where_all_are(capsys):
     assert main(["plugins", "AdmaW"]) == 2
-    assert "did you mean 'AdamW'" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == [
+        "error: no installed plugin or contribution is called 'AdmaW'",
+        "  did you mean 'AdamW' or 'Adam'?",
+    ]
+    assert said[2].startswith("  'hekaton plugins' lists all ")
+    assert main(["plugins", "nosuch"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -50,6 +50,9 @@ def test_the_distribution_is_complete(everything):
     assert "Ada" in (everything / "LICENSE").read_text()
     assert 'HEKATON_API = ">=1,<2"' in (everything / "src/hekaton_my_model/__init__.py").read_text()
     assert API_VERSION.startswith("1.")
+    for_users, _, for_authors = (everything / "README.md").read_text().partition("To work on it")
+    assert "run.toml" in for_authors
+    assert "run.toml" not in for_users, "a wheel does not have it"
 
 
 def test_nothing_of_the_templates_is_left(everything):
@@ -115,7 +118,8 @@ def test_a_run_with_everything_takes_a_step(everything, tmp_path):
         ("", "is given nothing", "hekaton new model pocket"),
         ("model", "is given model", ""),
         ("modle pocket", "unknown kind 'modle'", "did you mean 'model'?"),
-        ("model Pocket", "'Pocket' cannot be the name", "lower case"),
+        ("model Pocket", "'Pocket' cannot be the name", "did you mean 'pocket'?"),
+        ("model my-decoder", "'my-decoder' cannot be the name", "did you mean 'my_decoder'?\nbegin with"),
         ("model größe", "'größe' cannot be the name", "lower case"),
         ("model pocket_", "'pocket_' cannot be the name", "single underscores"),
         (f"model {'n' * 33}", "it has 33 characters", "at most 32"),

@@ -68,7 +68,8 @@ def describe(plugins: Plugins, name: str) -> str:
         known = {info.name for info in plugins.infos}
         known |= {record.name for info in plugins.infos for record in plugins.contributions(info)}
         raise UnknownName(
-            f"no installed plugin or contribution is called '{name}'", hint=choices_hint(name, sorted(known))
+            f"no installed plugin or contribution is called '{name}'",
+            hint=choices_hint(name, known, listed_by="hekaton plugins"),
         )
     found.sort(key=lambda pair: isinstance(pair[0], Section))  # they are shown with what reads them, too
     parts = [_of_plugin(plugins, info) for info in whole]

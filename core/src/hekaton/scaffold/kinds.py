@@ -273,10 +273,12 @@ def _name(word: str) -> str:
             hint=f"choose one of at most {LONGEST}",
         )
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", word) or word.startswith("template_"):
+        near = re.sub(r"[^a-z0-9]+", "_", word.removeprefix("template_").lower()).strip("_")
+        meant = f"did you mean '{near}'?\n" if re.match("[a-z]", near) and word.isascii() else ""
         raise ConfigError(
             f"'{word}' cannot be the name of a contribution",
-            hint="begin with a letter, and go on with letters, digits and single underscores between them, "
-            "all in lower case; template_ is of hekaton's own",
+            hint=f"{meant}begin with a letter, and go on with letters, digits and single underscores between "
+            "them, all in lower case; template_ is of hekaton's own",
         )
     if word in JobConfig.model_fields:
         raise ConfigError(f"hekaton has a section [{word}] of its own", hint="choose another name")

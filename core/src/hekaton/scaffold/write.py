@@ -192,14 +192,14 @@ A plugin of [hekaton](https://pypi.org/project/hekaton).
 ```bash
 pip install {facts["distribution"]}
 hekaton plugins {facts["name"]}
-hekaton train run.toml
 ```
 
-To work on it:
+The second line prints what a run file says to use it. To work on it, from a copy of the sources:
 
 ```bash
 pip install -e '.[test]'
 pytest
+hekaton train run.toml
 ```
 """
 

@@ -102,7 +102,8 @@ def _with_tolerance(case: Case, allowed: Mapping[str, float]) -> Case:
 def _check_known(asked: Iterable[str], names: Set[str]) -> None:
     for name in asked:
         if name not in names:
-            raise PluginError(f"there is no case '{name}'", hint=choices_hint(name, sorted(names)))
+            hint = choices_hint(name, names, listed_by="pytest --collect-only")
+            raise PluginError(f"there is no case '{name}'", hint=hint)
 
 
 def _found(distribution: str) -> tuple[Plugins, list[PluginInfo]]:
