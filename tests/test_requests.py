@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 
 import torch
 
@@ -21,8 +22,8 @@ hekaton.requests.EVERY = 0.0
 
 @hookimpl
 def hekaton_step_ended(step, metrics, control):
-    name = {2: "save", 3: "profile", 4: "memory", 6: "stop"}.get(step)
-    if name:
+    names = {2: ["save"], 3: ["profile"], 4: ["memory"], 6: ["stop", "profile"]}
+    for name in names.get(step, ()):
         Path("out", f"{name}.request").touch()
 """
 RUN = [
@@ -54,6 +55,32 @@ def test_a_run_saves_traces_and_stops_on_request(tmp_path):
     assert "aten::mm" in done.stderr  # among the slowest operators
     assert "Self CPU time total" in done.stderr
     assert done.stderr.count("no snapshot on request: only the memory of CUDA devices is recorded") == 1
+    assert done.stderr.count("no trace on request: there was no next step") == 1
+
+
+def test_a_trace_that_cannot_be_written_is_reported_and_leaves_nothing(tmp_path, caplog):
+    profiler = Profiler(ProfilingSection(), tmp_path, rank=0, step=0)
+
+    def trace(step):
+        profiler.trace_next_step()
+        torch.ones(2).exp()
+        profiler.step(step)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    folder = tmp_path / "profile_traces"
+    folder.write_text("")
+    assert trace(1) == [f"step 1: cannot write '{folder}/step-1/rank-0.json': Not a directory"]
+    folder.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        (said,) = trace(2)[1:]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said == f"step 2: cannot write '{folder}/step-2/rank-0.json': only a part of it could be written"
+    assert [*folder.rglob("*.json*")] == []
+    assert len(trace(3)) == 2
+    assert [path.parent.name for path in folder.rglob("*.json*")] == ["step-3"]
 
 
 def test_a_snapshot_on_request_is_of_one_step(tmp_path, monkeypatch):
@@ -63,10 +90,10 @@ def test_a_snapshot_on_request_is_of_one_step(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **given: asked.append(given))
     monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": []})
     profiler = Profiler(ProfilingSection(), tmp_path, rank=0, step=7)
-    profiler.step()
+    profiler.step(8)
     profiler.record_next_step()
-    profiler.step()
-    profiler.step()
+    profiler.step(9)
+    profiler.step(10)
     (snapshot,) = tmp_path.glob("memory_snapshot/*/*")
     assert snapshot.relative_to(tmp_path / "memory_snapshot").as_posix() == "step-9/rank-0.pickle"
     assert pickle.loads(snapshot.read_bytes()) == {"segments": []}
@@ -74,7 +101,7 @@ def test_a_snapshot_on_request_is_of_one_step(tmp_path, monkeypatch):
 
 
 def test_what_a_run_cannot_remove_it_does_not_carry_out(tmp_path):
-    (tmp_path / "asks.py").write_text(PLUGIN.replace(".touch()", ".mkdir()").replace("6:", "5:"))
+    (tmp_path / "asks.py").write_text(PLUGIN.replace(".touch()", ".mkdir(exist_ok=True)").replace("6:", "5:"))
     done = run_command(*RUN, "--training.steps", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("save.request cannot be removed, and is not carried out: ") == 1

@@ -4,10 +4,14 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch.autograd import DeviceType
 
-from hekaton.fault.stragglers import OwnTime, compute_of, slow_ones
+from hekaton.failures.whereabouts import Whereabouts
+from hekaton.fault.stragglers import OwnTime, Stragglers, compute_of, slow_ones
 from hekaton.testing import run_command
+from hekaton.torch_versions import expect_cleared_events
 
 PLUGIN = """
 import os
@@ -85,6 +89,20 @@ def test_a_slow_rank_of_a_run_is_named_every_so_many_steps(tmp_path, what, found
     (line,) = re.findall(r"step \d+: rank .*", done.stderr)
     assert re.match(r"step 2: rank 1 on \S+ takes \d+\.\d times as long as the median rank: ", line)
     assert re.search(found, line)
+
+
+def test_a_rank_that_writes_a_trace_on_request_takes_part_and_is_not_compared(monkeypatch):
+    gathered = []
+    monkeypatch.setattr(dist, "all_gather_object", lambda ranks, mine: gathered.append(mine))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    compared = Stragglers(every=1, factor=1.5, stage=0, cuda=False)
+    expect_cleared_events()
+    with torch.profiler.profile(), compared.measured(1, Whereabouts()):
+        pass
+    with compared.measured(2, Whereabouts()):
+        pass
+    assert [mine is None for mine in gathered] == [True, False]
 
 
 def test_a_single_process_has_nothing_to_compare(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
 import time
 import warnings
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hekaton.checkpoint.disk.folders import write_whole
+from hekaton.checkpoint.disk.folders import reason_of, replacing
 from hekaton.torch_versions import expect_cleared_events
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 SNAPSHOT_ENTRIES = 100_000
 SLOWEST = 10
 """Operators that are listed with each trace."""
+ENDING = 100
+"""Bytes in which the last bracket of a trace is."""
 
 log = logging.getLogger("hekaton")
 
@@ -57,7 +61,7 @@ class Profiler:
 
     def trace_next_step(self) -> None:
         """Trace the step that begins now, where no trace is due anyway."""
-        if self._profiler is not None or self._of_next_step is not None:
+        if self._profiler is not None or torch.autograd.profiler._is_profiler_enabled:
             log.info("no trace on request: profiling.enable_profiling is on, or one is under way")
             return
         expect_cleared_events()
@@ -76,9 +80,9 @@ class Profiler:
             torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
             self._records_next_step = True
 
-    def step(self) -> None:
+    def step(self, step: int) -> None:
         """Note the end of a step."""
-        self._step += 1
+        self._step = step
         if self._of_next_step is not None:
             self._of_next_step.stop()
             self._of_next_step = None
@@ -86,16 +90,22 @@ class Profiler:
             with warnings.catch_warnings():  # each cycle is written before its events are cleared
                 warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
                 self._profiler.step()
-        due = self._settings.enable_memory_snapshot and self._step % self._settings.profile_freq == 0
+        due = self._settings.enable_memory_snapshot and step % self._settings.profile_freq == 0
         if due or self._records_next_step:
-            path = self._path(self._settings.save_memory_snapshot_folder, "pickle")
-            write_whole(path, pickle.dumps(torch.cuda.memory._snapshot()))
-            log.info("snapshot of the memory written to %s", path)
-        if self._records_next_step:
-            torch.cuda.memory._record_memory_history(enabled=None)
-            self._records_next_step = False
+            snapshot = pickle.dumps(torch.cuda.memory._snapshot())
+            path = self._written(self._settings.save_memory_snapshot_folder, "pickle", snapshot)
+            if path is not None:
+                log.info("snapshot of the memory written to %s", path)
+        self._stop_recording()
 
     def close(self) -> None:
+        """Drop what is under way: a profiler that is left running crashes the process at its end."""
+        if self._of_next_step is not None:
+            self._of_next_step.on_trace_ready = None
+            self._of_next_step.stop()
+            self._of_next_step = None
+            log.info("no trace on request: there was no next step")
+        self._stop_recording()
         # Stopped while it warms up, torch's profiler crashes the process (seen with 2.13 on CPU).
         if (
             self._profiler is not None
@@ -103,18 +113,48 @@ class Profiler:
         ):
             self._profiler.stop()
 
+    def _stop_recording(self) -> None:
+        if self._records_next_step:
+            torch.cuda.memory._record_memory_history(enabled=None)
+            self._records_next_step = False
+
     def _write_trace(self, profiler: Any) -> None:
-        path = self._path(self._settings.save_traces_folder, "json")
         began = time.perf_counter()
-        profiler.export_chrome_trace(str(path))
+        path = self._written(self._settings.save_traces_folder, "json", profiler)
+        written = "" if path is None else f"trace written to {path} in {time.perf_counter() - began:.1f} s\n"
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         slowest = profiler.key_averages().table(sort_by=by, row_limit=SLOWEST, max_name_column_width=40)
-        log.info("trace written to %s in %.1f s\n%s", path, time.perf_counter() - began, slowest.strip("\n"))
+        log.info("%s%s", written, slowest.strip("\n"))
 
-    def _path(self, folder: str, suffix: str) -> Path:
+    def _written(self, folder: str, suffix: str, content: Any) -> Path | None:
+        """Write bytes, or the trace of a profiler; the run goes on where that is impossible.
+
+        :returns: the file, ``None`` when it could not be written.
+        """
         path = self._folder / folder / f"step-{self._step}" / f"rank-{self._rank}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as stream:
+                if isinstance(content, bytes):
+                    stream.write(content)
+                else:
+                    content.export_chrome_trace(stream.name)
+                    _check_whole(Path(stream.name))
+        except OSError as error:
+            log.warning("step %d: cannot write '%s': %s", self._step, path, reason_of(error))
+            return None
         return path
+
+
+def _check_whole(trace: Path) -> None:
+    """torch says nothing of a disk that is full.
+
+    :raises OSError: when the end of a trace is not there.
+    """
+    with trace.open("rb") as stream:
+        stream.seek(-min(ENDING, trace.stat().st_size), os.SEEK_END)
+        if not stream.read().rstrip().endswith(b"}"):
+            raise OSError(errno.ENOSPC, "only a part of it could be written", str(trace))
 
 
 def _activities() -> list[torch.profiler.ProfilerActivity]:

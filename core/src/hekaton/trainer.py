@@ -179,7 +179,7 @@ class Trainer:
                         reporter.log_images(self.step, images_of(self.assembled))
                 self.where.at("after the step")
                 self.plugins.call("hekaton_step_ended", step=self.step, metrics=metrics, control=self.control)
-                profiler.step()
+                profiler.step(self.step)
                 collect(self.step)
                 requests.look()
                 asked = self.control.agreed()

@@ -59,21 +59,27 @@ class Stragglers:
 
     @contextlib.contextmanager
     def measured(self, step: int, where: Whereabouts) -> Iterator[None]:
-        """Around a step; collective in those that are measured."""
-        if step % self._every or torch.autograd.profiler._is_profiler_enabled:
+        """Around a step; collective in those that are measured. A rank that traces it is not compared."""
+        if step % self._every:
             yield
             return
-        expect_cleared_events()
-        with _seconds_in("data", where) as waited:
-            kinds = torch.profiler.ProfilerActivity
-            with torch.profiler.profile(activities=[kinds.CUDA if self._cuda else kinds.CPU]) as profiler:
-                yield
+        mine: OwnTime | None = None
+        if torch.autograd.profiler._is_profiler_enabled:  # on this rank, as for a trace on request
+            yield
+        else:
+            expect_cleared_events()
+            with _seconds_in("data", where) as waited:
+                kinds = torch.profiler.ProfilerActivity
+                with torch.profiler.profile(activities=[kinds.CUDA if self._cuda else kinds.CPU]) as profiler:
+                    yield
+            computed = compute_of(profiler.events() or (), cuda=self._cuda)
+            mine = OwnTime(socket.gethostname(), self._stage, computed, sum(waited))
         where.at("comparing ranks")
-        computed = compute_of(profiler.events() or (), cuda=self._cuda)
         ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, OwnTime(socket.gethostname(), self._stage, computed, sum(waited)))
+        dist.all_gather_object(ranks, mine)
         if dist.get_rank() == 0:
-            for line in slow_ones(dict(enumerate(ranks)), factor=self._factor):
+            measured = {rank: one for rank, one in enumerate(ranks) if one is not None}
+            for line in slow_ones(measured, factor=self._factor):
                 log.warning("step %d: %s", step, line)
 
 
