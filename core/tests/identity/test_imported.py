@@ -24,9 +24,9 @@ Machine = Callable[[Files], dict[str, str]]
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Imports ``own`` on a machine with these files; says what of it is compared."""
     before = set(sys.modules)
-    loaded = imported._loaded
+    own = imported._own_modules
     monkeypatch.setattr(
-        imported, "_loaded", lambda names: {n: one for n, one in loaded(names).items() if n not in before}
+        imported, "_own_modules", lambda: {n: one for n, one in own().items() if n not in before}
     )
 
     def forget() -> None:

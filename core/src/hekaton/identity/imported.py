@@ -33,10 +33,12 @@ _SUFFIXES = (".py", ".pyc")
 
 def imported(plugins: Plugins) -> dict[str, str]:
     """Digests of sources, versions of distributions, and whether a module that is imported can be found."""
-    own = _own_modules(code.distributed_packages(plugins))
-    of_own = {*code.packages(plugins), *map(_top, own.values())}
+    everything = _own_modules()
+    own = _without(code.distributed_packages(plugins), everything)
+    packages = code.packages(plugins)
+    of_own = {*packages, *map(_top, own.values())}
     versions = {canonicalize_name(name) for name in code.versions(plugins)}
-    sources = imported_source(plugins)
+    sources = _digests(_without(packages, everything))
     modules = {}
     imports = [_imports(module) for module in own.values()]
     at_once = {name for always, _ in imports for name in always}
@@ -51,7 +53,11 @@ def imported(plugins: Plugins) -> dict[str, str]:
         elif spec is not None or name in at_once:
             modules[f"module {name}"] = "not there" if spec is None else "there"
         if not distribution and name not in of_own:
-            parts = _loaded(one for one in sys.modules if one.partition(".")[0] == name)
+            parts = {
+                one: module
+                for one, module in list(sys.modules.items())
+                if one.partition(".")[0] == name and _source_of(module) is not None
+            }
             sources |= _digests(parts) if parts or spec is None else _digest_of_file(spec)
     return {f"source of {file}": digest for file, digest in sources.items()} | modules
 
@@ -59,42 +65,44 @@ def imported(plugins: Plugins) -> dict[str, str]:
 def imported_source(plugins: Plugins) -> dict[str, str]:
     """Digest of each module of one's own that has been imported, by its path from the package on; without
     those that :func:`hekaton.identity.code.source` has."""
-    return _digests(_own_modules(code.packages(plugins)))
+    return _digests(_without(code.packages(plugins), _own_modules()))
 
 
 def _digests(modules: Mapping[str, ModuleType]) -> dict[str, str]:
     return {_file_name(module): _digest(module) for module in modules.values()}
 
 
-def _own_modules(others: Container[str]) -> dict[str, ModuleType]:
-    """Modules that lie in no folder of installed libraries.
-
-    :param others: top-level packages that are left out.
-    """
+def _own_modules() -> dict[str, ModuleType]:
+    """Modules that have a source, in no folder of installed libraries."""
     own = {}
-    for name, module in _loaded(sys.modules).items():
+    for name, module in list(sys.modules.items()):
+        file = _source_of(module)
+        if file is None or _is_installed(file):
+            continue
         whole = getattr(sys.modules.get(_top(module)), "__file__", None)
         # A namespace package has no file of its own: it is in as many folders as have something of it.
-        if whole and (_top(module) in others or _is_installed(whole)):
-            continue
-        if not _is_installed(str(module.__file__)):
+        if not (whole and _is_installed(whole)):
             own[name] = module
     return own
 
 
-def _loaded(names: Iterable[str]) -> dict[str, ModuleType]:
-    """Modules that have a source."""
-    found = {name: sys.modules.get(name) for name in list(names)}
+def _without(packages: Container[str], modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+    """The modules that are in none of some top-level packages; a namespace package is shared by several."""
     return {
         name: module
-        for name, module in found.items()
-        if isinstance(module, ModuleType)
-        and isinstance(file := vars(module).get("__file__"), str)
-        and os.path.isabs(file)
-        and file.endswith(_SUFFIXES)
+        for name, module in modules.items()
+        if _top(module) not in packages or not getattr(sys.modules.get(_top(module)), "__file__", None)
     }
 
 
+def _source_of(module: object) -> str | None:
+    """The file that a module was made from, where there is one."""
+    file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+    return file if isinstance(file, str) and file.endswith(_SUFFIXES) and os.path.isabs(file) else None
+
+
+# A process has thousands of modules, and asks several times.
+@functools.lru_cache(maxsize=16384)
 def _is_installed(file: str) -> bool:
     return file.startswith(_STDLIB) or any(one in file for one in _INSTALLED)
 
