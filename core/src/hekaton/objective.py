@@ -52,6 +52,8 @@ class BatchTensor:
     :param shape: that of one row, without the dim of the rows.
     :param sequence: which dim of ``shape`` is the sequence, which context parallel splits; ``None`` for a
         tensor that every rank needs whole.
+    :param length_from: the configuration field that the length of the sequence follows from, where it is
+        not ``training.seq_len``, such as ``flow_matching.image_size``: errors name it.
     :param first_stage: only the first pipeline stage is given it. Such inputs are the first parameters of the
         model's forward, in the order of their declaration; on later stages what the stage before returned
         takes their place. Other inputs are given to every stage by name.
@@ -63,6 +65,7 @@ class BatchTensor:
     shape: Sequence[int]
     dtype: torch.dtype
     sequence: int | None = None
+    length_from: str = ""
     first_stage: bool = False
     optional: bool = False
 

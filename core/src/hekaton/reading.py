@@ -162,7 +162,7 @@ def _sequences(
 
 
 def shares_of_sources(loader: Loader, readers: dist.ProcessGroup) -> dict[str, float]:
-    """Of each source of a mixture the tokens that the run has read, their share, and epochs.
+    """Of each source of a mixture the tokens, or images, that the run has read, their share, and epochs.
 
     :param readers: the ranks that read the rows of the global batch.
     """
@@ -175,7 +175,7 @@ def shares_of_sources(loader: Loader, readers: dist.ProcessGroup) -> dict[str, f
     return {
         f"data/{one.name}/{what}": value
         for one, (tokens, epochs) in zip(progress, whole, strict=True)
-        for what, value in {"tokens": tokens, "share": tokens / total, "epochs": epochs}.items()
+        for what, value in {loader.unit: tokens, "share": tokens / total, "epochs": epochs}.items()
     }
 
 
@@ -212,17 +212,18 @@ class MixtureWatch:
 
 
 def log_read(loader: Loader, readers: dist.ProcessGroup, *, device: torch.device) -> None:
-    """Say how many documents rows of the run met since it started, or was resumed, that have no token; and
-    what was read of each source of a mixture since the first step."""
+    """Say how many documents rows of the run met since it started, or was resumed, that have no token, or no
+    image; and what was read of each source of a mixture since the first step."""
     whole = int(all_sum(torch.tensor(loader.skipped, device=device), readers).item())
     if whole:
-        log.info("notice: documents without a token, or a target, that were skipped: %s", f"{whole:,}")
+        nothing = "a token, or a target," if loader.unit == "tokens" else loader.unit
+        log.info("notice: documents without %s that were skipped: %s", nothing, f"{whole:,}")
     reached = shares_of_sources(loader, readers)
     for name in [one.name for one in loader.progress()]:
-        tokens, share, epochs = (reached[f"data/{name}/{what}"] for what in ("tokens", "share", "epochs"))
+        count, share, epochs = (reached[f"data/{name}/{what}"] for what in (loader.unit, "share", "epochs"))
         log.info(
-            "mixture: %s tokens of %s, %.2f%% of all, in %.2f epochs", f"{tokens:,.0f}", name, 100 * share,
-            epochs,
+            "mixture: %s %s of %s, %.2f%% of all, in %.2f epochs", f"{count:,.0f}", loader.unit, name,
+            100 * share, epochs,
         )  # fmt: skip
 
 
@@ -231,7 +232,7 @@ def log_shares(loader: Loader, *, step: int) -> None:
     shares = loader.shares(step)
     if shares:
         each = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
-        log.info("mixture from step %d on: %s of the tokens", step + 1, each)
+        log.info("mixture from step %d on: %s of the %s", step + 1, each, loader.unit)
 
 
 def batch_on(device: torch.device, batch: Batch) -> Batch:

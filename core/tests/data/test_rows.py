@@ -119,7 +119,7 @@ def test_only_empty_documents_are_an_error(numbers, number_tokenizer, repeat):
         numbers("", " ", ""), number_tokenizer(bos_id=100, eos_id=200),
         seq_len=2, global_batch_size=2, rows=range(2), seed=0, repeat=repeat,
     )  # fmt: skip
-    with pytest.raises(DataError, match="the dataset is empty: none of its 3 documents has a token"):
+    with pytest.raises(DataError, match="the dataset is empty: none of its 3 documents has tokens"):
         loader.next_step()
 
 

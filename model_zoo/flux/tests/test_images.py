@@ -134,3 +134,41 @@ def test_what_is_made_for_images_is_refused_with_what_is_made_for_texts(flags, s
     file = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
     assert main(["config", "check", file, *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+CP, TP = (f"--parallelism.{name}_parallel_degree" for name in ("context", "tensor"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "hint"),
+    [
+        (
+            [CP, "3", "--training.seq_len", "60"],
+            "'img' has a sequence of 16, which is not divisible by context_parallel_degree = 3 (twice",
+            "choose a flow_matching.image_size with which it is a multiple of 6",
+        ),
+        (
+            [CP, "2", "--flow_matching.text_length", "5"],
+            "'txt' has a sequence of 5, which is not divisible by context_parallel_degree = 2",
+            "from: --flow_matching.text_length; ",
+        ),
+        (
+            [TP, "5"],
+            "parallelism.tensor_parallel_degree = 5 does not divide n_heads = 4",
+            "choose one of 1, 2, 4",
+        ),
+    ],
+)
+def test_sequences_that_cannot_be_cut_are_those_of_images_and_texts(flags, said, hint, capsys):
+    file = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
+    assert main(["config", "check", file, *flags]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert hint in err
+    assert "seq_len" not in err
+
+
+def test_text_lengths_do_not_matter_to_a_layout_of_images(capsys):
+    file = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
+    sizes = ["--training.seq_len", "63", "--validation.seq_len", "63", CP, "2", TP, "2"]
+    assert main(["config", "check", file, *sizes]) == 0, capsys.readouterr().err

@@ -189,3 +189,26 @@ def test_adapters_float8_compilation_and_recomputation_are_the_core_s_own(tmp_pa
     assert done.returncode == 0, done.stderr
     (run,) = hekaton.runs(tmp_path / "outputs")
     assert losses(run) == pytest.approx(losses(adapted), rel=1e-4)
+
+
+def test_a_mixture_is_of_images(tmp_path, capsys):
+    from hekaton.cli import main
+
+    toml = tmp_path / "mixture.toml"
+    toml.write_text(
+        '[training]\ndataset = "mixture"\n'
+        '[[mixture.sources]]\ndataset = "shapes"\nweight = 0.5\n'
+        '[[mixture.sources]]\ndataset = "shapes_validation"\nweight = 0.5\n'
+    )
+    flags = ["--flow_matching.image_size", "32", "--training.local_batch_size", "4", "--training.steps", "2"]
+    flags += ["--validation.no-enable", "--checkpoint.no-enable", "--flow_matching.sample_freq", "0"]
+    flags += ["--lr_scheduler.warmup_steps", "0", "--metrics.log_freq", "1"]
+    done = run_command("train", FILE, str(toml), *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mixture from step 1 on: shapes 50.00%, shapes_validation 50.00% of the images" in done.stderr
+    assert "mixture: 4 images of shapes, 50.00% of all" in done.stderr
+    assert "token" not in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "outputs/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["data/shapes/images"] == 4
+    assert main(["data", "stats", FILE, "--documents", "3"]) == 0
+    assert "shapes: 3 documents (of 10,000), 3 images, 1.0 in each\n  0 empty\n" in capsys.readouterr().out

@@ -98,8 +98,10 @@ def stats(loaded: Loaded, *, most: int | None) -> Iterator[str]:
             lengths[length.bit_length()] += 1
         name = source.name or config.training.dataset
         of = f" (of {len(source.documents):,})" if count < len(source.documents) else ""
-        yield f"{name}: {count:,} documents{of}, {tokens:,} tokens, {tokens / max(count, 1):,.1f} in each"
-        yield f"  {empty:,} empty, {long:,} longer than a row of {config.training.seq_len:,}"
+        unit = stream.maker.unit
+        yield f"{name}: {count:,} documents{of}, {tokens:,} {unit}, {tokens / max(count, 1):,.1f} in each"
+        longer = f", {long:,} longer than a row of {config.training.seq_len:,}" if unit == "tokens" else ""
+        yield f"  {empty:,} empty{longer}"
         for bits in range(min(lengths, default=0), max(lengths, default=-1) + 1):
             low, high = (1 << bits) >> 1, max((1 << bits) - 1, 0)
             share = lengths[bits] / max(lengths.values())
@@ -153,7 +155,8 @@ def show(loaded: Loaded, *, step: int, row: int | None, dim: bool) -> Iterator[s
         tensors = {name: values[index] for name, values in made.tensors.items()}
         if "tokens" not in tensors or "labels" not in tensors:
             raise ConfigError(
-                f"rows of training.packing = '{config.training.packing}' have no tokens: {', '.join(tensors)}"
+                f"rows of training.packing = '{config.training.packing}' have no tokens to show, but "
+                f"{stream.maker.unit}: {', '.join(tensors)}"
             )
         targets = int((tensors["labels"] != IGNORE_INDEX).sum())
         yield f"── step {step}, row {number}{f', source {name}' if name else ''}: {targets:,} targets"

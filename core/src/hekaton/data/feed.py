@@ -228,12 +228,13 @@ class Feed:
 class SourceReader:
     """Fetches and encodes the documents of one source for the feeds of many rows together."""
 
-    def __init__(self, source: Source, *, rows: int, joined: bool = False) -> None:
+    def __init__(self, source: Source, *, rows: int, joined: bool = False, unit: str = "tokens") -> None:
         """:param rows: of the global batch.
+        :param unit: what the row maker counts.
         :param joined: whether the row maker takes spans of several documents.
         """
         self._source = source
-        self._rows = rows
+        self._rows, self._unit = rows, unit
         self._count = len(source.documents)
         self._last = None if source.epochs is None else source.epochs * self._count
         self._takes_joined = joined
@@ -352,4 +353,4 @@ class SourceReader:
                 if len(encoded.ids):
                     self._any_tokens = True
                     return
-            raise DataError(f"the dataset is empty: none of its {self._count:,} documents has a token")
+            raise DataError(f"the dataset is empty: none of its {self._count:,} documents has {self._unit}")

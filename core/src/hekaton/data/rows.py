@@ -76,7 +76,10 @@ class RowReader:
         """:param cursor: (rows, cursor width)."""
         self._stream = stream
         joined = getattr(stream.maker, "takes_joined", False)
-        self._readers = [SourceReader(source, rows=stream.rows, joined=joined) for source in stream.sources]
+        self._readers = [
+            SourceReader(source, rows=stream.rows, joined=joined, unit=stream.maker.unit)
+            for source in stream.sources
+        ]
         self.rows = [Row(stream, row, place) for row, place in zip(rows, cursor.tolist(), strict=True)]
 
     def fill(self, number: int, feeds: Sequence[Feed], tokens: int) -> None:

@@ -182,7 +182,7 @@ def mixture_holds_together(run: Run) -> Iterator[HekatonError | str]:
     except HekatonError as e:
         yield run.violation(e.message, "mixture.sources", "training.dataset", hint=e.hint)
     packing = run.config.training.packing
-    if packing not in FULL_ROWS:
+    if packing not in FULL_ROWS and run.fixed_row is None:
         yield (
             f"training.packing = {toml_value(packing)} pads rows that documents do not fill: the weights of "
             "the mixture are shares of rows, and those of tokens are in the metrics"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hekaton.building import MetaModel, tensor_styles
 from hekaton.contributions import ContextParallel
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
+from hekaton.objective import BatchTensor
 from hekaton.parallel.pipeline import stage_layout
 from hekaton.parallel.plan import matching
 from hekaton.parallel.schedules import SCHEDULES, SPLIT_BACKWARD, microbatches_needed
@@ -50,6 +51,9 @@ def sequence_divides(run: Run) -> Iterator[HekatonError]:
         and run.config.context_parallel_strategy() != "ulysses"
     )
     stretches = context * (2 if balanced and context > 1 else 1)
+    if run.fixed_row is not None:
+        yield from _fixed_sequences_divide(run, run.fixed_row, stretches)
+        return
     lengths = {"training.seq_len": run.config.training.seq_len}
     if run.config.validation.enable:
         lengths["validation.seq_len"] = run.config.validation.seq_len
@@ -70,6 +74,23 @@ def sequence_divides(run: Run) -> Iterator[HekatonError]:
                 field,
                 "parallelism.tensor_parallel_degree",
                 hint=f"choose a multiple of {context * tensor}, or parallelism.sequence_parallel = false",
+            )
+
+
+def _fixed_sequences_divide(run: Run, row: Sequence[BatchTensor], stretches: int) -> Iterator[HekatonError]:
+    """Of sequences that have their length from the same field, the first is named."""
+    context = run.config.parallelism.context_parallel_degree
+    for one in {one.length_from or one.name: one for one in reversed(row)}.values():
+        length = None if one.sequence is None else one.shape[one.sequence]
+        if length is not None and length % stretches:
+            twice = " (twice, for head-tail load balancing)" if stretches > context else ""
+            sizes = f"a {one.length_from}" if one.length_from else "sizes"
+            yield run.violation(
+                f"'{one.name}' has a sequence of {length}, which is not divisible by "
+                f"context_parallel_degree = {context}{twice}",
+                *([one.length_from] if one.length_from else []),
+                "parallelism.context_parallel_degree",
+                hint=f"choose {sizes} with which it is a multiple of {stretches}",
             )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hekaton.building import MetaModel, build_meta, model_config
+import torch
+
+from hekaton.building import MetaModel, build_meta, build_objective, model_config
 from hekaton.components import build_component
 from hekaton.config import JobConfig
 from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.mesh import ParallelDims
+from hekaton.objective import BatchTensor, TrainingObjective
 from hekaton.plugins import Plugins
 
 
@@ -65,6 +68,30 @@ class Run:
     def meta(self) -> MetaModel | HekatonError:
         """The model on the meta device with its tables, or why there is none."""
         return _meta_model(self)
+
+    @cached_property
+    def objective(self) -> TrainingObjective | HekatonError:
+        """What the model is trained for, or why it cannot be."""
+        if isinstance(self.meta, HekatonError):
+            return self.meta
+        try:
+            return build_objective(
+                self.meta, self.model_dims, self.config, self.plugins, device=torch.device("cpu")
+            )
+        except HekatonError as e:
+            return e
+
+    @cached_property
+    def fixed_row(self) -> Sequence[BatchTensor] | None:
+        """What the objective declares, where its shapes do not follow from ``seq_len``; else ``None``."""
+        if isinstance(self.objective, HekatonError):
+            return None
+        short, long = (
+            [*self.objective.inputs(length), *self.objective.targets(length)] for length in (64, 128)
+        )
+        if any(tuple(one.shape) != tuple(other.shape) for one, other in zip(short, long, strict=True)):
+            return None
+        return short
 
     @property
     def data_parallel_degree(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import prod
 
 from hekaton.building import check_vocabulary
 from hekaton.errors import HekatonError
@@ -20,6 +21,8 @@ _BYTES_OF_ROW = 2048
 
 def batch_is_in_bounds(run: Run) -> Iterator[HekatonError]:
     """A step's tokens can be held."""
+    if run.fixed_row is not None:
+        return
     training, validation = run.config.training, run.config.validation
     fields = ("training.local_batch_size", "training.global_batch_size", "training.seq_len")
     rows = max(training.local_batch_size, training.global_batch_size)
@@ -53,14 +56,18 @@ def batches_fit_memory(run: Run) -> Iterator[HekatonError]:
         batches["validation"] = (validation.local_batch_size, validation.seq_len)
     available = _memory_of_host()
     for section, (rows, seq_len) in batches.items():
-        needed = rows * (seq_len * _BYTES_OF_TOKEN + _BYTES_OF_ROW)
+        if run.fixed_row is None:
+            of_row, what = seq_len * _BYTES_OF_TOKEN, f" of {section}.seq_len = {seq_len:,}"
+        else:
+            of_row, what = sum(prod(one.shape) * one.dtype.itemsize for one in run.fixed_row), ""
+        needed = rows * (of_row + _BYTES_OF_ROW)
         if needed > available:
             yield run.violation(
-                f"{rows:,} rows of {section}.seq_len = {seq_len:,} take {needed / 2**30:,.0f} GiB before "
+                f"{rows:,} rows{what} take {needed / 2**30:,.0f} GiB before "
                 f"anything is computed, and this machine has {available / 2**30:,.0f} GiB",
                 f"{section}.local_batch_size",
                 *(["training.global_batch_size"] if section == "training" else []),
-                f"{section}.seq_len",
+                *([f"{section}.seq_len"] if what else []),
                 hint="choose fewer or shorter rows, or more processes",
             )
 

@@ -21,6 +21,7 @@ from hekaton_flux.settings import FlowMatchingSection
 if TYPE_CHECKING:
     from hekaton.draws import Draw
 
+_PATCHES: dict[str, Any] = {"sequence": 0, "length_from": "flow_matching.image_size"}
 PARTS = 8
 """How many times a validation looks at."""
 
@@ -61,11 +62,15 @@ class FlowMatching:
         model, dtype = self._model, self._dtype
         declared = [
             BatchTensor(
-                name="img", shape=(self._patches, model.channels), dtype=dtype, sequence=0, first_stage=True
+                name="img", shape=(self._patches, model.channels), dtype=dtype, first_stage=True, **_PATCHES
             ),
-            BatchTensor(name="img_ids", shape=(self._patches, 3), dtype=torch.long, sequence=0),
+            BatchTensor(name="img_ids", shape=(self._patches, 3), dtype=torch.long, **_PATCHES),
             BatchTensor(
-                name="txt", shape=(self._section.text_length, model.text_dim), dtype=dtype, sequence=0
+                name="txt",
+                shape=(self._section.text_length, model.text_dim),
+                dtype=dtype,
+                sequence=0,
+                length_from="flow_matching.text_length",
             ),
             BatchTensor(name="timesteps", shape=(SINUSOIDS,), dtype=dtype),
             BatchTensor(name="y", shape=(model.pooled_dim,), dtype=dtype),
@@ -78,7 +83,7 @@ class FlowMatching:
         """``velocity``, in float32 or better, and ``present``."""
         shape = (self._patches, self._model.channels)
         return (
-            BatchTensor(name="velocity", shape=shape, dtype=self._wide, sequence=0),
+            BatchTensor(name="velocity", shape=shape, dtype=self._wide, **_PATCHES),
             BatchTensor(name="present", shape=(), dtype=torch.bool),
         )
 
