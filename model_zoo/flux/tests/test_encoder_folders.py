@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hekaton
+from hekaton.cli import main
 from hekaton.errors import ConfigError, DataError
 from hekaton_flux import encoder_choice
 from hekaton_flux.objective import FlowMatching
@@ -72,6 +73,17 @@ def test_damaged_and_incomplete_folders_are_rejected(damage, message, folder):
     damage(folder)
     with pytest.raises(ConfigError, match=message):
         opened(folder)
+
+
+def test_all_encoders_that_are_missing_are_named(tmp_path, capsys):
+    (tmp_path / "clip").mkdir()
+    given = {"text_encoder": "google/t5", "pooled_encoder": str(tmp_path / "clip"), "autoencoder": "none"}
+    flags = [word for field, path in given.items() for word in (f"--flow_matching.{field}", path)]
+    assert main(["config", "check", FILE, *flags]) == 2
+    err = capsys.readouterr().err
+    assert "flow_matching.text_encoder = 'google/t5' is no folder; flow_matching.pooled_encoder = '" in err
+    assert "clip' has no config.json; flow_matching.autoencoder = 'none' is no folder\n" in err
+    assert "hf download google/t5 --local-dir FOLDER" in err
 
 
 def test_encoders_in_the_place_of_others_are_rejected(folders):

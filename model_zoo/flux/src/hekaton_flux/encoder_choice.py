@@ -8,7 +8,7 @@ from pathlib import Path
 from hekaton.errors import ConfigError, about
 from hekaton_flux.encoded import StoredEncodings
 from hekaton_flux.encoders import FrozenEncoders, TrialEncoders
-from hekaton_flux.pretrained import PretrainedEncoders, check_folder
+from hekaton_flux.pretrained import PretrainedEncoders, check_folders
 from hekaton_flux.settings import FlowMatchingSection
 
 FIELDS = ("text_encoder", "pooled_encoder", "autoencoder")
@@ -45,8 +45,7 @@ def check_encoders(section: FlowMatchingSection) -> None:
         with about("flow_matching.encoded"):
             StoredEncodings(Path(section.encoded), section)
     elif _named(section):
-        for field in FIELDS:
-            check_folder(field, getattr(section, field))
+        check_folders({field: getattr(section, field) for field in FIELDS})
 
 
 def _named(section: FlowMatchingSection) -> bool:

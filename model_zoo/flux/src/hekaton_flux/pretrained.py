@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ def _libraries(field: str) -> tuple[Any, Any]:
 
 def _opened(field: str, path: str, name: str) -> tuple[Any, Any]:
     """The tokenizer of a folder, where it is of an encoder of texts, and the model, which is not trained."""
-    check_folder(field, path)
+    check_folders({field: path})
     diffusers, transformers = _libraries(field)
     kind = getattr(diffusers if name == "AutoencoderKL" else transformers, name)
     tokenizer = None
@@ -200,16 +201,31 @@ def tokenizer_of(path: str) -> str:
     return path if own or not beside.is_dir() else str(beside)
 
 
-def check_folder(field: str, path: str) -> None:
-    """:raises ConfigError: where there is no folder, or for an autoencoder no file either."""
-    if Path(path).is_dir() or (field == "autoencoder" and Path(path).is_file()):
-        return
-    hint = ""
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        hint = f"it is read from a folder of this machine: hf download {path} --local-dir FOLDER"
-    raise ConfigError(
-        f"flow_matching.{field} = '{path}' is no folder", hint=hint, fields=[f"flow_matching.{field}"]
-    )
+def check_folders(paths: Mapping[str, str]) -> None:
+    """:param paths: of encoders, by field.
+    :raises ConfigError: naming all where there is no folder of a model, or for an autoencoder no file either.
+    """
+    wrong = {field: said for field, path in paths.items() if (said := _lacking(field, path))}
+    if wrong:
+        hub = [
+            f"it is read from a folder of this machine: hf download {path} --local-dir FOLDER"
+            for field, path in paths.items()
+            if field in wrong and path.count("/") == 1 and not path.startswith((".", "/", "~"))
+        ]
+        raise ConfigError(
+            "; ".join(f"flow_matching.{field} = '{paths[field]}' {said}" for field, said in wrong.items()),
+            hint="\n".join(hub),
+            fields=[f"flow_matching.{field}" for field in wrong],
+        )
+
+
+def _lacking(field: str, path: str) -> str:
+    folder = Path(path)
+    if field == "autoencoder" and folder.is_file():
+        return ""
+    if not folder.is_dir():
+        return "is no folder"
+    return "" if (folder / "config.json").is_file() else "has no config.json"
 
 
 _OF_OTHERS = (".md", ".h5", ".msgpack", ".onnx", ".ot")
