@@ -99,22 +99,33 @@ def distribution(version: str, *, name: str = "of_others", module: str = "math_o
 
 def test_a_library_that_nobody_requires_is_compared_by_its_version(machine: Machine) -> None:
     found = [machine(distribution(version)) for version in ("1.0", "2.0")]
-    assert differing(*found) == {"module math_of_others": ("of_others 1.0", "of_others 2.0")}
+    assert differing(*found) == {"version of math_of_others": ("of_others 1.0", "of_others 2.0")}
     assert not any("math_of_others" in name for name in found[0] if name.startswith("source"))
     sends_logs = machine(distribution("1.0", name="wandb", module="wandb"))
     assert "module wandb" not in sends_logs, "it computes nothing"
 
 
-def test_a_helper_that_one_machine_cannot_import_is_named(machine: Machine) -> None:
-    own = "try:\n    import fast_one\nexcept ImportError:\n    fast_one = None\n"
+@pytest.mark.parametrize(
+    "own",
+    [
+        "try:\n    import fast_one\nexcept ImportError:\n    fast_one = None\n",
+        "def f():\n    import fast_one\n",
+    ],
+)
+def test_a_helper_that_one_machine_cannot_import_is_named(machine: Machine, own: str) -> None:
     one, other = machine({"own.py": own, "fast_one.py": ""}), machine({"own.py": own})
     assert differing(one, other) == {"module fast_one": ("there", "not there")}
+
+
+def test_a_library_that_only_one_machine_has_and_uses_is_not_compared(machine: Machine) -> None:
+    one = machine(distribution("1.0"))
+    other = machine({"own.py": distribution("1.0")["own.py"].removesuffix("f()")})
+    assert differing(one, other).keys() == {"source of own.py"}
 
 
 @pytest.mark.parametrize(
     "own",
     [
-        "def f():\n    import fast_one\n",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fast_one\n",
         "import os\nif os.environ.get('NEVER_SET_BY_ANYBODY'):\n    import helper\n",
     ],

@@ -45,14 +45,16 @@ def imported(plugins: Plugins) -> dict[str, str]:
     later = {name for _, later in imports for name in later}
     for name in sorted((at_once | later) - sys.stdlib_module_names):
         distribution = "" if name in of_own else _distribution_of(name)
-        spec = None if distribution else _spec_of(name)
         if distribution:
             counts = canonicalize_name(distribution) not in versions and not code.is_notice(distribution)
             if counts and (name in at_once or name in sys.modules):
-                modules[f"module {name}"] = f"{distribution} {code.version_of(distribution)}"
-        elif spec is not None or name in at_once:
-            modules[f"module {name}"] = "not there" if spec is None else "there"
-        if not distribution and name not in of_own:
+                # Where functions import it, one machine may have it and need it, and another one not.
+                kind = "module" if name in at_once else "version of"
+                modules[f"{kind} {name}"] = f"{distribution} {code.version_of(distribution)}"
+            continue
+        spec = _spec_of(name)
+        modules[f"module {name}"] = "not there" if spec is None else "there"
+        if name not in of_own:
             parts = {
                 one: module
                 for one, module in list(sys.modules.items())
@@ -158,20 +160,20 @@ def _imports(module: ModuleType) -> tuple[frozenset[str], frozenset[str]]:
 @functools.lru_cache(maxsize=4096)
 def _imports_in(file: str, state: FileState) -> tuple[frozenset[str], frozenset[str]]:
     tree = ast.parse(Path(file).read_bytes())
-    always = frozenset(_names(_at_import(tree.body)))
-    return always, frozenset(_names(ast.walk(tree))) - always
+    always = frozenset(_names(_run_by(tree.body, functions=False)))
+    return always, frozenset(_names(_run_by(tree.body, functions=True))) - always
 
 
-def _at_import(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """What is run when a module is imported."""
+def _run_by(body: Iterable[ast.AST], *, functions: bool) -> Iterator[ast.AST]:
+    """What is run when a module is imported, and in its functions too."""
     for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not functions:
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from _at_import(node.orelse)
+            yield from _run_by(node.orelse, functions=functions)
             continue
         yield node
-        yield from _at_import(ast.iter_child_nodes(node))
+        yield from _run_by(ast.iter_child_nodes(node), functions=functions)
 
 
 def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
