@@ -77,6 +77,7 @@ ALSO = [
     "hekaton.data.ShufflesWithin",
     "hekaton.data.ChecksRows",
     "hekaton.data.JoinedDocuments",
+    "hekaton.data.SaysPlaces",
     "hekaton.data.CountsBytes",
     "hekaton.data.KnowsPlaces",
     "hekaton.data.PieceTokenizer",

@@ -130,19 +130,20 @@ def test_workers_make_many_steps_at_once_too(files):
 
 def test_an_error_further_on_does_not_end_the_steps_before_it(files, made_together):
     """A document with an id that the tokenizer lacks, read together with sound ones that come before it."""
-    most = int(files.fetch([9])[0].max())  # document 9 has the highest ids of the first file
+    most = int(files.fetch([9])[0].max())  # document 9 has the highest ids of those up to it
+    wrong = f"{most} is no id of the tokenizer, which has those below {most}"
 
-    def until_the_error(documents):
+    def until_the_error(documents, place):
         source = Source(documents, IdsEncoder(most), Sequential(len(documents)), name="web")
         rows = Loader(Stream([source], InOrder(4), 1, repeat=True), range(1), identity={})
         read = []
-        with pytest.raises(DataError, match="source 'web': a document has the ids"):
+        with pytest.raises(DataError, match=f"source 'web': {place}: {wrong}"):
             while True:
                 read.append(rows.next_step()["tokens"].tolist())
         return read
 
-    expected = until_the_error(OneByOne(files))
-    assert until_the_error(files) == expected
+    expected = until_the_error(OneByOne(files), "document 9, token 119")
+    assert until_the_error(files, rf"'.*a.bin', token {most - 1} \(document 9\)") == expected
     assert max(made_together) > 1
 
 
@@ -166,5 +167,7 @@ def test_what_is_wrong_is_found_in_joined_documents(files, monkeypatch):
     short = next(at for at, index in enumerate(order.tolist()) if index in (0, 8, 10))
     with pytest.raises(DataError, match=f"its cursor lies beyond the end of its document {short}"):
         beyond((short, 7), IdsEncoder())
-    with pytest.raises(DataError, match=r"and the tokenizer those below 20"):
+    ids = np.concatenate(files.fetch([int(order[short]), int(order[short + 1])]))
+    wrong = int(ids[ids >= 20][0])  # in the first file an id is by one more than its place
+    with pytest.raises(DataError, match=rf"a.bin', token {wrong - 1} \(document \d+\): {wrong} is no id of"):
         beyond((short, 0), IdsEncoder(20))

@@ -115,17 +115,20 @@ def _lengths(source: Source, most: int | None) -> Iterator[int]:
     """
     import numpy as np
 
+    from hekaton.data.encoders import encoded
+
     batch = min(BATCH, most or BATCH)
     for start in range(0, len(source.documents), batch):
-        for document in source.documents.fetch(range(start, min(start + batch, len(source.documents)))):
+        indices = range(start, min(start + batch, len(source.documents)))
+        for index, document in zip(indices, source.documents.fetch(indices), strict=True):
             length, has_texts = 0, False
             for part in source.encoder.cut(document):
-                (encoded,) = source.encoder.encode([part])
-                if encoded.breaks is None:
-                    length += len(encoded.ids)
+                (read,) = encoded(source.encoder, [part], source.documents, [index].__getitem__)
+                if read.breaks is None:
+                    length += len(read.ids)
                 else:
                     has_texts = True
-                    yield from np.diff([*encoded.breaks, len(encoded.ids)]).tolist()
+                    yield from np.diff([*read.breaks, len(read.ids)]).tolist()
             if not has_texts:
                 yield length
 

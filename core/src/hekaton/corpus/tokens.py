@@ -138,6 +138,10 @@ class TokenFiles:
         located = self.locate(np.asarray(indices, np.int64)).tolist()
         return [self._mapped[number].ids[start:end] for number, start, end in located]
 
+    def place_of(self, index: int, token: int) -> str:
+        ((number, start, _),) = self.locate(np.array([index])).tolist()
+        return f"'{self._mapped[number].file}', token {start + token:,} (document {index:,})"
+
     def _check(self, number: int) -> None:
         """Notice a file that was written to or replaced, before something is read out of it.
 

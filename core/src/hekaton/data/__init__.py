@@ -59,6 +59,14 @@ class JoinedDocuments(Protocol):
 
 
 @runtime_checkable
+class SaysPlaces(Protocol):
+    """A dataset of token ids that can say where one lies."""
+
+    def place_of(self, index: int, token: int) -> str:
+        """File and place of a token of a document, for an error."""
+
+
+@runtime_checkable
 class DocumentOrder(Protocol):
     """Which document of a dataset stands at which place of what is read."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hekaton.data import Encoded, TextTokenizer, TokenIds
+from hekaton.data import DocumentEncoder, Documents, Encoded, SaysPlaces, TextTokenizer, TokenIds
 from hekaton.data.pieces import Piece, UnreadText, encode_pieces
 from hekaton.errors import DataError
 
@@ -50,15 +50,44 @@ class TextEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """Some ids of a document."""
+    """Some ids of a document.
+
+    :param start: of the first of them in the document.
+    """
 
     ids: Any
-    is_first: bool
+    start: int
     is_last: bool
+
+    @property
+    def is_first(self) -> bool:
+        return self.start == 0
 
     @property
     def size(self) -> int:
         return len(self.ids)
+
+
+class UnknownIdError(DataError):
+    """An id that the tokenizer does not have.
+
+    :param at: its place in what was looked at.
+    :param part: which of several parts that is.
+    """
+
+    def __init__(self, number: int, vocab_size: int, *, at: int) -> None:
+        super().__init__(
+            f"{number:,} is no id of the tokenizer, which has those below {vocab_size:,}",
+            hint="the tokens were made with another tokenizer, or their dtype is another one",
+        )
+        self.at, self.part = at, 0
+
+    def name_place(self, documents: Documents, index: int, token: int) -> None:
+        """Begin the message with where the id is."""
+        place = f"document {index:,}, token {token:,}"
+        if isinstance(documents, SaysPlaces):
+            place = documents.place_of(index, token)
+        self.message = f"{place}: {self.message}"
 
 
 class IdsEncoder:
@@ -73,25 +102,42 @@ class IdsEncoder:
     def cut(self, document: Any) -> Iterator[Ids]:
         length = len(document)
         if length <= IDS_PART:
-            yield Ids(document, True, True)
+            yield Ids(document, 0, True)
             return
         for start in range(0, length, IDS_PART):
             end = start + IDS_PART
-            yield Ids(document[start:end], start == 0, end >= length)
+            yield Ids(document[start:end], start, end >= length)
 
     def encode(self, parts: Sequence[Ids]) -> list[Encoded]:
-        for part in parts:
-            self.check(part.ids)
+        """:raises UnknownIdError: for ids that the tokenizer does not have."""
+        for number, part in enumerate(parts):
+            try:
+                self.check(part.ids)
+            except UnknownIdError as e:
+                e.part = number
+                raise
         return [Encoded(part.ids) for part in parts]
 
     def check(self, ids: Any) -> None:
-        """:raises DataError: for ids that the tokenizer does not have."""
+        """:raises UnknownIdError: for ids that the tokenizer does not have."""
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
-            raise DataError(
-                f"a document has the ids {int(ids.min()):,} to {int(ids.max()):,}, and the "
-                f"tokenizer those below {self._vocab_size:,}",
-                hint="the tokens were made with another tokenizer, or their dtype is another one",
-            )
+            at = int(np.flatnonzero((ids < 0) | (ids >= self._vocab_size))[0])
+            raise UnknownIdError(int(ids[at]), self._vocab_size, at=at)
+
+
+def encoded(
+    encoder: DocumentEncoder, parts: Sequence[Any], documents: Documents, index_of: Callable[[int], int]
+) -> list[Encoded]:
+    """The tokens of parts.
+
+    :param index_of: the index of the document of a part, for an error that names it.
+    :raises DataError: as the encoder.
+    """
+    try:
+        return encoder.encode(parts)
+    except UnknownIdError as e:
+        e.name_place(documents, index_of(e.part), parts[e.part].start + e.at)
+        raise
 
 
 def text(section: Any, tokenizer: TextTokenizer) -> TextEncoder:

@@ -27,7 +27,7 @@ from hekaton.data import (
     TokenIds,
     Values,
 )
-from hekaton.data.encoders import IDS_PART, IdsEncoder
+from hekaton.data.encoders import IDS_PART, IdsEncoder, UnknownIdError, encoded
 from hekaton.data.order import mixed_number
 from hekaton.data.pieces import PIECE
 from hekaton.errors import DataError
@@ -253,7 +253,6 @@ class SourceReader:
 
         :raises DataError: when no document has a token, or documents cannot be read.
         """
-        encoder = self._source.encoder
         while short := [feed for feed in feeds if feed.available < tokens]:
             if self._joined is not None:
                 self._join(self._joined, short, tokens)
@@ -262,21 +261,26 @@ class SourceReader:
             parts = [(feed, document, part) for feed in short for document, part in feed.parts()]
             if not parts:
                 break
-            encoded = encoder.encode([part for *_, part in parts])
-            if not self._takes_joined and any(one.breaks is not None for one in encoded):
+            read = encoded(
+                self._source.encoder,
+                [part for *_, part in parts],
+                self._source.documents,
+                lambda which, parts=parts: self._index_of(*parts[which][:2]),  # type: ignore[misc]
+            )
+            if not self._takes_joined and any(one.breaks is not None for one in read):
                 raise DataError(
                     "the row maker takes documents of one text each, and those of the dataset have many",
                     hint='set training.packing = "documents" or "concat"',
                 )
-            for (feed, document, part), one in zip(parts, encoded, strict=True):
+            for (feed, document, part), one in zip(parts, read, strict=True):
                 feed.append(document, part, one)
                 if feed.empty_documents >= self._count:
                     self._check_any_tokens()
                     feed.empty_documents = 0
             begun = sum(part.is_first for *_, part in parts)
             if begun:
-                read = sum(len(one.ids) for one in encoded)
-                self._tokens_per_document = max(1.0, read / begun)
+                tokens_read = sum(len(one.ids) for one in read)
+                self._tokens_per_document = max(1.0, tokens_read / begun)
         if any(feed.available for feed in feeds):
             self._any_tokens = True
         else:
@@ -296,9 +300,19 @@ class SourceReader:
                 if not count:
                     break
                 ids = documents.joined(located[:count])
-                self._ids.check(ids)
+                try:
+                    self._ids.check(ids)
+                except UnknownIdError as e:
+                    which = int(ends.searchsorted(e.at, side="right"))
+                    token = e.at - int(ends[which] - lengths[which])
+                    e.name_place(self._source.documents, int(feed.indices[which]), token)
+                    raise
                 feed.append_joined(feed.next_document, ids, ends[:count])
                 feed.advance(count)
+
+    def _index_of(self, feed: Feed, document: int) -> int:
+        (index,) = self._source.order.at(np.array([document * self._rows + feed.row])).tolist()
+        return int(index)
 
     def _fetch(self, wanted: Sequence[tuple[Feed, int]]) -> None:
         """Fetch about as many documents as give each feed the tokens that it wants, at least one."""
@@ -346,11 +360,12 @@ class SourceReader:
     def _check_any_tokens(self) -> None:
         """Tell a row that met only empty documents by chance from a dataset that has no others."""
         if not self._any_tokens:
-            encoder = self._source.encoder
+            encoder, documents = self._source.encoder, self._source.documents
             for index in range(self._count):
-                (document,) = self._source.documents.fetch([index])
-                (encoded,) = encoder.encode([next(iter(encoder.cut(document)))])
-                if len(encoded.ids):
+                (document,) = documents.fetch([index])
+                parts = [next(iter(encoder.cut(document)))]
+                (read,) = encoded(encoder, parts, documents, [index].__getitem__)
+                if len(read.ids):
                     self._any_tokens = True
                     return
             raise DataError(f"the dataset is empty: none of its {self._count:,} documents has {self._unit}")
