@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import time
 import tracemalloc
 
 import numpy as np
@@ -254,15 +255,25 @@ def test_any_other_error_in_a_worker_has_its_cause():
     part.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch raises it anywhere
-def test_a_worker_that_dies_is_an_error():
-    class Deadly(Broken):
-        def fetch(self, indices):
-            os._exit(9)
+def test_a_worker_that_dies_is_an_error_where_its_rows_are_waited_for_and_nowhere_else(
+    documents, number_tokenizer, tmp_path
+):
+    fetch = type(documents).fetch
 
-    part = loader(Deadly(None), ByteTokenizer(), range(ROWS), num_workers=1)
+    class Deadly(type(documents)):
+        def fetch(self, indices):
+            if (tmp_path / "die").exists():
+                os._exit(9)
+            return fetch(self, indices)
+
+    documents.__class__ = Deadly
+    part = loader(documents, number_tokenizer(), range(ROWS), num_workers=1)
+    part.next_step()
+    (tmp_path / "die").touch()
     with pytest.raises(DataError, match="a data worker died"):
-        part.next_step()
+        for _ in range(STEPS):
+            part.next_step()
+            time.sleep(0.05)  # it dies in one of these
     part.close()
 
 

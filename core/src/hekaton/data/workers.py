@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -119,7 +121,7 @@ def _received(arriving: Iterator[Sequences | _Failure]) -> Sequences:
 
 @contextlib.contextmanager
 def _deaths_are_errors() -> Iterator[None]:
-    """torch raises in the main thread when a worker dies, wherever that is."""
+    """torch raises some seconds after a worker has died, where its rows are waited for."""
     try:
         yield
     except RuntimeError as e:
@@ -138,7 +140,12 @@ def _forking() -> Iterator[None]:
     The threads of the parent's tokenizer do not exist in a worker, which would wait for them for ever; one
     worker is one core. Python warns of forks beside threads for the same reason: a worker uses none of them.
     And torch warns of more workers than cores, not knowing that other ranks have theirs.
+
+    What torch does at once when a worker dies is undone: it raises in the main thread, wherever that is, in the
+    middle of a save as well.
     """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    at_death = signal.getsignal(signal.SIGCHLD)
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"
@@ -148,6 +155,8 @@ def _forking() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=UserWarning, message="This DataLoader will create")
             yield
     finally:
+        if in_main_thread and at_death is not None:
+            signal.signal(signal.SIGCHLD, at_death)
         if before is None:
             del os.environ[name]
         else:
