@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hekaton.config import load
+from hekaton.config.flags import split_files
 from hekaton.control import Request, RunControl
 from hekaton.plugins import Plugins
 
@@ -36,7 +37,7 @@ def check_run_hooks(
     (info,) = plugins.infos
     assert info.status == "ok", f"{info} is {info.status}: {info.reason}"
     assert plugins.lifecycle_hooks(info), f"{info} implements no lifecycle hook"
-    config = load([], list(arguments)).config
+    config = load(*split_files(arguments)).config
     asked = _run(plugins, config, metrics, done=0)
     _run(plugins, config, metrics, done=100)
     return asked

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hekaton.contributions import Check, CheckpointFormat, Command, Component, Section
-from hekaton.testing.conformance.subject import CheckedContribution
+from hekaton.testing.conformance.subject import SMALL_MODEL, CheckedContribution
 from hekaton.testing.logger import check_logger
 from hekaton.testing.optimizer import check_optimizer
 from hekaton.testing.plugin import check_plugin
@@ -93,7 +93,8 @@ def written_and_read(subject: CheckedContribution) -> None:
 
 def rule(subject: CheckedContribution) -> None:
     assert isinstance(subject.record, Check)
-    others = ["--plugins.load", ",".join(subject.load)] if subject.load else []
+    load = ["--plugins.load", ",".join(dict.fromkeys([*subject.load, SMALL_MODEL]))]
+    others = CheckedContribution(subject.module, None, (), load).base
     check_rule(subject.record.rule.load(), *subject.run, others=others)
 
 
