@@ -155,6 +155,12 @@ tested = "0.1"
         (ENTRY + "plugins", "plugins.toml is no TOML in UTF-8: "),
         (ENTRY + "# \udcff", "plugins.toml is no TOML in UTF-8: "),
         ("plugins = 3", "plugins.toml: plugins is no list"),
+        ("", "plugins.toml: plugins is no list"),
+        (ENTRY + ENTRY.replace("plugins", "plugin"), "plugins.toml: there is no key 'plugin'"),
+        (ENTRY.replace('"hekaton-mine"', '"--index-url x"'), "package: String should match pattern"),
+        (ENTRY.replace('"0.1"', '"new"'), "entry 1 (hekaton-mine): tested: String should match pattern"),
+        (ENTRY.replace('"one layer"', '"one\\nlayer"'), "summary: Value error, is no line of text"),
+        (ENTRY.replace('"mine"', '""'), "name: Value error, is no line of text"),
         ("plugins = [3]", "plugins.toml, entry 1: "),
     ],
 )

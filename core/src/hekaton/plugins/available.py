@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Annotated
 
 import tomli
 from packaging.utils import canonicalize_name
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hekaton.errors import PluginError, choices_hint
 from hekaton.plugins.manager import CONTRIBUTION_HOOKS, kind_name
 
 LIST = "plugins.toml"
+
+
+def _line(text: str) -> str:
+    if not text or not text.isprintable() or text != text.strip():
+        raise ValueError("is no line of text")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_line)]
+_PACKAGE = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+_VERSIONS = r"^[0-9]+(\.[0-9]+)*(, [0-9]+(\.[0-9]+)*)*$"
 
 
 class Available(BaseModel):
@@ -23,18 +35,18 @@ class Available(BaseModel):
     :param kinds: of its contributions, as ``hekaton plugins`` writes them.
     :param models: names for ``[model] name``.
     :param licence: an identifier of SPDX.
-    :param tested: the versions of hekaton that its conformance tests passed with.
+    :param tested: the versions of hekaton that its conformance tests passed with (``0.1, 0.2``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(min_length=1)
-    package: str = Field(min_length=1)
-    summary: str = Field(min_length=1)
+    name: Line
+    package: str = Field(pattern=_PACKAGE)
+    summary: Line
     kinds: list[str] = Field(min_length=1)
-    models: list[str] = []
-    licence: str = Field(min_length=1)
-    tested: str = Field(min_length=1)
+    models: list[Line] = []
+    licence: Line
+    tested: str = Field(pattern=_VERSIONS)
 
 
 def available() -> Sequence[Available]:
@@ -48,11 +60,15 @@ def read(content: bytes) -> Sequence[Available]:
     :raises PluginError: for what is no list of plugins, naming the entry and what is wrong with it.
     """
     try:
-        entries = tomli.loads(content.decode("utf-8")).get("plugins", [])
+        tables = tomli.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, tomli.TOMLDecodeError) as e:
         raise PluginError(f"{LIST} is no TOML in UTF-8: {e}") from e
-    if not isinstance(entries, list):
-        raise PluginError(f"{LIST}: plugins is no list", hint="an entry begins with [[plugins]]")
+    entries = tables.get("plugins")
+    if not isinstance(entries, list) or len(tables) > 1:
+        wrong = next(
+            (f"there is no key '{name}'" for name in tables if name != "plugins"), "plugins is no list"
+        )
+        raise PluginError(f"{LIST}: {wrong}", hint="an entry begins with [[plugins]]")
     found = [_entry(number, entry) for number, entry in enumerate(entries, start=1)]
     packages = [canonicalize_name(one.package) for one in found]
     for number, package in enumerate(packages):
