@@ -6,9 +6,10 @@ import pytest
 
 from hekaton.contributions import Model
 from hekaton.errors import PluginError
+from hekaton.plugins import Plugins, packages
 from hekaton.testing.conformance import cases_of, training
 from hekaton.testing.conformance.runs import Measured
-from hekaton.testing.conformance.subject import smallest_flavor
+from hekaton.testing.conformance.subject import SMALL_MODEL, smallest_flavor
 
 TEMPLATES = "hekaton.scaffold.templates"
 
@@ -121,3 +122,13 @@ def test_a_tolerance_where_nothing_is_compared_is_an_error():
     with pytest.raises(PluginError, match=r"^no numbers are compared in 'converter temp'") as error:
         cases_of(TEMPLATES, tolerance={"converter temp": 0.1})
     assert CONVERTER in error.value.hint
+
+
+def test_without_hekaton_parallel_a_plugin_with_a_style_and_a_strategy_conforms(monkeypatch):
+    monkeypatch.setenv("HEKATON_DISABLE", "parallel")
+    monkeypatch.setattr(packages, "_is_installed", lambda distribution: distribution != "hekaton-parallel")
+    discover = Plugins.discover
+    monkeypatch.setattr(Plugins, "discover", lambda **_: discover(load=[TEMPLATES, SMALL_MODEL]))
+    draft = converter_cases()[0]
+    assert training.claimed_layouts(draft.subject) == ("shard2", "pp2")
+    draft.check()  # the model's own styles are not known

@@ -15,7 +15,7 @@ from hekaton.contributions import CheckpointFormat, Contribution, ParallelStyle
 from hekaton.draft import Draft, apply_converters
 from hekaton.errors import PluginError
 from hekaton.init import resolve_init
-from hekaton.parallel.plan import check_plan
+from hekaton.parallel.plan import ParallelPlan, check_plan
 from hekaton.plugins import Plugins, kind_name
 from hekaton.spec import ModelConverter, TrainSpec
 from hekaton.testing.initial import check_initial
@@ -56,7 +56,7 @@ def check_converter(
     model = draft.model
     materialize(model, CPU)
     check_initial(model, initializers, what=what)
-    _check_names(draft, load, what=what)
+    _check_names(draft, spec.plan(spec.flavors[flavor]), load, what=what)
     _start(model, draft)
     model.eval()
     outputs = model(**before.inputs)
@@ -84,13 +84,12 @@ def check_converter(
     return draft
 
 
-def _check_names(draft: Draft, load: Sequence[str], *, what: str) -> None:
-    """The styles and the export format of a draft are known."""
+def _check_names(draft: Draft, before: ParallelPlan, load: Sequence[str], *, what: str) -> None:
+    """The styles that a draft adds to the model's plan, and its export format, are known."""
     plugins = Plugins.discover(load=load)
-    used: set[tuple[type[Contribution], str]] = {
-        (ParallelStyle, style) for style in draft.plan.tensor.values()
-    }
-    used |= {(ParallelStyle, style) for style in draft.plan.experts.values()}
+    styles = {*draft.plan.tensor.values(), *draft.plan.experts.values()}
+    added = styles - {*before.tensor.values(), *before.experts.values()}
+    used: set[tuple[type[Contribution], str]] = {(ParallelStyle, style) for style in added}
     if draft.export_format != "hf":  # which a run needs only where it exports
         used.add((CheckpointFormat, draft.export_format))
     for kind, name in sorted(used, key=str):

@@ -8,21 +8,23 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from hekaton.contributions import ContextParallel, ParallelStyle
+from hekaton.config import JobConfig
+from hekaton.contributions import ContextParallel, Contribution, ParallelStyle
 from hekaton.errors import ConfigErrors, HekatonError, UnknownName
 from hekaton.forward_backward import TOTAL
 from hekaton.metrics import with_own
 from hekaton.overrides import override
 from hekaton.parallel.contract import described
 from hekaton.parallel.plan import ParallelPlan
-from hekaton.plugins import Plugins
+from hekaton.plugins import Plugins, kind_name
+from hekaton.plugins.packages import install_hint
 from hekaton.spec import TrainSpec
 from hekaton.testing.before_step import differences, state_after, state_on_one_process
 from hekaton.testing.checked_steps import checked_steps, loaded_for
@@ -127,16 +129,23 @@ def _launch(
 
 
 def claimed(plan: ParallelPlan) -> list[str]:
-    """The layouts of two processes that a plan says the model can have, by their short names."""
+    """The layouts of two processes that a plan says the model can have, by their short names; without those
+    that need a distribution of this repository that is not installed."""
     plugins = Plugins.discover()
     layouts = [PLAIN]
-    if plan.tensor and plugins.all(ParallelStyle):
+    if plan.tensor and _is_installed(plugins, ParallelStyle, plan.tensor.values()):
         layouts.append("tp2")
-    if plan.context and plugins.all(ContextParallel):
+    if plan.context and _is_installed(plugins, ContextParallel, [JobConfig().context_parallel_strategy()]):
         layouts.append("cp2")
     if plan.stages is not None:
         layouts.append("pp2")
     return layouts
+
+
+def _is_installed(plugins: Plugins, kind: type[Contribution], names: Iterable[str]) -> bool:
+    known = plugins.all(kind)
+    missing = [name for name in names if name not in known and install_hint(kind_name(kind), name)]
+    return bool(known) and not missing
 
 
 def run_layouts(
