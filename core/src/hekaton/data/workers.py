@@ -141,8 +141,8 @@ def _forking() -> Iterator[None]:
     worker is one core. Python warns of forks beside threads for the same reason: a worker uses none of them.
     And torch warns of more workers than cores, not knowing that other ranks have theirs.
 
-    What torch does at once when a worker dies is undone: it raises in the main thread, wherever that is, in the
-    middle of a save as well.
+    What torch does at once when a worker dies is undone: it raises in the main thread, wherever that is, in
+    the middle of a save as well.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     at_death = signal.getsignal(signal.SIGCHLD)
