@@ -29,6 +29,8 @@ from hekaton.plugins import Plugins
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _SUFFIXES = (".py", ".pyc")
+_of_libraries: dict[str, ModuleType] = {}
+"""Modules that were found to be installed: a process has thousands, and looks through them several times."""
 
 
 def imported(plugins: Plugins) -> dict[str, str]:
@@ -78,8 +80,13 @@ def _own_modules() -> dict[str, ModuleType]:
     """Modules that have a source, in no folder of installed libraries."""
     own = {}
     for name, module in list(sys.modules.items()):
+        if _of_libraries.get(name) is module:
+            continue
         file = _source_of(module)
-        if file is None or _is_installed(file):
+        if file is None:
+            continue
+        if _is_installed(file):
+            _of_libraries[name] = module
             continue
         whole = getattr(sys.modules.get(_top(module)), "__file__", None)
         # A namespace package has no file of its own: it is in as many folders as have something of it.
@@ -103,8 +110,6 @@ def _source_of(module: object) -> str | None:
     return file if isinstance(file, str) and file.endswith(_SUFFIXES) and os.path.isabs(file) else None
 
 
-# A process has thousands of modules, and asks several times.
-@functools.lru_cache(maxsize=16384)
 def _is_installed(file: str) -> bool:
     return file.startswith(_STDLIB) or any(one in file for one in _INSTALLED)
 
