@@ -19,6 +19,7 @@ LONGEST = (
     "tests/distributed/test_draws.py",
     "tests/test_wheels.py",
     "tests/test_versions.py",
+    "tests/test_random_configurations.py",
     "tests/test_gpu_benchmark.py",
     "tests/distributed/test_experts.py",
     "model_zoo/deepseek_v3/tests/test_training.py",
