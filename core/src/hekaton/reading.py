@@ -37,11 +37,13 @@ def run_loader(
     global_batch_size: int,
     settings: DataloaderSection,
     repeat: bool = True,
+    steps: int = -1,
 ) -> Loader:
     """The batches of a dataset, for the rows of the global batch that this rank reads.
 
     :param dataset: name of the dataset that ``documents`` are of.
     :param repeat: read epoch after epoch; otherwise all ranks stop together at the end of the first.
+    :param steps: batches that are read where documents are read once; -1 for all.
     """
     config, device = assembled.config, assembled.process.device
     assert assembled.tokenizer is not None
@@ -59,6 +61,7 @@ def run_loader(
         seq_len=seq_len,
         rows=global_batch_size,
         repeat=repeat,
+        steps=steps,
     )
     identity = identity_of(
         stream,
@@ -120,7 +123,7 @@ def shared_batches(
     size = config.validation.local_batch_size
     stream = make_stream(
         config, assembled.plugins, assembled.tokenizer, dataset, documents,
-        seq_len=config.validation.seq_len, rows=rows, repeat=False, settings=settings,
+        seq_len=config.validation.seq_len, rows=rows, repeat=False, steps=steps, settings=settings,
     )  # fmt: skip
     rank, readers = assembled.meshes.batch["dp"].get_local_rank(), assembled.meshes.batch["dp"].get_group()
     mine = range(rank * rows // dims.dp, (rank + 1) * rows // dims.dp)

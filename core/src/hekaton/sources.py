@@ -56,6 +56,7 @@ def make_stream(
     seq_len: int,
     rows: int,
     repeat: bool = True,
+    steps: int = -1,
     settings: Mapping[str, Any] | None = None,
 ) -> Stream:
     """What the rows of a batch are read from.
@@ -63,6 +64,7 @@ def make_stream(
     :param dataset: name of the dataset that ``documents`` are of.
     :param rows: of the global batch.
     :param repeat: read epoch after epoch; otherwise each source once.
+    :param steps: rows that are made of each, where documents are read once; -1 for all.
     :param settings: values in place of those of the dataset's own section.
     :raises DataError: when there are no documents.
     """
@@ -88,6 +90,8 @@ def make_stream(
             check_tokenizer(part, tokenizer)
             if isinstance(part, ChecksRows):
                 part.check_rows(rows)
+    maker = build_component(config, plugins, RowMaker, config.training.packing, seq_len)
+    limited = not repeat and steps >= 0 and not mixture and getattr(maker, "row_is_document", False)
     return Stream(
         [
             Source(
@@ -97,10 +101,11 @@ def make_stream(
                 epochs=entry.max_epochs if repeat else 1,
                 name=entry.name,
                 seed=seed,
+                most=steps * rows if limited else None,
             )
             for entry, part in zip(entries, parts, strict=True)
         ],
-        build_component(config, plugins, RowMaker, config.training.packing, seq_len),
+        maker,
         rows,
         repeat,
         blend=Blend(mixture.weights, rows=rows, seed=seed) if mixture else None,

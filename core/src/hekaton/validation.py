@@ -223,6 +223,7 @@ class LossOnData:
             global_batch_size=count,
             settings=settings.dataloader,
             repeat=False,
+            steps=settings.steps,
         )
         with contextlib.closing(loader):
             for step in itertools.count(1):

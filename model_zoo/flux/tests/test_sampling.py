@@ -217,6 +217,27 @@ def test_a_validation_does_not_depend_on_how_many_images_are_in_a_batch(tmp_path
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+def test_a_validation_with_bad_images_does_not_depend_on_it_either(tmp_path):
+    for number in range(7):
+        Image.fromarray(np.full((32, 32, 3), 30 * number, np.uint8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a square")
+    for number in (1, 2, 5):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    found = {}
+    for rows, steps in ((3, 2), (1, 6), (7, -1), (2, -1)):
+        settings = {
+            **SMALL, "job.dump_folder": str(tmp_path / f"{rows}"), "training.steps": 1, "validation.freq": 1,
+            "flow_matching.sample_freq": 0, "validation.local_batch_size": rows, "validation.steps": steps,
+            "checkpoint.enable": False, "metrics.enable_tensorboard": False, "training.local_batch_size": 1,
+            "validation.dataset": "image_folder", "validation.dataset_path": str(tmp_path),
+            "flow_matching.max_bad_images": 3,
+        }  # fmt: skip
+        found[rows] = hekaton.train(FILE, **settings).metrics[-1]["validation_loss"]
+    assert found[3] == pytest.approx(found[1], rel=1e-5)
+    assert found[7] == pytest.approx(found[2], rel=1e-5)
+    assert found[7] != pytest.approx(found[1], rel=1e-5)
+
+
 def pixels(path):
     with Image.open(path) as opened:
         return np.asarray(opened).astype(int)

@@ -48,6 +48,7 @@ class Source:
 
     :param epochs: after how many a row has read its documents to the end; ``None`` for never.
     :param seed: of what is shuffled within documents.
+    :param most: documents that are read, of the first of the order; ``None`` for all.
     """
 
     documents: Documents
@@ -56,6 +57,7 @@ class Source:
     epochs: int | None = None
     name: str = ""
     seed: int = 0
+    most: int | None = None
 
 
 @dataclass(slots=True)
@@ -108,10 +110,11 @@ class Span:
 class Feed:
     """The tokens ahead of one row in one source, which a row maker takes."""
 
-    def __init__(self, row: int, cursor: Sequence[int]) -> None:
+    def __init__(self, row: int, cursor: Sequence[int], *, rows: int = 1) -> None:
         """:param cursor: documents read to the end, tokens read of the next, and a number of the row maker's
-        own where it keeps one."""
-        self.row = row
+        own where it keeps one.
+        :param rows: of the global batch."""
+        self.row, self.rows = row, rows
         self.next_document, self._skip, *rest = cursor
         """The next document to fetch, and how many tokens of it were handed out before the row was sought."""
         self.made = rest[0] if rest else 0
@@ -237,6 +240,8 @@ class SourceReader:
         self._rows, self._unit = rows, unit
         self._count = len(source.documents)
         self._last = None if source.epochs is None else source.epochs * self._count
+        if source.most is not None:
+            self._last = source.most if self._last is None else min(self._last, source.most)
         self._takes_joined = joined
         self._shuffles = isinstance(source.documents, ShufflesWithin)
         self._tokens_per_document = float("inf")  # ask for one until we know

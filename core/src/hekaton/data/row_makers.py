@@ -20,6 +20,8 @@ class BatchRowMaker(Protocol):
     """Makes rows of one kind from documents. It keeps nothing of its own between rows but ``Feed.made``.
 
     One that has ``takes_joined = True`` may find spans of several documents in its feeds (``Span.starts``).
+    One that has ``row_is_document = True`` makes a row of each document: a validation of so many rows is then
+    of as many documents, also where some of them give nothing.
     """
 
     @property

@@ -168,12 +168,12 @@ class Row:
         width = stream.maker.cursor_width
         if stream.blend is None:
             self.made = 0
-            self.feeds = [Feed(row, cursor)]
+            self.feeds = [Feed(row, cursor, rows=stream.rows)]
             self.taken = [0]
         else:
             self.made = cursor[0]
             places = [cursor[start : start + width + 1] for start in range(1, len(cursor), width + 1)]
-            self.feeds = [Feed(row, place[:-1]) for place in places]
+            self.feeds = [Feed(row, place[:-1], rows=stream.rows) for place in places]
             self.taken = [place[-1] for place in places]
 
     def choose(self) -> int | None:

@@ -35,7 +35,8 @@ class FlowMatching:
       the autoencoder has a distribution of them ``latents_std``, of the same shape;
     - ``text``, (text_length, text_dim), and ``pooled``, (pooled_dim,): of the two text encoders;
     - ``empty_text`` and ``empty_pooled``: the same of an empty text;
-    - ``present``, (), bool: whether the row is an image and no padding; without it no row is padding.
+    - ``present``, (), bool: whether the row is an image and no padding; without it no row is padding;
+    - ``place``, (): the image's number among those of a validation; without it that of the row.
     """
 
     weights: ClassVar[Mapping[str, float]] = {"flow_matching": 1.0}
@@ -172,7 +173,7 @@ class AtFixedTimes(FlowMatching):
         return (*super().targets(seq_len), BatchTensor(name="part", shape=(), dtype=torch.long))
 
     def prepare(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch]:
-        draw = dataclasses.replace(draw, step=1, rows=self._places(draw))
+        draw = dataclasses.replace(draw, step=1, rows=self._places(batch, draw))
         inputs, targets = super().prepare(batch, draw)
         return inputs, {**targets, "part": self._parts(draw)}
 
@@ -191,8 +192,11 @@ class AtFixedTimes(FlowMatching):
     def _terms(self, whole: torch.Tensor, parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(zip(self.weights, (whole, *parts), strict=True))
 
-    def _places(self, draw: Draw) -> list[int]:
-        """Which image of the validation each row is."""
+    def _places(self, batch: Batch, draw: Draw) -> list[int]:
+        """Which image of the validation each row is: images that are skipped keep their places."""
+        if "place" in batch:
+            found: list[int] = batch["place"].tolist()
+            return found
         before = (draw.step - 1) * len(draw.rows) * self._dp
         return [before + row for row in draw.rows]
 

@@ -103,19 +103,22 @@ class ImageRows:
     unit = "images"
     units_per_row = 1
     ahead = 1
+    row_is_document = True
     cursor_width = 2
 
     def __init__(self, encoders: FrozenEncoders, section: FlowMatchingSection) -> None:
         self._encoders, self._shapes = encoders, shapes_of(encoders, section)
 
     def empty(self, rows: int) -> dict[str, Values]:
-        """``present`` is true for an image and false for padding, beside what ``flow_matching`` takes."""
+        """``present`` is true for an image and false for padding, ``place`` is its number in the order of the
+        dataset, beside what ``flow_matching`` takes."""
         tensors: dict[str, Values] = {
             name: np.zeros((rows, *shape), np.float32) for name, shape in self._shapes.items()
         }
         for name, values in self._empty_text.items():
             tensors[f"empty_{name}"] = np.broadcast_to(values, (rows, *values.shape)).copy()
         tensors["present"] = np.zeros(rows, np.bool_)
+        tensors["place"] = np.zeros(rows, np.int64)
         return tensors
 
     def make(self, feed: Feed, out: Mapping[str, Values]) -> int:
@@ -129,6 +132,7 @@ class ImageRows:
             out[name][...] = values[begin:end].reshape(shape)
             begin = end
         out["present"][...] = True
+        out["place"][...] = spans[0].document * feed.rows + feed.row
         return 1
 
     @functools.cached_property
