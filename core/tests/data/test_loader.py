@@ -255,6 +255,22 @@ def test_any_other_error_in_a_worker_has_its_cause():
     part.close()
 
 
+def test_an_error_of_one_worker_ends_the_others_at_once():
+    class Slow(Broken):
+        def fetch(self, indices):
+            if torch.utils.data.get_worker_info().id == 1:
+                time.sleep(60)
+            raise self.error
+
+    part = loader(Slow(DataError("cannot read it")), ByteTokenizer(), range(ROWS), num_workers=2)
+    with pytest.raises(DataError, match="cannot read it"):
+        part.next_step()
+    end = time.monotonic() + 4  # torch itself waits for 5 s
+    while multiprocessing.active_children():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_worker_that_dies_is_an_error_where_its_rows_are_waited_for_and_nowhere_else(
     documents, number_tokenizer, tmp_path
 ):

@@ -62,10 +62,11 @@ def read_in_workers(
             )
     except GeneratorExit:
         del arriving  # the workers are asked to end; one that does not gets a SIGTERM, which it ignores once
+        raise
+    finally:
         for worker in started:
             if worker.is_alive():
                 worker.kill()
-        raise
 
 
 class _Parts(IterableDataset["Sequences | _Failure"]):
