@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 
 from hekaton.building import model_config
 from hekaton.checkpoint.disk.manifest import MANIFEST, Manifest
@@ -96,6 +97,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code, "version_of", lambda name: "0.0.9" if name == "hekaton" else version(name))
         patch.setenv("NCCL_ALGO", "Ring")
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another processor")
+        patch.setattr(torch.backends.cudnn, "benchmark", True)
         runs.train("notices", 3, *flags)
     runs.train("refused", 4, *flags, *OTHER, "--optimizer.name", "Adam")
     accepted = "model.rope_theta,model.norm_eps,model.n_heads,model.n_kv_heads,optimizer.name"
@@ -225,7 +228,16 @@ def test_another_version_is_reported(runs: Runs) -> None:
     assert "environment.NCCL_ALGO: not set until step 2, Ring from then on" in notices
     assert "optimizer.groups.0.lr_factor: not set until step 2, 0.5 from then on" in notices
     assert "optimizer.groups.0.match: not set until step 2, *norm* from then on" in notices
-    assert len(notices) == len(CHANGES) + 4
+    assert len(notices) == len(CHANGES) + 6
+
+
+def test_another_machine_is_reported(runs: Runs) -> None:
+    (processor,) = (
+        one for one in runs.notices("notices") if one.startswith("instructions of the processor: ")
+    )
+    assert processor.endswith(" until step 2, of another processor from then on")
+    setting = "torch.backends.cudnn.benchmark: false until step 2, true from then on"
+    assert setting in runs.notices("notices")
 
 
 def test_another_model_is_refused_with_the_ways_on(runs: Runs) -> None:

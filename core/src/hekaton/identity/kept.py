@@ -14,7 +14,7 @@ from hekaton.identity import code
 from hekaton.identity.built import contributed_values, data_values
 from hekaton.identity.history import Change
 from hekaton.identity.imported import imported_source
-from hekaton.identity.subjects import device_values
+from hekaton.identity.subjects import THREADS, device_values, processor_values
 from hekaton.identity.values import (
     config_meanings,
     config_values,
@@ -23,6 +23,7 @@ from hekaton.identity.values import (
     model_values,
     plain,
 )
+from hekaton.identity.variables import settings_of_torch
 
 if TYPE_CHECKING:
     from hekaton.assembly import Assembled
@@ -150,6 +151,8 @@ def identity_of(assembled: Assembled, documents: Documents, validation: Mapping[
     versions = {f"version of {name}": version for name, version in code.versions(plugins).items()}
     source = {f"code of {name}": digest for name, digest in code.by_package(code.source(plugins)).items()}
     own = code.by_package(imported_source(plugins))
+    machine = device_values(assembled.process.device) | processor_values(assembled.process.device)
+    machine.pop(THREADS, None)  # they follow from the layout
     contributed = contributed_values(config, plugins)
     subjects = plugins.all(IdentitySubject)
     return Identity(
@@ -161,7 +164,8 @@ def identity_of(assembled: Assembled, documents: Documents, validation: Mapping[
             **versions,
             **source,
             **{f"{IMPORTED}{name}": digest for name, digest in own.items()},
-            **device_values(assembled.process.device),
+            **machine,
+            **settings_of_torch(),
             **contributed,
         },
         contributed=contributed,

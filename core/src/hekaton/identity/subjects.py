@@ -32,6 +32,7 @@ DRAWN = 256
 READ_WHOLE = 2**24
 """Bytes of files that are read whole: manifests, with the checksums of all other files of a checkpoint, and
 what describes weights. Of larger ones samples are."""
+THREADS = "threads of the process"
 READ_INTO_VALUES = "job.config_file"
 """Of these files the values are compared, and not how they are written."""
 
@@ -174,7 +175,7 @@ def processor_values(device: torch.device) -> dict[str, Any]:
     return values | {
         "products of the processor": products.hexdigest(),
         "instructions of the processor": torch.backends.cpu.get_cpu_capability(),
-        "threads of the process": torch.get_num_threads(),
+        THREADS: torch.get_num_threads(),
     }
 
 
