@@ -83,6 +83,9 @@ def _plugin_page() -> str:
                 _promises(None),
                 "## Example",
                 f"```python\n{_segment(module, hook)}\n```",
+                "## In this repository",
+                f"`{hook.name}` of `hekaton`: `core/src/hekaton/scaffold/templates/__init__.py`, from which "
+                "`hekaton new run_hooks NAME` writes a plugin.",
             ]
         )
         + "\n"

@@ -41,7 +41,7 @@ LIFECYCLE = """\
 ## Lifecycle hooks
 
 They return nothing and are called a few times per step at most, never per microbatch. Implement only those
-that you need, with only the parameters that you need.
+that you need, with only the parameters that you need. [Plugin](../contracts/plugin.md) has a tested one.
 """
 
 INTERFACES = """\

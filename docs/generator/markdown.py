@@ -73,7 +73,11 @@ def blocks(text: str) -> str:
     for block in re.split(r"\n\s*\n", text.strip()):
         if literal and block.startswith("    "):
             lines = "\n".join(line[4:] for line in block.splitlines())
-            done.append(f"```python\n{lines}\n```")
+            if done[-1].endswith("\n```"):
+                apart = "\n\n\n" if lines.startswith(("@", "def ", "class ")) else "\n\n"
+                done[-1] = done[-1].removesuffix("\n```") + f"{apart}{lines}\n```"
+            else:
+                done.append(f"```python\n{lines}\n```")
             continue
         literal = block.endswith("::")
         done.append(inline(" ".join(block.removesuffix(":").split()) if literal else " ".join(block.split())))
