@@ -136,27 +136,30 @@ class TokenFiles:
 
     def fetch(self, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
         located = self.locate(np.asarray(indices, np.int64)).tolist()
+        for number in {number for number, *_ in located}:
+            self._check(number)
         return [self._mapped[number].ids[start:end] for number, start, end in located]
 
     def place_of(self, index: int, token: int) -> str:
         ((number, start, _),) = self.locate(np.array([index])).tolist()
         return f"'{self._mapped[number].file}', token {start + token:,} (document {index:,})"
 
-    def _check(self, number: int) -> None:
+    def _check(self, number: int, *, index: bool = False) -> None:
         """Notice a file that was written to or replaced, before something is read out of it.
 
+        :param index: that of the file, and not the file.
         :raises DataError: when it has another content now.
         """
         mapped = self._mapped[number]
-        for path in (mapped.file, mapped.ends):
-            if path is not None:
-                self._known[path] = self._known[path].unchanged()
+        path = mapped.ends if index else mapped.file
+        if path is not None:
+            self._known[path] = self._known[path].unchanged()
 
     def locate(self, indices: Integers) -> Integers:
         located = np.empty((len(indices), 3), np.int64)
         located[:, 0] = numbers = self._ends.searchsorted(indices, side="right")
         for number in np.unique(numbers).tolist():
-            self._check(number)
+            self._check(number, index=True)
             mapped, within = self._mapped[number], numbers == number
             in_file = indices[within] - (int(self._ends[number]) - mapped.documents)
             located[within, 1], located[within, 2] = mapped.located(in_file)

@@ -16,13 +16,13 @@ import numpy as np
 from hekaton.data import Integers, JoinedDocuments, Values
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.feed import Feed
-from hekaton.data.row_makers import InOrder
+from hekaton.data.row_makers import InOrder, RowPlaces
 from hekaton.data.rows import RowReader, Sequences, Stream
 from hekaton.errors import DataError
 
 TOKENS = 2**20
 """About how many tokens of each source are read at once for all rows together."""
-LAID_OUT = 2**16
+LAID_OUT = 2**15
 """About how many of them are laid out at once: tensors of more would leave the cache of a core."""
 MOST_STEPS = 128
 MOST_SOURCES = 4
@@ -129,8 +129,8 @@ class BlockReader:
         cursors = np.repeat(self._cursor[None], steps, axis=0)
         for number, index, its_steps, taken in read:
             at = its_steps * rows + index
-            for place, start in zip(at.tolist(), range(0, len(taken.ids), seq_len), strict=False):
-                views[place] = taken.ids[start : start + seq_len + 1]
+            for place, ids in zip(at.tolist(), taken.ids, strict=True):
+                views[place] = ids
             in_row = (taken.begins - 1) // seq_len
             begins.append(at[in_row] * (seq_len + 1) + taken.begins - in_row * seq_len)
             made = np.zeros(steps, np.int64)
@@ -147,7 +147,8 @@ class BlockReader:
         self._cursor = cursors[-1]
         skipped = sum(row.skipped() for row in self._reader.rows)
         ended = frozenset[int]().union(*(row.ended for row in self._reader.rows))
-        return self._steps(views, np.sort(np.concatenate(begins)), chosen, cursors, skipped, ended)
+        places = self._maker.places(np.sort(np.concatenate(begins)), steps * rows)
+        return self._steps(views, places, chosen, cursors, skipped, ended)
 
     def _taken(self, chosen: Integers) -> Iterator[tuple[int, int, Integers, Taken]]:
         """What each row takes from each source: the source, which of the rows, in which steps, and what."""
@@ -165,20 +166,21 @@ class BlockReader:
     def _steps(
         self,
         views: Sequence[Values],
-        begins: Integers,
+        places: RowPlaces,
         chosen: Integers,
         cursors: Integers,
         skipped: int,
         ended: frozenset[int],
     ) -> Iterator[Sequences]:
-        (steps, rows), width = chosen.shape, self._maker.seq_len + 1
-        together = max(1, LAID_OUT // (rows * self._maker.seq_len))
-        for first in range(0, steps, together):
+        (steps, rows), seq_len = chosen.shape, self._maker.seq_len
+        together = max(1, LAID_OUT // (rows * seq_len))
+        firsts = range(0, steps, together)
+        parts = places.cut([first * rows * seq_len for first in [*firsts, steps]])
+        for first, part in zip(firsts, parts, strict=True):
             last = min(first + together, steps)
-            low, high = begins.searchsorted((first * rows * width, last * rows * width))
-            ids = np.concatenate(views[first * rows : last * rows]).reshape(-1, width)
-            tensors = self._maker.make_many(ids, begins[low:high] - first * rows * width)
-            shaped = {name: values.reshape(-1, rows, width - 1) for name, values in tensors.items()}
+            ids = np.concatenate(views[first * rows : last * rows]).reshape(-1, seq_len + 1)
+            tensors = self._maker.make_many(ids, part)
+            shaped = {name: values.reshape(-1, rows, seq_len) for name, values in tensors.items()}
             for step, sources in enumerate(chosen[first:last].tolist()):
                 yield Sequences(
                     {name: values[step] for name, values in shaped.items()},
@@ -194,12 +196,13 @@ class BlockReader:
 class Taken:
     """What some rows of a feed have, one after the other.
 
-    :param ids: of all rows, and the one that follows.
-    :param begins: where in ``ids`` documents begin, but for its own beginning.
+    :param ids: of each row its tokens, and the one that follows.
+    :param begins: where documents begin in the tokens of all rows and the one that follows, but for the
+        first.
     :param places: (rows + 1, 2), the documents and tokens read before the first row and after each.
     """
 
-    ids: Values
+    ids: list[Values]
     begins: Integers
     places: Integers
 
@@ -207,13 +210,13 @@ class Taken:
 def take(feed: Feed, rows: int, seq_len: int) -> Taken:
     """Take the tokens of rows off a feed that has more of them ahead."""
     count = rows * seq_len
-    ids: list[Values] = []
+    spans = []
     documents: list[Integers] = []
     starts: list[Integers] = []
     firsts, offsets = [], []
     before = entries = 0
     for span in feed.spans:
-        ids.append(span.ids[: count + 1 - before])
+        spans.append(span.ids)
         firsts.append(entries)
         offsets.append(span.offset)
         starts += [np.array([before]), span.starts + before]
@@ -234,4 +237,25 @@ def take(feed: Feed, rows: int, seq_len: int) -> Taken:
     places[:, 0] = document[its]
     places[:, 1] = offset[its] + ends - start[its]
     feed.take(count)
-    return Taken(np.concatenate(ids), begins, places)
+    return Taken(list(_rows_of(spans, rows, seq_len)), begins, places)
+
+
+def _rows_of(spans: Sequence[Values], rows: int, seq_len: int) -> Iterator[Values]:
+    """(seq_len + 1,), the tokens of each row and the one that follows: copied only where spans meet."""
+    begun = spans[0][:0]
+    for ids in spans:
+        start = 0
+        if len(begun):
+            start = seq_len - len(begun)
+            begun = np.concatenate([begun, ids[: start + 1]])
+            if len(begun) <= seq_len:
+                continue
+            yield begun
+            rows -= 1
+        while rows and start + seq_len < len(ids):
+            yield ids[start : start + seq_len + 1]
+            start += seq_len
+            rows -= 1
+        if not rows:
+            return
+        begun = ids[start:]

@@ -120,7 +120,10 @@ class IdsEncoder:
 
     def check(self, ids: Any) -> None:
         """:raises UnknownIdError: for ids that the tokenizer does not have."""
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab_size:
+        if not len(ids):
+            return
+        lowest = 0 if ids.dtype.kind == "u" else int(ids.min())
+        if lowest < 0 or int(ids.max()) >= self._vocab_size:
             at = int(np.flatnonzero((ids < 0) | (ids >= self._vocab_size))[0])
             raise UnknownIdError(int(ids[at]), self._vocab_size, at=at)
 

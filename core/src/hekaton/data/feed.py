@@ -36,9 +36,11 @@ MOST_DOCUMENTS = 64
 """A row asks for no more texts at once."""
 JOINED_TOKENS = 2**15
 """About how many tokens of a row are read at once where documents are token ids already."""
-_PLACES, _PLACES_OF_ROW = 2**13, 2**10
+_PLACES, _PLACES_OF_ROW = 2**15, 2**12
 """Places of an order that are looked up at once, for all rows together and for one: many cost little more
 than one, but a run may never come to them."""
+_LOCATED = 2**10
+"""Documents of a row that are located at once: where they lie is read from an index on a disk."""
 _NONE = np.zeros(0, np.int64)
 
 
@@ -131,7 +133,7 @@ class Feed:
         self.skipped = 0
         """Documents without a token since the last row."""
         self.indices = self.located = _NONE
-        """Of the next documents, as far as they were looked up."""
+        """Of the next documents, as far as they were looked up, and of the first of them where they lie."""
         self._encoded = 0
         self._begun: int | None = None
         """The document of which some parts are read, and others are not."""
@@ -296,6 +298,8 @@ class SourceReader:
         for feed in feeds:
             while not feed.unread and feed.available < tokens:
                 self._look_up(feeds, feed)
+                if not len(feed.located):
+                    feed.located = documents.locate(feed.indices[:_LOCATED])
                 located = feed.located
                 lengths = located[:, 2] - located[:, 1]
                 ends = lengths.cumsum()
@@ -349,18 +353,19 @@ class SourceReader:
         return fetched
 
     def _look_up(self, feeds: Sequence[Feed], wanted: Feed) -> None:
-        """Look up which documents come next, for all feeds that know of none, where ``wanted`` does not."""
+        """Look up which documents come next, where ``wanted`` knows of none, for all that know of few."""
         if len(wanted.indices):
             return
-        poor = [feed for feed in feeds if not len(feed.indices)]
-        each = np.arange(max(1, min(_PLACES // len(poor), _PLACES_OF_ROW)))
-        places = np.concatenate([(feed.next_document + each) * self._rows + feed.row for feed in poor])
-        kept = places < self._last if self._last is not None else np.ones(len(places), np.bool_)
+        count = max(1, min(_PLACES // len(feeds), _PLACES_OF_ROW))
+        poor = [feed for feed in feeds if len(feed.indices) <= count // 2]
+        first = np.array([feed.next_document + len(feed.indices) for feed in poor])
+        rows = np.array([feed.row for feed in poor])
+        places = (first[:, None] + np.arange(count)) * self._rows + rows[:, None]
+        kept = places < self._last if self._last is not None else np.ones(places.shape, np.bool_)
         indices = self._source.order.at(places[kept])
-        located = self._joined.locate(indices) if self._joined else indices
-        ends = np.cumsum(kept.reshape(len(poor), -1).sum(axis=1))[:-1]
-        for feed, its, where in zip(poor, np.split(indices, ends), np.split(located, ends), strict=True):
-            feed.indices, feed.located = its, where
+        ends = np.cumsum(kept.sum(axis=1))[:-1]
+        for feed, its in zip(poor, np.split(indices, ends), strict=True):
+            feed.indices = np.concatenate([feed.indices, its]) if len(feed.indices) else its
 
     def _check_any_tokens(self) -> None:
         """Tell a row that met only empty documents by chance from a dataset that has no others."""

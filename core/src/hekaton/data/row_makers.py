@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,28 +90,54 @@ class InOrder(_Rows):
         lay_out(spans, feed.spans[0] if feed.spans else None, out)
         return sum(len(span.ids) for span in spans)
 
-    def make_many(self, ids: Values, begins: Integers) -> dict[str, Integers]:
+    def places(self, begins: Integers, rows: int) -> RowPlaces:
+        """Where something of rows depends on documents.
+
+        :param begins: ascending places in (rows, seq_len + 1), laid flat, where documents begin, but in no
+            first column.
+        """
+        seq_len = self.seq_len
+        row, column = np.divmod(begins, seq_len + 1)
+        place = begins - row
+        edges = np.concatenate([np.arange(0, rows * seq_len + 1, seq_len), place[column < seq_len]])
+        edges.sort()
+        return RowPlaces(place - 1, edges)
+
+    def make_many(self, ids: Values, places: RowPlaces) -> dict[str, Integers]:
         """Rows that are full and of which every token is a target, as :meth:`make` makes them one by one.
 
         :param ids: (rows, seq_len + 1), the tokens of each row and the one that follows.
-        :param begins: ascending places in ``ids.reshape(-1)`` where documents begin, but in no first column.
         :returns: the tensors of :meth:`empty`.
         """
-        rows, seq_len = len(ids), self.seq_len
         tensors = {"tokens": ids[:, :-1].astype(np.int64), "labels": ids[:, 1:].astype(np.int64)}
         if self.packs_documents:
-            row, column = np.divmod(begins, seq_len + 1)
-            tensors["labels"][row, column - 1] = IGNORE_INDEX
-            within = column < seq_len
-            edges = np.concatenate(
-                [np.arange(0, rows * seq_len + 1, seq_len), (row * seq_len + column)[within]]
-            )
-            edges.sort()
+            tensors["labels"].reshape(-1)[places.ends] = IGNORE_INDEX
+            edges = places.edges
             begun = np.repeat(edges[:-1], edges[1:] - edges[:-1])
-            tensors["positions"] = np.subtract(_counted(rows * seq_len), begun, out=begun).reshape(
-                rows, seq_len
-            )
+            positions = np.subtract(_counted(len(begun)), begun, out=begun)
+            tensors["positions"] = positions.reshape(len(ids), self.seq_len)
         return tensors
+
+
+@dataclass(frozen=True)
+class RowPlaces:
+    """Places in rows, laid flat, that depend on documents.
+
+    :param ends: of the last token of each document.
+    :param edges: where rows and documents begin, and behind the last row.
+    """
+
+    ends: Integers
+    edges: Integers
+
+    def cut(self, bounds: Sequence[int]) -> Iterator[RowPlaces]:
+        """Those between each two of some bounds, where rows begin."""
+        ends, edges = self.ends.searchsorted(bounds).tolist(), self.edges.searchsorted(bounds).tolist()
+        for number, bound in enumerate(bounds[:-1]):
+            yield RowPlaces(
+                self.ends[ends[number] : ends[number + 1]] - bound,
+                self.edges[edges[number] : edges[number + 1] + 1] - bound,
+            )
 
 
 @functools.lru_cache(1)
