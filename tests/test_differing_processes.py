@@ -117,7 +117,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
         "subject of a plugin": [plugin, plugin],
         "module": [[*data, "--plugins.load", str(folder / "importing_plugin.py")]] * 2,
         "wrong on all": [[*data, "--parallelism.tensor_parallel_degree", "3"]] * 2,
-        "nothing": [[*data], [*data]],
+        "nothing": [[*data, "--checkpoint.enable"]] * 2,
+        "resumed with other data": [
+            ["--training.dataset_path", str(folder / "other"), "--checkpoint.enable", "--training.steps", "2"]
+        ]
+        * 2,
     }
     common = ["--job.dump_folder", str(folder / "outputs")]
     cases = {name: [[*common, *flags] for flags in of_ranks] for name, of_ranks in cases.items()}
@@ -237,6 +241,12 @@ def test_a_module_that_a_plugin_imports_last_of_all_is_reported(said):
 
 def test_an_error_of_all_processes_is_reported_once(said):
     assert error_of(said, "wrong on all").startswith("error: 2 processes cannot be divided by 3 ")
+
+
+def test_data_that_all_have_otherwise_than_the_checkpoint_is_no_failure_of_one_rank(said):
+    error = error_of(said, "resumed with other data")
+    message = "error: the run cannot continue with the data of the checkpoint: the documents differ\n"
+    assert error.startswith(f"{message}  changed: a.txt\n  new: c.txt\n")
 
 
 def test_processes_that_have_everything_in_common_train(said):

@@ -370,6 +370,7 @@ class RunCheckpoints:
             except DataError as e:
                 differing = changed_files(info.get("data_files"), self._run.loader.files())
                 e.hint = "\n".join([*differing, e.hint])
+                e.everywhere = True
                 raise
         self._history = compare(
             self._run.identity,
