@@ -96,6 +96,7 @@ def test_several_loggers_show_the_steps_of_a_resumed_run_once(train, tmp_path):
 
 
 FAILING_LOGGERS = """
+import time
 import types
 from hekaton.contributions import Logger, Ref, hookimpl
 
@@ -114,24 +115,38 @@ def at_close(section, folder):
 def at_resume(section, folder):
     return types.SimpleNamespace(resume=lambda step: fail(7), log=fail, close=lambda: None)
 
+def hangs(section, folder):
+    return types.SimpleNamespace(
+        log=lambda step, metrics: time.sleep(100 * (step == 3)), close=lambda: print("closed")
+    )
+
+def hangs_at_close(section, folder):
+    return types.SimpleNamespace(log=lambda step, metrics: None, close=lambda: time.sleep(100))
+
 @hookimpl
 def hekaton_loggers():
-    return [Logger(name, build=Ref(f"failing_loggers:{name}")) for name in ("at_log", "at_close", "at_resume")]
+    names = ("at_log", "at_close", "at_resume", "hangs", "hangs_at_close")
+    return [Logger(name, build=Ref(f"failing_loggers:{name}")) for name in names]
 """
 
 
 def test_loggers_that_fail_are_reported_once_and_the_run_goes_on(train, tmp_path, monkeypatch, capsys):
     (tmp_path / "failing_loggers.py").write_text(FAILING_LOGGERS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    loggers = "at_resume, at_log, jsonl, at_close"
-    train("--plugins.load", "failing_loggers", "--metrics.loggers", loggers, "--metrics.log_freq", "1")
+    loggers = "hangs_at_close, at_resume, at_log, hangs, jsonl, at_close"
+    run = ["--plugins.load", "failing_loggers", "--metrics.loggers", loggers, "--metrics.log_freq", "1"]
+    train(*run, "--fault.logger_seconds", "0.3")
     assert [line["step"] for line in json_lines(tmp_path)] == [1, 2, 3, 4]
-    told = [line.split("  ", 1)[1] for line in capsys.readouterr().err.splitlines() if "logger '" in line]
+    said = capsys.readouterr()
+    assert "closed" not in said.out
+    told = [line.split("  ", 1)[1] for line in said.err.splitlines() if "logger '" in line]
     left_out = "and is left out from here on: ConnectionError: nobody answers at step"
     assert told == [
         f"logger 'at_resume' failed when the run started {left_out} 7",
         f"logger 'at_log' failed at step 2 {left_out} 2",
+        "logger 'hangs' failed at step 3 and is left out from here on: no answer for 0.3 s (fault.logger_seconds)",
         "logger 'at_close' failed to close: ConnectionError: nobody answers at step 9",
+        "logger 'hangs_at_close' failed to close: no answer for 0.3 s (fault.logger_seconds)",
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,54 +14,14 @@ import numpy.typing as npt
 from hekaton.assembly import Assembled
 from hekaton.contributions import Logger
 from hekaton.errors import ConfigError, HekatonError
-from hekaton.metrics import Console, ImageLogger, MetricLogger, ResumableLogger, log_all
+from hekaton.metrics import Console, ImageLogger, MetricLogger, log_all
+from hekaton.optional_logger import OptionalLogger
 from hekaton.surroundings import writing_to
 
 log = logging.getLogger("hekaton")
 
 _UNREACHABLE = (ConnectionError, TimeoutError, socket.gaierror)
 """Errors of a server; other errors of the system are those of the folder."""
-
-
-class OptionalLogger:
-    """A logger that a run does without once it has failed: its first error is reported, and it is not called
-    again, but closed."""
-
-    def __init__(self, name: str, logger: MetricLogger) -> None:
-        self._name = name
-        self._logger = logger
-        self._failed = False
-
-    def resume(self, step: int) -> None:
-        logger = self._logger
-        if isinstance(logger, ResumableLogger):
-            self._attempt(lambda: logger.resume(step))
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._attempt(lambda: self._logger.log(step, metrics), step=step)
-
-    def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
-        logger = self._logger
-        if isinstance(logger, ImageLogger):
-            self._attempt(lambda: logger.log_images(step, images), step=step)
-
-    def close(self) -> None:
-        try:
-            self._logger.close()
-        except Exception as e:
-            if not self._failed:
-                log.warning("logger '%s' failed to close: %s: %s", self._name, type(e).__name__, e)
-
-    def _attempt(self, call: Callable[[], None], *, step: int | None = None) -> None:
-        if self._failed:
-            return
-        try:
-            call()
-        except Exception as e:
-            self._failed = True
-            when = "when the run started" if step is None else f"at step {step}"
-            message = "logger '%s' failed %s and is left out from here on: %s: %s"
-            log.warning(message, self._name, when, type(e).__name__, e)
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
@@ -71,6 +31,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         """:param step: steps that are done already; :param more: loggers beside those that are configured."""
         self._assembled = assembled
         self._settings = assembled.config.metrics
+        self._seconds = assembled.config.fault.logger_seconds
         self._steps = assembled.config.training.steps
         self._step = step
         self._more = more
@@ -131,7 +92,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
                 folder /= f"rank_{process.rank}"
             try:
                 with writing_to(folder):
-                    logger = OptionalLogger(name, self._opened(name, folder))
+                    logger = OptionalLogger(name, self._opened(name, folder), seconds=self._seconds)
             except HekatonError as error:
                 if self._step == 0:
                     raise  # whoever starts a run can cure it; nobody may be there when it resumes

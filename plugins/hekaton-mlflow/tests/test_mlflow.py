@@ -4,7 +4,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from hekaton.cli import main
-from hekaton.reporting import OptionalLogger
+from hekaton.optional_logger import OptionalLogger
 from hekaton_mlflow.logger import CONTINUED_BY, build
 from hekaton_mlflow.section import MlflowSection
 

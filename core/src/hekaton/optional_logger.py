@@ -1,0 +1,97 @@
+"""A logger that a run does without once it has failed, or does not answer."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+
+import numpy as np
+import numpy.typing as npt
+
+from hekaton.metrics import ImageLogger, MetricLogger, ResumableLogger
+
+log = logging.getLogger("hekaton")
+
+
+class _NoAnswer(Exception):
+    """A call has not returned in time."""
+
+
+class OptionalLogger:
+    """A logger whose first error is reported: it is not called again then, but closed.
+
+    All calls run on one thread of their own. One that does not return in time is reported and left there, and
+    the logger is not closed.
+
+    :param seconds: that a call may take; 0 waits for as long as it takes.
+    """
+
+    def __init__(self, name: str, logger: MetricLogger, *, seconds: float = 0.0) -> None:
+        self._name = name
+        self._logger = logger
+        self._seconds = seconds
+        self._failed = False
+        self._hangs = False
+        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"hekaton logger {name}", daemon=True)
+        self._thread.start()
+
+    def resume(self, step: int) -> None:
+        logger = self._logger
+        if isinstance(logger, ResumableLogger):
+            self._attempt(lambda: logger.resume(step), "when the run started")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._attempt(lambda: self._logger.log(step, metrics), f"at step {step}")
+
+    def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        logger = self._logger
+        if isinstance(logger, ImageLogger):
+            self._attempt(lambda: logger.log_images(step, images), f"at step {step}")
+
+    def close(self) -> None:
+        if self._hangs:
+            return
+        try:
+            self._call(self._logger.close)
+        except _NoAnswer as e:
+            log.warning("logger '%s' failed to close: %s", self._name, e)
+            return
+        except Exception as e:
+            if not self._failed:
+                log.warning("logger '%s' failed to close: %s: %s", self._name, type(e).__name__, e)
+        self._calls.put(None)
+        self._thread.join()
+
+    def _attempt(self, call: Callable[[], None], when: str) -> None:
+        if self._failed:
+            return
+        try:
+            self._call(call)
+        except Exception as e:
+            self._failed = True
+            said = str(e) if isinstance(e, _NoAnswer) else f"{type(e).__name__}: {e}"
+            log.warning("logger '%s' failed %s and is left out from here on: %s", self._name, when, said)
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """:raises _NoAnswer: when it has not returned in time; otherwise what it raises."""
+        outcome: Future[None] = Future()
+        self._calls.put((call, outcome))
+        wait([outcome], timeout=self._seconds or None)
+        if not outcome.done():
+            self._hangs = True
+            raise _NoAnswer(f"no answer for {self._seconds:g} s (fault.logger_seconds)")
+        outcome.result()
+
+    def _work(self) -> None:
+        while (given := self._calls.get()) is not None:
+            call, outcome = given
+            try:
+                call()
+            except BaseException as e:
+                outcome.set_exception(e)
+            else:
+                outcome.set_result(None)
