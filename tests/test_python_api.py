@@ -97,6 +97,7 @@ MISUSES = {
     "load onto nothing": (lambda: hekaton.load(".", device="foo"), "device = 'foo': "),
     "load one plugin": (lambda: hekaton.load(".", plugins="nope"), "write ['nope']"),
     "runs None": (lambda: hekaton.runs(None), "a path was expected, not NoneType"),
+    "runs of a URL": (lambda: hekaton.runs("memory://a"), "'memory://a' is a URL"),
     "runs of a long name": (lambda: hekaton.runs("a" * 5000), "at most 255 bytes"),
     "build a number": (lambda: hekaton.build(3, "debugmodel"), "name = 3: a name was expected"),
     "build no flavor": (lambda: hekaton.build("llama3", None), "flavor = None: a name was expected"),

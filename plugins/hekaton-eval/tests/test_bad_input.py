@@ -8,6 +8,7 @@ import socket
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,8 +21,9 @@ from hekaton.errors import ConfigError
 from hekaton.sampling import Sampling
 from hekaton.scoring import texts
 from hekaton.scoring.forward import PlainForward
+from hekaton.weights.facts import ModelFacts
 from hekaton_eval import tasks
-from hekaton_eval.backend import ScoringLM, batch_rows
+from hekaton_eval.backend import ScoringLM, batch_rows, of_model
 from hekaton_eval.command import _parsed
 from hekaton_eval.generation import wanted
 from hekaton_eval.in_run import _check_each_once
@@ -245,7 +247,18 @@ def test_an_answer_and_a_context_that_are_too_long(model, caplog):
     (cut,) = model._generated(["xabcdefghijkl"], {"max_gen_toks": 3}, quiet=True)
     assert model._prompts(["x" * 40 + "abcdefghijkl"], 3) == [model.tok_encode("xabcdefghijkl")[-13:]]
     assert long == cut
-    assert "1 of 1 contexts lose their beginning" in caplog.text
+    assert "1 of 1 contexts lose their beginning: the model has 16 positions, of which 3" in caplog.text
+    model.loglikelihood([_asked("x" * 14, "ab"), _asked("x" * 16, "ab")], disable_tqdm=True)
+    assert "1 of 2 contexts lose their beginning: the model has 16 positions\n" in caplog.text
+
+
+def test_texts_that_are_longer_than_those_of_training_are_told(caplog):
+    loaded = SimpleNamespace(config=SimpleNamespace(vocab_size=9), facts=ModelFacts(positions=8), ends=())
+    caplog.set_level("WARNING", logger="hekaton")
+    assert of_model(loaded, max_length=8)["max_length"] == 8
+    assert not caplog.text
+    assert of_model(loaded, max_length=9)["max_length"] == 9
+    assert "max_length = 9 is more than the 8 positions that the model was trained for" in caplog.text
 
 
 def test_a_tokenizer_without_a_template_cannot_chat(model):

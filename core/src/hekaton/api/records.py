@@ -65,7 +65,9 @@ def runs(folder: str | PathLike[str]) -> list[PastRun]:
 
     :raises CheckpointError: when the folder is not there, or a file in it cannot be read.
     """
-    root = Path(location(folder))
+    if is_url(place := location(folder)):
+        raise CheckpointError(f"'{place}' is a URL", hint="runs are read from a folder of this machine")
+    root = Path(place)
     if not root.is_dir():
         raise CheckpointError(f"there is no folder '{root}'")
     return [_read(one) for one in (root, *sorted(root.iterdir())) if _is_run(one)]

@@ -112,6 +112,10 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         asked = [self._fitted(context, continuation) for _, context, continuation in requests]
+        cut = sum(len(one.context) < len(its[1]) for one, its in zip(asked, requests, strict=True))
+        if cut:
+            log.warning("%d of %d contexts lose their beginning: the model has %s positions", cut,
+                        len(asked), f"{self.max_length:,}")  # fmt: skip
         scored = self._scored(asked, what="log-likelihoods", quiet=disable_tqdm)
         answers = [(one.log_likelihood, one.is_greedy) for one in scored]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
@@ -307,9 +311,13 @@ class HekatonLM(ScoringLM):
 def of_model(loaded: LoadedModel, *, max_length: int | None) -> dict[str, Any]:
     """What a :class:`ScoringLM` needs to know of a model."""
     vocab_size = getattr(loaded.config, "vocab_size", None) or loaded.tokenizer.vocab_size
+    positions = loaded.facts.positions
+    if max_length is not None and positions is not None and max_length > positions:
+        log.warning("max_length = %s is more than the %s positions that the model was trained for",
+                    f"{max_length:,}", f"{positions:,}")  # fmt: skip
     return {
         "vocab_size": vocab_size,
-        "max_length": max_length or loaded.facts.positions,
+        "max_length": max_length or positions,
         "ends": loaded.ends,
     }
 
