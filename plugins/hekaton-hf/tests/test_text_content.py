@@ -261,6 +261,15 @@ def test_a_row_that_would_fill_the_memory_is_an_error(here: Path, monkeypatch: p
     assert "it has a value of more than 1,048,576 characters" in refused("a.json")
 
 
+def test_a_list_in_one_line_is_read_row_by_row(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the line is: it is never in memory as a whole."""
+    monkeypatch.setattr("hekaton_hf.readers.json_rows.MOST_OF_JSON", 1000)
+    monkeypatch.setattr("hekaton_hf.decoding.BLOCK", 100)
+    texts = [f"größe {number}" for number in range(400)]
+    (here / "a.json").write_text("  \n " + json.dumps([{"text": text} for text in texts]))
+    assert read("a.json") == texts
+
+
 def test_objects_over_many_lines(here: Path) -> None:
     rows = [{"text": "one", "n": [1, 2]}, {"text": "two"}]
     (here / "a.json").write_text("\n".join(json.dumps(row, indent=2) for row in rows))

@@ -45,15 +45,21 @@ def _read_object(line: bytes, number: int, start: int, rows: Rows, reader: Docum
 
 def read_json(blocks: Iterator[bytes], start: int, rows: Rows, reader: DocumentColumns) -> None:
     """A list of JSON objects, objects over any number of lines, or one in each line."""
-    lines = whole_lines(blocks, most=MOST_OF_JSON)
-    first = next(lines, b"")
-    while first.isspace() and (more := next(lines, b"")):
-        first += more
-    if _is_object(first.lstrip().split(b"\n", 1)[0]):
-        read_json_lines(itertools.chain([first], lines), start, rows, reader)
-    else:
-        rows.recoded()
-        read_json_values(itertools.chain([first], lines), rows, reader)
+    begin = next(blocks, b"")
+    while begin.isspace() and (more := next(blocks, b"")):
+        begin += more
+    blocks = itertools.chain([begin], blocks)
+    if begin.lstrip().startswith(b"{"):
+        lines = whole_lines(blocks, most=MOST_OF_JSON)
+        first = next(lines, b"")
+        while first.isspace() and (more := next(lines, b"")):
+            first += more
+        blocks = itertools.chain([first], lines)
+        if _is_object(first.lstrip().split(b"\n", 1)[0]):
+            read_json_lines(blocks, start, rows, reader)
+            return
+    rows.recoded()
+    read_json_values(blocks, rows, reader)
 
 
 def _is_object(line: bytes) -> bool:
