@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from hekaton.data.byte import build
+from hekaton.data.encoders import TextEncoder
 from hekaton.data.pieces import UnreadText
+from hekaton.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +38,11 @@ def test_a_text_without_such_a_line_is_cut_after_a_space() -> None:
 
 def test_a_text_without_spaces_is_cut_where_the_piece_is_full() -> None:
     assert cuts("a\nb cdefghijklm") == [("a\nb cdefgh", True, False), ("ijklm", False, True)]
+
+
+def test_a_document_that_is_no_text_is_an_error_with_the_cure() -> None:
+    encoder = TextEncoder(build(None, None))
+    for document, kind in (({"text": "a"}, "dict"), (b"a", "bytes"), (None, "NoneType")):
+        with pytest.raises(DataError, match=f"of type {kind}, and the encoder 'text' takes texts") as error:
+            list(encoder.cut(document))  # type: ignore[arg-type]
+        assert "fetch()" in error.value.hint

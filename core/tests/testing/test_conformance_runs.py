@@ -132,3 +132,11 @@ def test_without_hekaton_parallel_a_plugin_with_a_style_and_a_strategy_conforms(
     draft = converter_cases()[0]
     assert training.claimed_layouts(draft.subject) == ("shard2", "pp2")
     draft.check()  # the model's own styles are not known
+
+
+def test_an_error_of_a_plugin_is_said_with_its_place(monkeypatch):
+    monkeypatch.setattr("hekaton.scaffold.templates.optimizer.build", lambda *_: list(None))
+    (case,) = [case for case in cases_of(TEMPLATES) if case.name == "optimizer template_optimizer: steps"]
+    said = r"TypeError: 'NoneType' object is not iterable \(test_conformance_runs.py, line \d+\)\n"
+    with pytest.raises(AssertionError, match=said):
+        case.check()

@@ -25,6 +25,13 @@ class TextEncoder:
         self._tokenizer = tokenizer
 
     def cut(self, document: str) -> Iterator[Piece]:
+        """:raises DataError: for a document that is no text."""
+        if not isinstance(document, str):
+            raise DataError(
+                f"a document is of type {type(document).__name__}, and the encoder 'text' takes texts",
+                hint="return str from the dataset's fetch(), or name another encoder in its record, "
+                'Dataset(..., encoder="...")',
+            )
         unread = UnreadText(document)
         while True:
             piece = unread.cut()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from packaging.utils import canonicalize_name
 
 from hekaton.contributions import Contribution, Dataset, Encoder
-from hekaton.errors import PluginError, choices_hint
+from hekaton.errors import HekatonError, PluginError, choices_hint
 from hekaton.plugins import PluginInfo, Plugins, kind_name
 from hekaton.plugins.requirements import unmet
 from hekaton.testing.conformance.promises import PROMISES, Promise
@@ -40,7 +40,12 @@ class Case:
         except Exception as e:
             # pytest, which rewrites assertions of plugins, adds what was compared.
             said = str(e).partition("\nassert ")[0]
-            said = said if isinstance(e, AssertionError) else f"{type(e).__name__}: {said}"
+            if isinstance(e, HekatonError):
+                said = f"{type(e).__name__}: {said}"
+            elif not isinstance(e, AssertionError):
+                from hekaton.parallel.contract import described
+
+                said = described(e)
             raise AssertionError(
                 f"{self.name}: {said}\n\nthe contract ({self.promise.place}):\n  {self.promise.says}"
             ) from e
