@@ -112,6 +112,12 @@ def test_before_the_first_step_there_is_nothing_to_save(name, processes, status,
     assert done.stderr == f"error: received {name} while there was nothing to save\n"
 
 
+def test_a_signal_while_plugins_are_looked_for_is_answered(train, tmp_path):
+    (tmp_path / "signalling.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    done = train(*SAVED)
+    assert (done.returncode, done.stderr) == (75, "error: received SIGTERM while there was nothing to save\n")
+
+
 def test_without_a_checkpoint_the_status_is_that_of_an_interruption(train):
     done = train(then=kill("SIGTERM"))
     assert done.returncode == 130

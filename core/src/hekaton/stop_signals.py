@@ -71,6 +71,16 @@ def end_on_signals() -> Iterator[WholeRun]:
 
 
 @contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Have signals wait until :func:`end_on_signals` answers them: what is imported before takes a while."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _signals_go_to(watch: Callable[[socket.socket], None]) -> Iterator[None]:
     """:param watch: reads the numbers of signals, on a thread, until there are no more."""
     if threading.current_thread() is not threading.main_thread():
@@ -82,6 +92,7 @@ def _signals_go_to(watch: Callable[[socket.socket], None]) -> Iterator[None]:
     watcher.start()
     fd = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, _received) for number in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ Nothing here imports torch, pydantic or rich: the verbs do, as they need them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: the arguments after ``hekaton``; by default those of the process.
     """
     try:
-        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        with _answering_signals(arguments):
+            status = _dispatch(arguments)
         sys.stdout.flush()
         return status
     except HekatonError as error:
@@ -137,6 +140,16 @@ def _dispatch(arguments: list[str]) -> int:
         plugins.check()
     status: int = command.run.function()([*rest[1:], *leading])
     return status
+
+
+def _answering_signals(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
+    """Training answers signals, also those that come while plugins are looked for."""
+    _, rest = _split_at_verb(arguments)
+    if rest[:1] != ["train"]:
+        return contextlib.nullcontext()
+    from hekaton.stop_signals import signals_wait
+
+    return signals_wait()
 
 
 def _split_at_verb(arguments: list[str]) -> tuple[list[str], list[str]]:
