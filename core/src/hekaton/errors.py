@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 AGAIN = 75
 """Exit status of a run that was told to end and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
@@ -42,12 +43,21 @@ class HekatonError(Exception):
         self.raised_by = None if self.rank is None else (self.rank, socket.gethostname())
         """That rank and its host, which stay when the error is raised on other ranks, too."""
 
+    def __reduce__(self) -> Any:
+        """Other ranks, and the workers of a loader, send errors: their classes differ in what they are made
+        of."""
+        return _restored, (type(self), self.args), self.__dict__
+
     def __str__(self) -> str:
         lines = [self.message]
         if self.origin:
             lines.append(f"  from: {self.origin}")
         lines += [f"  {line}" for line in self.hint.splitlines()]
         return "\n".join(lines)
+
+
+def _restored(kind: type[HekatonError], arguments: tuple[object, ...]) -> HekatonError:
+    return kind.__new__(kind, *arguments)
 
 
 class ConfigError(HekatonError):

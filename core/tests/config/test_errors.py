@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from hekaton.config import load
-from hekaton.errors import ConfigErrors
+from hekaton.data.encoders import UnknownIdError
+from hekaton.errors import ConfigError, ConfigErrors, HekatonError
 
 
 def only(problems: list[str]) -> str:
@@ -330,3 +332,19 @@ class TestPlugins:
     def test_lists_of_wrong_types(self, problems):
         message = only(problems("[plugins]\ndisable = 3\n"))
         assert message == "plugins.disable must be a list, not 3\n  from: run.toml, line 2"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigErrors([ConfigError("one", fields=["a.b"]), HekatonError("two", origin="a file", hint="do")]),
+        UnknownIdError(9, 8, at=3),
+        ConfigError("one", origin="a file", fields=["a.b"]),
+    ],
+)
+def test_an_error_stays_what_it_is_on_its_way_to_another_process(error):
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert there.__dict__.keys() == error.__dict__.keys()
+    assert there.hint == error.hint
