@@ -140,3 +140,15 @@ def test_an_error_of_a_plugin_is_said_with_its_place(monkeypatch):
     said = r"TypeError: 'NoneType' object is not iterable \(test_conformance_runs.py, line \d+\)\n"
     with pytest.raises(AssertionError, match=said):
         case.check()
+
+
+def test_a_file_with_hooks_conforms(tmp_path):
+    file = tmp_path / "lab_with_hooks.py"
+    file.write_text(
+        "from hekaton.contributions import hookimpl\nHEKATON_API = '>=1,<2'\n"
+        "@hookimpl\ndef hekaton_run_ended(step, error):\n    pass\n"
+    )
+    cases = cases_of(str(file))
+    assert [case.promise.name for case in cases] == ["rules", "run hooks"]
+    for case in cases:
+        case.check()

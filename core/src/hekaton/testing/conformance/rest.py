@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,18 +24,13 @@ from hekaton.testing.schedule import check_schedule
 
 
 def rules(subject: CheckedContribution) -> None:
-    if subject.module.endswith(".py"):
-        from hekaton.plugins.discovery import import_unpackaged
-
-        check_plugin(import_unpackaged(subject.module))
-    else:
-        check_plugin(subject.module)
+    check_plugin(_module(subject))
 
 
 def run_hooks(subject: CheckedContribution) -> None:
     losses = (5.0, 0.5, 0.0, float("nan"))
     check_run_hooks(
-        subject.module, *subject.base, metrics=[{"loss": loss, "grad_norm": 1.0} for loss in losses]
+        _module(subject), *subject.base, metrics=[{"loss": loss, "grad_norm": 1.0} for loss in losses]
     )
 
 
@@ -133,6 +129,15 @@ def fields(subject: CheckedContribution) -> None:
     built = schema()
     again = schema.model_validate(built.model_dump())
     assert again == built, "with its defaults written out it is another section"
+
+
+def _module(subject: CheckedContribution) -> str | ModuleType:
+    """The plugin's module, or where it is a file the module that this is imported as."""
+    if not subject.module.endswith(".py"):
+        return subject.module
+    from hekaton.plugins.discovery import import_unpackaged
+
+    return import_unpackaged(subject.module)
 
 
 def _build(subject: CheckedContribution) -> Any:
