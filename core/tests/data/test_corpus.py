@@ -353,3 +353,6 @@ def test_stats_and_show(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "] a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}" in shown
     assert "\x1b" not in shown
+    padded = ["--training.packing", "one_per_row", "--training.seq_len", "200", "--row", "0"]
+    assert data_command.run(["show", *flags[:-4], "--training.dataset_path", str(text), *padded]) == 0
+    assert capsys.readouterr().out.endswith("\n[40 of padding]\n")

@@ -183,6 +183,9 @@ def _texts(tokenizer: Any, tensors: dict[str, Any], *, dim: bool) -> Iterator[st
     begins = [at for at, position in enumerate(positions) if position == 0]
     before, after = ("\x1b[2m", "\x1b[0m") if dim else ("⟦", "⟧")
     for begin, end in zip(begins, [*begins[1:], len(tokens)], strict=True):
+        if end == len(tokens) and not any(tokens[begin:]) and not any(is_target[begin:]):
+            yield f"[{end - begin:,} of padding]"
+            return
         text, at = "", begin
         while at < end:
             stop = at + 1
