@@ -142,13 +142,30 @@ def test_an_error_of_a_plugin_is_said_with_its_place(monkeypatch):
         case.check()
 
 
-def test_a_file_with_hooks_conforms(tmp_path):
-    file = tmp_path / "lab_with_hooks.py"
-    file.write_text(
-        "from hekaton.contributions import hookimpl\nHEKATON_API = '>=1,<2'\n"
-        "@hookimpl\ndef hekaton_run_ended(step, error):\n    pass\n"
-    )
-    cases = cases_of(str(file))
-    assert [case.promise.name for case in cases] == ["rules", "run hooks"]
+FILE = """
+import sys
+from hekaton.contributions import Command, Ref, hookimpl
+
+HEKATON_API = ">=1,<2"
+assert sys.modules.get("torch", "importable") is not None
+
+@hookimpl
+def hekaton_run_ended(step, error):
+    pass
+
+@hookimpl
+def hekaton_commands():
+    return [Command("say", run=Ref("lab_of_one_file:say"), summary="Say.")]
+
+def say(arguments):
+    print("usage: hekaton say")
+"""
+
+
+def test_a_file_with_hooks_and_a_command_conforms(tmp_path, monkeypatch):
+    (tmp_path / "lab_of_one_file.py").write_text(FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    cases = cases_of(str(tmp_path / "lab_of_one_file.py"))
+    assert [case.promise.name for case in cases] == ["rules", "run hooks", "help"]
     for case in cases:
         case.check()

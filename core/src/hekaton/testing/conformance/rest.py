@@ -106,10 +106,13 @@ def values(subject: CheckedContribution) -> None:
 
 
 def printed_help(subject: CheckedContribution) -> None:
-    """In a fresh interpreter, in which torch cannot be imported."""
+    """In a fresh interpreter, in which torch cannot be imported unless the plugin is one file."""
     assert isinstance(subject.record, Command)
+    module = subject.record.run.target.partition(":")[0]
+    one_file = subject.module.endswith(".py") and module == Path(subject.module).stem
+    without = "" if one_file else "sys.modules['torch'] = None"
     code = (
-        f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}; sys.modules['torch'] = None\n"
+        f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}; {without}\n"
         "from hekaton.contributions import Ref\n"
         f"sys.exit(Ref({subject.record.run.target!r}).load()(['--help']))"
     )
