@@ -86,8 +86,9 @@ class Run:
         """What the objective declares, where its shapes do not follow from ``seq_len``; else ``None``."""
         if isinstance(self.objective, HekatonError):
             return None
+        length = self.config.training.seq_len
         short, long = (
-            [*self.objective.inputs(length), *self.objective.targets(length)] for length in (64, 128)
+            [*self.objective.inputs(given), *self.objective.targets(given)] for given in (length, 2 * length)
         )
         if any(tuple(one.shape) != tuple(other.shape) for one, other in zip(short, long, strict=True)):
             return None
