@@ -61,6 +61,12 @@ def differing(one: dict[str, str], other: dict[str, str]) -> dict[str, tuple[str
 
 
 LAZILY = "def f():\n    import helper\n"
+LONG = (
+    f"A = {' + '.join('1' for _ in range(1200))}\nif A == 0:\n    pass\n"
+    + "".join(f"elif A == {number}:\n    pass\n" for number in range(400))
+    + "else:\n    def f():\n        import helper\n"
+)
+"""Deeper than Python's stack, though Python reads it."""
 BY_NAME = "import importlib\nimportlib.import_module('helper')\n"
 
 
@@ -71,6 +77,11 @@ BY_NAME = "import importlib\nimportlib.import_module('helper')\n"
         ("import helper", "elsewhere/helper.py", "helper.py"),
         (BY_NAME, "elsewhere/helper.py", "helper.py"),
         (LAZILY, "elsewhere/helper.py", "helper.py"),
+        (
+            LONG,
+            "elsewhere/helper.py",
+            "helper.py",
+        ),
         (LAZILY, "elsewhere/helper/__init__.py", "helper/__init__.py"),
         ("import space.part", "elsewhere/space/part.py", "space/part.py"),
         ("import loose", "site-packages/loose.py", "loose.py"),

@@ -158,7 +158,12 @@ def _imports(module: ModuleType) -> tuple[frozenset[str], frozenset[str]]:
     file = str(module.__file__)
     try:
         return _imports_in(file, FileState.of(os.stat(file)))
-    except (OSError, SyntaxError, ValueError):  # in an archive, removed, or without a source
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        RecursionError,
+    ):  # in an archive, removed, not a source, too deep
         return frozenset(), frozenset()
 
 
@@ -170,15 +175,24 @@ def _imports_in(file: str, state: FileState) -> tuple[frozenset[str], frozenset[
 
 
 def _run_by(body: Iterable[ast.AST], *, functions: bool) -> Iterator[ast.AST]:
-    """What is run when a module is imported, and in its functions too."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not functions:
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from _run_by(node.orelse, functions=functions)
+    """The statements that are run when a module is imported, and in its functions too."""
+    waiting = list(body)
+    while waiting:  # a recursion would end where Python's parser does not
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not functions:
             continue
         yield node
-        yield from _run_by(ast.iter_child_nodes(node), functions=functions)
+        if isinstance(node, ast.If) and _is_for_type_checkers(node.test):
+            waiting += node.orelse
+        else:
+            inner = (ast.stmt, ast.ExceptHandler, ast.match_case)
+            waiting += (child for child in ast.iter_child_nodes(node) if isinstance(child, inner))
+
+
+def _is_for_type_checkers(test: ast.expr) -> bool:
+    return any(
+        "TYPE_CHECKING" in (getattr(one, "id", ""), getattr(one, "attr", "")) for one in ast.walk(test)
+    )
 
 
 def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
