@@ -295,6 +295,9 @@ class ForwardBackward:
         terms = {
             name: torch.stack([terms[name] for _, terms in losses]).sum() for name in self._objective.weights
         }
+        if self.pipeline is not None:  # an objective may compute its loss in another precision than the model
+            dtype = self.pipeline.loss_dtype
+            return total.to(dtype), {name: term.to(dtype) for name, term in terms.items()}
         return total, terms
 
     def _loss_context(self) -> contextlib.AbstractContextManager[Any]:
