@@ -72,7 +72,9 @@ def _promises(kind: type[Contribution] | None) -> str:
 def _plugin_page() -> str:
     module = template("__init__")
     tree = ast.parse(module)
-    (hook,) = [one for one in tree.body if getattr(one, "name", "") == "hekaton_step_ended"]
+    hooks = [
+        one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name not in CONTRIBUTION_HOOKS
+    ]
     return (
         "\n\n".join(
             [
@@ -82,9 +84,9 @@ def _plugin_page() -> str:
                 "[hook reference](../reference/hooks.md#lifecycle-hooks) lifecycle hooks.",
                 _promises(None),
                 "## Example",
-                f"```python\n{_segment(module, hook)}\n```",
+                "```python\n" + "\n\n\n".join(_segment(module, hook) for hook in hooks) + "\n```",
                 "## In this repository",
-                f"`{hook.name}` of `hekaton`: `core/src/hekaton/scaffold/templates/__init__.py`, from which "
+                "All of these in `core/src/hekaton/scaffold/templates/__init__.py`, from which "
                 "`hekaton new run_hooks NAME` writes a plugin.",
             ]
         )

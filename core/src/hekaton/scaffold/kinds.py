@@ -199,7 +199,12 @@ KINDS: Mapping[str, Kind] = {
             name="run_hooks",
             summary="what follows a run, and can stop it",
             token="template_hooks",
-            hooks=("hekaton_step_ended",),
+            hooks=(
+                "hekaton_run_started",
+                "hekaton_step_ended",
+                "hekaton_checkpoint_saved",
+                "hekaton_run_ended",
+            ),
             files=(),
         ),
     )

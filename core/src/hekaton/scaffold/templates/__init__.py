@@ -1,5 +1,6 @@
 """What template_distribution contributes to hekaton."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,11 @@ from hekaton.contributions import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hekaton.config.job import JobConfig
     from hekaton.control import RunControl
+    from hekaton.urls import UrlPath
 
 HEKATON_API = ">=1,<2"  # the versions of the plugin API that this was written for
 
@@ -261,10 +266,28 @@ def hekaton_commands() -> list[Command]:
 
 
 @hookimpl
+def hekaton_run_started(config: "JobConfig", step: int, control: "RunControl") -> None:
+    """template_hooks: say how much there is to do."""
+    logging.getLogger("hekaton").info("%d of %d steps are done", step, config.training.steps)
+
+
+@hookimpl
 def hekaton_step_ended(step: int, metrics: Mapping[str, float], control: "RunControl") -> None:
     """template_hooks: stop a run that has learned enough."""
     if metrics.get("loss", 1.0) < 0.01:  # no metrics at steps that are not logged
         control.ask(save=True, stop=True, reason="the loss is below 0.01")
+
+
+@hookimpl
+def hekaton_checkpoint_saved(step: int, folder: "Path | UrlPath") -> None:
+    """template_hooks: say where the newest checkpoint is."""
+    logging.getLogger("hekaton").info("step %d is in %s", step, folder)
+
+
+@hookimpl
+def hekaton_run_ended(step: int, error: BaseException | None) -> None:
+    """template_hooks: say how the run ended."""
+    logging.getLogger("hekaton").info("ended after step %d: %s", step, error or "done")
 
 
 @hookimpl
