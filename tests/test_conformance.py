@@ -6,15 +6,18 @@ import atexit
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from hekaton.contributions import Model
 from hekaton.plugins import Plugins
 from hekaton.testing.conformance import PROMISES, cases_of
+from hekaton_hf.tokenizer import SHIPPED
 
 OURS = sorted(
     {info.distribution for info in Plugins.discover().infos if info.distribution.startswith("hekaton")}
@@ -60,52 +63,56 @@ WITH_A_SECOND_TOKEN = [
     "--model.name", "deepseek_v3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte", "--training.dataset",
     "python_stdlib", "--model.overrides", json.dumps(DEEPSEEK_V3 | {"n_mtp_layers": 1}),
 ]  # fmt: skip
+TEMPLATE = "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
 FOLDER = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 IMAGES = MORE["hekaton-flux"]
+
+
+def at(path):
+    """Of the files of :func:`write_files`."""
+    return ["--training.dataset_path", str(FOLDER / path)]
+
+
+STREAM = [*at("*.jsonl"), "--stream_dataset.parts_per_file", "2"]
+CHAT = [
+    *at("chats/*.jsonl"), "--training.packing", "best_fit", "--model.tokenizer", "hf",
+    "--model.hf_assets_path", str(FOLDER / "chats/tokenizer"),
+]  # fmt: skip
 OTHER_RUNS = {
-    "hekaton": {"objective multi_token": WITH_A_SECOND_TOKEN},
+    "hekaton": {
+        "objective multi_token": WITH_A_SECOND_TOKEN,
+        "dataset tokens": at("ids.npy"),
+        "encoder ids": [*at("ids.npy"), "--training.dataset", "tokens"],
+    },
     "hekaton-float8": {"converter quantize.grouped_mm.float8": WITH_EXPERTS},
     "hekaton-mx": {"converter quantize.grouped_mm.mx": WITH_EXPERTS},
     "hekaton-hf": {
-        "dataset text": ["--training.dataset_path", str(FOLDER / "texts.jsonl")],
-        "dataset stream": [
-            "--training.dataset_path",
-            str(FOLDER / "*.jsonl"),
-            "--stream_dataset.parts_per_file",
-            "2",
-        ],
-        "encoder stream": [
-            "--training.dataset_path",
-            str(FOLDER / "*.jsonl"),
-            "--stream_dataset.parts_per_file",
-            "2",
-        ],
+        "dataset text": at("texts.jsonl"),
+        "dataset stream": STREAM,
+        "encoder stream": STREAM,
+        "dataset chat": CHAT,
+        "encoder chat": CHAT,
     },
-    "hekaton-flux": {"dataset image_folder": [*IMAGES, "--training.dataset_path", str(FOLDER / "images")]},
+    "hekaton-flux": {
+        "dataset image_folder": [*IMAGES, *at("images")],
+        **{
+            f"dataset {name}": [*IMAGES, *at("shards")]
+            for name in ("webdataset", "cc12m-wds", "cc12m-test", "coco-validation")
+        },
+    },
 }
 """Distribution -> contributions that are for certain models or files, with runs that have these."""
 FILES = "takes files, as its own tests write them: "
 WITHOUT = {
-    "hekaton": {
-        "dataset mixture": "takes others: core/tests/data/test_mixture.py",
-        "dataset tokens": f"{FILES}core/tests/data/test_corpus.py",
-        "encoder ids": f"{FILES}core/tests/data/test_row_makers.py",
-    },
+    "hekaton": {"dataset mixture": "takes others: core/tests/data/test_mixture.py"},
     "hekaton-eval": {"evaluation lm_eval": "asks tasks of files: plugins/hekaton-eval/tests/test_in_run.py"},
     "hekaton-flux": {
-        **dict.fromkeys(
-            ("dataset webdataset", "dataset cc12m-wds", "dataset cc12m-test", "dataset coco-validation"),
-            f"{FILES}model_zoo/flux/tests/test_image_files.py",
-        ),
         "dataset encoded_images": f"{FILES}model_zoo/flux/tests/test_preprocess.py",
         "checkpoint format flux_file": "holds the model alone: model_zoo/flux/tests/test_single_file.py",
         "model flux: gradients": "most are 0 at its start: model_zoo/flux/tests/test_layouts.py starts it otherwise",
     },
     "hekaton-hf": {
-        "tokenizer hf": f"{FILES}plugins/hekaton-hf/tests/test_tokenizer.py",
-        "dataset chat": f"{FILES}plugins/hekaton-hf/tests/test_chat.py",
-        "encoder chat": f"{FILES}plugins/hekaton-hf/tests/test_chat.py",
         "dataset hub_stream": "reads the Hub: plugins/hekaton-hf/tests/test_stream.py",
         **dict.fromkeys(
             ("dataset c4", "dataset c4_validation", "dataset c4_test"),
@@ -131,6 +138,17 @@ def write_files():
     for color in ("red", "lime", "blue"):
         Image.new("RGB", (64, 64), color).save(FOLDER / f"images/{color}.png")
         (FOLDER / f"images/{color}.txt").write_text(f"it is {color}")
+    (FOLDER / "shards").mkdir(exist_ok=True)
+    with tarfile.open(FOLDER / "shards/0.tar", "w") as shard:
+        for path in sorted((FOLDER / "images").iterdir()):
+            shard.add(path, path.name)
+    np.save(FOLDER / "ids.npy", np.arange(2000, dtype=np.uint16) % 250)
+    turns = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+    shutil.copytree(SHIPPED, FOLDER / "chats/tokenizer", dirs_exist_ok=True)
+    config = FOLDER / "chats/tokenizer/tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
+    chats = [{"messages": turns * (1 + number % 3)} for number in range(40)]
+    (FOLDER / "chats/chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
 
 
 EVERYTHING = os.environ.get("HEKATON_TEST_CONFORMANCE") == "all"

@@ -80,8 +80,9 @@ class CheckedContribution:
                 name, flavor = "small_decoder", "tiny"
                 if "--plugins.load" not in flags:
                     flags += ["--plugins.load", SMALL_MODEL]
-            flags += ["--model.name", name, "--model.flavor", flavor, "--model.tokenizer", "byte"]
-            flags += ["--training.dataset", "python_stdlib"]
+            chosen = ["--model.name", name, "--model.flavor", flavor, "--model.tokenizer", "byte"]
+            # What the test gives counts more.
+            flags = [*chosen, "--training.dataset", "python_stdlib", *flags]
         if "--training.seq_len" not in flags:
             flags += ["--training.seq_len", "32"]
         return flags
