@@ -79,13 +79,27 @@ CHAT = [
     *at("chats/*.jsonl"), "--training.packing", "best_fit", "--model.tokenizer", "hf",
     "--model.hf_assets_path", str(FOLDER / "chats/tokenizer"),
 ]  # fmt: skip
+TASKS = [{"tasks": [str(FOLDER / "task.yaml")], "every": 1}]
+TASK = f"""\
+task: letters
+dataset_path: json
+dataset_kwargs: {{cache_dir: {FOLDER / "cache"}, data_files: {{test: letters.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_target: 0
+doc_to_choice: [a, b]
+metric_list: [{{metric: acc}}]
+"""
 OTHER_RUNS = {
     "hekaton": {
         "objective multi_token": WITH_A_SECOND_TOKEN,
         "dataset tokens": at("ids.npy"),
         "encoder ids": [*at("ids.npy"), "--training.dataset", "tokens"],
     },
+    "hekaton-eval": {"evaluation lm_eval": ["--evaluation.tasks", json.dumps(TASKS)]},
     "hekaton-float8": {"converter quantize.grouped_mm.float8": WITH_EXPERTS},
+    "hekaton-wandb": {"logger wandb": ["--wandb.mode", "offline"]},
     "hekaton-mx": {"converter quantize.grouped_mm.mx": WITH_EXPERTS},
     "hekaton-hf": {
         "dataset text": at("texts.jsonl"),
@@ -106,7 +120,6 @@ OTHER_RUNS = {
 FILES = "takes files, as its own tests write them: "
 WITHOUT = {
     "hekaton": {"dataset mixture": "takes others: core/tests/data/test_mixture.py"},
-    "hekaton-eval": {"evaluation lm_eval": "asks tasks of files: plugins/hekaton-eval/tests/test_in_run.py"},
     "hekaton-flux": {
         "dataset encoded_images": f"{FILES}model_zoo/flux/tests/test_preprocess.py",
         "checkpoint format flux_file": "holds the model alone: model_zoo/flux/tests/test_single_file.py",
@@ -119,8 +132,6 @@ WITHOUT = {
             "reads the Hub: plugins/hekaton-hf/tests/test_c4.py",
         ),
     },
-    "hekaton-mlflow": {"logger mlflow": "opens a store: plugins/hekaton-mlflow/tests"},
-    "hekaton-wandb": {"logger wandb": "starts a service: plugins/hekaton-wandb/tests"},
     "hekaton-lora": {
         "checkpoint format peft": "writes adapters alone: plugins/hekaton-lora/tests/test_peft.py"
     },
@@ -134,6 +145,8 @@ def write_files():
     lines = [json.dumps({"text": f"line {number}, {'word ' * (number % 7)}"}) for number in range(40)]
     (FOLDER / "texts.jsonl").write_text("\n".join(lines[:25]))
     (FOLDER / "more.jsonl").write_text("\n".join(lines[25:]))
+    (FOLDER / "letters.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in "vwxyz"))
+    (FOLDER / "task.yaml").write_text(TASK)
     (FOLDER / "images").mkdir(exist_ok=True)
     for color in ("red", "lime", "blue"):
         Image.new("RGB", (64, 64), color).save(FOLDER / f"images/{color}.png")
