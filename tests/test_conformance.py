@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import shutil
 import tarfile
 import tempfile
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hekaton.contributions import Model
 from hekaton.plugins import Plugins
 from hekaton.testing.conformance import PROMISES, cases_of
 from hekaton_hf.tokenizer import SHIPPED
@@ -164,30 +162,11 @@ def write_files():
     (FOLDER / "chats/chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
 
 
-EVERYTHING = os.environ.get("HEKATON_TEST_CONFORMANCE") == "all"
-
-
-DEAR = (
-    "objective multi_token",
-    "optimizer Adam",
-    "converter quantize.grouped_mm.float8",
-    "converter quantize.grouped_mm.mx",
-)
-
-
-def is_dear(case):
-    """Seconds of runs, beside those of AdamW, the gradients of models under the same layouts, and what
-    model_zoo/*/tests, tests/distributed and tests/test_low_precision_layouts.py compare:
-    ``HEKATON_TEST_CONFORMANCE=all`` has them too."""
-    model = case.promise.kind is Model and case.promise.name != "gradients"
-    return case.promise.processes > 1 and (model or case.names[1] in DEAR)
-
-
 def ask(kit, processes):
     """For every promise of every one of our distributions."""
     write_files()
     for distribution in OURS:
-        cases = [case for case in cases_of(distribution) if EVERYTHING or not is_dear(case)]
+        cases = cases_of(distribution)
         sizes = SIZES.get(distribution)
         overrides = ["--model.overrides", json.dumps(sizes)] if sizes else []
         others = OTHER_RUNS.get(distribution, {})
