@@ -10,6 +10,7 @@ import pytest
 import hekaton_hf
 from hekaton.testing import run_processes
 
+pytestmark = pytest.mark.timeout(240)  # fifteen runs in one launch
 TOKENIZER = Path(hekaton_hf.__file__).parent / "assets" / "python_stdlib"
 ON_PROCESSES = Path(__file__).with_name("differing_on_processes.py")
 RUN = """
@@ -126,7 +127,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
     common = ["--job.dump_folder", str(folder / "outputs")]
     cases = {name: [[*common, *flags] for flags in of_ranks] for name, of_ranks in cases.items()}
     ports = free_ports(len(cases))
-    run_processes(ON_PROCESSES, "run", processes=2, folder=str(folder), cases=cases, ports=ports)
+    run_processes(ON_PROCESSES, "run", processes=2, timeout=200, folder=str(folder), cases=cases, ports=ports)
     return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
 
 
