@@ -168,13 +168,17 @@ def _out_of_bounds(name: str, text: str, error: Exception) -> ConfigError:
 
 
 def _keys(parsed: Mapping[str, Any]) -> Iterator[Path]:
-    """The innermost keys of nested tables."""
-    for key, value in parsed.items():
-        if isinstance(value, dict) and value:
-            for path in _keys(value):
-                yield (key, *path)
-        else:
-            yield (key,)
+    """The innermost keys of nested tables; of tables that are nested too deeply the first keys of each.
+
+    Generators within generators, 900 deep, abort Python 3.12.1.
+    """
+    left: list[tuple[Path, Any]] = [((), parsed)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict) and value and len(path) <= MAX_DEPTH:
+            left += [((*path, key), inner) for key, inner in reversed(value.items())]
+        elif path:
+            yield path
 
 
 def _near_files(path: FilePath) -> str:
