@@ -11,6 +11,7 @@ import pytest
 from hekaton.testing import run_command
 
 PLUGIN = """
+import atexit
 import multiprocessing
 import os
 import re
@@ -151,6 +152,7 @@ def told(destroy=dist.destroy_process_group):
     time.sleep(0.2)
     destroy()
 dist.destroy_process_group = told
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
 """
     done = train(*SAVED, then=kill("SIGTERM"), rank=1, processes=2, ENDED=ended)
     assert {one.returncode for one in done.ranks} == {75}, done.stderr

@@ -44,18 +44,26 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
     :param limit: in seconds; 0 waits for as long as it takes.
     """
     with _signals_go_to(lambda receiving: _watch(receiving, control, limit)):
-        yield
+        try:
+            yield
+        finally:
+            if _WHOLE:
+                _WHOLE[-1].is_over = control.is_over
 
 
 @dataclass
-class WholeRun:
-    """:param is_over: set when the run has ended well, on all ranks: its status is known."""
+class _WholeRun:
+    """:param is_over: the run has ended well, on all ranks: its status is known."""
 
     is_over: bool = False
 
 
+_WHOLE: list[_WholeRun] = []
+"""The one of :func:`end_on_signals`, while there is one: signals are of the process, and so is it."""
+
+
 @contextlib.contextmanager
-def end_on_signals() -> Iterator[WholeRun]:
+def end_on_signals() -> Iterator[None]:
     """Around a whole run: a signal before the first step ends the process at once. All that was saved is
     there, so its status says to start it again; after SIGINT, that it was interrupted.
 
@@ -64,10 +72,18 @@ def end_on_signals() -> Iterator[WholeRun]:
 
     Once the run is over a signal changes nothing: srun ends tasks as well when another one has ended with the
     status that says to start the run again. One that comes more than ``ONE_SIGNAL`` later ends the process.
+    Of several processes, each ignores signals from here to its end, which is a matter of a second.
     """
-    run = WholeRun()
-    with _signals_go_to(lambda receiving: _end_at_first(receiving, run)):
-        yield run
+    run = _WholeRun()
+    _WHOLE.append(run)
+    try:
+        with _signals_go_to(
+            lambda receiving: _end_at_first(receiving, run),
+            ignored_after=lambda: run.is_over and among_others(),
+        ):
+            yield
+    finally:
+        _WHOLE.pop()
 
 
 @contextlib.contextmanager
@@ -81,8 +97,13 @@ def signals_wait() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_go_to(watch: Callable[[socket.socket], None]) -> Iterator[None]:
-    """:param watch: reads the numbers of signals, on a thread, until there are no more."""
+def _signals_go_to(
+    watch: Callable[[socket.socket], None], *, ignored_after: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """
+    :param watch: reads the numbers of signals, on a thread, until there are no more.
+    :param ignored_after: asked at the end; signals have their former handlers again if it is false.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -96,8 +117,9 @@ def _signals_go_to(watch: Callable[[socket.socket], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        ignored = ignored_after()
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
         signal.set_wakeup_fd(fd)
         sending.shutdown(socket.SHUT_RDWR)  # processes that were forked, as those that read data, have it too
         sending.close()
@@ -109,7 +131,7 @@ def _received(number: int, frame: object) -> None:
     """Takes the place of the default action; the watching thread acts."""
 
 
-def _end_at_first(receiving: socket.socket, run: WholeRun) -> None:
+def _end_at_first(receiving: socket.socket, run: _WholeRun) -> None:
     first: float | None = None
     while numbers := receiving.recv(1):
         if numbers[0] in SIGNALS:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from hekaton.environment import among_others
 from hekaton.errors import AGAIN, INTERRUPTED
 from hekaton.launchers import adopt_launcher, share_cores
-from hekaton.stop_signals import WholeRun, end_on_signals, stop_when_torchrun_is_gone
-
-if TYPE_CHECKING:
-    from hekaton.control import Request
-    from hekaton.trainer import Trainer
+from hekaton.stop_signals import end_on_signals, stop_when_torchrun_is_gone
 
 QUICK_START = """\
 usage: hekaton train FILE [FILE...] [flags]
@@ -56,11 +51,11 @@ def run(arguments: list[str]) -> int:
     if not arguments:
         print(QUICK_START, file=sys.stderr)
         return 2
-    with end_on_signals() as run:
-        return _train(files, flags, run)
+    with end_on_signals():
+        return _train(files, flags)
 
 
-def _train(files: list[str], flags: list[str], run: WholeRun) -> int:
+def _train(files: list[str], flags: list[str]) -> int:
     stop_when_torchrun_is_gone()
     if adopt_launcher():
         share_cores()
@@ -84,11 +79,7 @@ def _train(files: list[str], flags: list[str], run: WholeRun) -> int:
     from hekaton.accounting import process_start
     from hekaton.running import run as run_here
 
-    def over(trainer: Trainer, ended_by: Request) -> Request:
-        run.is_over = True
-        return ended_by
-
-    ended_by = run_here(loaded, process, over, since=process_start())
+    ended_by = run_here(loaded, process, lambda trainer, ended_by: ended_by, since=process_start())
     if not ended_by.again:
         return 0
     checkpoint = loaded.config.checkpoint
