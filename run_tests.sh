@@ -41,8 +41,9 @@ cat "$types"
 # One worker keeps a core busy; the processes of a distributed test share what the other leaves. With two threads a
 # process, small products of one worker would wait for a core that the other worker has.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+tests=("$python" -m pytest -n 2 --no-loadscope-reorder --durations=30 --durations-min=5)
 if [ "${1:-}" = "--quick" ]; then
-    step "$python" -m pytest -n 2 --no-loadscope-reorder -m "not slow"
+    step "${tests[@]}" -m "not slow"
 else
-    step "$python" -m pytest -n 2 --no-loadscope-reorder
+    step "${tests[@]}"
 fi
