@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import math
@@ -18,11 +19,13 @@ from types import ModuleType
 import pytest
 
 from hekaton import testing
+from hekaton.cli.one_plugin import source_of
 from hekaton.config import JobConfig, load
-from hekaton.contributions import Section
-from hekaton.plugins import Plugins, hookspecs
+from hekaton.contributions import Contribution, Ref, Section
+from hekaton.plugins import CONTRIBUTION_HOOKS, Plugins, hookspecs, kind_name
 from hekaton.rules import check
 from hekaton.testing import run_command, run_processes
+from hekaton.testing.conformance.promises import page_of
 from hekaton.testing.launcher import Finished
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,20 +224,30 @@ def build_site(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
 def test_the_site_builds_with_every_link_and_fetches_nothing(tmp_path: Path):
     done = build_site(ROOT, tmp_path / "site")
     assert done.returncode == 0, done.stdout + done.stderr
-    for page in (tmp_path / "site").rglob("*.html"):
+    site = tmp_path / "site"
+    hooks = (site / "reference/hooks/index.html").read_text(encoding="utf-8")
+    targets = set(re.findall(r'href="(../../source/[^"]+)"', hooks))
+    assert "../../source/model_zoo/llama3/src/hekaton_llama3/spec/#train_spec" in targets
+    for target in targets:
+        path, _, name = target.partition("#")
+        source = (site / "reference/hooks" / path / "index.html").read_text(encoding="utf-8")
+        assert f'id="{name}"' in source, target
+    for page in site.rglob("*.html"):
         fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text())
         assert fetched == [], page
 
 
-@pytest.mark.parametrize("link", ["no-such-page.md", "design.md#no-such-heading"])
+@pytest.mark.parametrize("link", ["no-such-page.md", "design.md#no-such-heading", "../core/no_such.py"])
 def test_a_dead_link_fails_the_build(tmp_path: Path, link: str):
     shutil.copytree(DOCS, tmp_path / "docs")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for folder in ("core", "plugins", "model_zoo"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     with (tmp_path / "docs" / "index.md").open("a") as page:
         page.write(f"\n[dead]({link})\n")
     done = build_site(tmp_path, tmp_path / "site")
     assert done.returncode != 0
-    assert link.partition("#")[2] in done.stdout + done.stderr
+    assert f"'{link}'" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -337,11 +350,33 @@ def test_one_contribution_of_each_kind_trains(tmp_path: Path):
     assert "points/s" in done.stderr
 
 
+def linked_definitions(text: str) -> list[tuple[str, str]]:
+    """(shown, target) of the links to source files, each of which defines the name that it leads to."""
+    links = re.findall(r"\[([^\]]+)\]\(\.\./\.\./([^)#]+\.py)#(\w+)\)", text)
+    for _, path, name in links:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        assert re.search(rf"\b{name}\b", " ".join(map(ast.unparse, tree.body))), (path, name)
+    return [(shown.strip("`"), f"{path}#{name}") for shown, path, name in links]
+
+
 @pytest.mark.parametrize("name", HOOKS)
-def test_every_hook_has_an_example(name: str):
+def test_every_hook_has_an_example_and_leads_to_what_implements_it(name: str):
     page = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
     (text,) = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", page, re.M | re.S)
     assert "Example: " in text
+    targets = [target for _, target in linked_definitions(text)]
+    assert any(target.endswith(f"#{name}") for target in targets), targets
+
+
+@pytest.mark.parametrize("kind", CONTRIBUTION_HOOKS.values(), ids=kind_name)
+def test_the_page_of_a_kind_leads_to_the_source_that_the_command_shows(kind: type[Contribution]):
+    text = (DOCS / f"contracts/{page_of(kind)}.md").read_text(encoding="utf-8").rpartition("\n## ")[2]
+    ((target, place), (hook, _)) = linked_definitions(text)
+    assert CONTRIBUTION_HOOKS[hook] is kind
+    file, _, line = source_of(Ref(target)).rpartition(":")
+    path, _, name = place.partition("#")
+    assert Path(file).samefile(ROOT / path)
+    assert re.search(rf"\b{name}\b", (ROOT / path).read_text().splitlines()[int(line) - 1])
 
 
 (TESTS_OF_THE_PAGE,) = [text for title, text in blocks(TEST_PAGE, "python") if title]

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import ast
-from importlib.util import find_spec
-from pathlib import Path
 
 from generator import source
 from generator.contract_facts import FACTS, Facts
 from generator.hooks import _call, _public
-from generator.installed import plugins
+from generator.installed import plugins, refs, source_link
 from generator.markdown import link, table
-from hekaton.contributions import Contribution, Ref
+from hekaton.contributions import Contribution
 from hekaton.plugins import CONTRIBUTION_HOOKS, kind_name
 from hekaton.scaffold.kinds import KINDS
 from hekaton.scaffold.render import template
 from hekaton.testing.conformance.promises import PROMISES, page_of
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 INDEX = """\
 # Contracts
@@ -86,8 +81,8 @@ def _plugin_page() -> str:
                 "## Example",
                 "```python\n" + "\n\n\n".join(_segment(module, hook) for hook in hooks) + "\n```",
                 "## In this repository",
-                "All of these in `core/src/hekaton/scaffold/templates/__init__.py`, from which "
-                "`hekaton new run_hooks NAME` writes a plugin.",
+                f"All of these in {source_link('the plugin', 'hekaton.scaffold.templates')} from which "
+                "`hekaton new run_hooks NAME` writes one.",
             ]
         )
         + "\n"
@@ -117,7 +112,7 @@ def _page(hook: str, kind: type[Contribution]) -> str:
             module, _, attribute = name.rpartition(".")
             parts += [f"### {attribute}", f"In `{module}`.", source.describe(_public(name))]
     parts += ["## Example", *_example(hook, facts)]
-    parts += _ours(kind)
+    parts += _ours(hook, kind)
     places = {name: f"#{name.rpartition('.')[2].lower()}" for name in facts.builds}
     return link("\n\n".join(part.strip() for part in parts if part), places) + "\n"
 
@@ -145,16 +140,13 @@ def _segment(text: str, node: ast.stmt) -> str:
     return "\n".join(text.splitlines()[begin - 1 : node.end_lineno])
 
 
-def _ours(kind: type[Contribution]) -> list[str]:
-    """The first contribution of this repository, and where it stands."""
-    for name, contributed in plugins().all(kind).items():
-        refs = [value for value in vars(contributed.record).values() if isinstance(value, Ref)]
-        spec = find_spec(refs[0].target.partition(":")[0]) if refs else None
-        if spec is not None and spec.origin is not None:
-            place = Path(spec.origin).resolve().relative_to(ROOT).as_posix()
-            return [
-                "## In this repository",
-                f"`{name}` of `{contributed.plugin.distribution or 'hekaton'}`: `{place}`; "
-                f"`hekaton plugins {name}` shows it.",
-            ]
-    return ["## In this repository", "Nothing contributes one; the example above is tested."]
+def _ours(hook: str, kind: type[Contribution]) -> list[str]:
+    """The first contribution of this repository, and its source."""
+    name, contributed = next(iter(plugins().all(kind).items()))
+    info = contributed.plugin
+    target = refs(contributed.record)[0].target
+    return [
+        "## In this repository",
+        f"`{name}` of `{info.distribution}`: {source_link(f'`{target}`', target)}, contributed by "
+        f"{source_link(f'`{hook}`', f'{info.module}:{hook}')}; `hekaton plugins {name}` shows it.",
+    ]

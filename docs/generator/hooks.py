@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from generator import source
 from generator.annotations import Alias, get_alias, mentioned
-from generator.installed import plugins
+from generator.installed import plugins, refs, source_link
 from generator.markdown import link, table
 from hekaton.contributions import API_VERSION
 from hekaton.plugins import CONTRIBUTION_HOOKS, kind_name
@@ -114,7 +114,7 @@ ELSEWHERE = ("hekaton.contributions", "hekaton.errors", "hekaton.config", "hekat
 def page() -> str:
     hooks = source.functions("hekaton.plugins.hookspecs")
     contribution = [_contribution_hook(hook) for hook in hooks if hook.name in CONTRIBUTION_HOOKS]
-    lifecycle = [_hook(hook) for hook in hooks if hook.name not in CONTRIBUTION_HOOKS]
+    lifecycle = [_lifecycle_hook(hook) for hook in hooks if hook.name not in CONTRIBUTION_HOOKS]
     named = [source.get_class("hekaton.contributions", name) for name in ("Ref", "Contribution", "Component")]
     classes, aliases = _interfaces()
     built = [_public(name) for name in classes]
@@ -180,6 +180,11 @@ def _hook(hook: source.Function) -> str:
     return f"### {hook.name}\n\n{_function(hook)}"
 
 
+def _lifecycle_hook(hook: source.Function) -> str:
+    template = source_link("what `hekaton new` writes", f"hekaton.scaffold.templates:{hook.name}")
+    return f"{_hook(hook)}\n\nIn this repository: {template}, which its tests run."
+
+
 def _function(function: source.Function) -> str:
     parts = [f"```python\n{function.signature}\n```", function.doc.text, source.details(function.doc)]
     return "\n\n".join(filter(None, parts))
@@ -189,17 +194,14 @@ def _contribution_hook(hook: source.Function) -> str:
     kind = CONTRIBUTION_HOOKS[hook.name]
     record = source.get_class("hekaton.contributions", kind.__name__)
     contributed = plugins().all(kind)
-    rows = [
-        [f"`{name}`", f"`{contributed[name].plugin.name}`", f"`{contributed[name].plugin.distribution}`",
-         contributed[name].record.summary]
-        for name in contributed
-    ]  # fmt: skip
-    here = (
-        table([kind_name(kind), "plugin", "distribution", "summary"], rows)
-        if rows
-        else "No plugin of this repository contributes one."
-    )
-    return "\n\n".join([_hook(hook), f"```python\n{_call(record)}\n```", record.doc.text, here])
+    rows = []
+    for name, found in contributed.items():
+        info = found.plugin
+        record_source = source_link(f"`{name}`", refs(found.record)[0].target)
+        hook_source = source_link(f"`{info.name}`", f"{info.module}:{hook.name}")
+        rows.append([record_source, hook_source, f"`{info.distribution}`", found.record.summary])
+    ours = table([kind_name(kind), "plugin", "distribution", "summary"], rows)
+    return "\n\n".join([_hook(hook), f"```python\n{_call(record)}\n```", record.doc.text, ours])
 
 
 def _call(record: source.Class) -> str:

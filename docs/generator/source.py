@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -106,6 +107,20 @@ def details(doc: Docstring) -> str:
     lines = [f"- `{name}`: {text}" for name, text in doc.params.items()]
     lines += [f"- **{kind}** {text}" for kind, text in doc.others]
     return "\n".join(lines)
+
+
+def definitions(text: str) -> Iterator[tuple[str, int, int]]:
+    """Each statement of a module: the name of what it defines, once, or nothing; its first line, and the line
+    after it. Comments and decorators before it are part of it."""
+    begin = 1
+    known = {""}
+    for node in ast.parse(text).body:
+        end = (node.end_lineno or node.lineno) + 1
+        targets = node.targets[:1] if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        name = getattr(node, "name", "") or getattr(targets[0], "id", "")
+        yield "" if name in known else name, begin, end
+        known.add(name)
+        begin = end
 
 
 @cache
