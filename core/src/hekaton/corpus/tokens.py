@@ -158,9 +158,11 @@ class TokenFiles:
     def locate(self, indices: Integers) -> Integers:
         located = np.empty((len(indices), 3), np.int64)
         located[:, 0] = numbers = self._ends.searchsorted(indices, side="right")
-        for number in np.unique(numbers).tolist():
+        only = len(self._mapped) == 1
+        for number in [0] if only else np.unique(numbers).tolist():
             self._check(number, index=True)
-            mapped, within = self._mapped[number], numbers == number
+            mapped = self._mapped[number]
+            within = slice(None) if only else numbers == number
             in_file = indices[within] - (int(self._ends[number]) - mapped.documents)
             located[within, 1], located[within, 2] = mapped.located(in_file)
         return located

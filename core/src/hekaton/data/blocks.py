@@ -15,14 +15,14 @@ import numpy as np
 
 from hekaton.data import Integers, JoinedDocuments, Values
 from hekaton.data.encoders import IdsEncoder
-from hekaton.data.feed import Feed
+from hekaton.data.feed import Feed, Span
 from hekaton.data.row_makers import InOrder, RowPlaces
 from hekaton.data.rows import RowReader, Sequences, Stream
 from hekaton.errors import DataError
 
-TOKENS = 2**20
+TOKENS = 2**21
 """About how many tokens of each source are read at once for all rows together."""
-LAID_OUT = 2**15
+LAID_OUT = 2**14
 """About how many of them are laid out at once: tensors of more would leave the cache of a core."""
 MOST_STEPS = 128
 MOST_SOURCES = 4
@@ -173,23 +173,33 @@ class BlockReader:
         ended: frozenset[int],
     ) -> Iterator[Sequences]:
         (steps, rows), seq_len = chosen.shape, self._maker.seq_len
-        together = max(1, LAID_OUT // (rows * seq_len))
-        firsts = range(0, steps, together)
-        parts = places.cut([first * rows * seq_len for first in [*firsts, steps]])
-        for first, part in zip(firsts, parts, strict=True):
-            last = min(first + together, steps)
-            ids = np.concatenate(views[first * rows : last * rows]).reshape(-1, seq_len + 1)
-            tensors = self._maker.make_many(ids, part)
-            shaped = {name: values.reshape(-1, rows, seq_len) for name, values in tensors.items()}
-            for step, sources in enumerate(chosen[first:last].tolist()):
+        # Whole steps, or some rows of one.
+        part = max(1, LAID_OUT // seq_len)
+        part = part - part % rows if part >= rows else part
+        made = max(part, rows)
+        bounds = [
+            [*range(first, min(first + made, steps * rows), part)] for first in range(0, steps * rows, made)
+        ]
+        cuts = places.cut([bound * seq_len for its in bounds for bound in its] + [steps * rows * seq_len])
+        sources = iter(chosen.tolist())
+        step = 0
+        for its in bounds:
+            first, last = its[0], min(its[0] + made, steps * rows)
+            tensors = self._maker.unfilled(last - first)
+            for begin, end in zip(its, [*its[1:], last], strict=True):
+                ids = np.concatenate(views[begin:end]).reshape(-1, seq_len + 1)
+                out = {name: values[begin - first : end - first] for name, values in tensors.items()}
+                self._maker.make_many(ids, next(cuts), out)
+            for row in range(0, last - first, rows):
                 yield Sequences(
-                    {name: values[step] for name, values in shaped.items()},
-                    cursors[first + step],
+                    {name: values[row : row + rows] for name, values in tensors.items()},
+                    cursors[step],
                     left=True,
-                    skipped=0 if first + step else skipped,
+                    skipped=0 if step else skipped,
                     ended=ended,
-                    sources=sources,
+                    sources=next(sources),
                 )
+                step += 1
 
 
 @dataclass(frozen=True)
@@ -210,34 +220,31 @@ class Taken:
 def take(feed: Feed, rows: int, seq_len: int) -> Taken:
     """Take the tokens of rows off a feed that has more of them ahead."""
     count = rows * seq_len
-    spans = []
-    documents: list[Integers] = []
-    starts: list[Integers] = []
-    firsts, offsets = [], []
-    before = entries = 0
+    spans: list[Span] = []
+    before = [0]
     for span in feed.spans:
-        spans.append(span.ids)
-        firsts.append(entries)
-        offsets.append(span.offset)
-        starts += [np.array([before]), span.starts + before]
-        documents.append(np.arange(span.document, span.last_document + 1))
-        entries += len(span.starts) + 1
-        before += len(span.ids)
-        if before > count:
+        spans.append(span)
+        before.append(before[-1] + len(span.ids))
+        if before[-1] > count:
             break
     # Of each document, or what is left of it, where it begins in the ids, its number, and at which token.
-    start = np.concatenate(starts)
-    document = np.concatenate(documents)
-    offset = np.zeros(entries, np.int64)
-    offset[firsts] = offsets
-    begins = start[(offset == 0) & (start > 0) & (start <= count)]
+    entries = sum(len(span.starts) + 1 for span in spans)
+    start, document, offset = np.zeros((3, entries), np.int64)
+    last = 0
+    for span, its_start in zip(spans, before, strict=False):
+        first, last = last, last + len(span.starts) + 1
+        start[first], offset[first] = its_start, span.offset
+        np.add(span.starts, its_start, out=start[first + 1 : last])
+        document[first:last] = np.arange(span.document, span.last_document + 1)
+    reached = int(start.searchsorted(count, side="right"))
+    begins = start[1:reached][offset[1:reached] == 0]
     ends = np.arange(0, count + 1, seq_len)
     its = start.searchsorted(ends, side="right") - 1
     places = np.empty((rows + 1, 2), np.int64)
     places[:, 0] = document[its]
     places[:, 1] = offset[its] + ends - start[its]
     feed.take(count)
-    return Taken(list(_rows_of(spans, rows, seq_len)), begins, places)
+    return Taken(list(_rows_of([span.ids for span in spans], rows, seq_len)), begins, places)
 
 
 def _rows_of(spans: Sequence[Values], rows: int, seq_len: int) -> Iterator[Values]:

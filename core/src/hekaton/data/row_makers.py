@@ -103,20 +103,24 @@ class InOrder(_Rows):
         edges.sort()
         return RowPlaces(place - 1, edges)
 
-    def make_many(self, ids: Values, places: RowPlaces) -> dict[str, Integers]:
-        """Rows that are full and of which every token is a target, as :meth:`make` makes them one by one.
+    def unfilled(self, rows: int) -> dict[str, Integers]:
+        """The tensors of :meth:`empty`, with anything in them."""
+        names = ["tokens", "labels", *(["positions"] if self.packs_documents else [])]
+        return {name: np.empty((rows, self.seq_len), np.int64) for name in names}
+
+    def make_many(self, ids: Values, places: RowPlaces, out: Mapping[str, Integers]) -> None:
+        """Make full rows, every token of which is a target, as :meth:`make` makes them one by one.
 
         :param ids: (rows, seq_len + 1), the tokens of each row and the one that follows.
-        :returns: the tensors of :meth:`empty`.
+        :param out: so many rows of :meth:`unfilled`.
         """
-        tensors = {"tokens": ids[:, :-1].astype(np.int64), "labels": ids[:, 1:].astype(np.int64)}
+        out["tokens"][:] = ids[:, :-1]
+        out["labels"][:] = ids[:, 1:]
         if self.packs_documents:
-            tensors["labels"].reshape(-1)[places.ends] = IGNORE_INDEX
-            edges = places.edges
-            begun = np.repeat(edges[:-1], edges[1:] - edges[:-1])
-            positions = np.subtract(_counted(len(begun)), begun, out=begun)
-            tensors["positions"] = positions.reshape(len(ids), self.seq_len)
-        return tensors
+            out["labels"].reshape(-1)[places.ends] = IGNORE_INDEX
+            positions = out["positions"].reshape(-1)
+            begun = places.edges[:-1].repeat(np.diff(places.edges))
+            np.subtract(_counted(len(begun)), begun, out=positions)
 
 
 @dataclass(frozen=True)
