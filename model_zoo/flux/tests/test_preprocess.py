@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +142,9 @@ def copied(folder, to):
         ({"precision": "int8"}, "precision: Input should be 'bfloat16' or 'float32'"),
         ({"precision": "bfloat16"}, "00000-latents.npy' has .* of float32, encoded.json says .* of uint16"),
         ({"shards": [40, 9]}, r"00001-latents.npy' has \(10, 4, 4, 4\) .* says \(9, 4, 4, 4\)"),
-        ({"shards": [40]}, "has '00001-latents.npy', and encoded.json says 1 shards"),
-        ({"shards": [40, 10, 1]}, "cannot read '.*00002-latents.npy': No such file"),
+        ({"shards": [40]}, "the files are not those of the shards and texts"),
+        ({"shards": [40, 10, 1]}, "the files are not those of the shards and texts"),
+        ({"files": {}}, "the files are not those of the shards and texts"),
         ({"shards": [40, "10"]}, "shards: 1: Input should be a valid integer"),
         ({"shards": [40, -10]}, "shards: 1: Input should be greater than or equal to 1"),
         ({"shards": []}, "shards: Tuple should have at least 1 item"),
@@ -169,7 +171,7 @@ def test_facts_that_are_not_those_of_the_files_are_rejected_before_a_run(
 
 
 @pytest.mark.parametrize("name", ["texts-text", "texts-pooled", "00001-pooled"])
-def test_arrays_of_another_shape_or_type_and_values_that_are_not_finite_are_rejected(name, folder, tmp_path):
+def test_arrays_of_another_shape_type_or_content_are_rejected(name, folder, tmp_path):
     wrong = copied(folder, tmp_path / "wrong")
     path = wrong / f"{name}.npy"
     values = np.load(path)
@@ -181,10 +183,22 @@ def test_arrays_of_another_shape_or_type_and_values_that_are_not_finite_are_reje
         np.savez(opened, values)
     with pytest.raises(DataError, match=rf"{name}.npy': it is no array"):
         encoded.check(section(wrong), None)
-    values[-1, 0] = np.nan
-    np.save(path, values)
-    with pytest.raises(DataError, match=rf"{name}.npy' has values that are not finite"):
-        encoded.build(section(wrong), None).fetch([49])
+    whole = (folder / f"{name}.npy").read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(
+        DataError, match=rf"{name}.npy' has not the content that hekaton flux preprocess wrote"
+    ):
+        encoded.build(section(wrong), None)
+
+
+def test_a_missing_array_and_one_too_many_are_rejected(folder, tmp_path):
+    wrong = copied(folder, tmp_path / "wrong")
+    (wrong / "00001-latents.npy").rename(wrong / "00002-latents.npy")
+    with pytest.raises(DataError, match=r"cannot read '.*00001-latents.npy': No such file"):
+        encoded.check(section(wrong), None)
+    shutil.copy(wrong / "00002-latents.npy", wrong / "00001-latents.npy")
+    with pytest.raises(DataError, match=r"has '00002-latents.npy', and encoded.json says 2 shards"):
+        encoded.check(section(wrong), None)
 
 
 def test_an_array_that_is_cut_short_during_a_run_is_an_error(folder, tmp_path):

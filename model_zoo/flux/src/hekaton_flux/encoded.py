@@ -19,12 +19,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hekaton.data.contents import known_file
+from hekaton.data.contents import KnownFile, known_file
 from hekaton.data.identity import fingerprint
 from hekaton.errors import ConfigError, DataError, about
 from hekaton_flux.encoders import TrialEncoders
 from hekaton_flux.images import EncodedImage, Floats, Pixels
-from hekaton_flux.manifest import MANIFEST, TENSORS, Manifest, Precision, fitting_manifest, read_manifest
+from hekaton_flux.manifest import (
+    MANIFEST,
+    TENSORS,
+    Manifest,
+    Precision,
+    array_names,
+    fitting_manifest,
+    read_manifest,
+)
 from hekaton_flux.pretrained import Autoencoder
 from hekaton_flux.settings import FlowMatchingSection
 
@@ -131,14 +139,17 @@ def _texts(folder: Path, manifest: Manifest) -> list[npt.NDArray[Any]]:
     for name in ("text", "pooled"):
         path = folder / f"texts-{name}.npy"
         found.append(_read(path, (len(manifest.texts), *shapes[name]), np.float32))
-        _check_finite(found[-1], f"'{path}'")
+        _check_content(known_file(path), manifest)
     return found
 
 
-def _check_finite(values: npt.NDArray[Any], where: str) -> None:
-    """:raises DataError:"""
-    if not np.isfinite(values).all():
-        raise DataError(f"{where} has values that are not finite", hint="preprocess again")
+def _check_content(file: KnownFile, manifest: Manifest) -> None:
+    """:raises DataError: for a file that is not as it was written."""
+    if file.content != manifest.files[file.path.name]:
+        raise DataError(
+            f"'{file.path}' has not the content that hekaton flux preprocess wrote: {MANIFEST} has its hash",
+            hint="copy the folder again, or preprocess again",
+        )
 
 
 class StoredEncodings:
@@ -206,7 +217,10 @@ class EncodedImages:
                 )
         check_folder(folder, self._manifest)
         self._ends = list(itertools.accumulate(self._manifest.shards))
-        self._files = {path.name: known_file(path) for path in self._paths()}
+        names = [MANIFEST, *array_names(len(self._manifest.shards))]
+        self._files = {name: known_file(folder / name) for name in names}
+        for name in names[1:]:
+            _check_content(self._files[name], self._manifest)
         self.fingerprint = fingerprint("encoded_images 2", *(f"{k} {v}" for k, v in self.files().items()))
 
     def __len__(self) -> int:
@@ -223,17 +237,9 @@ class EncodedImages:
             for name in TENSORS:  # a mapped file that was cut short would end the process
                 path = self._path(number, name)
                 self._files[path.name] = self._files[path.name].unchanged()
-            of_image = {name: from_bits(values[at]) for name, values in self._arrays(number).items()}
-            for name, values in of_image.items():
-                _check_finite(values, f"image {at:,} of '{self._path(number, name)}'")
-            found.append(EncodedImage(**of_image))
+            arrays = self._arrays(number)
+            found.append(EncodedImage(**{name: from_bits(values[at]) for name, values in arrays.items()}))
         return found
-
-    def _paths(self) -> list[Path]:
-        shards = range(len(self._manifest.shards))
-        texts = (self._folder / f"texts-{name}.npy" for name in ("text", "pooled"))
-        of_images = (self._path(number, name) for number in shards for name in TENSORS)
-        return [self._folder / MANIFEST, *texts, *of_images]
 
     def _path(self, number: int, name: str) -> Path:
         return self._folder / f"{number:05}-{name}.npy"

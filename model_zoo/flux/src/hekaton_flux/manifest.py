@@ -27,6 +27,7 @@ class Manifest:
     :param encoders: fingerprint of those that were used.
     :param shards: images in each.
     :param texts: those that were encoded beside the captions, the empty one first.
+    :param files: the hash of the content of each array, by the name of its file.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -37,12 +38,15 @@ class Manifest:
     precision: Precision
     shards: Annotated[tuple[_Images, ...], Field(min_length=1)]
     texts: tuple[str, ...]
+    files: dict[str, str]
 
     def __post_init__(self) -> None:
         if self.texts[:1] != ("",):
             raise ValueError("the first of the texts is not the empty one")
         if len(set(self.texts)) < len(self.texts):
             raise ValueError("one of the texts is there twice")
+        if set(self.files) != set(array_names(len(self.shards))):
+            raise ValueError("the files are not those of the shards and texts")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the tensors of an image."""
@@ -50,6 +54,12 @@ class Manifest:
         latents = (self.sizes.latent_channels, side, side)
         text = (self.text_length, self.sizes.text_dim)
         return dict(zip(TENSORS, (latents, latents, text, (self.sizes.pooled_dim,)), strict=True))
+
+
+def array_names(shards: int) -> list[str]:
+    """The files of a folder with so many shards, beside the manifest."""
+    of_texts = [f"texts-{name}.npy" for name in ("text", "pooled")]
+    return [*of_texts, *(f"{number:05}-{name}.npy" for number in range(shards) for name in TENSORS)]
 
 
 _manifest: TypeAdapter[Manifest] = TypeAdapter(Manifest)

@@ -132,11 +132,12 @@ def _write_images(
     loaded: Any, folder: Path, given: dict[str, str], shard_images: int, process: Process
 ) -> int:
     """:returns: how many, on the first process."""
+    from hekaton.data.contents import known_file
     from hekaton.identity.together import together
     from hekaton.sources import open_dataset
     from hekaton_flux import encoded
     from hekaton_flux.encoder_choice import frozen_encoders
-    from hekaton_flux.manifest import Manifest, write_manifest
+    from hekaton_flux.manifest import Manifest, array_names, write_manifest
     from hekaton_flux.pretrained import PretrainedEncoders
     from hekaton_flux.rows import ImageEncoder
     from hekaton_flux.shared_out import shard
@@ -166,11 +167,13 @@ def _write_images(
     of_texts = [encoders.text(text) for text in texts]
     if process.rank == 0:
         encoded.write_texts(folder, of_texts)
+        files = {name: known_file(folder / name).content for name in array_names(len(shards))}
         write_manifest(
             folder,
             Manifest(
                 encoders=encoders.fingerprint, sizes=encoders.sizes, image_size=section.image_size,
                 text_length=section.text_length, precision=precision, shards=tuple(shards), texts=texts,
+                files=files,
             ),
         )  # fmt: skip
     return sum(shards)
