@@ -110,9 +110,13 @@ def targets_of(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarr
 
     :param places: (n, 2) first and last character of each token, the last excluded.
     """
-    targets = np.zeros(len(places), np.bool_)
-    for start, end in spans:
-        targets |= (places[:, 0] < end) & (places[:, 1] > start)
+    if not spans:
+        return np.zeros(len(places), np.bool_)
+    starts, ends = np.array(sorted(spans)).T
+    # Of the spans that begin before a token ends, does any end behind its beginning?
+    begun = starts.searchsorted(places[:, 1])
+    furthest = np.concatenate([[0], np.maximum.accumulate(ends)])[begun]
+    targets: np.ndarray = furthest > places[:, 0]
     return targets
 
 

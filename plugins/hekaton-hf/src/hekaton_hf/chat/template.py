@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jinja2
 from hekaton.checkpoint.disk.folders import read_file
 from hekaton.data.identity import fingerprint
 from hekaton.errors import DataError
+from hekaton_hf.chat.contents import ContentPlace, places_of
 from hekaton_hf.chat.conversations import ASSISTANT, Conversation
 from hekaton_hf.chat.sandbox import MOST_CHARACTERS, Sandbox
 
@@ -23,6 +24,8 @@ MOST_BYTES = 1 << 20
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _STAND_IN = "\ue000\ue001"
 """Of private use areas: no content begins or ends with it."""
+_FEW = 16
+"""Turns that are found one by one: each renders the conversation again."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -74,7 +77,7 @@ class ChatTemplate:
         if not self.is_marked:
             numbers = [at for at, one in enumerate(conversation.messages) if one["role"] == ASSISTANT]
             wanted = numbers[-1:] if turns == "last_turn" else numbers
-            spans = [self._turn(conversation, text, number) for number in wanted]
+            spans = self._turns(conversation, text, wanted)
         spans = [span for span in spans if span[0] < span[1]]
         return Rendered(text, spans[-1:] if turns == "last_turn" else spans)
 
@@ -119,6 +122,48 @@ class ChatTemplate:
                 "{% generation %} marks text that is put out later, as in {% set %} or behind text of a macro"
             )
         return text, [(start, start + len(said)) for start, said in sandbox.marked]
+
+    def _turns(self, conversation: Conversation, text: str, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """Where turns are in the text, as :meth:`_turn` finds them one by one.
+
+        Of many turns between the same texts of the template, the first and the last are found so; where both
+        reach as far into these texts, the others do as well.
+        """
+        spans: dict[int, tuple[int, int]] = {}
+        for places in self._alike(conversation, text, numbers):
+            first, last = min(places), max(places)
+            reach = set()
+            for number in (first, last):
+                start, end = spans[number] = self._turn(conversation, text, number)
+                reach.add((places[number].start - start, end - places[number].end))
+            before, after = reach.pop()
+            if (
+                not reach
+                and 0 <= before <= len(places[first].before)
+                and 0 <= after <= len(places[first].after)
+            ):
+                spans |= {
+                    number: (place.start - before, place.end + after) for number, place in places.items()
+                }
+        return [spans.get(number) or self._turn(conversation, text, number) for number in numbers]
+
+    def _alike(
+        self, conversation: Conversation, text: str, numbers: Sequence[int]
+    ) -> Iterable[dict[int, ContentPlace]]:
+        """Those of many turns that are between the same texts of the template."""
+        if len(numbers) <= _FEW:
+            return []
+        try:
+            places = places_of(
+                conversation.messages, text, lambda messages: self._text(messages, conversation.tools)[0]
+            )
+        except RefusedError:  # it may not take the marks
+            return []
+        alike: dict[tuple[str, str], dict[int, ContentPlace]] = {}
+        for number in numbers:
+            if number in places:
+                alike.setdefault((places[number].before, places[number].after), {})[number] = places[number]
+        return [its for its in alike.values() if len(its) > 2]
 
     def _turn(self, conversation: Conversation, text: str, number: int) -> tuple[int, int]:
         """Where a turn of the assistant is in the text, its end mark included, and no prompt before it."""
