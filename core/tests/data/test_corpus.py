@@ -19,7 +19,7 @@ from hekaton.corpus import layout
 from hekaton.corpus import preprocess as writing
 from hekaton.corpus.layout import CorpusManifest, checksum, verify
 from hekaton.corpus.preprocess import preprocess
-from hekaton.corpus.tokens import RAW_DOCUMENT, build
+from hekaton.corpus.tokens import RAW_DOCUMENT, build, check
 from hekaton.data import contents
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.loader import build_loader
@@ -206,6 +206,11 @@ def test_files_of_megatron(tmp_path, code, dtype):
     for path in (ids, index, tmp_path):
         assert read(tokens(path)) == IDS
     assert set(tokens(ids).files()) == {"data.bin", "data.idx"}
+    sound, second = index.read_bytes(), 34 + 4 * len(IDS) + 8
+    index.write_bytes(sound[:second] + bytes([sound[second] + 1]) + sound[second + 1 :])
+    with pytest.raises(DataError, match=r"document 1 of .* lies from id -1"):  # it begins within an id
+        tokens(ids).fetch([1])
+    index.write_bytes(sound)
     ids.write_bytes(ids.read_bytes()[:-4])
     with pytest.raises(DataError, match="and its index says"):
         tokens(ids)
@@ -327,6 +332,15 @@ def test_npy_and_raw_files(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match="is no file of ids"):
         tokens(tmp_path / "objects.npy")
+    header = (tmp_path / "ids.npy").read_bytes()[:128]
+    for content in (b"", header.replace(b"'<u4'", b"'<u4(")):
+        (tmp_path / "damaged.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"damaged\.npy' is no file of ids"):
+            tokens(tmp_path / "damaged.npy")
+    for path in ("a\0b", "a" * 300):
+        for ask in (build, check):
+            with pytest.raises(DataError, match="cannot read 'a"):
+                ask(SimpleNamespace(dtype="uint16"), path)
 
 
 def test_stats_and_show(tmp_path, capsys):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import struct
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,7 +103,8 @@ class MegatronIds(MappedIds):
         return _mapped(self.ends, "<i4", self.pointers_at - 4 * self.documents, self.documents)
 
     def places(self, indices: Integers) -> tuple[Integers, Integers]:
-        starts = self._pointers[indices] // np.dtype(self.dtype).itemsize
+        starts, within = np.divmod(self._pointers[indices], np.dtype(self.dtype).itemsize)
+        starts[within != 0] = -1  # a document cannot begin within an id
         return starts, starts + self._lengths[indices]
 
 
@@ -193,7 +196,7 @@ def build(section: Any, path: str | None) -> TokenFiles:
     :raises DataError: when there is none, or it is damaged.
     """
     place = _place(path)
-    if (place / MANIFEST).is_file():
+    if _has_manifest(place):
         documents = _corpus(place)
         if "dtype" in getattr(section, "model_fields_set", ()):
             log.warning("tokens_dataset.dtype has no effect: %s says of which type its ids are", MANIFEST)
@@ -211,7 +214,7 @@ def check(section: Any, path: str | None, *, here: bool = True) -> CorpusManifes
     place = _place(path)
     if not here:
         return None
-    if not (place / MANIFEST).is_file():
+    if not _has_manifest(place):
         _foreign_files(place, section.dtype)
         return None
     manifest = CorpusManifest.read(place)
@@ -225,6 +228,17 @@ def _place(path: str | None) -> Path:
     if is_url(path):
         raise DataError(f"dataset 'tokens' maps files into memory, and '{path}' is a URL", hint="copy it")
     return Path(path)
+
+
+def _has_manifest(place: Path) -> bool:
+    """:raises DataError: for what cannot be a path, or not be looked into."""
+    try:
+        return stat.S_ISREG(os.stat(place / MANIFEST).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as e:
+        said = e.strerror if isinstance(e, OSError) else e
+        raise DataError(f"cannot read {str(place)!r:.200}: {said}") from e
 
 
 def _foreign_files(place: Path, dtype: str) -> list[MappedIds]:
@@ -331,7 +345,7 @@ def _npy(file: Path) -> MappedIds:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
         if array.ndim != 1 or array.dtype.kind not in "ui" or array.dtype.byteorder == ">":
             raise ValueError(f"it has {array.dtype} of shape {array.shape}, not integers of one dim")
-    except ValueError as e:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as e:
         raise DataError(f"'{file}' is no file of ids: {e}") from e
     tokens = len(array)
     return MappedIds(file, array.dtype.str, tokens, -(-tokens // RAW_DOCUMENT), int(array.offset))
