@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hekaton.fault import digest as module
-from hekaton.fault.digest import digest, digests, position_numbers
+from hekaton.fault.digest import differences, digest, digests, position_numbers
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool,
@@ -30,12 +30,16 @@ def test_a_digest_computed_by_hand(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_bit_counts(dtype):
     tensor = (torch.arange(7) % 2 * 3).to(dtype)
-    expected = digest(tensor).item()
+    expected, before = digest(tensor).item(), tensor.clone()
     bits = tensor.view(torch.uint8)
     for index in range(bits.numel()):
         for bit in range(8):
             bits[index] ^= 1 << bit
             assert digest(tensor).item() != expected, (index, bit)
+            assert differences([tensor, before], [before, before], CPU).tolist() == [True, False], (
+                index,
+                bit,
+            )
             bits[index] ^= 1 << bit
     assert digest(tensor).item() == expected
 
@@ -65,11 +69,19 @@ def test_what_is_equal_as_a_number_and_not_in_its_bits_differs():
     assert digest(torch.zeros(3)).item() != digest(-torch.zeros(3)).item()
     nan = torch.full((3,), torch.nan)
     assert digest(nan).item() == digest(nan.clone()).item()
+    pairs = [
+        (torch.zeros(3), -torch.zeros(3)),
+        (nan, nan.clone()),
+        (nan, nan[:2]),
+        (nan, nan.view(torch.int32)),
+    ]
+    assert differences(*zip(*pairs, strict=True), CPU).tolist() == [True, False, True, True]
 
 
 def test_views_are_digested_as_what_they_show():
     matrix = torch.arange(30.0).view(5, 6).to(torch.bfloat16)
     for view in (matrix.T, matrix[1:, 1:], matrix[:, 3], matrix.flatten()[1:4], matrix[:0]):
         assert digest(view).item() == digest(view.clone()).item()
+        assert not differences([view], [view.clone()], CPU).item()
     assert digests([matrix, matrix.T], CPU).tolist() == [digest(matrix).item(), digest(matrix.T).item()]
-    assert digests([], CPU).tolist() == []
+    assert digests([], CPU).tolist() == differences([], [], CPU).tolist() == []

@@ -10,7 +10,7 @@ order, because no two positions have the same number.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -29,12 +29,40 @@ def digests(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tens
 
     :returns: (tensors,) int64 on ``device``. Nothing waits for the device but what lies on another one.
     """
-    each = [digest(tensor) for tensor in tensors]
+    return _together([digest(tensor) for tensor in tensors], device, torch.int64)
+
+
+@torch.no_grad()
+def differences(
+    some: Iterable[torch.Tensor], others: Iterable[torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """Which of some plain tensors have other bits than their counterparts: a quarter of the time of digests.
+
+    :param others: as many, each where its counterpart is.
+    :returns: (tensors,) bool on ``device``. Nothing waits for the device but what lies on another one.
+    """
+    each = [_differ(one, other) for one, other in zip(some, others, strict=True)]
+    return _together(each, device, torch.bool)
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return torch.ones((), dtype=torch.bool, device=one.device)
+    words, others = _words(one.detach()), _words(other.detach())
+    if words.dtype != others.dtype:  # of views that begin at other places of their storage
+        words, others = words.view(torch.uint8), others.view(torch.uint8)
+    if words.device.type == "cpu":
+        return torch.tensor(not torch.equal(words, others))  # which on other devices waits for them
+    return (words != others).any()
+
+
+def _together(each: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Scalars, each on its device, as one tensor on a device."""
     if not each:
-        return torch.zeros(0, dtype=torch.int64, device=device)
+        return torch.zeros(0, dtype=dtype, device=device)
     if all(one.device == device for one in each):
-        return torch.stack(each)
-    result = torch.empty(len(each), dtype=torch.int64, device=device)
+        return torch.stack(list(each))
+    result = torch.empty(len(each), dtype=dtype, device=device)
     for where in dict.fromkeys(one.device for one in each):
         indices = [index for index, one in enumerate(each) if one.device == where]
         result[torch.tensor(indices, device=device)] = torch.stack([each[i] for i in indices]).to(device)

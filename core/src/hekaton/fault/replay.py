@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hekaton.errors import TrainingError
-from hekaton.fault.digest import digests
+from hekaton.fault.digest import differences, digests
 
 MOST_NAMED = 5
 """Tensors that are named of each rank; the others are counted."""
@@ -37,7 +37,8 @@ class Replay:
     ) -> tuple[torch.Tensor, Any]:
         """Run the first microbatch of a step, before which there are no gradients; every rank calls this.
 
-        It costs the microbatch once more, a copy of the buffers, and two small collectives over all ranks.
+        It costs the microbatch once more, the gradients once more in memory where there is room for them, a
+        copy of the buffers, and a small collective over all ranks.
 
         :param run: accumulates the gradients of the microbatch; returns this rank's part of the loss and of
             its terms.
@@ -45,42 +46,52 @@ class Replay:
             :attr:`fault` names what differed and where.
         """
         self.fault = None
-        buffers = dict(self._buffers())
-        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        before = {name: buffer.clone() for name, buffer in self._buffers()}
         generators = _generators(self._device)
-        names, first = self._digests(run())
+        results = self._results(run())
+        kept = dict if has_room(results.values(), self._device) else self._digests
         with torch.no_grad():
-            for name, buffer in buffers.items():
+            for name, buffer in self._buffers():
+                results[_buffer(name)] = buffer.clone()
                 buffer.copy_(before[name])
+        first = kept(results)
+        del results  # and with them the gradients, of which there may be digests
         _set_generators(generators, self._device)
         for _, parameter in self._parameters():
             parameter.grad = None
         losses = run()
-        again, second = self._digests(losses)
-        wrong = first.shape != second.shape or names != again
-        differ = torch.ones_like(second, dtype=torch.bool) if wrong else first != second
+        self._compare(step, first, kept(self._results(losses)))
+        return losses
+
+    def _compare(
+        self, step: int, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
+    ) -> None:
+        if list(first) == list(second):
+            differ = differences(first.values(), second.values(), self._device)
+        else:
+            differ = torch.ones(len(second), dtype=torch.bool, device=self._device)
         found = differ.any().to(torch.int32)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if found.item():
             self.fault = self._error(
-                step, [name for name, yes in zip(again, differ.tolist(), strict=True) if yes]
+                step, [name for name, yes in zip(second, differ.tolist(), strict=True) if yes]
             )
-        return losses
 
-    def _digests(
-        self, losses: tuple[torch.Tensor, Mapping[str, torch.Tensor]]
-    ) -> tuple[list[str], torch.Tensor]:
+    def _results(self, losses: tuple[torch.Tensor, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What a pass has left on this rank, as plain tensors."""
         total, terms = losses
         found = {"the loss": total}
         found |= {f"the term '{name}' of the loss": term for name, term in terms.items()}
-        found |= {f"the buffer {name}": buffer for name, buffer in self._buffers()}
+        found |= {_buffer(name): buffer for name, buffer in self._buffers()}
         found |= {
             f"the gradient of {name}": parameter.grad
             for name, parameter in self._parameters()
             if parameter.grad is not None
         }
-        local = [one.to_local() if isinstance(one, DTensor) else one for one in found.values()]
-        return list(found), digests(local, self._device)
+        return {name: one.to_local() if isinstance(one, DTensor) else one for name, one in found.items()}
+
+    def _digests(self, results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(zip(results, digests(results.values(), self._device).unbind(), strict=True))
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for part in self._parts:
@@ -109,6 +120,23 @@ class Replay:
                 ]
             ),
         )
+
+
+def has_room(results: Iterable[torch.Tensor], device: torch.device) -> bool:
+    """Whether the results of a pass can stay on the device in the next one, which needs as much as the last.
+
+    Half of what is left stays free, because free memory is in pieces.
+    """
+    if device.type != "cuda":
+        return True
+    needed = sum(one.nbytes for one in results if one.device == device)
+    free, _ = torch.cuda.mem_get_info(device)
+    left = free + torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return needed <= left // 2
+
+
+def _buffer(name: str) -> str:
+    return f"the buffer {name}"
 
 
 def _generators(device: torch.device) -> list[torch.Tensor]:
