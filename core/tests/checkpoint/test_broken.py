@@ -200,8 +200,16 @@ def test_a_part_that_the_checkpoint_does_not_hold_is_named(
         manager().load(parts(0.0))
     assert str(error.value) == (
         f"the checkpoint {where}/step-1 (llama3 8B) does not fit this run (llama3 8B)\n"
-        "  it holds no 'optimizer', only: model, rng"
+        "  it holds no 'optimizer', only: model, rng\n"
+        '  or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]'
     )
+
+
+def test_state_of_another_optimizer_names_the_way_on(manager: Make, parts: Parts) -> None:
+    manager().save(1, parts(1.0), {})
+    other = {"optimizer": {"layer.weight.momentum_buffer": torch.zeros(())}}
+    with pytest.raises(CheckpointError, match=r'exclude_from_loading = \["optimizer"\]$'):
+        manager().load(parts(0.0) | other)
 
 
 @contextlib.contextmanager

@@ -33,11 +33,12 @@ def config_values(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def common_values(config: JobConfig) -> dict[str, Any]:
     """The values that all processes of a run must have in common."""
-    free = tuple(dotted(path) for path, field, inside in walk(type(config)) if may_differ(field, inside))
+    free = {dotted(path) for path, field, inside in walk(type(config)) if may_differ(field, inside)}
+    below = tuple(f"{name}." for name in free)
     return {
         name: value
         for name, value in config_values(as_dict(config)).items()
-        if not any(name == one or name.startswith(f"{one}.") for one in free)
+        if name not in free and not name.startswith(below)
     }
 
 

@@ -288,18 +288,20 @@ class CheckpointManager:
                         "%s: '%s', saved by %d process(es), does not fit the %d of this run; not restored",
                         folder, part, manifest.processes, self._ranks.size,
                     )  # fmt: skip
-        wrong = [
-            str(differences[part])
+        wrong = {
+            part: str(differences[part])
             if part in manifest.parts
             else f"it holds no '{part}', only: {', '.join(manifest.parts)}"
             for part in chosen
             if differences[part].any
-        ]
+        }
         if wrong:
+            reset = 'or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]'
+            ways = [reset] if list(wrong) == ["optimizer"] else []
             raise CheckpointError(
                 f"the checkpoint {folder} ({_model(manifest.describe)}) does not fit this run "
                 f"({_model(self._describe)})",
-                hint="\n".join(wrong),
+                hint="\n".join([*wrong.values(), *ways]),
             )
         converted = [dtype for part in chosen for dtype in differences[part].dtypes]
         if converted and self._ranks.is_first:
