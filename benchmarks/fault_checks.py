@@ -103,8 +103,8 @@ def measure(trainer: Trainer, steps: int) -> None:
             f"every 100 steps {comparing.median() / step.median() / 100:.2%} of step time"
         )
         print(
-            f"  a replay in each step adds {middle((once + more) / step)} of a step, {1 / microbatches:.0%} is "
-            f"the share of one of {microbatches} microbatches; every 10 steps a tenth"
+            f"  a replay in each step adds {middle((once + more) / step)} of a step, "
+            f"{1 / microbatches:.0%} is the share of one of {microbatches} microbatches; every 10 steps a tenth"
         )
         print(
             f"    a pass and {middle(more / once)} of it for copies and comparison; as the difference of two "
