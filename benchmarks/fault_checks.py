@@ -104,7 +104,8 @@ def measure(trainer: Trainer, steps: int) -> None:
         )
         print(
             f"  a replay in each step adds {middle((once + more) / step)} of a step, "
-            f"{1 / microbatches:.0%} is the share of one of {microbatches} microbatches; every 10 steps a tenth"
+            f"{1 / microbatches:.0%} is the share of one of {microbatches} microbatches; every 10 steps a "
+            "tenth"
         )
         print(
             f"    a pass and {middle(more / once)} of it for copies and comparison; as the difference of two "
