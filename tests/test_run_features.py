@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 
 import pytest
@@ -120,12 +121,15 @@ def hangs(section, folder):
         log=lambda step, metrics: time.sleep(100 * (step == 3)), close=lambda: print("closed")
     )
 
+def hangs_at_start(section, folder):
+    time.sleep(100)
+
 def hangs_at_close(section, folder):
     return types.SimpleNamespace(log=lambda step, metrics: None, close=lambda: time.sleep(100))
 
 @hookimpl
 def hekaton_loggers():
-    names = ("at_log", "at_close", "at_resume", "hangs", "hangs_at_close")
+    names = ("at_log", "at_close", "at_resume", "hangs", "hangs_at_start", "hangs_at_close")
     return [Logger(name, build=Ref(f"failing_loggers:{name}")) for name in names]
 """
 
@@ -133,7 +137,7 @@ def hekaton_loggers():
 def test_loggers_that_fail_are_reported_once_and_the_run_goes_on(train, tmp_path, monkeypatch, capsys):
     (tmp_path / "failing_loggers.py").write_text(FAILING_LOGGERS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    loggers = "hangs_at_close, at_resume, at_log, hangs, jsonl, at_close"
+    loggers = "hangs_at_start, hangs_at_close, at_resume, at_log, hangs, jsonl, at_close"
     run = ["--plugins.load", "failing_loggers", "--metrics.loggers", loggers, "--metrics.log_freq", "1"]
     train(*run, "--fault.logger_seconds", "0.3")
     assert [line["step"] for line in json_lines(tmp_path)] == [1, 2, 3, 4]
@@ -142,6 +146,7 @@ def test_loggers_that_fail_are_reported_once_and_the_run_goes_on(train, tmp_path
     told = [line.split("  ", 1)[1] for line in said.err.splitlines() if "logger '" in line]
     left_out = "and is left out from here on: ConnectionError: nobody answers at step"
     assert told == [
+        "logger 'hangs_at_start' is left out: no answer for 0.3 s (fault.logger_seconds)",
         f"logger 'at_resume' failed when the run started {left_out} 7",
         f"logger 'at_log' failed at step 2 {left_out} 2",
         "logger 'hangs' failed at step 3 and is left out from here on: no answer for 0.3 s (fault.logger_seconds)",
@@ -163,7 +168,8 @@ def hekaton_loggers():
 
 
 def test_a_logger_that_is_gone_when_a_run_resumes_does_not_stop_it(tmp_path, monkeypatch, capsys):
-    """At the first start it is an error: whoever starts a run can cure it."""
+    """At the first start it is an error: whoever starts a run can cure it. One that starts again before it has saved
+    anything goes on, too."""
     (tmp_path / "no_answer.py").write_text(NO_ANSWER)
     monkeypatch.syspath_prepend(str(tmp_path))
     run = [
@@ -185,6 +191,9 @@ def test_a_logger_that_is_gone_when_a_run_resumes_does_not_stop_it(tmp_path, mon
     said = capsys.readouterr().err
     assert said.count("logger 'away' is left out: logger 'away' cannot be opened:") == 1
     assert [line["step"] for line in json_lines(tmp_path)][-2:] == [5, 6]
+    shutil.rmtree(tmp_path / "checkpoint")  # as of a run that ended before its first save
+    assert main([*run, *away]) == 0
+    assert capsys.readouterr().err.count("logger 'away' is left out: ") == 1
 
 
 def test_profiler_writes_a_trace(train, tmp_path):

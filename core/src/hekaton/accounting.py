@@ -205,6 +205,14 @@ def read_lines_of(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def has_done_steps(folder: Path) -> bool:
+    """Whether an earlier start of the run in a folder has done a step, saved or not."""
+    try:
+        return any(line["step"] > 0 for line in _lines(folder / NAME))
+    except DataError:
+        return False
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines that a run wrote whole; the last one of a process that was killed may be cut off.
 

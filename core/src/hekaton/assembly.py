@@ -26,6 +26,7 @@ from hekaton.config import Loaded
 from hekaton.contributions import LRSchedule, Optimizer, Tokenizer
 from hekaton.distributed import Process
 from hekaton.draws import Draw
+from hekaton.flops import counted_flops
 from hekaton.forward_backward import ForwardBackward
 from hekaton.init import rehearse
 from hekaton.layer_choices import describe
@@ -50,6 +51,7 @@ class Assembled:
     """What a run is made of, on this process.
 
     :param parts: the parts of the model that this rank runs, in the order of their stages.
+    :param flops: of :func:`hekaton.flops.counted_flops`.
     :param tokenizer: ``None`` on fake tensors, which need no data.
     :param fake_mode: the mode that the fake tensors belong to, ``None`` on the device.
     """
@@ -63,6 +65,7 @@ class Assembled:
     built: BuiltModel
     parts: Sequence[nn.Module]
     objective: TrainingObjective
+    flops: float | None
     tokenizer: TextTokenizer | None
     optimizers: Sequence[torch.optim.Optimizer]
     learning_rate: LearningRate
@@ -113,6 +116,9 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
         check_vocabulary(tokenizer, meta.config, config)
         _log_model(meta, config, process)
     objective = build_objective(meta, dims, config, plugins, device=process.device)
+    seq_len = config.training.seq_len
+    shapes = {one.name: tuple(one.shape) for one in objective.inputs(seq_len)}
+    flops = counted_flops(meta, shapes, seq_len=seq_len)
     # DTensors are made on the meta device: in a fake mode, torch would have to compute with its indices.
     built = parallelize_model(meta, objective, meshes, dims, config, plugins)
     parts = list(built.parts.values())
@@ -143,6 +149,7 @@ def assemble(loaded: Loaded, process: Process, *, memory: Memory = "device") -> 
         built=built,
         parts=parts,
         objective=objective,
+        flops=flops,
         tokenizer=tokenizer,
         optimizers=optimizers,
         learning_rate=LearningRate(optimizers, schedule, rates=initial_rates(config.optimizer)),

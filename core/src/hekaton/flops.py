@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from hekaton.meta import on_meta
+
 if TYPE_CHECKING:
-    from hekaton.assembly import Assembled
-    from hekaton.data.loader import Loader
+    from hekaton.building import MetaModel
 
 PEAK_TFLOPS = {  # of dense products in bf16, by the data sheets of the vendors
     "A100": 312.0,  # "A100 Tensor Core GPU": 624 with sparsity
@@ -42,16 +44,38 @@ def peak_tflops(device: torch.device) -> float | None:
     return PEAK_TFLOPS[max(found, key=len)] if found else None
 
 
-def flops_per_unit(assembled: Assembled, loader: Loader) -> float | None:
-    """Operations of forward and backward per unit of work; ``None`` where the model does not say."""
-    spec, model = assembled.meta.spec, assembled.meta.config
-    seq_len = assembled.config.training.seq_len
+def counted_flops(meta: MetaModel, shapes: Mapping[str, Sequence[int]], *, seq_len: int) -> float | None:
+    """Operations of forward and backward, per unit of work, or per row where the model has a
+    ``flops_per_row``; ``None`` where it does not say.
+
+    :param meta: before it is parallelised.
+    :param shapes: of the objective's inputs, for a row.
+    """
+    spec = meta.spec
     if spec.flops_per_unit is not None:
-        return spec.flops_per_unit(model, seq_len)
-    if spec.flops_per_row is not None:
-        shapes = {one.name: tuple(one.shape) for one in assembled.objective.inputs(seq_len)}
-        return spec.flops_per_row(model, shapes) / loader.units_per_row
-    return None
+        flops = spec.flops_per_unit(meta.config, seq_len)
+    elif spec.flops_per_row is not None:
+        flops = spec.flops_per_row(meta.config, shapes)
+    else:
+        return None
+    changed = _by_converters(meta, shapes) if meta.converters else 0.0
+    return flops + changed if changed else flops if changed is not None else None
+
+
+def _by_converters(meta: MetaModel, shapes: Mapping[str, Sequence[int]]) -> float | None:
+    """What converters change: of 6 operations per parameter, the gradient of a weight is 2. ``None`` where
+    they change something and the model does not say what is multiplied."""
+    own = {name for name, _ in on_meta(meta.spec, meta.config).named_parameters(remove_duplicate=False)}
+    parameters = dict(meta.model.named_parameters(remove_duplicate=False))
+    if own == parameters.keys() and all(one.requires_grad for one in parameters.values()):
+        return 0.0
+    if meta.spec.multiplied is None:
+        return None
+    changed = 0.0
+    for name, times in meta.spec.multiplied(meta.model, shapes).items():
+        operations = (6 if parameters[name].requires_grad else 4) - (6 if name in own else 0)
+        changed += operations * times * parameters[name].numel()
+    return changed
 
 
 def is_flops(value: object) -> bool:

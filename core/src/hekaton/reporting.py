@@ -6,16 +6,18 @@ import contextlib
 import logging
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from hekaton.accounting import has_done_steps
 from hekaton.assembly import Assembled
 from hekaton.contributions import Logger
 from hekaton.errors import ConfigError, HekatonError
 from hekaton.metrics import Console, ImageLogger, MetricLogger, log_all
-from hekaton.optional_logger import OptionalLogger
+from hekaton.optional_logger import NoAnswer, OptionalLogger
 from hekaton.surroundings import writing_to
 
 log = logging.getLogger("hekaton")
@@ -38,6 +40,9 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._ending = contextlib.ExitStack()
         self._named = contextlib.ExitStack()
         self._loggers: list[MetricLogger] = []
+        self._left_out: set[str] = set()
+        folder = Path(assembled.config.job.dump_folder)
+        self._is_new = step == 0 and not (assembled.config.checkpoint.enable and has_done_steps(folder))
 
     def __enter__(self) -> Reporter:
         with contextlib.ExitStack() as opened:
@@ -69,8 +74,11 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
 
     def go_back(self, step: int) -> None:
         """The run continues after ``step`` once more: what was logged after it is no longer shown."""
+        self._left_out |= {
+            one.name for one in self._loggers if isinstance(one, OptionalLogger) and one.failed
+        }
         self._named.close()
-        self._step = step
+        self._step, self._is_new = step, False
         self._loggers[1:] = [*self._open_loggers(self._named), *self._more]
         self._console.advance(step)
 
@@ -85,6 +93,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             return []
         loggers: list[MetricLogger] = []
         for name in self._assembled.config.logger_names():
+            if name in self._left_out:
+                continue
             folder = Path(self._assembled.config.job.dump_folder)
             if self._assembled.plugins.get(Logger, name).place == "logs":
                 folder /= settings.save_tb_folder
@@ -92,16 +102,23 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
                 folder /= f"rank_{process.rank}"
             try:
                 with writing_to(folder):
-                    logger = OptionalLogger(name, self._opened(name, folder), seconds=self._seconds)
+                    logger = OptionalLogger(name, partial(self._opened, name, folder), seconds=self._seconds)
+            except NoAnswer as error:
+                self._leave_out(name, str(error))
+                continue
             except HekatonError as error:
-                if self._step == 0:
-                    raise  # whoever starts a run can cure it; nobody may be there when it resumes
-                log.warning("logger '%s' is left out: %s", name, error.message)
+                if self._is_new:
+                    raise  # whoever starts a run can cure it; nobody may be there when it starts again
+                self._leave_out(name, error.message)
                 continue
             opened.callback(logger.close)
             logger.resume(self._step)
             loggers.append(logger)
         return loggers
+
+    def _leave_out(self, name: str, why: str) -> None:
+        log.warning("logger '%s' is left out: %s", name, why)
+        self._left_out.add(name)
 
     def _opened(self, name: str, folder: Path) -> MetricLogger:
         """:raises ConfigError: for what the library behind a logger says to its settings."""

@@ -104,6 +104,11 @@ class TrainSpec:
     :param flops_per_row: in its place where ``seq_len`` does not say how large rows are:
         ``flops_per_row(config, shapes)``, the operations per row, of which the objective's inputs have the
         shapes ``{"img": (256, 64)}``.
+    :param multiplied: ``multiplied(model, shapes)``: name of a parameter -> how many times what the
+        operations are counted for is multiplied by it: a token once by a linear layer, and ``top_k /
+        n_experts`` times by the matrices of stacked experts. ``model`` is on the meta device, after its
+        converters. With it, weights that are not trained count without their gradient, and what converters
+        have added counts; without it, a run with such converters reports no TFLOP/s.
     :param before_step: ``before_step(parts, meshes)`` is called once per optimizer step, when the gradients
         of the whole step are there and before they are clipped, without gradients being recorded: for state
         that is no parameter, such as a router's bias. ``parts`` are the parts of the model on this rank;
@@ -137,6 +142,7 @@ class TrainSpec:
     check: Callable[[Any, RunFacts], Iterable[Refusal]] | None = None
     flops_per_unit: Callable[[Any, int], float] | None = None
     flops_per_row: Callable[[Any, Mapping[str, Sequence[int]]], float] | None = None
+    multiplied: Callable[[nn.Module, Mapping[str, Sequence[int]]], Mapping[str, float]] | None = None
     before_step: Callable[[Sequence[nn.Module], Meshes], None] | None = None
     report: Callable[[Sequence[nn.Module], Meshes], Mapping[str, float]] | None = None
     terms: Callable[[Any], Mapping[str, float]] | None = None

@@ -49,7 +49,8 @@ def test_resumed_runs_show_each_step_once(tmp_path):
 
 
 def test_a_server_that_is_gone_is_reported(tmp_path, caplog):
-    logger = OptionalLogger("mlflow", build(MlflowSection(tracking_uri="http://127.0.0.1:9"), tmp_path))
+    section = MlflowSection(tracking_uri="http://127.0.0.1:9")
+    logger = OptionalLogger("mlflow", lambda: build(section, tmp_path))
     logger.resume(0)
     logger.log(1, {"loss": 1.0})
     logger.close()

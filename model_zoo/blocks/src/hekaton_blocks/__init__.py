@@ -8,7 +8,7 @@ from hekaton_blocks.dispatch import Dispatcher
 from hekaton_blocks.documents import Documents, PackedDocuments, pack_documents
 from hekaton_blocks.experts import GroupedExperts
 from hekaton_blocks.feed_forward import FeedForward
-from hekaton_blocks.flops import decoder_flops_per_token, multiplied_parameters
+from hekaton_blocks.flops import decoder_flops_per_token, multiplied, multiplied_parameters
 from hekaton_blocks.latent_attention import LatentAttention
 from hekaton_blocks.moe import MoE, feed_forward_of
 from hekaton_blocks.multi_token import MultiTokenDecoder, MultiTokenLayer
@@ -45,6 +45,7 @@ __all__ = [
     "feed_forward_of",
     "hooks_of_experts",
     "key_value_cache",
+    "multiplied",
     "multiplied_parameters",
     "pack_documents",
     "report_experts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,13 +22,31 @@ def multiplied_parameters(model: Callable[[Any], nn.Module], config: Any) -> int
     """
     with torch.device("meta"):
         made = model(config)
-    count = sum(module.weight.numel() for module in made.modules() if isinstance(module, nn.Linear))
-    for moe in (module for module in made.modules() if isinstance(module, MoE)):
-        matrices = sum(parameter.numel() for parameter in moe.experts.parameters() if parameter.dim() == 3)
-        count += matrices * moe.config.top_k // moe.n_experts
-    if isinstance(made, MultiTokenDecoder):
-        count += len(made.mtp_layers) * made.output.weight.numel()
-    return count
+    return round(
+        sum(times * made.get_parameter(name).numel() for name, times in multiplied(made, {}).items())
+    )
+
+
+def multiplied(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Parameter -> how many times a token is multiplied by it, as ``TrainSpec.multiplied`` has it.
+
+    :param shapes: which do not matter here.
+    """
+    found = {
+        f"{name}.{own}": 1.0
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 2
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, MoE):
+            share = module.config.top_k / module.n_experts
+            experts = module.experts.named_parameters()
+            found |= {f"{name}.experts.{own}": share for own, parameter in experts if parameter.dim() == 3}
+    if isinstance(model, MultiTokenDecoder):
+        found["output.weight"] += len(model.mtp_layers)
+    return found
 
 
 def decoder_flops_per_token(

@@ -14,6 +14,7 @@ from hekaton_blocks import (
     decoder_flops_per_token,
     hooks_of_experts,
     key_value_cache,
+    multiplied,
     multiplied_parameters,
     tables,
 )
@@ -104,6 +105,7 @@ train_spec = TrainSpec(
     init=init,
     check=second_token_has_both_ends,
     flops_per_unit=flops_per_token,
+    multiplied=multiplied,
     cache=key_value_cache,
     **hooks_of_experts(lambda config: config.experts),
 )

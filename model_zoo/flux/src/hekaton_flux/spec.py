@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from torch import nn
+
 from hekaton.init import Constant, Initializer, Normal
 from hekaton.parallel.plan import ParallelPlan
+from hekaton.patterns import compile_pattern
 from hekaton.spec import Refusal, RunFacts, TrainSpec
 from hekaton_flux.model import SINUSOIDS, Flux, FluxConfig
 
@@ -100,6 +103,26 @@ def flops_per_row(config: FluxConfig, shapes: Mapping[str, Sequence[int]]) -> fl
     return 6.0 * multiplied + 4.0 * first + 12.0 * blocks * dim * both**2
 
 
+def multiplied(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Parameter -> how many positions of an image with its text it multiplies."""
+    img, txt = shapes["img"][0], shapes["txt"][0]
+    positions: dict[str, float] = {
+        "{time_in,vector_in,guidance_in}.**": 1,
+        "**.{img_mod,txt_mod,modulation,adaLN_modulation}.**": 1,
+        "{img_in,final_layer}.**": img,
+        "double_blocks.*.{img_attn,img_mlp}.**": img,
+        "txt_in.**": txt,
+        "double_blocks.*.{txt_attn,txt_mlp}.**": txt,
+        "single_blocks.*.{linear1,linear2}.**": img + txt,
+    }
+    patterns = [(compile_pattern(pattern), times) for pattern, times in positions.items()]
+    return {
+        name: next(times for pattern, times in patterns if pattern.fullmatch(name))
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2
+    }
+
+
 def _glorot(inputs: int, outputs: int) -> Normal:
     return Normal(math.sqrt(2 / (inputs + outputs)))
 
@@ -121,6 +144,7 @@ train_spec = TrainSpec(
     init=init,
     objective="flow_matching",
     flops_per_row=flops_per_row,
+    multiplied=multiplied,
     defaults={name: {"training": {"packing": "images"}} for name in flavors},
     check=check,
 )

@@ -11,6 +11,7 @@ from hekaton_blocks import (
     RopeScaling,
     decoder_flops_per_token,
     key_value_cache,
+    multiplied,
     multiplied_parameters,
     tables,
 )
@@ -76,5 +77,6 @@ train_spec = TrainSpec(
     plan=plan,
     init=init,
     flops_per_unit=flops_per_token,
+    multiplied=multiplied,
     cache=key_value_cache,
 )

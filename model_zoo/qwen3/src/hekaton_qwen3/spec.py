@@ -12,6 +12,7 @@ from hekaton_blocks import (
     decoder_flops_per_token,
     hooks_of_experts,
     key_value_cache,
+    multiplied,
     multiplied_parameters,
     tables,
 )
@@ -87,6 +88,7 @@ train_spec = TrainSpec(
     plan=plan,
     init=init,
     flops_per_unit=flops_per_token,
+    multiplied=multiplied,
     cache=key_value_cache,
     **hooks_of_experts(lambda config: config.moe),
 )

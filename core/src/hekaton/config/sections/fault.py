@@ -26,9 +26,9 @@ class FaultSection(SectionModel):
     ``SLURM_JOB_END_TIME``. 0 waits for the signal."""
 
     logger_seconds: Seconds = 60.0
-    """Seconds that a call of a logger may take. One that takes longer is reported, and the logger is left out
-    from there on. Other ranks wait meanwhile, for ``comm.train_timeout_seconds``. 0 waits for as long as it
-    takes."""
+    """Seconds that a call of a logger may take, the one that opens it included. One that takes longer is
+    reported, and the logger is left out from there on. Other ranks wait meanwhile, for
+    ``comm.train_timeout_seconds``. 0 waits for as long as it takes."""
 
     hang_seconds: Seconds = 600.0
     """A process that is in one phase of a step (data, forward and backward, optimizer, save, validation,
