@@ -15,7 +15,7 @@ from random import Random
 
 import lab_hosts
 import lab_slurm
-from lab_faults import FAULTS, RESTARTS, Disk, Endpoint, Fault
+from lab_faults import FAULTS, PREEMPTION, RESTARTS, Disk, Endpoint, Fault
 from lab_starts import (
     ENDPOINT,
     INTERVAL,
@@ -218,23 +218,23 @@ class Lab:
             return None
         began = time.monotonic()
         if fault.ends is False:
-            self._wait(start, lambda: LEFT_OUT.search(start.said()) is not None, START)
+            status = self._wait(start, lambda: LEFT_OUT.search(start.said()) is not None, START)
             new = start.status() == 2 and not done  # a new run whose logger cannot be opened is not started
             done_without = start.status() == 0 or STARVED in start.said()
             assert len(LEFT_OUT.findall(start.said())) == 1 or done_without or new, "the logger stays"
         elif fault.name == RESTARTS and done > INTERVAL:
-            self._wait(start, lambda: start.said().count(RESUMED) > resumed, fault.limit)
+            status = self._wait(start, lambda: start.said().count(RESUMED) > resumed, fault.limit)
         elif fault.ends is None:
-            self._wait(start, lambda: start.steps() > steps + 2, fault.limit)
+            status = self._wait(start, lambda: start.steps() > steps + 2, fault.limit)
         else:
-            self._wait(start, lambda: False, fault.limit)
-        status, seconds = start.status(), time.monotonic() - began
+            status = self._wait(start, lambda: False, fault.limit)
+        seconds = time.monotonic() - began
         self._repair()
         if status is not None:
             self._wait_for_nobody(start.folder)
             if self.slurm is not None:
                 self.slurm.wait_for_nodes(300.0 if fault.on_hosts else 60.0)  # its messages are sent again
-        if fault.saves and status is not None and steps:
+        if fault.saves and status is not None and (steps or fault.name == PREEMPTION):
             ended_well = status in (0, 75) or "launcher" in fault.name or STARVED in start.said()
             assert ended_well, f"{fault.name}: status {status}"
         lost = self._lost(start, done, saved=False) if fault.name == RESTARTS and status is None else 0
@@ -292,12 +292,14 @@ class Lab:
     def _dump_folder(self, folder: Path) -> Path:
         return self.disk.folder / folder.name
 
-    def _wait(self, start: Start, holds: Callable[[], bool], limit: float) -> None:
+    def _wait(self, start: Start, holds: Callable[[], bool], limit: float) -> int | None:
+        """The status that it saw: a job that is queued again may start meanwhile, and has none then."""
         limit *= self.hang / 6.0
         end = time.monotonic() + limit
-        while start.status() is None and not holds():
+        while (status := start.status()) is None and not holds():
             assert time.monotonic() < end, f"not there after {limit:g} s"
             time.sleep(0.02 if isinstance(start, Single) else 0.1)
+        return status
 
     def _wait_for_moment(self, start: Start, fault: Fault | None, random: Random, *, early: bool) -> None:
         if fault is None:

@@ -19,6 +19,7 @@ from typing import Any
 from lab_starts import Job, Single, Start, Torchrun
 
 RESTARTS = "kill -9 of a rank, --max-restarts"
+PREEMPTION = "preemption"
 ALL = (Single.kind, Torchrun.kind, Job.kind)
 
 
@@ -122,7 +123,7 @@ FAULTS = (
         ends=None,
         options=("--max-restarts=1",),
     ),
-    Fault("preemption", preempt, kinds=(Job.kind,), saves=True),
+    Fault(PREEMPTION, preempt, kinds=(Job.kind,), saves=True),
     Fault("kill -9 of a node's daemon", kill_a_node_daemon, kinds=(Job.kind,), limit=120.0),
 )
 

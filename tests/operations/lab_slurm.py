@@ -179,7 +179,16 @@ class Slurm:
         end = time.monotonic() + timeout
         while (said := self.says("sinfo", "-h", "-p", "low", "-o", "%T %D")) != "idle 2":
             assert time.monotonic() < end, f"the nodes are not idle: {said}"
+            self.resume_nodes()
             time.sleep(0.2)
+
+    def resume_nodes(self) -> None:
+        """As whoever operates it does: SLURM drains a node on which it starts a job once more while processes of
+        the job's last start are left there, as after a link that was cut."""
+        for line in self.says("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T %E").splitlines():
+            node, state, reason = line.split(maxsplit=2)
+            if "drain" in state and reason == "Duplicate jobid":
+                self.says("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 def free_ports(number: int) -> int:

@@ -282,6 +282,7 @@ class Job(Start):
             with contextlib.suppress(AssertionError):  # it may have started meanwhile
                 self._says("scontrol", "update", f"JobId={self.job}", "StartTime=now")
             assert time.monotonic() < end, f"job {self.job} does not start again"
+            self.slurm.resume_nodes()
             time.sleep(0.5)
 
     def said(self) -> str:

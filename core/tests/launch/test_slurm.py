@@ -69,6 +69,36 @@ def test_with_restarts_torchrun_starts_the_processes_of_each_node(file, capsys):
     ]  # fmt: skip
 
 
+BEFORE, START, AFTER = (f"2026-11-28T10:0{minute}:00" for minute in range(3))
+
+
+@pytest.mark.parametrize(
+    ("status", "preempted", "queued"),
+    [(0, AFTER, False), (75, "None", True), (143, "None", False), (143, AFTER, True), (143, BEFORE, False)],
+)
+def test_a_job_is_queued_again_on_the_status_that_says_so_and_after_preemption(
+    status, preempted, queued, file, tmp_path, capsys
+):
+    """By programs in place of those of SLURM. A preemption before its start was one of an earlier start."""
+    assert main(["launch", "slurm", str(file), "--nodes", "1", "--gpus", "1"]) == 0
+    of_slurm = f"""
+        srun() {{ sleep 0; return {status}; }}
+        squeue() {{ echo {AFTER}; }}
+        scontrol() {{
+            case "$*" in
+                *show*) echo "JobId=7 SubmitTime={BEFORE} StartTime={START} EndTime={AFTER} PreemptTime={preempted}" ;;
+                *) echo "$@" ;;
+            esac
+        }}
+    """
+    said = subprocess.run(
+        ["bash", "-c", of_slurm + capsys.readouterr().out], env={"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.stdout == ("requeue 7\n" if queued else ""), said.stderr
+    assert said.returncode == (75 if queued else status)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -37,6 +37,10 @@ while :; do
 done
 wait "$step"
 status=$?
+# Preempted while it starts, a run ends with the status of the signal, and SLURM then takes the job for ended.
+job=$(scontrol --oneliner show job "$SLURM_JOB_ID")
+times='StartTime=([^ ]+) .*PreemptTime=([0-9][^ ]+)'
+[[ $status -ne 0 && $job =~ $times && ${{BASH_REMATCH[2]}} > ${{BASH_REMATCH[1]}} ]] && status={again}
 if [ "$status" -eq {again} ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
