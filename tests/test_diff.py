@@ -54,6 +54,15 @@ def test_lines_and_folders_that_no_run_wrote(folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"{tmp_path}: 2 lines of metrics.jsonl are none of a run's, and skipped\nlogged: ")
     assert " and 2.5\nsaved: equal in 0 steps" in said
+    assert (
+        f"\nlogged by {folder / 'one'} alone: 2 steps, 2 to 3\nsaved by {folder / 'one'} alone: 3 steps, 1 to 3\n"
+        in said
+    )
+    (tmp_path / "rank_0").mkdir()  # of metrics.save_for_all_ranks
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "rank_0/metrics.jsonl")
+    assert main(["diff", str(folder / "one"), str(tmp_path)]) == 1
+    assert capsys.readouterr().out == said
+    (tmp_path / "rank_0/metrics.jsonl").rename(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").unlink()
     assert main(["diff", str(folder / "one"), str(tmp_path)]) == 2
     assert "is no folder of a run" in capsys.readouterr().err

@@ -6,12 +6,14 @@ import contextlib
 import json
 import math
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 
 import hekaton.reporting
 import hekaton.trainer
+from hekaton.accounting import OF_STEPS, add_up, read_lines_of
 from hekaton.checkpoint.runs.run_state import RunState
 from hekaton.cli import main
 from hekaton.config import load
@@ -126,13 +128,39 @@ def test_a_skipped_step_changes_nothing_but_the_schedule_and_the_data(tmp_path, 
 def test_a_rollback_is_a_run_without_the_data_in_between(tmp_path, poison):
     expected = trained(tmp_path / "reference", RUN, 6, unread=(3, 3))  # those of the first steps 3 and 4
     poison(4)
-    assert run(tmp_path / "run", "--fault.nonfinite", "rollback", "--fault.spike_factor", "100") == 0
+    more = [
+        "--validation.enable", "--validation.freq", "3", "--validation.steps", "1", "--profiling.enable_profiling",
+        "--profiling.profile_freq", "3", "--profiling.profiler_warmup", "1", "--profiling.profiler_active", "1",
+    ]  # fmt: skip
+    assert run(tmp_path / "run", "--fault.nonfinite", "rollback", "--fault.spike_factor", "100", *more) == 0
     assert is_equal(weights_saved(tmp_path / "run", 6, RUN), expected)
+    # Three steps without the bad one, and three more: those after the rollback are steps 3, 4 and 5.
+    traces = sorted(path.name for path in (tmp_path / "run/profile_traces").iterdir())
+    assert traces == ["step-3", "step-5"]
     logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in logged if "loss" in line]
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
     (line,) = [json.loads(line) for line in (tmp_path / "run/skipped_data.jsonl").read_text().splitlines()]
     assert (line["step"], line["what"].split(",")[0]) == (4, "back to step 2")
     assert kept(tmp_path / "run", 6)["losses"] == [line["loss"] for line in logged]
+    assert run(tmp_path / "run", "--fault.nonfinite", "rollback", steps=7) == 0
+    assert_each_second_has_one_name(tmp_path / "run")
+
+
+def assert_each_second_has_one_name(folder):
+    """Over a rollback from step 4 to 2, validation, saves and a start that resumes."""
+    lines = read_lines_of(folder)
+    assert [line["step"] for line in lines if line["resumed"]] == [0, 2, 6]
+    for before, line in pairwise(lines):
+        assert line["resumed"] or line["began"] == before["ended"]
+        assert sum(line["seconds"].values()) == pytest.approx(line["ended"] - line["began"], abs=1e-4)
+    account = add_up(lines)
+    assert sum(account.seconds.values()) == pytest.approx(account.total, rel=0.01)
+    lost = [line["seconds"] for line in lines if line["from"] >= 2 and line["step"] in (3, 4)][:2]
+    in_steps = sum(seconds.get(name, 0.0) for seconds in lost for name in OF_STEPS)
+    assert account.seconds["lost work"] == pytest.approx(in_steps)
+    assert {"start-up", "load", "compile", "compute", "save", "validation", "end"} <= account.seconds.keys()
+    assert (account.starts, account.step) == (2, 7)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hekaton.checkpoint.runs.inspection import ListedStep, find_steps
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.identity.values import config_values
 from hekaton.json_lines import MAX_LINE, is_number, read_lines
-from hekaton.jsonl import NAME as METRICS
+from hekaton.jsonl import path_in
 from hekaton.metrics import is_measured
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_files(folder: Path) -> RunFiles:
     except CheckpointError:
         steps = []
     saved = {step.number: step for step in steps if step.number is not None and not step.wrong}
-    logged, skipped = _logged(folder / METRICS)
+    logged, skipped = _logged(path_in(folder))
     values = _values(folder, saved)
     if not saved and not logged and not values:
         raise ConfigError(

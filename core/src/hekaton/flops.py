@@ -12,7 +12,9 @@ import torch
 from hekaton.meta import on_meta
 
 if TYPE_CHECKING:
+    from hekaton.assembly import Assembled
     from hekaton.building import MetaModel
+    from hekaton.data.loader import Loader
 
 PEAK_TFLOPS = {  # of dense products in bf16, by the data sheets of the vendors
     "A100": 312.0,  # "A100 Tensor Core GPU": 624 with sparsity
@@ -60,6 +62,12 @@ def counted_flops(meta: MetaModel, shapes: Mapping[str, Sequence[int]], *, seq_l
         return None
     changed = _by_converters(meta, shapes) if meta.converters else 0.0
     return flops + changed if changed else flops if changed is not None else None
+
+
+def flops_per_unit(assembled: Assembled, loader: Loader) -> float | None:
+    """:func:`counted_flops`, per unit of work."""
+    per_row = assembled.meta.spec.flops_per_unit is None
+    return assembled.flops / loader.units_per_row if per_row and assembled.flops else assembled.flops
 
 
 def _by_converters(meta: MetaModel, shapes: Mapping[str, Sequence[int]]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,12 @@ from hekaton.checkpoint.disk.folders import replacing
 from hekaton.json_lines import append_line, is_number, read_lines
 
 NAME = "metrics.jsonl"
+
+
+def path_in(run_folder: Path) -> Path:
+    """The file of a run; with ``metrics.save_for_all_ranks``, that of rank 0."""
+    path, of_rank_0 = run_folder / NAME, run_folder / "rank_0" / NAME
+    return of_rank_0 if os.path.lexists(of_rank_0) and not os.path.lexists(path) else path
 
 
 class JsonLinesLogger:

@@ -28,6 +28,7 @@ from hekaton.failures.whereabouts import Whereabouts
 from hekaton.fault import FaultChecks
 from hekaton.fault.bad_steps import BadSteps
 from hekaton.finiteness import check_weights
+from hekaton.flops import flops_per_unit
 from hekaton.forward_backward import TOTAL
 from hekaton.identity.built import agree_on_imports, agree_on_run
 from hekaton.identity.kept import identity_of
@@ -92,12 +93,10 @@ class Trainer:
         self._identity = identity_of(assembled, documents, self.validation.documents)
         self.faults = FaultChecks(assembled)
         self.bad_steps = BadSteps(assembled, self.loader, self.faults)
-        per_row = assembled.meta.spec.flops_per_unit is None
-        flops = assembled.flops
         self.meter = Meter(
             process.device,
             unit=self.loader.unit,
-            flops_per_unit=flops / self.loader.units_per_row if flops and per_row else flops,
+            flops_per_unit=flops_per_unit(assembled, self.loader),
             processes=process.world_size,
             peak=config.metrics.peak_tflops,
         )

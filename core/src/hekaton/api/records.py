@@ -16,7 +16,7 @@ from hekaton.contributions import OF_EVALUATION
 from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_in
 from hekaton.json_lines import MAX_LINE, is_number, read_lines
-from hekaton.jsonl import NAME as METRICS
+from hekaton.jsonl import path_in
 from hekaton.urls import is_url
 
 CONFIG = "config.toml"
@@ -74,12 +74,12 @@ def runs(folder: str | PathLike[str]) -> list[PastRun]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG, METRICS))
+    return (folder / CONFIG).is_file() or path_in(folder).is_file()
 
 
 def _read(folder: Path) -> PastRun:
     config = _config(folder / CONFIG)
-    rows = list(_rows(folder / METRICS))
+    rows = list(_rows(path_in(folder)))
     saved = _saved(folder, config)
     last = next((one.manifest for one in reversed(saved) if one.manifest is not None), None)
     return PastRun(

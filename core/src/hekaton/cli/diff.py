@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,18 @@ def diff(one: Path, other: Path, *, at_most: int | None) -> int:
         _list([*rows, *(f"{name}: one run has it alone" for name in alone)], at_most)
     else:
         print(f"saved: equal in {len(first.saved.keys() & second.saved.keys())} steps that both have")
+    for folder, mine, theirs in ((one, first, second), (other, second, first)):
+        _say_alone("logged", folder, mine.logged.keys() - theirs.logged.keys())
+        _say_alone("saved", folder, mine.saved.keys() - theirs.saved.keys())
     values = differing_values(first, second)
     print(f"values that differ: {len(values)}")
     _list([f"{name}: {_pair(shown, pair)}" for name, pair in values.items()], at_most)
     return DIFFER if logged or saved else 0
+
+
+def _say_alone(what: str, folder: Path, steps: Set[int]) -> None:
+    if steps:
+        print(f"{what} by {folder} alone: {len(steps)} steps, {min(steps)} to {max(steps)}")
 
 
 def _how(tensor: DifferingTensor) -> str:

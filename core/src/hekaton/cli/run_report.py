@@ -12,7 +12,7 @@ from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.cli.arguments import as_path
 from hekaton.errors import ConfigError
 from hekaton.json_lines import is_number, read_lines
-from hekaton.jsonl import NAME as METRICS
+from hekaton.jsonl import path_in
 
 USAGE = """\
 usage: hekaton report RUN_FOLDER [--svg FILE]
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
     if rest:
         goodput = [{"step": step, "goodput": share} for step, share in goodput_by_step(lines)]
-        drawn = plot(_metrics(place / METRICS), goodput, restarts=resumed_at(lines))
+        drawn = plot(_metrics(path_in(place)), goodput, restarts=resumed_at(lines))
         try:
             as_path(rest[1]).write_text(drawn, encoding="utf-8")
         except OSError as error:
