@@ -103,8 +103,9 @@ class MegatronIds(MappedIds):
         return _mapped(self.ends, "<i4", self.pointers_at - 4 * self.documents, self.documents)
 
     def places(self, indices: Integers) -> tuple[Integers, Integers]:
-        starts, within = np.divmod(self._pointers[indices], np.dtype(self.dtype).itemsize)
-        starts[within != 0] = -1  # a document cannot begin within an id
+        pointers, itemsize = self._pointers[indices], np.dtype(self.dtype).itemsize
+        starts = pointers // itemsize
+        starts[pointers % itemsize != 0] = -1  # a document cannot begin within an id
         return starts, starts + self._lengths[indices]
 
 
