@@ -169,21 +169,35 @@ def test_a_url_that_cannot_be_reached_is_an_error(monkeypatch):
 
 def test_one_training_at_a_time(tmp_path, monkeypatch):
     """A second one, of another thread or inside of the first, would put back what the first one has set."""
-    from hekaton.api import training
-
     monkeypatch.chdir(tmp_path)
     inside = []
 
-    def again(*_):
+    def again(files, **_):
         with pytest.raises(hekaton.HekatonError) as e:
             hekaton.train()
         inside.append(e)
 
-    monkeypatch.setattr(training, "_trained", again)
+    monkeypatch.setattr("hekaton.api.training.run_from", again)
     hekaton.train()
     assert "trains one at a time" in str(inside[0].value)
     hekaton.train()
     assert len(inside) == 2
+
+
+def test_the_command_line_and_python_go_one_way_to_a_run(monkeypatch):
+    calls = []
+
+    def called(files, flags=(), *, fields=None, **_):
+        calls.append(([str(file) for file in files], flags, fields))
+        return 75
+
+    monkeypatch.setattr("hekaton.api.training.run_from", called)
+    assert main(["train", "run.toml", "--training.steps", "3"]) == 75
+    assert hekaton.train("run.toml", training={"steps": 3}) == 75
+    assert calls == [
+        (["run.toml"], ["--training.steps", "3"], None),
+        (["run.toml"], (), {"training": {"steps": 3}}),
+    ]
 
 
 def test_a_checkpoint_folder_of_a_name_that_cannot_be_has_no_steps(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 
 from hekaton.errors import ConfigError
 from hekaton.generation import AT_ONCE, generate, stream
-from hekaton.loading import LoadedModel
+from hekaton.loaded_model import LoadedModel
 from hekaton.sampling import Sampling
 
 VOCAB = 17

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from hekaton.api.training import TrainedRun as TrainedRun
     from hekaton.api.training import train as train
     from hekaton.errors import HekatonError as HekatonError
-    from hekaton.loading import LoadedModel as LoadedModel
+    from hekaton.loaded_model import LoadedModel as LoadedModel
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "HekatonError": "hekaton.errors",
-    "LoadedModel": "hekaton.loading",
+    "LoadedModel": "hekaton.loaded_model",
     "PastRun": "hekaton.api.records",
     "TrainedRun": "hekaton.api.training",
     "build": "hekaton.api.models",

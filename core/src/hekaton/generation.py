@@ -99,15 +99,19 @@ def stream(
     for number, prompt in enumerate(prompts):
         check_prompt(prompt, positions=positions, what=f"prompt {number + 1}")
     streams = streams_of(prompts) if streams is None else streams
-    for first in range(0, len(prompts), batch_size):
-        batch = range(first, min(first + batch_size, len(prompts)))
-        most = max_new_tokens
-        room = [most if positions is None else min(most, positions - len(prompts[row])) for row in batch]
-        rows = _Rows([list(prompts[row]) for row in batch], room, [streams[row] for row in batch])
-        draws = partial(_drawn, sampling=sampling or Sampling(), ids=ids, streams=rows.streams)
-        over = None if is_over is None else partial(_over, is_over, batch)
-        for token in _continue(model, rows, draws, frozenset(ends), cache or recomputed, over):
-            yield Token(first + token.prompt, token.id, token.last)
+
+    def tokens() -> Iterator[Token]:
+        for first in range(0, len(prompts), batch_size):
+            batch = range(first, min(first + batch_size, len(prompts)))
+            most = max_new_tokens
+            room = [most if positions is None else min(most, positions - len(prompts[row])) for row in batch]
+            rows = _Rows([list(prompts[row]) for row in batch], room, [streams[row] for row in batch])
+            draws = partial(_drawn, sampling=sampling or Sampling(), ids=ids, streams=rows.streams)
+            over = None if is_over is None else partial(_over, is_over, batch)
+            for token in _continue(model, rows, draws, frozenset(ends), cache or recomputed, over):
+                yield Token(first + token.prompt, token.id, token.last)
+
+    return tokens()
 
 
 def check_prompt(prompt: Sequence[int], *, positions: int | None, what: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,12 +20,12 @@ from hekaton.checkpoint.tensors.model_only import open_model
 from hekaton.checkpoint.tensors.state import lacking_elsewhere, model_tensors, stored_tensors
 from hekaton.config import JobConfig
 from hekaton.config.job import config_of
-from hekaton.data import TextTokenizer
 from hekaton.data.byte import ByteTokenizer
 from hekaton.distributed import plain
 from hekaton.draft import Draft
-from hekaton.errors import CheckpointError, ConfigError
+from hekaton.errors import CheckpointError
 from hekaton.fetching import fetched, name_source
+from hekaton.loaded_model import LoadedModel
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES, tied_across
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -38,10 +37,9 @@ from hekaton.recorded import (
     tokenizer_of_folder,
     tokenizer_of_run,
 )
-from hekaton.spec import TrainSpec
 from hekaton.weights import LazyTensor
 from hekaton.weights.counterpart import Counterpart, build_format, counterpart_of
-from hekaton.weights.facts import ModelFacts, facts_of_step
+from hekaton.weights.facts import facts_of_step
 from hekaton.weights.fill import fill
 from hekaton.weights.table import listed
 
@@ -57,66 +55,6 @@ _LOOKS = 10
 Arrange: TypeAlias = Callable[[JobConfig, MetaModel], None]
 """Cuts and shards a model on the meta device, which is then given memory and this process's part of the
 weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A trained model.
-
-    :param source: the folder that it was read from.
-    :param config: the model's own configuration.
-    :param model: in eval mode, with its weights.
-    :param facts: what is known of it beside that.
-    """
-
-    source: str
-    spec: TrainSpec
-    config: Any
-    model: nn.Module
-    tokenizer: TextTokenizer
-    facts: ModelFacts
-
-    def __str__(self) -> str:
-        first = next(self.model.parameters())
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        kind = str(first.dtype).removeprefix("torch.")
-        return f"{self.spec.name}, {count:,} parameters in {kind} on {first.device.type}"
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """The ids that end a text: those that the weights came with, else the tokenizer's."""
-        if self.facts.tokens is not None:
-            return self.facts.tokens.eos_ids
-        return () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, after the mark that documents begin with in training.
-
-        :raises ConfigError: for what is no text.
-        """
-        if not isinstance(text, str):
-            raise ConfigError(f"a text was expected, not {type(text).__name__}")
-        ids: list[int] = self.tokenizer.encode_batch([text])[0].tolist()
-        return ids if self.tokenizer.bos_id is None else [self.tokenizer.bos_id, *ids]
-
-    def generate(
-        self, text: str, *, max_new_tokens: int = 128, temperature: float = 1.0, seed: int = 0
-    ) -> str:
-        """What the model continues a text with, as ``hekaton generate`` does.
-
-        :param max_new_tokens: at most; the text may end before, and ends with the model's positions.
-        :param temperature: logits are divided by it; 0 takes the most likely token.
-        :raises ConfigError: for a text that leaves no position, and a model that gives no logits.
-        """
-        from hekaton.generation import generate
-        from hekaton.sampling import Sampling
-
-        (new,) = generate(
-            self.model, [self.encode(text)], max_new_tokens=max_new_tokens,
-            sampling=Sampling(temperature=temperature, seed=seed), ends=self.ends, cache=self.spec.cache,
-            positions=self.facts.positions, ids=self.tokenizer.vocab_size,
-        )  # fmt: skip
-        return self.tokenizer.decode([one for one in new if one not in self.ends])
 
 
 def load_checkpoint(

@@ -1,4 +1,4 @@
-"""A run from its configuration to its end, on this process: for ``hekaton train`` and ``hekaton.train``."""
+"""A run on this process, from its checked configuration to its end."""
 
 from __future__ import annotations
 
@@ -50,13 +50,7 @@ def run(
     loggers: Sequence[MetricLogger] = (),
     since: float | None = None,
 ) -> T:
-    """Train, and return ``result(trainer, ended_by)``, which is called while the process group is there.
-
-    :param loaded: the configuration, with the defaults of the device.
-    :param loggers: get the metrics beside the loggers that are configured.
-    :param since: when the process began to work on this run, in seconds since the epoch; now by default.
-    :raises HekatonError: for what the configuration asks for and cannot have, and what goes wrong in a run.
-    """
+    """Train: see :func:`hekaton.api.training.run_from`."""
     where = Whereabouts(since=since)
     folder = loaded.config.job.dump_folder
     fault = loaded.config.fault

@@ -109,9 +109,12 @@ def test_the_schema_describes_fields_and_names_what_is_installed(schema):
     assert schema["$defs"]["HalvesSection"]["properties"]["times"]["description"] == "How often."
 
 
-def test_importing_the_configuration_imports_no_torch():
-    code = "import sys, hekaton.config; print('torch' in sys.modules)"
+def test_a_file_that_is_not_there_is_said_before_torch_is_imported():
+    code = (
+        "import sys; from hekaton.cli import main; main(['train', 'no.toml']); print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
+    assert "no.toml" in done.stderr
     assert done.stdout == "False\n"

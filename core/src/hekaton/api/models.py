@@ -22,7 +22,8 @@ from hekaton.config.plain import check_plain, plain_value
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.fetching import fetched
 from hekaton.init import initialize
-from hekaton.loading import Arrange, LoadedModel, load_checkpoint, load_folder, loading_ranks
+from hekaton.loaded_model import LoadedModel
+from hekaton.loading import Arrange, load_checkpoint, load_folder, loading_ranks
 from hekaton.memory import out_of_memory_is_said
 from hekaton.mesh import ParallelDims
 from hekaton.parallel.fsdp import DTYPES

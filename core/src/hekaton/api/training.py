@@ -1,28 +1,33 @@
-"""``hekaton.train``: a run in this process."""
+"""``hekaton.train``, and the one way from a configuration to its run, which ``hekaton train`` goes too."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hekaton.api.places import location
-from hekaton.api.untouched import untouched
 from hekaton.config import load, to_toml
-from hekaton.control import Request
-from hekaton.data import TextTokenizer
+from hekaton.environment import launched
 from hekaton.errors import ConfigError
-from hekaton.loading import plain_model
-from hekaton.running import prepared, run
-from hekaton.trainer import Trainer
+from hekaton.failures.early import told_to_the_others
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hekaton.config import Loaded
+    from hekaton.control import Request
+    from hekaton.data import TextTokenizer
+    from hekaton.distributed import Process
+    from hekaton.metrics import MetricLogger
+    from hekaton.trainer import Trainer
+
+T = TypeVar("T")
 _ONE = threading.Lock()
 """What a run changes of its process, and its process group, are of the process: two would mix theirs up."""
 
@@ -69,44 +74,74 @@ def train(*files: str | PathLike[str], **fields: Any) -> TrainedRun:
     :param fields: sections of such a file as mappings, which count more; or ``**{"training.steps": 100}``.
     :raises HekatonError: with the text that the command line prints.
     """
+    from hekaton.api.untouched import untouched
+
+    kept = _Kept()
+    with _one_at_a_time(), untouched():
+        return run_from(
+            [*map(_path, files)],
+            fields=fields,
+            result=lambda trainer, ended_by: _trained(trainer, ended_by, kept.metrics),
+            dry_run=_no_dry_run,
+            loggers=[kept],
+        )
+
+
+def run_from(
+    files: Sequence[str | Path],
+    flags: Sequence[str] = (),
+    *,
+    fields: Mapping[str, Any] | None = None,
+    result: Callable[[Trainer, Request], T],
+    dry_run: Callable[[Loaded, Process], T],
+    loggers: Sequence[MetricLogger] = (),
+    since: float | None = None,
+) -> T:
+    """Go from a configuration to the end of its run, as one of its processes.
+
+    :param flags: of a command line, which count more than the files, and so do ``fields``.
+    :param result: of the trainer and of what ended the run, called while the process group is there.
+    :param dry_run: called in place of training where ``comm.mode`` is ``fake_backend``.
+    :param loggers: get the metrics beside the loggers that are configured.
+    :param since: when the process began to work on this run, in seconds since the epoch; now by default.
+    :raises HekatonError: for what the configuration asks for and cannot have, and what goes wrong in a run.
+    """
+    with told_to_the_others():
+        loaded = load(files, flags, fields=fields)
+        # Brings torch, which takes a second or two: what is wrong with the files is said before.
+        from hekaton.running import prepared, run
+
+        loaded, process = prepared(loaded)
+    if loaded.config.comm.mode == "fake_backend":
+        return dry_run(loaded, process)
+    return run(loaded, process, result, loggers=loggers, since=since)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """:raises ConfigError: where this process trains already, has a process group, or is one of several."""
+    import torch.distributed as dist
+
     if not _ONE.acquire(blocking=False):
         raise ConfigError(
             "a run of this process has not ended: hekaton.train() trains one at a time",
             hint="wait for its end, or start runs side by side with hekaton train",
         )
     try:
-        return _trained(files, fields)
-    finally:
-        _ONE.release()
-
-
-def _trained(files: Sequence[str | PathLike[str]], fields: Mapping[str, Any]) -> TrainedRun:
-    if dist.is_initialized():
-        raise ConfigError(
-            "hekaton.train() starts a process group of its own, and this process has one",
-            hint="end it with torch.distributed.destroy_process_group(), or start the run with hekaton train",
-        )
-    with untouched():
-        loaded = load([*map(_path, files)], fields=fields)
-        if loaded.config.comm.mode == "fake_backend":
+        if dist.is_initialized():
             raise ConfigError(
-                "comm.mode = 'fake_backend' is a dry run, which trains nothing",
-                hint="start it with hekaton train",
+                "hekaton.train() starts a process group of its own, and this process has one",
+                hint="end it with torch.distributed.destroy_process_group(), or start the run with "
+                "hekaton train",
             )
-        loaded, process = prepared(loaded)
-        if process.world_size > 1:
+        if (count := launched().world_size) > 1:
             raise ConfigError(
-                f"hekaton.train() trains in one process, and the environment says WORLD_SIZE = "
-                f"{process.world_size}",
+                f"hekaton.train() trains in one process, and the environment says WORLD_SIZE = {count}",
                 hint="start a run of several processes with hekaton train FILE, under torchrun",
             )
-        kept = _Kept()
-        return run(
-            loaded,
-            process,
-            lambda trainer, ended_by: _run(trainer, ended_by, kept.metrics),
-            loggers=[kept],
-        )
+        yield
+    finally:
+        _ONE.release()
 
 
 class _Kept:
@@ -122,8 +157,10 @@ class _Kept:
         """Nothing is left to write."""
 
 
-def _run(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -> TrainedRun:
+def _trained(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -> TrainedRun:
     import tomllib
+
+    from hekaton.loading import plain_model
 
     config, assembled = trainer.config, trainer.assembled
     assert assembled.tokenizer is not None
@@ -137,6 +174,12 @@ def _run(trainer: Trainer, ended_by: Request, metrics: list[dict[str, float]]) -
         tokenizer=assembled.tokenizer,
         config=tomllib.loads(to_toml(config)),
         stopped=ended_by.reasons,
+    )
+
+
+def _no_dry_run(loaded: Loaded, process: Process) -> TrainedRun:
+    raise ConfigError(
+        "comm.mode = 'fake_backend' is a dry run, which trains nothing", hint="start it with hekaton train"
     )
 
 

@@ -19,8 +19,7 @@ from hekaton.errors import ConfigError, choices_hint
 if TYPE_CHECKING:
     from hekaton.data import TextTokenizer
     from hekaton.generation import Token
-    from hekaton.loading import LoadedModel
-    from hekaton.spec import TrainSpec
+    from hekaton.loaded_model import LoadedModel
 
 USAGE = f"""\
 usage: hekaton generate --checkpoint PATH --prompt TEXT [options]
@@ -67,9 +66,10 @@ def run(arguments: list[str]) -> int:
 
     if given.temperature == 0 and (given.top_k is not None or given.top_p != 1):
         print("notice: --top_k and --top_p have no effect: --temperature 0 draws nothing", file=sys.stderr)
-    sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, seed=given.seed)
+    drawn = {name: getattr(given, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    Sampling(**drawn)  # what is wrong with it is said before a model is loaded
     loaded = trained_model.load(plugins, **trained_model.said(given))
-    _generate(loaded, prompts, sampling, given)
+    _generate(loaded, prompts, given, drawn)
     return 0
 
 
@@ -128,26 +128,14 @@ def _prompts(given: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def _generate(loaded: LoadedModel, prompts: Sequence[str], sampling: Any, given: argparse.Namespace) -> None:
-    from hekaton.generation import stream
-
+def _generate(
+    loaded: LoadedModel, prompts: Sequence[str], given: argparse.Namespace, drawn: dict[str, Any]
+) -> None:
     ids = [loaded.encode(prompt) for prompt in prompts]
-    longest = max(map(len, ids)) + given.max_new_tokens
-    positions = loaded.facts.positions
-    check_text(loaded.spec, loaded.config, longest if positions is None else min(longest, positions))
-    tokens = stream(
-        loaded.model,
-        ids,
-        max_new_tokens=given.max_new_tokens,
-        sampling=sampling,
-        ends=loaded.ends,
-        cache=loaded.spec.cache,
-        positions=positions,
-        ids=loaded.tokenizer.vocab_size,
-        batch_size=given.batch_size,
-    )
+    tokens = loaded.stream(ids, max_new_tokens=given.max_new_tokens, batch_size=given.batch_size, **drawn)
     print(f"{loaded.source}: {loaded}", file=sys.stderr)
-    if positions is not None and longest > positions:
+    positions = loaded.facts.positions
+    if positions is not None and max(map(len, ids)) + given.max_new_tokens > positions:
         print(f"notice: texts end at {positions:,} tokens, for which the model was trained", file=sys.stderr)
     began, count = time.perf_counter(), 0
     for number, of_prompt in groupby(in_order(tokens), key=lambda token: token.prompt):
@@ -155,19 +143,6 @@ def _generate(loaded: LoadedModel, prompts: Sequence[str], sampling: Any, given:
         count += show(loaded, prompts, number, ids[number], of_prompt)
     seconds = time.perf_counter() - began
     print(f"{count:,} tokens in {seconds:.1f} s, {count / seconds:,.1f} tokens/s", file=sys.stderr)
-
-
-def check_text(spec: TrainSpec, config: Any, length: int) -> None:
-    """:raises ConfigError: for a model that predicts no next token, or not in a text of ``length`` tokens."""
-    from hekaton.spec import RunFacts
-
-    if spec.objective != "next_token" and spec.cache is None:
-        raise ConfigError(
-            f"cannot generate: model '{spec.name}' is trained for '{spec.objective}', not for the next token"
-        )
-    facts = RunFacts(seq_len=length, packed=False)
-    for refusal in spec.check(config, facts) if spec.check is not None else ():
-        raise ConfigError(f"{spec.name} {refusal.message}", hint="give fewer tokens, or --max_new_tokens")
 
 
 def in_order(tokens: Iterable[Token]) -> Iterator[Token]:

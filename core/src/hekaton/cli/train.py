@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from hekaton.environment import among_others
 from hekaton.errors import AGAIN, INTERRUPTED
 from hekaton.launchers import adopt_launcher, share_cores
 from hekaton.stop_signals import end_on_signals, stop_when_torchrun_is_gone
+
+if TYPE_CHECKING:
+    from hekaton.config import Loaded
+    from hekaton.control import Request
+    from hekaton.distributed import Process
+    from hekaton.trainer import Trainer
 
 QUICK_START = """\
 usage: hekaton train FILE [FILE...] [flags]
@@ -52,51 +56,30 @@ def run(arguments: list[str]) -> int:
         print(QUICK_START, file=sys.stderr)
         return 2
     with end_on_signals():
-        return _train(files, flags)
+        stop_when_torchrun_is_gone()
+        if adopt_launcher():
+            share_cores()
+        from hekaton.accounting import process_start
+        from hekaton.api.training import run_from
+
+        return run_from(files, flags, result=_status, dry_run=_dry_run, since=process_start())
 
 
-def _train(files: list[str], flags: list[str]) -> int:
-    stop_when_torchrun_is_gone()
-    if adopt_launcher():
-        share_cores()
-    with told_to_the_others():
-        # The configuration is checked before torch is imported, which takes a second or two.
-        from hekaton.config import load
-
-        loaded = load(files, flags)
-        from hekaton.running import prepared
-
-        loaded, process = prepared(loaded)
-    if loaded.config.comm.mode == "fake_backend":
-        from hekaton.dry_run.fake import run_fake
-        from hekaton.running import check_and_log
-
-        # What fake tensors stand for is a cluster's.
-        check_and_log(loaded, process.world_size, "cuda", here=False)
-        run_fake(loaded, process)
-        return 0
-
-    from hekaton.accounting import process_start
-    from hekaton.running import run as run_here
-
-    ended_by = run_here(loaded, process, lambda trainer, ended_by: ended_by, since=process_start())
+def _status(trainer: Trainer, ended_by: Request) -> int:
     if not ended_by.again:
         return 0
-    checkpoint = loaded.config.checkpoint
+    checkpoint = trainer.config.checkpoint
     return AGAIN if checkpoint.enable and not checkpoint.load_only else INTERRUPTED
 
 
-@contextlib.contextmanager
-def told_to_the_others() -> Iterator[None]:
-    """What goes wrong before the processes have met reaches those that wait for this one."""
-    try:
-        yield
-    except Exception as error:
-        if among_others():
-            from hekaton.failures.arrival import tell_the_others
+def _dry_run(loaded: Loaded, process: Process) -> int:
+    from hekaton.dry_run.fake import run_fake
+    from hekaton.running import check_and_log
 
-            tell_the_others(error)
-        raise
+    # What fake tensors stand for is a cluster's.
+    check_and_log(loaded, process.world_size, "cuda", here=False)
+    run_fake(loaded, process)
+    return 0
 
 
 def _help(arguments: list[str]) -> str:

@@ -14,7 +14,8 @@ from hekaton.urls import is_url
 if TYPE_CHECKING:
     import torch
 
-    from hekaton.loading import Arrange, LoadedModel
+    from hekaton.loaded_model import LoadedModel
+    from hekaton.loading import Arrange
     from hekaton.plugins import Plugins
 
 SOURCES = """\

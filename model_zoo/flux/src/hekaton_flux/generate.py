@@ -13,7 +13,7 @@ from hekaton.errors import ConfigError
 from hekaton.urls import is_url
 
 if TYPE_CHECKING:
-    from hekaton.loading import LoadedModel
+    from hekaton.loaded_model import LoadedModel
     from hekaton.plugins import Plugins
     from hekaton_flux.settings import FlowMatchingSection
 

@@ -60,8 +60,8 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"--{name} {given[name]}: one of {', '.join(choices)} was expected")
     import torch
 
-    from hekaton.cli.train import told_to_the_others
     from hekaton.distributed import process_group, this_process
+    from hekaton.failures.early import told_to_the_others
     from hekaton.launchers import adopt_launcher
     from hekaton.metrics import set_up_logging
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from hekaton.data import RendersChats, TextTokenizer
 from hekaton.errors import ConfigError
-from hekaton.loading import LoadedModel
+from hekaton.loaded_model import LoadedModel
 from hekaton.scoring.forward import Forward
 from hekaton.scoring.texts import Scored, TextPair, continuations, log_likelihoods
 from hekaton_eval.generation import wanted

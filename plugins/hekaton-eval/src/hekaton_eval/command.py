@@ -65,8 +65,8 @@ def run(arguments: list[str]) -> int:
     plugins = flags.discover()
     plugins.check()
 
-    from hekaton.cli.train import told_to_the_others
     from hekaton.environment import launched
+    from hekaton.failures.early import told_to_the_others
     from hekaton.metrics import set_up_logging
     from hekaton_eval.backend import batch_rows
     from hekaton_eval.generation import given as given_arguments

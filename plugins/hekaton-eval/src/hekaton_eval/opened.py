@@ -11,12 +11,11 @@ import torch
 
 from hekaton.building import MetaModel
 from hekaton.cli import trained_model
-from hekaton.cli.generate import check_text
 from hekaton.config import JobConfig
 from hekaton.config.sections import CommSection
 from hekaton.distributed import Process, process_group, this_process
 from hekaton.errors import ConfigError
-from hekaton.loading import LoadedModel
+from hekaton.loaded_model import LoadedModel
 from hekaton.plugins import Plugins
 from hekaton.scoring.forward import Forward, PlainForward
 from hekaton.scoring.layout import Placement, copies
@@ -54,7 +53,7 @@ def opened(
             else:
                 found = loaded(arrange=placement)
                 forward = placement.forward
-        check_text(found.spec, found.config, found.facts.positions or 1)
+        found.check_length(found.facts.positions or 1)
         yield found, forward
 
 

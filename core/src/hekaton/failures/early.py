@@ -1,0 +1,21 @@
+"""Failures from before the processes of a run have met, told without torch until there is one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from hekaton.environment import among_others
+
+
+@contextlib.contextmanager
+def told_to_the_others() -> Iterator[None]:
+    """What goes wrong before the processes have met reaches those that wait for this one."""
+    try:
+        yield
+    except Exception as error:
+        if among_others():
+            from hekaton.failures.arrival import tell_the_others
+
+            tell_the_others(error)
+        raise
