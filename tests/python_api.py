@@ -101,6 +101,10 @@ def twice() -> None:
     assert all(step.good for step in found[0].steps)
     assert found[0].config["training"]["steps"] == 5
     assert found[2].steps == []
+    assert found[0].restarts == [4]
+    hekaton.train("run.toml", job={"dump_folder": "fourth"}, checkpoint={"enable": True, "folder": "kept"})
+    same(hekaton.load("fourth").model, one.model)
+    assert [step.number for step in hekaton.runs("fourth")[0].steps] == [4]
 
 
 def from_elsewhere() -> None:

@@ -200,9 +200,38 @@ def test_the_command_line_and_python_go_one_way_to_a_run(monkeypatch):
     ]
 
 
-def test_a_checkpoint_folder_of_a_name_that_cannot_be_has_no_steps(tmp_path):
-    (tmp_path / "config.toml").write_text(f'[checkpoint]\nfolder = "{"a" * 5000}"\n')
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a" * 5000, "File name too long"),
+        ("memory://a/b", "has its steps at memory://a/b\n  give that URL"),
+        ("elsewhere", "no checkpoint in"),
+    ],
+)
+def test_a_checkpoint_folder_that_has_no_steps(name, said, tmp_path):
+    (tmp_path / "config.toml").write_text(f'[checkpoint]\nfolder = "{name}"\n')
     assert hekaton.runs(tmp_path)[0].steps == []
+    with pytest.raises(hekaton.HekatonError) as e:
+        hekaton.load(tmp_path)
+    assert said in str(e.value)
+
+
+def test_what_runs_left_is_read_by_one_function(tmp_path, monkeypatch, capsys):
+    """``hekaton report`` and ``hekaton diff`` see what ``hekaton.runs`` sees, lines that no run wrote included."""
+    lines = [{"began": 0, "ended": 1, "from": 0, "step": 2, "resumed": False, "seconds": {"compute": 1}},
+             {"began": 2, "ended": 3, "from": 2, "step": 2, "resumed": True, "seconds": {"start-up": 1}}]  # fmt: skip
+    (tmp_path / "accounting.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\nodd\n{"step": 3, "loss": 2}\n')
+    (run,) = hekaton.runs(tmp_path)
+    assert ([row["step"] for row in run.metrics], run.restarts, run.skipped) == ([1, 3], [2], 1)
+    read = []
+    for module in ("hekaton.cli.run_report", "hekaton.differing"):
+        monkeypatch.setattr(f"{module}.past_run", lambda folder: read.append(folder) or run)
+    assert main(["report", str(tmp_path), "--svg", str(tmp_path / "run.svg")]) == 0
+    assert 'stroke="silver"' in (tmp_path / "run.svg").read_text()
+    assert main(["diff", str(tmp_path), str(tmp_path)]) == 0
+    assert read == [tmp_path] * 3
+    assert "1 lines of metrics.jsonl" in capsys.readouterr().out
 
 
 def test_a_device_that_is_not_there_is_an_error(monkeypatch):

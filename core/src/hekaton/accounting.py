@@ -80,7 +80,7 @@ class Accounts:
         now = time.time()
         self._began = now
         if since is not None:
-            self._began = max(since, _last_end(folder / NAME) if writes else 0.0)
+            self._began = max(since, _last_end(folder) if writes else 0.0)
         self._phase = "start"
         self._entered = time.perf_counter() - (now - self._began)
         self._seconds: dict[str, float] = defaultdict(float)
@@ -197,7 +197,7 @@ def read_lines_of(folder: Path) -> list[dict[str, Any]]:
 
     :raises DataError: when there is none, nothing in it, or it cannot be read.
     """
-    lines = _lines(folder / NAME)
+    lines = accounted(folder)
     if not lines:
         raise DataError(
             f"{folder / NAME} has nothing of a run", hint="give the folder job.dump_folder of a run"
@@ -208,16 +208,18 @@ def read_lines_of(folder: Path) -> list[dict[str, Any]]:
 def has_done_steps(folder: Path) -> bool:
     """Whether an earlier start of the run in a folder has done a step, saved or not."""
     try:
-        return any(line["step"] > 0 for line in _lines(folder / NAME))
+        return any(line["step"] > 0 for line in accounted(folder))
     except DataError:
         return False
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that a run wrote whole; the last one of a process that was killed may be cut off.
+def accounted(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder that the run wrote whole, if any; the last one of a process that was killed
+    may be cut off.
 
     :raises DataError: when it is no regular file, or cannot be read.
     """
+    path = folder / NAME
     try:
         return [line for _, line in read_lines(path) if line is not None and _is_account(line)]
     except FileNotFoundError:
@@ -237,9 +239,9 @@ def _is_account(line: dict[str, Any]) -> bool:
     )
 
 
-def _last_end(path: Path) -> float:
+def _last_end(folder: Path) -> float:
     """When the run was last accounted for; a file that cannot be read says nothing of that."""
     try:
-        return max((float(line["ended"]) for line in _lines(path)), default=0.0)
+        return max((float(line["ended"]) for line in accounted(folder)), default=0.0)
     except DataError:
         return 0.0

@@ -3,20 +3,18 @@ that may explain it."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hekaton.checkpoint.disk.folders import reason_of
+from hekaton.api.records import past_run, steps_of_run
 from hekaton.checkpoint.disk.manifest import NotWhole
-from hekaton.checkpoint.runs.inspection import ListedStep, find_steps
+from hekaton.checkpoint.runs.inspection import ListedStep
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.identity.values import config_values
-from hekaton.json_lines import MAX_LINE, is_number, read_lines
-from hekaton.jsonl import path_in
+from hekaton.json_lines import is_number
 from hekaton.metrics import is_measured
 
 if TYPE_CHECKING:
@@ -44,20 +42,17 @@ class RunFiles:
 def run_files(folder: Path) -> RunFiles:
     """Read a run folder; none of its files can run code.
 
-    :raises ConfigError: when it is no folder of a run.
+    :raises HekatonError: when it is no folder of a run, or a file in it cannot be read.
     """
-    try:
-        steps = find_steps(str(folder))
-    except CheckpointError:
-        steps = []
-    saved = {step.number: step for step in steps if step.number is not None and not step.wrong}
-    logged, skipped = _logged(path_in(folder))
-    values = _values(folder, saved)
+    run = past_run(folder)
+    saved = {step.number: step for step in steps_of_run(folder) if step.number is not None and not step.wrong}
+    logged = _logged([*run.metrics, *run.validation, *run.evaluations])
+    values = _values(saved) if saved else config_values(run.config)
     if not saved and not logged and not values:
         raise ConfigError(
             f"'{folder}' is no folder of a run", hint="give job.dump_folder, with config.toml or steps in it"
         )
-    return RunFiles(logged, saved, values, skipped)
+    return RunFiles(logged, saved, values, run.skipped)
 
 
 def first_logged(one: RunFiles, other: RunFiles) -> tuple[int, dict[str, tuple[Any, Any]]] | None:
@@ -114,40 +109,22 @@ def differing_values(one: RunFiles, other: RunFiles) -> dict[str, tuple[Any, Any
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _logged(path: Path) -> tuple[dict[int, dict[str, float | None]], int]:
-    """What was logged, and how many lines were skipped."""
+def _logged(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | None]]:
     found: dict[int, dict[str, float | None]] = {}
-    skipped = 0
-    try:
-        for text, line in read_lines(path):
-            if line is not None and is_number(line.get("step")):
-                numbers = {name: value for name, value in line.items() if value is None or is_number(value)}
-                del numbers["step"]
-                numbers.pop("time", None)
-                found.setdefault(int(line["step"]), {}).update(numbers)
-            elif text.endswith(b"\n") or len(text) == MAX_LINE:
-                skipped += 1  # and not the last one, cut off while it was written
-    except FileNotFoundError:
-        return {}, 0
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {reason_of(error)}") from error
-    return found, skipped
+    for row in rows:
+        numbers = {name: value for name, value in row.items() if value is None or is_number(value)}
+        del numbers["step"]
+        numbers.pop("time", None)
+        found.setdefault(int(row["step"]), {}).update(numbers)
+    return found
 
 
-def _values(folder: Path, saved: Mapping[int, ListedStep]) -> dict[str, Any]:
-    if saved:
-        newest = saved[max(saved)]
-        tables = {name: newest.described(name) for name in ("config", "identity", "layout")}
-        config, identity, layout = (one if isinstance(one, Mapping) else {} for one in tables.values())
-        degrees = {f"degree of {name}": value for name, value in layout.items()}
-        return {**config_values(config), **identity, **degrees}
-    path = folder / "config.toml"
-    try:
-        return config_values(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"cannot read '{path}': {error}") from error
+def _values(saved: Mapping[int, ListedStep]) -> dict[str, Any]:
+    newest = saved[max(saved)]
+    tables = {name: newest.described(name) for name in ("config", "identity", "layout")}
+    config, identity, layout = (one if isinstance(one, Mapping) else {} for one in tables.values())
+    degrees = {f"degree of {name}": value for name, value in layout.items()}
+    return {**config_values(config), **identity, **degrees}
 
 
 def _differing(one: ListedStep, other: ListedStep) -> tuple[list[DifferingTensor], list[str]]:

@@ -143,7 +143,7 @@ spec = TrainSpec(
 """
 
 
-def test_a_model_of_a_plugin_is_judged(judged, place, tmp_path, monkeypatch, capsys):
+def test_a_model_of_a_plugin_is_judged(judged, place, tmp_path, monkeypatch, capfd):
     file = tmp_path / "external.py"
     file.write_text(EXTERNAL)
     run = hekaton.train(
@@ -164,7 +164,9 @@ def test_a_model_of_a_plugin_is_judged(judged, place, tmp_path, monkeypatch, cap
     ]
     with warnings.catch_warnings(), generators_kept():
         warnings.simplefilter("ignore")
+        monkeypatch.chdir(tmp_path)  # in no repository of git, of which git would complain
         assert main([*command, "--out", str(tmp_path / "out"), "--plugins.load", str(file)]) == 0
+    assert "git" not in capfd.readouterr().err
     weights = run.model.state_dict()
     logs = (weights["embedding.weight"] @ weights["output.weight"].T).double().log_softmax(-1)
     (samples,) = (tmp_path / "out" / "hekaton").glob("samples_tiny_choice_*.jsonl")
@@ -213,8 +215,14 @@ def test_the_command_prints_a_table_and_writes_results(judged, place, ours, tmp_
 
 
 def test_the_harness_finds_the_backend():
-    from lm_eval.api.registry import get_model
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import Registry, get_model
 
     assert get_model("hekaton") is HekatonLM
     (entry,) = importlib.metadata.entry_points(group="lm_eval.models", name="hekaton")
     assert entry.load() is HekatonLM
+    # The harness keeps the entry until the model is asked for. Its class then takes the entry's place by this.
+    assert entry.value == f"{HekatonLM.__module__}:{HekatonLM.__name__}"
+    waiting = Registry("model", base_cls=LM)
+    waiting.register("hekaton", target=entry.value)
+    assert waiting.get("hekaton") is HekatonLM

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from hekaton.accounting import accounted, resumed_at
 from hekaton.api.places import location
-from hekaton.checkpoint.disk.folders import read_file, reason_of
-from hekaton.checkpoint.runs.inspection import DEFAULT_FOLDER, ListedStep, find_steps
+from hekaton.checkpoint.disk.folders import reason_of
+from hekaton.checkpoint.runs.inspection import CONFIG, ListedStep, config_of_run, find_steps
 from hekaton.contributions import OF_EVALUATION
-from hekaton.errors import CheckpointError
+from hekaton.errors import CheckpointError, HekatonError
 from hekaton.identity.history import Change, history_in
 from hekaton.json_lines import MAX_LINE, is_number, read_lines
 from hekaton.jsonl import path_in
 from hekaton.urls import is_url
-
-CONFIG = "config.toml"
-_MAX_CONFIG = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,9 @@ class PastRun:
     :param validation: the same of each validation.
     :param evaluations: the same of each evaluation by tasks, ``evaluation/TASK/METRIC``.
     :param steps: its checkpoints, oldest first.
+    :param restarts: the steps after which it was started again, or went back to.
     :param changes: what of the configuration, versions and source changed at resumes, and after which step.
+    :param skipped: lines of ``metrics.jsonl`` that no run wrote.
     """
 
     folder: Path
@@ -55,7 +53,9 @@ class PastRun:
     validation: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     steps: list[SavedStep]
+    restarts: list[int]
     changes: list[Change]
+    skipped: int
 
 
 def runs(folder: str | PathLike[str]) -> list[PastRun]:
@@ -70,21 +70,24 @@ def runs(folder: str | PathLike[str]) -> list[PastRun]:
     root = Path(place)
     if not root.is_dir():
         raise CheckpointError(f"there is no folder '{root}'")
-    return [_read(one) for one in (root, *sorted(root.iterdir())) if _is_run(one)]
+    return [past_run(one) for one in (root, *sorted(root.iterdir())) if _is_run(one)]
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or path_in(folder).is_file()
 
 
-def _read(folder: Path) -> PastRun:
-    config = _config(folder / CONFIG)
-    rows = list(_rows(path_in(folder)))
-    saved = _saved(folder, config)
+def past_run(folder: Path) -> PastRun:
+    """What is in one folder, which may be nothing.
+
+    :raises HekatonError: when a file in it cannot be read.
+    """
+    rows, skipped = _rows(path_in(folder))
+    saved = steps_of_run(folder)
     last = next((one.manifest for one in reversed(saved) if one.manifest is not None), None)
     return PastRun(
         folder=folder,
-        config=config,
+        config=config_of_run(folder),
         metrics=[row for row in rows if "loss" in row],
         validation=[row for row in rows if "loss" not in row and not _is_evaluation(row)],
         evaluations=[row for row in rows if _is_evaluation(row)],
@@ -93,47 +96,36 @@ def _read(folder: Path) -> PastRun:
             for one in saved
             if one.number is not None
         ],
+        restarts=resumed_at(accounted(folder)),
         changes=history_in(last.describe) if last is not None else [],
+        skipped=skipped,
     )
+
+
+def steps_of_run(folder: Path) -> list[ListedStep]:
+    """The steps that a run saved; none where they cannot be reached."""
+    try:
+        return find_steps(str(folder))
+    except (HekatonError, OSError):  # no steps, a name that no file system takes, a store that is not there
+        return []
 
 
 def _is_evaluation(row: dict[str, Any]) -> bool:
     return any(name.startswith(OF_EVALUATION) for name in row)
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _rows(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file of metrics, and how many others there are; one that was cut off while it was
+    written is none of these."""
+    rows, skipped = [], 0
     try:
-        return tomllib.loads(read_file(file, limit=_MAX_CONFIG).decode())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read '{file}': {error}") from error
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file of metrics; one that was cut off while it was written is left out."""
-    try:
-        for number, (line, row) in enumerate(read_lines(file), 1):
+        for line, row in read_lines(file):
             if row is not None and is_number(row.get("step")):
-                yield row
+                rows.append(row)
             elif line.endswith(b"\n") or len(line) == MAX_LINE:
-                raise CheckpointError(f"{file}, line {number}: an object with a step was expected")
+                skipped += 1
     except FileNotFoundError:
-        return
+        pass
     except OSError as error:
         raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
-
-
-def _saved(folder: Path, config: dict[str, Any]) -> list[ListedStep]:
-    """The steps where the run's configuration has them."""
-    section = config.get("checkpoint", {})
-    name = section.get("folder", DEFAULT_FOLDER) if isinstance(section, dict) else DEFAULT_FOLDER
-    if is_url(str(name)):
-        return []
-    place = folder / str(name)
-    try:
-        return find_steps(str(place)) if place.is_dir() else []
-    except (CheckpointError, OSError):  # a folder without steps, or a name that no file system takes
-        return []
+    return rows, skipped

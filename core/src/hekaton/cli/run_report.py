@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from hekaton.accounting import add_up, goodput_by_step, read_lines_of, resumed_at
+from hekaton.accounting import add_up, goodput_by_step, read_lines_of
+from hekaton.api.records import past_run
 from hekaton.checkpoint.disk.folders import reason_of
 from hekaton.cli.arguments import as_path
 from hekaton.errors import ConfigError
-from hekaton.json_lines import is_number, read_lines
-from hekaton.jsonl import path_in
+from hekaton.json_lines import is_number
 
 USAGE = """\
 usage: hekaton report RUN_FOLDER [--svg FILE]
@@ -43,7 +42,12 @@ def run(arguments: list[str]) -> int:
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
     if rest:
         goodput = [{"step": step, "goodput": share} for step, share in goodput_by_step(lines)]
-        drawn = plot(_metrics(path_in(place)), goodput, restarts=resumed_at(lines))
+        run = past_run(place)
+        if not run.metrics:
+            raise ConfigError(
+                f"'{place}' has no metrics to plot", hint='a run with metrics.loggers = "jsonl" writes them'
+            )
+        drawn = plot(run.metrics, goodput, restarts=run.restarts)
         try:
             as_path(rest[1]).write_text(drawn, encoding="utf-8")
         except OSError as error:
@@ -73,7 +77,7 @@ def plot(
 
 
 def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int, restarts: Sequence[int]) -> str:
-    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    points = [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
     title = f'<text x="{MARGIN}" y="{top + 16}" font-size="12">{escape(name)}</text>'
     if not points:
         return title
@@ -97,16 +101,3 @@ def _panel(name: str, lines: Sequence[dict[str, Any]], *, top: int, restarts: Se
         f'{title}<text x="{MARGIN}" y="{top + HEIGHT - 6}" font-size="10">{said}</text>{lines_across}'
         f'<polyline fill="none" stroke="steelblue" points="{drawn}"/>'
     )
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of the logger ``jsonl``, with their numbers alone."""
-    try:
-        lines = [line for _, line in read_lines(path) if line is not None and is_number(line.get("step"))]
-    except OSError as error:
-        raise ConfigError(
-            f"cannot plot '{path}': {reason_of(error)}", hint='a run with metrics.loggers = "jsonl" writes it'
-        ) from error
-    if not lines:
-        raise ConfigError(f"'{path}' has no step to plot")
-    return [{name: value for name, value in line.items() if is_number(value)} for line in lines]

@@ -156,7 +156,7 @@ def _evaluated(
     from hekaton.memory import out_of_memory_is_said
     from hekaton_eval.backend import ScoringLM, of_model
     from hekaton_eval.opened import opened
-    from hekaton_eval.tasks import tasks_are_asked
+    from hekaton_eval.tasks import no_git_without_a_repository, tasks_are_asked
 
     how = "choose a smaller --batch_size, or cut the model among processes"
     with (
@@ -175,7 +175,7 @@ def _evaluated(
             **of_model(loaded, max_length=given.max_length),
         )
         model.check(tasks["tasks"], chats=given.apply_chat_template)
-        with tasks_are_asked():
+        with tasks_are_asked(), no_git_without_a_repository():
             results: Any = simple_evaluate(
                 model=model,
                 tasks=list(tasks["tasks"].values()) if not tasks["groups"] else _top(tasks),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
 from hekaton.errors import ConfigError, DataError, HekatonError
@@ -225,6 +226,22 @@ def tasks_are_asked() -> Iterator[None]:
             f"tasks cannot be asked, or their answers judged: {type(error).__name__}: {first_line(error)}",
             hint="a document of a task may lack what its file names",
         ) from error
+
+
+@contextlib.contextmanager
+def no_git_without_a_repository() -> Iterator[None]:
+    """The harness asks git for the commit of the current folder, for its results. Outside of a repository it
+    finds none, and git would say on the console that this is fatal."""
+    here = Path.cwd()
+    if "GIT_DIR" in os.environ or any((folder / ".git").exists() for folder in (here, *here.parents)):
+        yield
+        return
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 def first_line(error: BaseException) -> str:

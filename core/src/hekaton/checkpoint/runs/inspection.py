@@ -5,13 +5,14 @@ Nothing is changed, nothing is loaded, and no file can run code.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from hekaton.checkpoint.disk.folders import Folder, folder_at, is_there, reason_of
+from hekaton.checkpoint.disk.folders import Folder, folder_at, is_there, read_file, reason_of
 from hekaton.checkpoint.disk.manifest import (
     MANIFEST,
     METADATA,
@@ -30,7 +31,9 @@ from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_in
 from hekaton.urls import check_url, is_url
 
-DEFAULT_FOLDER = "checkpoint"  # as [checkpoint] folder has it
+CONFIG = "config.toml"
+_MAX_CONFIG = 2**24
+_DEFAULT_FOLDER = "checkpoint"  # as [checkpoint] folder has it
 _READERS = 4
 
 
@@ -72,7 +75,8 @@ class ListedStep:
 def find_steps(location: str) -> list[ListedStep]:
     """The steps that a path or URL means, oldest first.
 
-    :param location: one step folder, a checkpoint folder, or a dump folder with a ``checkpoint`` in it.
+    :param location: one step folder, a checkpoint folder, or the dump folder of a run, which has its steps in
+        ``checkpoint`` or where its ``config.toml`` says.
     :raises CheckpointError: when there is none, or it cannot be read.
     :raises ConfigError: for a URL of an unknown kind, or whose package is not installed.
     """
@@ -82,9 +86,9 @@ def find_steps(location: str) -> list[ListedStep]:
         path = folder_at(location)
         if any(is_there(path / name) for name in (MANIFEST, METADATA)):
             return [look_at(path)]
-        for root in (path, path / DEFAULT_FOLDER):
-            if found := StepFolders(root).found():
-                return [look_at(folder) for folder in found.values()]
+        found = StepFolders(path).found() or StepFolders(_folder_of_run(path)).found()
+        if found:
+            return [look_at(folder) for folder in found.values()]
         if step_of(path) is not None and is_there(path):
             return [look_at(path)]
         there = is_there(path)
@@ -94,6 +98,38 @@ def find_steps(location: str) -> list[ListedStep]:
         f"no checkpoint in '{location}'" if there else f"there is no '{location}'",
         hint="give a folder of steps step-N, a run's dump folder, or one step folder",
     )
+
+
+def config_of_run(folder: Folder) -> dict[str, Any]:
+    """The resolved configuration that a run wrote into its folder, as tables; empty where there is none.
+
+    :raises CheckpointError: when it cannot be read.
+    """
+    file = folder / CONFIG
+    try:
+        return tomllib.loads(read_file(file, limit=_MAX_CONFIG).decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{file}': {reason_of(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read '{file}': {error}") from error
+
+
+def _folder_of_run(folder: Folder) -> Folder:
+    """Where a run of this dump folder has its steps: by default, and where its configuration cannot be read,
+    in ``checkpoint``.
+
+    :raises CheckpointError: when that is behind a URL, which is not followed.
+    """
+    try:
+        section = config_of_run(folder).get("checkpoint")
+    except CheckpointError:
+        section = None
+    name = str(section.get("folder", _DEFAULT_FOLDER)) if isinstance(section, dict) else _DEFAULT_FOLDER
+    if is_url(name):
+        raise CheckpointError(f"the run in '{folder}' has its steps at {name}", hint="give that URL")
+    return folder / name
 
 
 def look_at(folder: Folder) -> ListedStep:
