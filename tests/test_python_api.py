@@ -203,7 +203,8 @@ def test_the_command_line_and_python_go_one_way_to_a_run(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a" * 5000, "File name too long"),
+        ("a" * 5000, "at most 255 bytes"),
+        ("a\\u0000b", "a path cannot contain the character NUL"),
         ("memory://a/b", "has its steps at memory://a/b\n  give that URL"),
         ("elsewhere", "no checkpoint in"),
     ],

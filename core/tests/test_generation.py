@@ -1,5 +1,7 @@
 """How texts are continued, on a model whose next token is known by hand; it has no cache."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -99,5 +101,9 @@ def test_a_text_that_cannot_be_continued_is_refused():
 def test_a_length_and_a_text_of_another_type_are_errors():
     with pytest.raises(ConfigError, match=r"max_new_tokens = 1\.5: a whole number was expected"):
         generate(Sums(sharpness=1.0), [[1]], max_new_tokens=1.5)
+    with pytest.raises(ConfigError, match="batch_size = 0 must be at least 1"):
+        generate(Sums(sharpness=1.0), [[1]], max_new_tokens=1, batch_size=0)
     with pytest.raises(ConfigError, match="a text was expected, not bytes"):
         LoadedModel.encode(None, b"def")
+    with pytest.raises(ConfigError, match="prompt 2: the ids of this model are 0 to 4"):
+        LoadedModel.stream(SimpleNamespace(config=SimpleNamespace(vocab_size=5)), [[4], [1, 5]])

@@ -92,10 +92,11 @@ def stream(
         for ends that are no single token.
     :param streams: of the draws of each prompt, by default as :func:`streams_of` gives them.
     """
-    if not isinstance(max_new_tokens, numbers.Integral):
-        raise ConfigError(f"max_new_tokens = {max_new_tokens!r}: a whole number was expected")
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens} must be at least 1")
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if not isinstance(value, numbers.Integral):
+            raise ConfigError(f"{name} = {value!r}: a whole number was expected")
+        if value < 1:
+            raise ConfigError(f"{name} = {value} must be at least 1")
     for number, prompt in enumerate(prompts):
         check_prompt(prompt, positions=positions, what=f"prompt {number + 1}")
     streams = streams_of(prompts) if streams is None else streams

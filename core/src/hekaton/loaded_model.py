@@ -85,19 +85,26 @@ class LoadedModel:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
         batch_size: int = 8,
-        **drawn: Any,
     ) -> Iterator[Token]:
         """Continue prompts of token ids, and give each new token as it comes: the number of its prompt, its
-        id, and whether the text ends with it.
+        id, and whether the text ends with it. The arguments are those of :meth:`generate`.
 
         :param batch_size: prompts that are continued together, which changes no text.
-        :param drawn: ``temperature``, ``top_k``, ``top_p`` and ``seed``, as of :meth:`generate`.
-        :raises ConfigError: as :meth:`generate`.
+        :raises ConfigError: as :meth:`generate`, and for an id that the model does not have.
         """
+        rows = getattr(self.config, "vocab_size", None)
+        for number, prompt in enumerate(prompts, 1):
+            if rows is not None and not all(0 <= one < rows for one in prompt):
+                raise ConfigError(f"prompt {number}: the ids of this model are 0 to {rows - 1}")
         positions = self.facts.positions
         tokens = stream(
-            self.model, prompts, max_new_tokens=max_new_tokens, sampling=Sampling(**drawn), ends=self.ends,
+            self.model, prompts, max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed), ends=self.ends,
             cache=self.spec.cache, positions=positions, ids=self.tokenizer.vocab_size, batch_size=batch_size,
         )  # fmt: skip
         longest = max(map(len, prompts), default=0) + max_new_tokens

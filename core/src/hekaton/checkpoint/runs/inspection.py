@@ -29,6 +29,7 @@ from hekaton.checkpoint.disk.step_folders import StepFolders, read_manifest, ste
 from hekaton.checkpoint.disk.stored import dtypes
 from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_in
+from hekaton.paths import expanded
 from hekaton.urls import check_url, is_url
 
 CONFIG = "config.toml"
@@ -120,7 +121,7 @@ def _folder_of_run(folder: Folder) -> Folder:
     """Where a run of this dump folder has its steps: by default, and where its configuration cannot be read,
     in ``checkpoint``.
 
-    :raises CheckpointError: when that is behind a URL, which is not followed.
+    :raises CheckpointError: when that is behind a URL, which is not followed, or no path.
     """
     try:
         section = config_of_run(folder).get("checkpoint")
@@ -129,7 +130,10 @@ def _folder_of_run(folder: Folder) -> Folder:
     name = str(section.get("folder", _DEFAULT_FOLDER)) if isinstance(section, dict) else _DEFAULT_FOLDER
     if is_url(name):
         raise CheckpointError(f"the run in '{folder}' has its steps at {name}", hint="give that URL")
-    return folder / name
+    try:
+        return folder / expanded(name)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint.folder in '{folder / CONFIG}': {error}") from error
 
 
 def look_at(folder: Folder) -> ListedStep:
