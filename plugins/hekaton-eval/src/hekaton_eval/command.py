@@ -179,7 +179,6 @@ def _evaluated(
             results: Any = simple_evaluate(
                 model=model,
                 tasks=list(tasks["tasks"].values()) if not tasks["groups"] else _top(tasks),
-                num_fewshot=given.num_fewshot,
                 limit=given.limit,
                 log_samples=given.log_samples,
                 apply_chat_template=given.apply_chat_template,
