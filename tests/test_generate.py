@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hekaton.__main__ import show_any_text
 from hekaton.building import build_meta, materialize
 from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
 from hekaton.cli.generate import TextStream, in_order
+from hekaton.cli.streams import show_any_text
 from hekaton.config import as_dict, load
 from hekaton.data.byte import ByteTokenizer
 from hekaton.generation import Token, generate

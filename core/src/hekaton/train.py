@@ -4,8 +4,10 @@ import sys
 
 from hekaton.cli import main
 from hekaton.cli.ending import end_with_this_status
+from hekaton.cli.streams import open_closed_streams
 
 if __name__ == "__main__":
+    open_closed_streams()
     with end_with_this_status() as ending:
         ending.status = main(["train", *sys.argv[1:]])
     sys.exit(ending.status)

@@ -3,10 +3,12 @@
 import signal
 import sys
 
+from hekaton.cli.streams import open_closed_streams
 from hekaton.launch.torchrun import main
 from hekaton.stop_signals import SIGNALS
 
 if __name__ == "__main__":
+    open_closed_streams()
     status = main(sys.argv[1:])
     for number in SIGNALS:  # the status is known: srun ends this launcher when that of another node has ended
         signal.signal(number, signal.SIG_IGN)
