@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gzip
 import json
 import shutil
 import tarfile
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hekaton.cli import main
 from hekaton.plugins import Plugins
 from hekaton.testing.conformance import PROMISES, cases_of
 from hekaton_hf.tokenizer import SHIPPED
@@ -25,9 +27,10 @@ HEADS = {"n_kv_heads": 2, "head_dim": 8}
 EXPERTS = {"n_experts": 4, "top_k": 2, "hidden_dim": 16}
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "inter_dim": 48}
 DEEPSEEK_V3 = WIDTHS | LATENT | {"moe": EXPERTS | {"n_groups": 2, "n_limited_groups": 1}}
+FLUX = {"dim": 32, "n_heads": 2, "n_double_blocks": 1, "n_single_blocks": 1, "axes": [4, 6, 6]}
 SIZES = {
     "hekaton-deepseek-v3": DEEPSEEK_V3,
-    "hekaton-flux": {"dim": 32, "n_heads": 2, "n_double_blocks": 1, "n_single_blocks": 1, "axes": [4, 6, 6]},
+    "hekaton-flux": FLUX,
     "hekaton-gpt-oss": WIDTHS | HEADS | {"window": 8, "moe": EXPERTS},
     "hekaton-llama3": WIDTHS | {"n_kv_heads": 2, "hidden_dim": 48},
     # The fourth layer has no rotary positions.
@@ -68,7 +71,7 @@ IMAGES = MORE["hekaton-flux"]
 
 
 def at(path):
-    """Of the files of :func:`write_files`."""
+    """Of the files of :func:`_files`."""
     return ["--training.dataset_path", str(FOLDER / path)]
 
 
@@ -76,6 +79,14 @@ STREAM = [*at("*.jsonl"), "--stream_dataset.parts_per_file", "2"]
 CHAT = [
     *at("chats/*.jsonl"), "--training.packing", "best_fit", "--model.tokenizer", "hf",
     "--model.hf_assets_path", str(FOLDER / "chats/tokenizer"),
+]  # fmt: skip
+SOURCES = [
+    {"dataset": "python_stdlib", "weight": 2.0, "later": [{"step": 2, "weight": 1.0}]},
+    {"dataset": "text", "dataset_path": str(FOLDER / "texts.jsonl"), "max_epochs": 3},
+]
+ADAPTERS = [
+    "--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte", "--training.dataset",
+    "python_stdlib", "--model.overrides", json.dumps(SIZES["hekaton-llama3"]), "--model.converters", "lora",
 ]  # fmt: skip
 TASKS = [{"tasks": [str(FOLDER / "task.yaml")], "every": 1}]
 TASK = f"""\
@@ -92,6 +103,7 @@ metric_list: [{{metric: acc}}]
 OTHER_RUNS = {
     "hekaton": {
         "objective multi_token": WITH_A_SECOND_TOKEN,
+        "dataset mixture": ["--mixture.sources", json.dumps(SOURCES)],
         "dataset tokens": at("ids.npy"),
         "encoder ids": [*at("ids.npy"), "--training.dataset", "tokens"],
     },
@@ -105,8 +117,18 @@ OTHER_RUNS = {
         "encoder stream": STREAM,
         "dataset chat": CHAT,
         "encoder chat": CHAT,
+        "dataset hub_stream": [*at("hub"), "--hub_stream.shuffle_buffer", "2"],
+        **{f"dataset {name}": at("c4") for name in ("c4", "c4_validation")},
+        "dataset c4_test": at("texts.jsonl"),
     },
+    "hekaton-lora": {"checkpoint format peft": ADAPTERS},
     "hekaton-flux": {
+        "checkpoint format flux_file": [
+            *IMAGES,
+            "--model.overrides",
+            json.dumps(FLUX | {"dim": 64, "axes": [4, 14, 14]}),
+        ],
+        "dataset encoded_images": [*IMAGES, "--flow_matching.encoded", str(FOLDER / "encoded")],
         "dataset image_folder": [*IMAGES, *at("images")],
         **{
             f"dataset {name}": [*IMAGES, *at("shards")]
@@ -115,30 +137,14 @@ OTHER_RUNS = {
     },
 }
 """Distribution -> contributions that are for certain models or files, with runs that have these."""
-FILES = "takes files, as its own tests write them: "
-WITHOUT = {
-    "hekaton": {"dataset mixture": "takes others: core/tests/data/test_mixture.py"},
-    "hekaton-flux": {
-        "dataset encoded_images": f"{FILES}model_zoo/flux/tests/test_preprocess.py",
-        "checkpoint format flux_file": "holds the model alone: model_zoo/flux/tests/test_single_file.py",
-        "model flux: gradients": "most are 0 at its start: model_zoo/flux/tests/test_layouts.py starts it otherwise",
-    },
-    "hekaton-hf": {
-        "dataset hub_stream": "reads the Hub: plugins/hekaton-hf/tests/test_stream.py",
-        **dict.fromkeys(
-            ("dataset c4", "dataset c4_validation", "dataset c4_test"),
-            "reads the Hub: plugins/hekaton-hf/tests/test_c4.py",
-        ),
-    },
-    "hekaton-lora": {
-        "checkpoint format peft": "writes adapters alone: plugins/hekaton-lora/tests/test_peft.py"
-    },
-}
+WITHOUT: dict[str, dict[str, str]] = {}
+"""Distribution -> what does not go through the kit, and why."""
 TOLERANCE = {"hekaton-float8": {"converter quantize.linear.float8": 1e-5}}
 """Distribution -> contributions that round, and what ranks that add up in another order may differ by."""
 
 
-def write_files():
+@pytest.fixture(scope="module", autouse=True)
+def _files():
     """Those of ``OTHER_RUNS``."""
     lines = [json.dumps({"text": f"line {number}, {'word ' * (number % 7)}"}) for number in range(40)]
     (FOLDER / "texts.jsonl").write_text("\n".join(lines[:25]))
@@ -153,6 +159,22 @@ def write_files():
     with tarfile.open(FOLDER / "shards/0.tar", "w") as shard:
         for path in sorted((FOLDER / "images").iterdir()):
             shard.add(path, path.name)
+    encoding = [
+        *IMAGES,
+        *at("images"),
+        "--training.dataset",
+        "image_folder",
+        "--out",
+        str(FOLDER / "encoded"),
+    ]
+    assert main(["flux", "preprocess", *encoding]) == 0
+    for split, texts in {"train": lines[:25], "validation": lines[25:]}.items():
+        (FOLDER / "c4").mkdir(exist_ok=True)
+        whole = gzip.compress("\n".join(texts).encode())
+        (FOLDER / f"c4/c4-{split}.00000-of-00001.json.gz").write_bytes(whole)
+    (FOLDER / "hub").mkdir(exist_ok=True)
+    for shard in range(4):
+        (FOLDER / f"hub/{shard}.jsonl").write_text("\n".join(lines[shard::4]))
     np.save(FOLDER / "ids.npy", np.arange(2000, dtype=np.uint16) % 250)
     turns = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
     shutil.copytree(SHIPPED, FOLDER / "chats/tokenizer", dirs_exist_ok=True)
@@ -164,7 +186,6 @@ def write_files():
 
 def ask(kit, processes):
     """For every promise of every one of our distributions."""
-    write_files()
     for distribution in OURS:
         cases = cases_of(distribution)
         sizes = SIZES.get(distribution)

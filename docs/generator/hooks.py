@@ -88,6 +88,7 @@ ALSO = [
     "hekaton.weights.ops.Each",
     "hekaton.weights.ops.Inverse",
     "hekaton.weights.lazy.LazyTensor",
+    "hekaton.weights.format.HoldsPart",
     "hekaton.weights.format.Weights",
     "hekaton.weights.format.WriteOptions",
 ]

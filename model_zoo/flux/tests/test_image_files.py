@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from hekaton.errors import DataError
-from hekaton.testing import check_dataset
 from hekaton_flux import folder, shards
 from hekaton_flux.decoding import Unusable, pixels_of
 from hekaton_flux.encoders import TrialEncoders
@@ -65,7 +64,6 @@ def test_samples_of_shards_are_images_with_their_captions(tmp_path):
     assert [image.text for image in images] == ["blue", "red", "lime"]
     assert [decoded(image)[0, 0].tolist() for image in images] == [[0, 0, 255], [255, 0, 0], [0, 255, 0]]
     assert images[0].where.endswith("1.tar: x/c.png")
-    check_dataset(found, ImageEncoder(TrialEncoders(4), SECTION))
     again = shards.build(SECTION, str(tmp_path / "shards"))  # from the index in the cache
     assert again.fingerprint == found.fingerprint
     assert again.fetch([1]) == [images[2]]
@@ -120,7 +118,6 @@ def test_images_of_a_folder_have_captions_beside_them_or_in_one_file(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = folder.build(SECTION, str(tmp_path))
     assert [image.text for image in found.fetch(range(3))] == ["blue", "lime", "red"]
-    check_dataset(found, ImageEncoder(TrialEncoders(4), SECTION))
     (tmp_path / "b.txt").write_text("navy")
     assert folder.build(SECTION, str(tmp_path)).fingerprint != found.fingerprint
 

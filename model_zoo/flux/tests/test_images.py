@@ -8,12 +8,11 @@ import torch
 
 from hekaton.cli import main
 from hekaton.errors import ConfigError, DataError
-from hekaton.testing import check_encoder, check_row_maker
 from hekaton_flux import images
 from hekaton_flux.encoder_choice import frozen_encoders
 from hekaton_flux.encoders import TrialEncoders
 from hekaton_flux.images import BACKGROUND, COLORS, CaptionedImage, draw
-from hekaton_flux.rows import ImageEncoder, ImageRows
+from hekaton_flux.rows import ImageEncoder
 from hekaton_flux.settings import FlowMatchingSection
 
 SECTION = FlowMatchingSection(image_size=32, text_length=4)
@@ -66,17 +65,13 @@ def test_texts_of_the_encoders_for_trials_differ_by_words_and_their_order():
     assert not any(values.any() for values in ENCODERS.text(""))
 
 
-def test_encoder_and_rows_keep_their_contracts():
-    documents = images.build(SECTION, None).fetch(range(7))
-    check_encoder(ImageEncoder(ENCODERS, SECTION), documents)
-    rows = ImageRows(ENCODERS, SECTION)
-    check_row_maker(rows, documents, ImageEncoder(ENCODERS, SECTION), steps=4)
+def test_an_image_of_another_size_is_rejected():
+    encoder = ImageEncoder(ENCODERS, SECTION)
+    image = CaptionedImage(np.zeros((16, 32, 3), np.uint8), "")
     with pytest.raises(
         DataError, match=r"an image has the shape \(16, 32, 3\), flow_matching.image_size is 32"
     ):
-        list(ImageEncoder(ENCODERS, SECTION).encode(list(ImageEncoder(ENCODERS, SECTION).cut(
-            CaptionedImage(np.zeros((16, 32, 3), np.uint8), "")
-        ))))  # fmt: skip
+        encoder.encode(list(encoder.cut(image)))
 
 
 def test_encoders_are_named_all_or_none(tmp_path):

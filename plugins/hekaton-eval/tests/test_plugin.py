@@ -1,18 +1,14 @@
-"""The plugin keeps the rules, and says what it needs where that is not there."""
+"""The plugin says what it needs where that is not there."""
 
 from __future__ import annotations
 
 import pytest
 
 from hekaton.cli import main
-from hekaton.testing import check_plugin, check_requirement
+from hekaton.testing import check_requirement
 
 TASKS = "--evaluation.tasks"
 RUN = ["--model.name", "llama3", "--model.flavor", "debugmodel", "--model.tokenizer", "byte"]
-
-
-def test_the_plugin_keeps_the_rules():
-    check_plugin("hekaton_eval")
 
 
 def test_without_the_harness_it_is_unavailable_and_says_why():

@@ -197,9 +197,8 @@ def test_the_order_within_the_buffer_follows_from_seed_and_epoch(name):
     put(a___jsonl=jsonl(texts))
     found = build(section(shuffle_buffer=10), "memory://data/a.jsonl")
     if name == "hub_stream":
-        shard = SimpleNamespace(
-            num_shards=1, features="", shard=lambda **_: [{"text": text} for text in texts]
-        )
+        rows = SimpleNamespace(iter=lambda batch_size: ({"text": [text]} for text in texts))
+        shard = SimpleNamespace(num_shards=1, features="", shard=lambda **_: rows)
         found = HubStream(shard, HubStreamSection(shuffle_buffer=10), name="x", identity="", files={})
     ids = [ByteTokenizer().encode_batch([text])[0].tolist() for text in texts]
 
@@ -294,12 +293,12 @@ def test_reading_of_a_shard_of_the_hub_is_repeated_where_it_was(monkeypatch, cap
     failures = [2]
 
     class Shard:
-        def __iter__(self):
+        def iter(self, batch_size):
             for number, text in enumerate(TEXTS):
                 if number == 7 and failures[0]:
                     failures[0] -= 1
                     raise ConnectionResetError("the peer went away")
-                yield {"text": text}
+                yield {"text": [text]}
 
     def part(attempts):
         return HubPart(Shard(), "shard 0 of 'x'", 0, HubStreamSection(shuffle_buffer=1, attempts=attempts))

@@ -9,6 +9,8 @@ from torch import nn
 
 from hekaton.init import Initializer, initialize
 
+STD_FOR_ZEROS = 0.1
+
 
 @torch.no_grad()
 def check_initial(model: nn.Module, initializers: Mapping[str, Initializer], *, what: str) -> None:
@@ -30,6 +32,20 @@ def check_initial(model: nn.Module, initializers: Mapping[str, Initializer], *, 
             "all of the tensor, with random numbers of its generator alone"
         )
         assert value.isfinite().all(), f"{what}: the initial values of '{name}' are not finite"
+
+
+def without_zeros(initializers: Mapping[str, Initializer]) -> dict[str, Initializer]:
+    """The initialisers, where what is 0 throughout is drawn from a normal distribution instead."""
+    return {name: _nonzero(one) for name, one in initializers.items()}
+
+
+def _nonzero(initializer: Initializer) -> Initializer:
+    def initialize_nonzero(tensor: torch.Tensor, *, name: str, generator: torch.Generator) -> None:
+        initializer(tensor, name=name, generator=generator)
+        if not tensor.any():
+            tensor.normal_(std=STD_FOR_ZEROS, generator=generator)
+
+    return initialize_nonzero
 
 
 def _after(value: float, initializer: Initializer) -> Initializer:

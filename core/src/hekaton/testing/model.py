@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from hekaton.testing.buffers import check_buffers
 from hekaton.testing.model_layouts import check_claimed_layouts, with_overrides
 from hekaton.testing.plain_run import DOCUMENT_ENDS, DRAW, SEQ_LEN, plain_run
 
+ALONE_WITHIN = 1e-4
+"""Relative difference that rounding in float32 explains."""
+
 
 def check_model(
     spec: TrainSpec,
@@ -33,8 +37,9 @@ def check_model(
     Every flavor is a frozen dataclass from which the model builds on the meta device; every entry of the plan
     and of the init table matches something, every parameter has an initialiser. The flavor that runs gives a
     finite loss and a finite gradient for every parameter, and fills its buffers (:func:`check_buffers`). A
-    model trained to predict the next token must not see later tokens, nor another document's, and has the
-    same logits where it is called with its cache (``TrainSpec.cache``).
+    model trained to predict the next token must not see later tokens, nor another document's, has the logits
+    for a document in a row that it has for it alone, and the same ones where it is called with its cache
+    (``TrainSpec.cache``).
 
     Then it takes one step on two processes under every layout that its plan claims: FSDP always, tensor
     parallel with ``tensor`` entries, context parallel (``allgather``) with ``context`` entries, a
@@ -100,6 +105,7 @@ def _check_run(spec: TrainSpec, flavor: str, load: Sequence[str]) -> None:
             assert run.gradients[name].isfinite().all(), f"{what}: the gradient of '{name}' is not finite"
     if run.batch is not None:
         _check_sight(run.model, run.objective, run.batch, what=what)
+        _check_alone(run.model, run.objective, run.batch, what=what)
         if spec.cache is not None:
             _check_cache(run.model, spec.cache, run.batch["tokens"], what=what)
 
@@ -128,6 +134,29 @@ def _check_sight(model: nn.Module, objective: Any, batch: Batch, *, what: str) -
         f"{what}: a token's output depends on another document's tokens"
     )
     assert len(changed_by(last)) == 1, f"{what}: a token's output does not depend on the token"
+
+
+@torch.no_grad()
+def _check_alone(model: nn.Module, objective: Any, batch: Batch, *, what: str) -> None:
+    """Compare the outputs of each document in a row with those that it has alone, with larger weights than at
+    the start, where attention is nearly the same for all tokens."""
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+
+    def outputs(part: slice) -> torch.Tensor:
+        inputs, _ = objective.prepare({name: value[:, part] for name, value in batch.items()}, DRAW)
+        found: torch.Tensor = model(**inputs)
+        return found
+
+    together = outputs(slice(SEQ_LEN))
+    for part in (slice(DOCUMENT_ENDS), slice(DOCUMENT_ENDS, SEQ_LEN)):
+        difference = (together[:, part] - outputs(part)).abs().max() / together.abs().max()
+        assert difference <= ALONE_WITHIN, (
+            f"{what}: a document has other outputs in a row than alone: count positions from where it begins"
+        )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hekaton.weights.facts import ModelFacts
 from hekaton.weights.lazy import LazyTensor
@@ -80,4 +80,21 @@ class WeightFormat(Protocol):
         """Write into an empty folder, one tensor at a time. Whatever makes the folder look whole comes last.
 
         :raises CheckpointError: when the disk refuses.
+        """
+
+
+@runtime_checkable
+class HoldsPart(Protocol):
+    """What a format also has that holds a part of a model, such as adapters; its ``open`` raises."""
+
+    def part_of(self, weights: Weights) -> Mapping[str, LazyTensor]:
+        """The tensors that ``write`` writes of a model, by their names in the folder.
+
+        :raises CheckpointError: for a model that has no such part.
+        """
+
+    def open_part(self, folder: Path) -> Mapping[str, LazyTensor]:
+        """The tensors of a folder, by these names, none of them read yet.
+
+        :raises CheckpointError: when it is not of this format, or not whole.
         """

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from hekaton.draft import Merge
 from hekaton.errors import CheckpointError
-from hekaton.weights import LazyTensor
+from hekaton.weights import LazyTensor, whole
 from hekaton.weights.format import Unmerged, Weights, WriteOptions
 from hekaton.weights.lazy import Region
 from hekaton.weights.table import Entry
@@ -22,6 +24,7 @@ log = logging.getLogger("hekaton")
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_A = ".lora_A.weight"
 
 
 class PeftFormat:
@@ -41,42 +44,22 @@ class PeftFormat:
     def write(self, folder: Path, weights: Weights, options: WriteOptions) -> None:
         """Write the adapters by the first of ``options.ranks``: they are small.
 
-        :raises CheckpointError: for a model without adapters, for a layer that is no layer of its own there,
-            and when the disk refuses.
+        :raises CheckpointError: as :meth:`part_of`, and when the disk refuses.
         """
         if options.rank != 0:
             return
-        unmerged = weights.unmerged
-        adapters = [merge for merge in unmerged.merges if _is_adapter(merge.make)] if unmerged else []
-        if not adapters or unmerged is None:
-            raise CheckpointError(
-                "there are no adapters of the converter 'lora' in this model",
-                hint="hekaton convert to-hf writes the model itself",
-            )
-        others = [merge.into for merge in unmerged.merges if not _is_adapter(merge.make)]
-        if others:
-            raise CheckpointError(
-                f"'{others[0]}' is merged from what another converter added, which PEFT has no adapter for",
-                hint="hekaton convert to-hf merges everything",
-            )
+        tensors = self.part_of(weights)
         if options.assets is not None:
             log.info("adapters are written without a tokenizer: they have that of their model")
-        entries = unmerged.table.entries_of([merge.into for merge in adapters])
-        tensors: dict[str, torch.Tensor] = {}
-        modules = []
-        for merge in adapters:
-            module = _module_of(merge.into, entries[merge.into])
-            _, a, b = (unmerged.tensors[part] for part in merge.parts)
-            order = _order_of_rows(merge.into, entries[merge.into], unmerged)
-            tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.read().contiguous()
-            tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.read()[order].contiguous()
-            modules.append(module)
+        modules = [name.removeprefix(_PREFIX).removesuffix(_A) for name in tensors if name.endswith(_A)]
+        adapters = _adapters_in(weights)
         product = adapters[0].make
         assert isinstance(product, AddedProduct)
+        assert weights.unmerged is not None
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": unmerged.base,
+            "base_model_name_or_path": weights.unmerged.base,
             "r": product.rank,
             "lora_alpha": int(product.alpha) if product.alpha.is_integer() else product.alpha,
             "lora_dropout": 0.0,
@@ -85,11 +68,56 @@ class PeftFormat:
             "fan_in_fan_out": False,
             "inference_mode": True,
         }
+        values = {name: tensor.read().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+            save_file(values, folder / TENSORS, metadata={"format": "pt"})
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write '{folder}': {error.strerror or error}") from error
+
+    def part_of(self, weights: Weights) -> dict[str, LazyTensor]:
+        """:raises CheckpointError: for a model without adapters, and for a layer that is no layer of its own
+        there."""
+        adapters = _adapters_in(weights)
+        assert weights.unmerged is not None
+        unmerged = weights.unmerged
+        others = [merge.into for merge in unmerged.merges if not _is_adapter(merge.make)]
+        if others:
+            raise CheckpointError(
+                f"'{others[0]}' is merged from what another converter added, which PEFT has no adapter for",
+                hint="hekaton convert to-hf merges everything",
+            )
+        entries = unmerged.table.entries_of([merge.into for merge in adapters])
+        tensors: dict[str, LazyTensor] = {}
+        for merge in adapters:
+            module = _module_of(merge.into, entries[merge.into])
+            _, a, b = (unmerged.tensors[part] for part in merge.parts)
+            order = _order_of_rows(merge.into, entries[merge.into], unmerged)
+            tensors[f"{_PREFIX}{module}{_A}"] = a
+            tensors[f"{_PREFIX}{module}.lora_B.weight"] = whole(b.read()[order])
+        return tensors
+
+    def open_part(self, folder: Path) -> dict[str, LazyTensor]:
+        """The adapters, under PEFT's names.
+
+        :raises CheckpointError: when they cannot be read.
+        """
+        try:
+            return {name: whole(tensor) for name, tensor in load_file(folder / TENSORS).items()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read '{folder / TENSORS}': {error}") from error
+
+
+def _adapters_in(weights: Weights) -> list[Merge]:
+    """:raises CheckpointError: when there are none."""
+    merges = weights.unmerged.merges if weights.unmerged is not None else ()
+    adapters = [merge for merge in merges if _is_adapter(merge.make)]
+    if not adapters:
+        raise CheckpointError(
+            "there are no adapters of the converter 'lora' in this model",
+            hint="hekaton convert to-hf writes the model itself",
+        )
+    return adapters
 
 
 def _is_adapter(make: object) -> bool:

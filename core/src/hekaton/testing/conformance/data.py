@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hekaton.contributions import Dataset, Encoder, Order, RowMaker, Tokenizer
-from hekaton.data.loader import build_loader
+from hekaton.data.loader import Loader
+from hekaton.sources import make_stream, open_dataset
 from hekaton.testing.conformance.subject import CheckedContribution
 from hekaton.testing.data import (
     check_dataset,
@@ -35,21 +36,14 @@ def access(subject: CheckedContribution) -> None:
 
 def resume(subject: CheckedContribution) -> None:
     """Compare every step of one process with worker processes, and with loaders that begin in the middle."""
-    config = subject.loaded.config
-    given: dict[str, Any] = {
-        "seq_len": config.training.seq_len, "global_batch_size": ROWS, "rows": range(ROWS), "seed": 0,
-        "packing": config.training.packing, "encoder": _encoder(subject),
-        "maker": subject.build(RowMaker, config.training.packing, config.training.seq_len),
-    }  # fmt: skip
-    tokenizer = _tokenizer(subject)
     whole, cursors = [], []
-    with contextlib.closing(build_loader(_dataset(subject), tokenizer, **given)) as loader:
+    with contextlib.closing(_loader(subject, ROWS)) as loader:
         for _ in range(STEPS):
             whole.append({name: value.clone() for name, value in loader.next_step().items()})
             cursors.append(loader.cursor())
     for done, workers in ((0, 2), (1, 0), (STEPS - 1, 2)):
         how = f"after {done} steps" + (f", by {workers} worker processes" if workers else "")
-        loader = build_loader(_dataset(subject), tokenizer, **given, num_workers=workers)
+        loader = _loader(subject, ROWS, workers)
         with contextlib.closing(loader), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of a fork, since Python 3.12
             if done:
@@ -93,9 +87,19 @@ def rows(subject: CheckedContribution) -> None:
     check_row_maker(maker, _documents(subject), _encoder(subject))
 
 
+def _loader(subject: CheckedContribution, rows: int, workers: int = 0) -> Loader:
+    """The run's batches, of so many rows."""
+    config, plugins = subject.loaded.config, subject.loaded.plugins
+    stream = make_stream(
+        config, plugins, _tokenizer(subject), config.training.dataset, _dataset(subject),
+        seq_len=config.training.seq_len, rows=rows,
+    )  # fmt: skip
+    return Loader(stream, range(rows), identity={}, num_workers=workers)
+
+
 def _dataset(subject: CheckedContribution) -> Any:
-    training = subject.loaded.config.training
-    return subject.build(Dataset, training.dataset, training.dataset_path)
+    config = subject.loaded.config
+    return open_dataset(config, subject.loaded.plugins, config.training.dataset, config.training.dataset_path)
 
 
 def _tokenizer(subject: CheckedContribution) -> Any:

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from hekaton.checkpoint.tensors.state import model_tensors
-from hekaton.contributions import Converter, HFAdapter, Objective, ParallelStyle, RowMaker
+from hekaton.contributions import Converter, HFAdapter, Objective, ParallelStyle
 from hekaton.mesh import ParallelDims
 from hekaton.objective import ObjectiveContext
 from hekaton.parallel.tensor import TensorContext
 from hekaton.testing.adapter import check_adapter
-from hekaton.testing.conformance.data import _dataset, _encoder, _tokenizer
+from hekaton.testing.conformance.data import _loader
 from hekaton.testing.conformance.subject import CheckedContribution
 from hekaton.testing.converter import check_converter
 from hekaton.testing.model import check_model
@@ -35,7 +35,10 @@ def tables(subject: CheckedContribution) -> None:
 
 
 def gradients(subject: CheckedContribution) -> None:
-    check_claimed_layouts(subject.spec, subject.flavor, load=subject.load, overrides=subject.overrides)
+    overrides, tolerance = subject.overrides, subject.tolerance
+    check_claimed_layouts(
+        subject.spec, subject.flavor, load=subject.load, overrides=overrides, tolerance=tolerance
+    )
 
 
 def adapter(subject: CheckedContribution) -> None:
@@ -119,15 +122,4 @@ def terms(subject: CheckedContribution) -> None:
     def model(**inputs: torch.Tensor) -> Any:
         return run.model(**inputs)
 
-    check_objective(objective, _rows(subject, seq_len), seq_len=seq_len, model=model)
-
-
-def _rows(subject: CheckedContribution, seq_len: int) -> dict[str, torch.Tensor]:
-    from hekaton.data.loader import build_loader
-
-    packing = subject.loaded.config.training.packing
-    loader = build_loader(
-        _dataset(subject), _tokenizer(subject), seq_len=seq_len, global_batch_size=2, rows=range(2), seed=0,
-        packing=packing, maker=subject.build(RowMaker, packing, seq_len), encoder=_encoder(subject),
-    )  # fmt: skip
-    return loader.next_step()
+    check_objective(objective, _loader(subject, 2).next_step(), seq_len=seq_len, model=model)

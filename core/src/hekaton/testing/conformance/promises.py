@@ -86,16 +86,18 @@ PROMISES: tuple[Promise, ...] = (
         Model,
         "tables",
         "Plan, initial values, buffers and flavors fit the model; no token sees a later one or "
-        "another document; every parameter has a gradient.",
+        "another document, and a document has the same outputs alone; every parameter has a gradient.",
         _of("models", "tables"),
     ),
     Promise(
         Model,
         "gradients",
         "Under every layout of two processes that the plan claims, the gradient of each parameter equals "
-        "that on one process.",
+        "that on one process. A parameter that starts with 0 is given other values, as a 0 hides what is "
+        "behind it.",
         _of("models", "gradients"),
         processes=2,
+        compares=True,
     ),
     Promise(
         Model,
@@ -289,8 +291,9 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         CheckpointFormat,
         "round trip",
-        "Tensors that one rank or several ranks have written are read back unchanged, whole and in part.",
-        _of("rest", "written_and_read"),
+        "Tensors that one rank or several ranks have written are read back unchanged, whole and in part: "
+        "those of a model, or of the part of one that the format holds.",
+        _of("formats", "written_and_read"),
     ),
     Promise(
         Check,

@@ -1,4 +1,4 @@
-"""What the other kinds promise: optimizers, schedules, loggers, formats, rules, verbs, sections."""
+"""What the other kinds promise: optimizers, schedules, loggers, rules, verbs, sections."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from hekaton.contributions import Check, CheckpointFormat, Command, Component, Section
+from hekaton.contributions import Check, Command, Component, Section
 from hekaton.testing.conformance.subject import SMALL_MODEL, CheckedContribution
 from hekaton.testing.logger import check_logger
 from hekaton.testing.optimizer import check_optimizer
@@ -59,32 +57,6 @@ def failure(subject: CheckedContribution) -> None:
         inside = [path for path in Path(around).rglob("*") if path != file]
         assert not file.read_bytes(), "it writes into a file where its folder should be"
         assert inside, "it cannot write what it logs, and raises nothing"
-
-
-def written_and_read(subject: CheckedContribution) -> None:
-    """Two ranks share a folder; the config, names and values come back."""
-    from hekaton.weights import whole
-    from hekaton.weights.format import Weights, WriteOptions
-
-    assert isinstance(subject.record, CheckpointFormat)
-    generator = torch.Generator().manual_seed(0)
-    values = {f"model.layers.{number}.weight": torch.randn(5, 3, generator=generator) for number in range(3)}
-    weights = Weights(
-        config={"model_type": "test"}, tensors={name: whole(one) for name, one in values.items()}
-    )
-    form = subject.build(CheckpointFormat, subject.record.name)
-    for ranks in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            for rank in reversed(range(ranks)):
-                form.write(Path(folder), weights, WriteOptions(rank=rank, ranks=ranks))
-            read = form.open(Path(folder))
-            assert dict(read.config).get("model_type") == "test", f"config.json is read as {read.config}"
-            assert sorted(read.tensors) == sorted(values), f"tensors are read as {sorted(read.tensors)}"
-            for name, value in values.items():
-                lazy = read.tensors[name]
-                assert torch.equal(lazy.read(), value), f"'{name}', written by {ranks}, is read back changed"
-                part = lazy.read((slice(1, 4), slice(2, 3)))
-                assert torch.equal(part, value[1:4, 2:3]), f"a part of '{name}' is read back changed"
 
 
 def rule(subject: CheckedContribution) -> None:

@@ -47,7 +47,7 @@ class HubPart:
             """The next row; after a failure the shard is read again up to there."""
             nonlocal rows
             try:
-                rows = islice(self.shard, number - 1, None) if rows is None else rows
+                rows = islice(_rows(self.shard), number - 1, None) if rows is None else rows
                 return next(rows, None)
             except BaseException:
                 rows = None
@@ -72,6 +72,13 @@ class HubPart:
                 yield text_in(row, column)[0]
             except ValueError as e:
                 raise DataError(f"{self.name}, row {number:,}: {e}") from e
+
+
+def _rows(shard: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a shard. Iterated over as it is, a shard is shared out to the worker processes that read
+    data, which here each read all of theirs."""
+    for batch in shard.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
 
 
 class HubStream:
