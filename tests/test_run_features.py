@@ -1,5 +1,6 @@
 """What a run does beside training: logs, traces, validation, hooks, converters; each through the command."""
 
+import errno
 import json
 import math
 import shutil
@@ -81,6 +82,18 @@ def test_tensorboard_shows_the_steps_of_a_run_that_starts_again_once(train, tmp_
     train(*flags)
     train(*flags, "--training.steps", "3")
     assert [step for step, _ in scalars(tmp_path / "tb", "loss")] == [1, 2, 3]
+
+
+def test_a_folder_of_tensorboard_that_cannot_be_written_is_an_error_of_a_new_run(
+    tmp_path, capsys, monkeypatch
+):
+    def refused(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    flags = ["--job.dump_folder", str(tmp_path), "--metrics.enable_tensorboard"]
+    assert main(["train", *TINY, *flags]) == 2
+    assert f"error: cannot write to '{tmp_path / 'tb'}': Read-only file system" in capsys.readouterr().err
 
 
 def json_lines(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,10 @@ class TensorBoardLogger:
     """A scalar per metric and step. A resumed run adds a file to the same folder: one curve."""
 
     def __init__(self, folder: Path) -> None:
+        """:raises OSError: where no file can be made; later, TensorBoard's own thread prints a traceback."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
