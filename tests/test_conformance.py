@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gzip
 import json
+import re
 import shutil
 import tarfile
 import tempfile
@@ -17,7 +18,10 @@ from PIL import Image
 from hekaton.cli import main
 from hekaton.plugins import Plugins
 from hekaton.testing.conformance import PROMISES, cases_of
+from hekaton.weights import whole
+from hekaton.weights.format import Weights
 from hekaton_hf.tokenizer import SHIPPED
+from hekaton_lora.peft import PeftFormat
 
 OURS = sorted(
     {info.distribution for info in Plugins.discover().infos if info.distribution.startswith("hekaton")}
@@ -137,8 +141,6 @@ OTHER_RUNS = {
     },
 }
 """Distribution -> contributions that are for certain models or files, with runs that have these."""
-WITHOUT: dict[str, dict[str, str]] = {}
-"""Distribution -> what does not go through the kit, and why."""
 TOLERANCE = {"hekaton-float8": {"converter quantize.linear.float8": 1e-5}}
 """Distribution -> contributions that round, and what ranks that add up in another order may differ by."""
 
@@ -197,7 +199,7 @@ def ask(kit, processes):
         rest = [case.name for case in cases if case.names[1] not in others]
         kit(
             distribution, *MORE.get(distribution, []), *overrides, only=rest, processes=processes,
-            without=WITHOUT.get(distribution), tolerance=TOLERANCE.get(distribution),
+            tolerance=TOLERANCE.get(distribution),
         )  # fmt: skip
 
 
@@ -236,3 +238,23 @@ def test_a_name_that_is_not_there_is_an_error_with_the_nearest():
     with pytest.raises(PluginError, match="there is no case 'model llama3: tabels'") as error:
         cases_of("hekaton-llama3", without={"model llama3: tabels": "later"})
     assert "model llama3: tables" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "said"),
+    [
+        ("open", lambda right: Weights(config={}, tensors={}), "which open() gives for a model"),
+        ("open_part", lambda right: {name: whole(one.read() + 1) for name, one in right.items()}, "read back changed"),
+        ("open_part", lambda right: dict([*right.items()][1:]), "tensors are read as"),
+    ],
+)  # fmt: skip
+def test_a_format_that_breaks_its_promise_for_a_part_is_named(method, wrong, said, monkeypatch):
+    right = getattr(PeftFormat, method)
+    monkeypatch.setattr(
+        PeftFormat,
+        method,
+        lambda self, folder: wrong(right(self, folder) if method == "open_part" else None),
+    )
+    (case,) = cases_of("hekaton-lora", ADAPTERS, only=["checkpoint format peft"])
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        case.check()
