@@ -31,7 +31,14 @@ HEADS = {"n_kv_heads": 2, "head_dim": 8}
 EXPERTS = {"n_experts": 4, "top_k": 2, "hidden_dim": 16}
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "inter_dim": 48}
 DEEPSEEK_V3 = WIDTHS | LATENT | {"moe": EXPERTS | {"n_groups": 2, "n_limited_groups": 1}}
-FLUX = {"dim": 32, "n_heads": 2, "n_double_blocks": 1, "n_single_blocks": 1, "axes": [4, 6, 6]}
+FLUX = {
+    "dim": 32,
+    "n_heads": 2,
+    "n_double_blocks": 1,
+    "n_single_blocks": 1,
+    "axes": [4, 6, 6],
+    "guidance": True,
+}
 SIZES = {
     "hekaton-deepseek-v3": DEEPSEEK_V3,
     "hekaton-flux": FLUX,

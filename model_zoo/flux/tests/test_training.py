@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import hekaton
-from hekaton.testing import run_command
+from hekaton.testing import check_layouts, run_command
 from hekaton_flux.images import draw
 
 FILE = str(Path(__file__).parents[1] / "train_configs/debug_model.toml")
@@ -98,6 +98,17 @@ def test_guidance_is_refused_where_the_model_takes_none(capsys):
     assert main(["config", "check", FILE, "--flow_matching.guidance", "3.5", *overrides]) == 0
     assert main(["config", "check", FILE, "--flow_matching.image_size", "72"]) == 2
     assert "multiple of 16" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_replicas_of_shards_compute_what_one_process_does():
+    """Layouts of two processes: tests/test_conformance.py."""
+    flags = [
+        FILE, "--model.overrides", '{"n_double_blocks": 1, "n_single_blocks": 1}', "--flow_matching.image_size", "64",
+        "--validation.enable", "false", "--checkpoint.enable", "false", "--lr_scheduler.warmup_steps", "2",
+        "--metrics.enable_tensorboard", "false", "--flow_matching.sample_freq", "0",
+    ]  # fmt: skip
+    check_layouts(*flags, layouts=["replicate2 shard2"])
 
 
 def shown(folder):
