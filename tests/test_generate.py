@@ -16,13 +16,13 @@ from hekaton.building import build_meta, materialize
 from hekaton.checkpoint import CheckpointManager
 from hekaton.cli import main
 from hekaton.cli.generate import TextStream, in_order
-from hekaton.cli.streams import show_any_text
 from hekaton.config import as_dict, load
 from hekaton.data.byte import ByteTokenizer
 from hekaton.generation import Token, generate
 from hekaton.init import initialize
 from hekaton.mesh import ParallelDims
 from hekaton.sampling import Sampling
+from hekaton.streams import show_any_text
 
 ASSETS = Path(__file__).resolve().parents[1] / "plugins/hekaton-hf/src/hekaton_hf/assets/python_stdlib"
 VOCAB, NEW = 2048, 64

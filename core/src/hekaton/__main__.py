@@ -4,7 +4,7 @@ import sys
 
 from hekaton.cli import main
 from hekaton.cli.ending import end_with_this_status
-from hekaton.cli.streams import open_closed_streams, show_any_text
+from hekaton.streams import open_closed_streams, show_any_text
 
 __all__ = ["main", "run"]
 

@@ -4,7 +4,7 @@ import sys
 
 from hekaton.cli import main
 from hekaton.cli.ending import end_with_this_status
-from hekaton.cli.streams import open_closed_streams
+from hekaton.streams import open_closed_streams
 
 if __name__ == "__main__":
     open_closed_streams()

@@ -6,6 +6,7 @@ Nothing here imports torch, pydantic or rich: the verbs do, as they need them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import sys
@@ -50,9 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _nobody_reads_stdout():
             raise
-        # The interpreter flushes stdout once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        _forget_stdout()
+        where = f"'{error.filename}'" if error.filename else "standard output, or a file"
+        report(HekatonError(f"cannot write {where}: {error.strerror}"))
+        return 2
 
 
 def report(error: HekatonError) -> None:
@@ -189,6 +198,11 @@ def _summary(command: Contributed[Command]) -> str:
         return command.record.summary
     origin = f"{plugin.distribution} {plugin.version}" if plugin.distribution else plugin.module
     return f"{command.record.summary} (from {origin})".lstrip()
+
+
+def _forget_stdout() -> None:
+    """The interpreter flushes it once more at exit, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _nobody_reads_stdout() -> bool:

@@ -3,9 +3,9 @@
 import signal
 import sys
 
-from hekaton.cli.streams import open_closed_streams
 from hekaton.launch.torchrun import main
 from hekaton.stop_signals import SIGNALS
+from hekaton.streams import open_closed_streams
 
 if __name__ == "__main__":
     open_closed_streams()
