@@ -106,6 +106,12 @@ def adopt_launcher() -> str:
     return launcher.name
 
 
+def started_with_others() -> bool:
+    """Whether srun or a launcher of MPI started this process as one of several."""
+    sizes = [os.environ.get(one.size, "") for one in LAUNCHERS if one.rank in os.environ and _is_ours(one)]
+    return any(is_number(size) and int(size) > 1 for size in sizes)
+
+
 def share_cores() -> int:
     """Set ``OMP_NUM_THREADS`` to this process's share of the machine's cores, where nobody has set it and the
     launcher has not bound the process to cores of its own: torch would use all of them in every process.

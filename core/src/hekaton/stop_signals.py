@@ -63,7 +63,7 @@ _WHOLE: list[_WholeRun] = []
 
 
 @contextlib.contextmanager
-def end_on_signals() -> Iterator[None]:
+def end_on_signals(others: Callable[[], bool] = among_others) -> Iterator[None]:
     """Around a whole run: a signal before the first step ends the process at once. All that was saved is
     there, so its status says to start it again; after SIGINT, that it was interrupted.
 
@@ -73,13 +73,15 @@ def end_on_signals() -> Iterator[None]:
     Once the run is over a signal changes nothing: srun ends tasks as well when another one has ended with the
     status that says to start the run again. One that comes more than ``ONE_SIGNAL`` later ends the process.
     Of several processes, each ignores signals from here to its end, which is a matter of a second.
+
+    :param others: whether this process is one of several that srun or another launcher started.
     """
     run = _WholeRun()
     _WHOLE.append(run)
     try:
         with _signals_go_to(
-            lambda receiving: _end_at_first(receiving, run),
-            ignored_after=lambda: run.is_over and among_others(),
+            lambda receiving: _end_at_first(receiving, run, others),
+            ignored_after=lambda: run.is_over and others(),
         ):
             yield
     finally:
@@ -131,18 +133,24 @@ def _received(number: int, frame: object) -> None:
     """Takes the place of the default action; the watching thread acts."""
 
 
-def _end_at_first(receiving: socket.socket, run: _WholeRun) -> None:
+def status_without_a_save(number: int, *, others: bool) -> int:
+    """Of a process that a signal ends before the first step: see :func:`end_on_signals`."""
+    if number == signal.SIGINT:
+        return INTERRUPTED
+    return AGAIN if _has_torchrun() or not others else 128 + number
+
+
+def _end_at_first(receiving: socket.socket, run: _WholeRun, others: Callable[[], bool]) -> None:
     first: float | None = None
     while numbers := receiving.recv(1):
         if numbers[0] in SIGNALS:
             first = first or time.monotonic()
             if run.is_over and time.monotonic() - first <= ONE_SIGNAL:
                 continue
-            status = AGAIN if _has_torchrun() or not among_others() else 128 + numbers[0]
             if not _has_torchrun():  # which ends those that are left when one has failed
                 name = signal.Signals(numbers[0]).name
                 print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED if numbers[0] == signal.SIGINT else status)
+            os._exit(status_without_a_save(numbers[0], others=others()))
 
 
 def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:

@@ -16,7 +16,7 @@ WORKER = """
 import os, pathlib, signal, sys, time
 number = len(list(pathlib.Path().glob("start-*-" + os.environ["RANK"])))
 told = []
-for name in ("SIGTERM", "SIGUSR1"):
+for name in ("SIGTERM", "SIGUSR1") if int(sys.argv[1]) > -2 else ():
     signal.signal(getattr(signal, name), lambda number, frame: told.append(number))
 pathlib.Path(f"start-{number}-" + os.environ["RANK"]).touch()
 status = int(sys.argv[1])
@@ -33,14 +33,22 @@ sys.exit(75)
 
 
 def launch(
-    *options: str, status: int = -1, saves: float = 0.0, send: str = "", late: str = "", waits: str = ""
+    *options: str,
+    status: int = -1,
+    saves: float = 0.0,
+    send: str = "",
+    late: str = "",
+    waits: str = "",
+    early: str = "",
 ) -> None:
     """Print the status of the launcher, and end with 0.
 
-    :param status: of the processes; below 0 they wait for a signal, and then end with 75.
+    :param status: of the processes; below 0 they wait for a signal, and then end with 75; below -1 it kills
+        them.
     :param saves: seconds that they take for it; :param send: the signal, when both are there.
     :param late: a signal when they have ended; :param waits: a method of the rendezvous that waits for the
         store for longer than the launcher has.
+    :param early: a signal while the launcher waits for other machines.
     """
     Path("worker.py").write_text(WORKER)
 
@@ -70,6 +78,15 @@ def launch(
     if waits:
         agent.LEAVES = 0.5
         setattr(DynamicRendezvousHandler, waits, wait)
+    if early:
+        meet = DynamicRendezvousHandler.next_rendezvous
+
+        def told_early(handler: DynamicRendezvousHandler) -> object:
+            os.kill(os.getpid(), getattr(signal, early))
+            time.sleep(2)
+            return meet(handler)
+
+        DynamicRendezvousHandler.next_rendezvous = told_early
     if send:
         threading.Thread(target=tell, daemon=True).start()
     for name in [

@@ -1,6 +1,7 @@
 """What ``hekaton.launch`` does with signals, and with processes that have ended: it starts no process again that was
 told to end."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,21 @@ def launched(folder, options=(), **given):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_is_passed_on_and_the_status_is_that_of_the_processes(tmp_path, name):
     assert launched(tmp_path, ["--max-restarts=2"], send=name)[:2] == (75, [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "status"), [("SIGTERM", "1", 75), ("SIGUSR1", "2", 138), ("SIGINT", "2", 130)]
+)
+def test_a_signal_before_the_start_of_the_processes_has_the_status_of_their_early_end(
+    tmp_path, name, tasks, status
+):
+    """Under srun it is that of the signal, which does not hide the error of another task."""
+    environment = {**os.environ, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": tasks}
+    assert launched(tmp_path, early=name, environment=environment)[:2] == (status, [0, 0])
+
+
+def test_processes_that_a_signal_kills_before_they_answer_it_have_the_status_of_an_early_end(tmp_path):
+    assert launched(tmp_path, send="SIGTERM", status=-2)[:2] == (75, [1, 1])
 
 
 def test_processes_that_were_told_to_end_or_cannot_start_are_not_started_again(tmp_path):

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.distributed.elastic.agent.server.api import WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -32,16 +32,20 @@ agents, and waits for a machine that cannot be reached any more for as long as `
 allows: meanwhile it looks at no process."""
 
 
-def use(*, limit: float, end: Callable[[Mapping[int, ProcessFailure]], object]) -> None:
+def use(
+    *, limit: float, start: Callable[[], object], end: Callable[[Mapping[int, ProcessFailure]], object]
+) -> None:
     """Have ``torch.distributed.run`` use this agent.
 
     :param limit: seconds that processes have to end after a signal; 0 waits for as long as it takes.
+    :param start: called when the processes are to be started; signals are the agent's from here on.
     :param end: ends this process, with what its processes have failed with by rank; called on a thread where
         the agent does not end in ``LEAVES`` seconds.
     """
     from torch.distributed.launcher import api
 
     Agent.limit = limit
+    Agent.start = staticmethod(start)
     Agent.end = staticmethod(end)
     api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
 
@@ -50,19 +54,27 @@ class Agent(LocalElasticAgent):
     """Starts, watches and restarts the processes of one machine."""
 
     limit = 0.0
+    passed_on: ClassVar[set[int]] = set()
+    """Signals that were: a process that one of them killed had not begun to answer it."""
+    start: Callable[[], object]
     end: Callable[[Mapping[int, ProcessFailure]], object]
     _told: float | None = None
     _looked: float | None = None
     _failed: Mapping[int, ProcessFailure] | None = None
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
+        self.start()
+        self._answer_signals()
         started: dict[int, Any] = super()._start_workers(worker_group)
         if self._looked is None:
             threading.Thread(target=self._watch, daemon=True).start()
         self._looked = time.monotonic()
-        for number in SIGNALS:  # torchrun has set its own for the start of each attempt
-            signal.signal(number, self._pass_on)
+        self._answer_signals()  # torchrun has set its own for the start of each attempt
         return started
+
+    def _answer_signals(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._pass_on)
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
@@ -98,6 +110,7 @@ class Agent(LocalElasticAgent):
         if self._told is None:
             self._told = time.monotonic()
             print(f"{signal.Signals(number).name}: passed on to the processes", file=sys.stderr, flush=True)
+        self.passed_on.add(number)
         reached = False
         for worker in self._worker_group.workers:
             with contextlib.suppress(ProcessLookupError, TypeError):

@@ -7,14 +7,17 @@ first, where torchrun's would be 1. Signals are passed on to the processes, whic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from hekaton.launchers import started_with_others
 from hekaton.processor import cores
+from hekaton.stop_signals import end_on_signals, status_without_a_save
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -28,17 +31,29 @@ STOP_SECONDS = 630.0
 def main(arguments: Sequence[str]) -> int:
     """Start processes as torchrun does, and wait for them.
 
-    ``--stop_seconds N`` before the module or script is how long the processes have to end after a signal.
+    ``--stop_seconds N`` before the module or script is how long the processes have to end after a signal. One
+    that comes before they are started, while other machines are waited for, ends this process at once, with
+    the status of a run in which nothing was there to save.
     """
+    with contextlib.ExitStack() as until_start:
+        until_start.enter_context(end_on_signals(started_with_others))
+        return _launched(list(arguments), until_start)
+
+
+def _launched(arguments: list[str], until_start: contextlib.ExitStack) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import determine_local_world_size, parse_args, run
 
     from hekaton.launch import agent
 
-    limit, rest = _stop_seconds(list(arguments))
+    limit, rest = _stop_seconds(arguments)
     options = parse_args(rest)  # type: ignore[no-untyped-call]
-    agent.use(limit=limit, end=lambda failures: os._exit(_status(ChildFailedError("", dict(failures)))))
+    agent.use(
+        limit=limit,
+        start=until_start.close,
+        end=lambda failures: os._exit(_status(ChildFailedError("", dict(failures)), agent.Agent.passed_on)),
+    )
     if options.max_restarts:
         # Processes that start again would meet at the store of those before, with all that is in it.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
@@ -51,16 +66,21 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as e:
-        return _status(e)
+        return _status(e, agent.Agent.passed_on)
     except SignalException as e:
         print(f"error: received {e.sigval.name} before the processes were started", file=sys.stderr)
-        return 128 + e.sigval
+        return status_without_a_save(e.sigval, others=started_with_others())
     return 0
 
 
-def _status(error: ChildFailedError) -> int:
-    """The status of the launcher, with a message where no process could give one."""
+def _status(error: ChildFailedError, passed_on: Collection[int]) -> int:
+    """The status of the launcher, with a message where no process could give one.
+
+    :param passed_on: the signals that processes were sent: what one of them killed had not begun to answer.
+    """
     rank, failure = first_failure(error)
+    if -failure.exitcode in passed_on:
+        return status_without_a_save(-failure.exitcode, others=started_with_others())
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         print(f"error: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
