@@ -259,6 +259,11 @@ class Torchrun(Start):
             agent.wait(timeout=30)
 
 
+QUEUED = {"PENDING", "REQUEUED"}
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+"""Of the states of a job in squeue's manual, those that it leaves no more."""
+
+
 class Job(Start):
     """A job of SLURM on two nodes, by the script of ``hekaton launch slurm``; it may start several times."""
 
@@ -299,13 +304,13 @@ class Job(Start):
         self._says("scancel", f"--signal={number.name.removeprefix('SIG')}", self.job)
 
     def status(self) -> int | None:
-        """75 where the job is queued again."""
+        """75 where the job is queued again, which passes through states such as SIGNALING."""
         state = self._state()
         if state == "RUNNING":
             self._has_run = True
-        if state in ("CONFIGURING", "RUNNING", "COMPLETING") or not self._has_run:
+        if not self._has_run or state not in QUEUED | ENDED:
             return None
-        if state in ("PENDING", "REQUEUED"):
+        if state in QUEUED:
             return 75
         said = self._says("scontrol", "show", "job", self.job)
         code, by = map(int, re.search(r"ExitCode=(\d+):(\d+)", said).groups())
