@@ -1,6 +1,7 @@
 """Every TOML file that we ship is right, and its model can be built."""
 
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 from hekaton.building import build_meta, make_layout
 from hekaton.cli import main
 from hekaton.config import load
+from hekaton.config.base import LONGEST_SECONDS, walk
+from hekaton.config.job import config_class
 from hekaton.mesh import ParallelDims
+from hekaton.plugins import Plugins
 from hekaton.rules import check
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +70,11 @@ def smallest_world(path: Path) -> int:
         if name.endswith("_degree") and not name.startswith("expert_"):  # those share out the ranks of others
             world_size *= degree if degree > 0 else 8
     return world_size
+
+
+def test_no_time_to_wait_is_longer_than_a_year():
+    section = config_class(Plugins.discover())[0]
+    waits = {path[-1]: field for path, field, _ in walk(section) if path[-1].endswith("_seconds")}
+    assert {"init_timeout_seconds", "logger_seconds", "stalled_seconds"} <= set(waits)
+    for name, field in waits.items():
+        assert any(getattr(its, "le", math.inf) <= LONGEST_SECONDS for its in field.metadata), name

@@ -1,6 +1,6 @@
 """A thousand random configurations: the check refuses each with status 2 and no traceback, or it trains.
 
-Each run of the tests tries others. ``CONFIG_SEED=N`` repeats those of a seed that a failure names.
+They are the same each time unless ``CONFIG_SEED=N`` says others, so that a change is what fails a run.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parent / "random_configurations.py"
-SEED = int(os.environ.get("CONFIG_SEED", time.time_ns() % 10**9))
+SEED = int(os.environ.get("CONFIG_SEED", "1"))
 COUNT = 250
 
 

@@ -106,11 +106,9 @@ class Profiler:
             self._of_next_step = None
             log.info("no trace on request: there was no next step")
         self._stop_recording()
-        # Stopped while it warms up, torch's profiler crashes the process (seen with 2.13 on CPU).
-        if (
-            self._profiler is not None
-            and self._profiler.current_action != torch.profiler.ProfilerAction.WARMUP
-        ):
+        if self._profiler is not None:
+            if self._profiler.current_action == torch.profiler.ProfilerAction.WARMUP:
+                self._profiler.on_trace_ready = None
             self._profiler.stop()
 
     def _stop_recording(self) -> None:

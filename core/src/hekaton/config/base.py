@@ -57,8 +57,9 @@ SeqLen: TypeAlias = Annotated[int, Field(gt=0, le=2**24)]
 """Tokens of a row: 16 million at most, above the longest that models have been trained on."""
 Title: TypeAlias = Annotated[str, Field(max_length=100), AfterValidator(_printable)]
 """A name that a user gives, of one line: it stands in logs, and in the names of metrics."""
-Seconds: TypeAlias = Annotated[int, Field(gt=0, le=366 * 24 * 3600)]
-"""A time to wait, a year at most: what the libraries below count in does not overflow."""
+LONGEST_SECONDS = 366 * 24 * 3600
+"""A time to wait is a year at most: what the libraries below count in does not overflow."""
+Seconds: TypeAlias = Annotated[int, Field(gt=0, le=LONGEST_SECONDS)]
 
 
 class SectionModel(BaseModel):

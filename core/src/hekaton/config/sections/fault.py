@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hekaton.config.base import AtResume, AtResumeMeaning, OnlyWith, SectionModel
+from hekaton.config.base import LONGEST_SECONDS, AtResume, AtResumeMeaning, OnlyWith, SectionModel
 
 Steps = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=LONGEST_SECONDS, allow_inf_nan=False)]
 Policy = Literal["abort", "skip", "rollback"]
 LEAVES_OUT = ("skip", "rollback")
 
