@@ -107,6 +107,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.train(
         "again", 5, *flags, *OTHER, "--optimizer.name", "Adam", "--model.overrides.rope_scaling", SCALING
     )
+    wider = ["--model.overrides.hidden_dim", "96"]
+    other = [*wider, "--model.overrides.rope_theta", "20000.0", "--optimizer.lr", "0.1", "--debug.seed", "7"]
+    runs.train("other shapes", 4, *other, folder="copy")
+    runs.train("more tensors", 4, "--model.converters", "lora", folder="copy")
     runs.train("unknown name", 5, "--checkpoint.accept_changes", "model.rope_thetta")
     start = ["--checkpoint.initial_load_path", str(runs.folder / "copy" / "checkpoint" / "step-2")]
     runs.train(
@@ -118,6 +122,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "optimizer",
         folder="copy",
     )
+    runs.train("weights of other shapes", 1, *start, *wider, folder="wider")
     runs.train("other weights", 1, *start, *MODEL, "--optimizer.lr", "0.1", folder="started")
     for steps, weight in ((1, 1.0), (2, 3.0)):
         runs.train(f"mixture of {weight}", steps, *mixture(weight), folder="mixture")
@@ -254,6 +259,29 @@ def test_another_model_is_refused_with_the_ways_on(runs: Runs) -> None:
         '"model.n_kv_heads", "model.norm_eps", "model.rope_theta"]\n'
     ) in said
     assert '  or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]' in said
+
+
+def test_a_model_of_other_shapes_is_one_error_with_what_changed(runs: Runs) -> None:
+    said, step = runs.said["other shapes"], runs.folder / "copy" / "checkpoint" / "step-3"
+    assert said.startswith("2\n"), said
+    assert " has changed: " not in said
+    error = said.partition("error: ")[2].splitlines()
+    assert error[0] == (
+        f"the checkpoint {step} (llama3 debugmodel) does not fit this run (llama3 debugmodel): "
+        "model.rope_theta was 500000.0 and is now 20000.0; model.hidden_dim was 64 and is now 96; "
+        "debug.seed was not set and is now 7; optimizer.lr was 0.0008 and is now 0.1"
+    )
+    assert error[1].startswith("  of another shape (3): layers.0.feed_forward.w1.weight is (64, 32) in ")
+    ways = ["  set back what changed of the model", "  or start a run of its own: another job.dump_folder"]
+    assert error[2:] == ways
+
+    said = runs.said["more tensors"]
+    assert 'does not fit this run (llama3 debugmodel): model.converters was [] and is now ["lora"]' in said
+    assert f'another job.dump_folder, and checkpoint.initial_load_path = "{step}"\n' in said
+
+    said = runs.said["weights of other shapes"]
+    assert "does not fit this run (llama3 debugmodel): model.hidden_dim was 64 and is now 96\n" in said
+    assert said.endswith("  or start with new weights: without checkpoint.initial_load_path\n")
 
 
 def test_an_accepted_change_is_a_notice_once(runs: Runs) -> None:

@@ -90,6 +90,11 @@ class Identity:
             (refused if meaning == "refusal" and not is_reset else notices).append(change)
         return notices, refused
 
+    def all_changes_since(self, describe: Mapping[str, Any]) -> list[Change]:
+        """What differs of another run, less what means nothing."""
+        notices, refused = self.changes_since(describe, step=0)
+        return [*refused, *notices]
+
     def of_weights(self, describe: Mapping[str, Any]) -> list[Change]:
         """What differs, of another run's weights, in what makes them mean the same: the model's mathematics
         and the tokenizer."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.distributed as dist
 
@@ -24,11 +24,13 @@ from hekaton.checkpoint.disk.step_folders import StepFolders, check_all_there
 from hekaton.checkpoint.disk.stored import StoredTensors, shown
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs.selection import Choose, OpenedStep, on_all, on_disk, use_elsewhere, use_newest
-from hekaton.checkpoint.tensors.comparison import Parts, compare, flat, part_of, united
+from hekaton.checkpoint.tensors.comparison import DoesNotFit, Parts, compare, flat, part_of, united
 from hekaton.checkpoint.tensors.state import not_finite
 from hekaton.errors import CheckpointError
 
 log = logging.getLogger("hekaton")
+
+Check: TypeAlias = Callable[[Manifest, DoesNotFit | None], None]
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class CheckpointManager:
         step: int = -1,
         choose: Choose | None = None,
         optional: Collection[str] = (),
-        check: Callable[[Manifest], None] | None = None,
+        check: Check | None = None,
     ) -> LoadedStep | None:
         """Fill the tensors in place from a step, whatever layout it was saved under.
 
@@ -181,8 +183,9 @@ class CheckpointManager:
         :param choose: which of ``parts`` to fill; all of them if not given.
         :param optional: parts to leave out, with a warning, where they do not fit this run: random-number
             states are of so many ranks.
-        :param check: called with the step's manifest, on all ranks, before any tensor is compared or read;
-            what it raises ends the loading.
+        :param check: called with the step's manifest, on all ranks, before any tensor is read, and with the
+            error that ends the loading where the tensors are not those of this run, to add to; what it raises
+            ends the loading.
         :returns: ``None`` when there is no step: no folder of one, or those of saves that were interrupted.
         :raises CheckpointError: when there are step folders and none can be used, the wanted step is not
             there or not whole, or the checkpoint is of another model. What the tensors hold then is
@@ -205,7 +208,7 @@ class CheckpointManager:
         *,
         choose: Choose,
         optional: Collection[str] = (),
-        check: Callable[[Manifest], None] | None = None,
+        check: Check | None = None,
         fit: Callable[[Parts, Collection[str]], Parts] | None = None,
     ) -> LoadedStep:
         """Fill the tensors in place from a checkpoint that is not this run's; nothing there is changed.
@@ -246,15 +249,13 @@ class CheckpointManager:
         *,
         choose: Choose | None,
         optional: Collection[str],
-        check: Callable[[Manifest], None] | None,
+        check: Check | None,
         began: float,
         fit: Callable[[Parts, Collection[str]], Parts] | None = None,
     ) -> LoadedStep:
         from hekaton.checkpoint.tensors.reading import read
 
         manifest, folder = found.manifest, found.folder
-        if check is not None:
-            check(manifest)
         names = list(choose(manifest)) if choose is not None else list(parts)
         for name in names:
             if name not in parts:
@@ -262,7 +263,11 @@ class CheckpointManager:
         wanted: Parts = {name: parts[name] for name in names}
         if fit is not None:
             wanted = fit(wanted, found.tensors)
-        chosen = self._fitting(wanted, found, folder, optional)
+        chosen, unfit = self._fitting(wanted, found, folder, optional)
+        if check is not None:
+            check(manifest, unfit)
+        if unfit is not None:
+            raise unfit
         files = manifest.files
         unverified = {name: record for name, record in files.items() if name not in found.verified}
         mine = shared_out(unverified, self._ranks.size)[self._ranks.rank]
@@ -274,8 +279,10 @@ class CheckpointManager:
             log.info("loaded %s: %.3f GB in %.2f s%s", folder, manifest.size / 1e9, seconds, note)
         return LoadedStep(manifest.step, folder, manifest.info, manifest.describe, frozenset(chosen))
 
-    def _fitting(self, parts: Parts, found: OpenedStep, folder: Folder, optional: Collection[str]) -> Parts:
-        """The parts to load; all ranks come to the same answer."""
+    def _fitting(
+        self, parts: Parts, found: OpenedStep, folder: Folder, optional: Collection[str]
+    ) -> tuple[Parts, DoesNotFit | None]:
+        """The parts to load, and the error where they cannot be; all ranks come to the same answer."""
         manifest = found.manifest
         of_ranks = self._ranks.gather(compare(parts, found.tensors, manifest.parts))
         differences = {part: united([one[part] for one in of_ranks]) for part in parts}
@@ -288,21 +295,10 @@ class CheckpointManager:
                         "%s: '%s', saved by %d process(es), does not fit the %d of this run; not restored",
                         folder, part, manifest.processes, self._ranks.size,
                     )  # fmt: skip
-        wrong = {
-            part: str(differences[part])
-            if part in manifest.parts
-            else f"it holds no '{part}', only: {', '.join(manifest.parts)}"
-            for part in chosen
-            if differences[part].any
-        }
+        wrong = {part: differences[part] for part in chosen if differences[part].any}
         if wrong:
-            reset = 'or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]'
-            ways = [reset] if list(wrong) == ["optimizer"] else []
-            raise CheckpointError(
-                f"the checkpoint {folder} ({_model(manifest.describe)}) does not fit this run "
-                f"({_model(self._describe)})",
-                hint="\n".join([*wrong.values(), *ways]),
-            )
+            models = (_model(manifest.describe), _model(self._describe))
+            return chosen, DoesNotFit(folder, wrong, manifest.parts, models=models)
         converted = [dtype for part in chosen for dtype in differences[part].dtypes]
         if converted and self._ranks.is_first:
             key, there, here = converted[0]
@@ -310,7 +306,7 @@ class CheckpointManager:
                 "%s: %d tensor(s) are of another dtype and are converted (%s: %s to %s, ...)",
                 folder, len(converted), key, there, here,
             )  # fmt: skip
-        return chosen
+        return chosen, None
 
     def _manifest(
         self,

@@ -20,7 +20,7 @@ from hekaton.checkpoint.runs.asked import NoCheckpoints
 from hekaton.checkpoint.runs.background import BackgroundSaves
 from hekaton.checkpoint.runs.manager import CheckpointManager
 from hekaton.checkpoint.runs.run_state import RunState
-from hekaton.checkpoint.tensors.comparison import Parts
+from hekaton.checkpoint.tensors.comparison import DoesNotFit, Parts
 from hekaton.checkpoint.tensors.state import (
     check_info,
     converted,
@@ -32,7 +32,7 @@ from hekaton.data.changed_files import changed_files
 from hekaton.data.loader import check_identity
 from hekaton.errors import CheckpointError, DataError
 from hekaton.identity.history import Change, history_to_json
-from hekaton.identity.resume import compare
+from hekaton.identity.resume import compare, explained
 from hekaton.identity.values import shown
 from hekaton.weights.counterpart import Counterpart, adapter_of, adapters_of, build_format
 from hekaton.weights.facts import ModelFacts, SpecialTokens, facts_of_step
@@ -358,13 +358,16 @@ class RunCheckpoints:
             tensors = as_unconverted(merges, tensors)
         return {**parts, MODEL: tensors}
 
-    def _compare(self, manifest: Manifest) -> None:
+    def _compare(self, manifest: Manifest, unfit: DoesNotFit | None) -> None:
         """Check that the resumed run is what it was, and keep what changed.
 
-        :raises DataError: for other data, :class:`CheckpointError` for other changes that are not accepted.
+        :raises DataError: for other data, :class:`CheckpointError` for another model and for other changes
+            that are not accepted.
         """
         settings, info = self._settings, manifest.info
-        if "data_loader" in info and "data_loader" not in settings.exclude_from_loading:
+        other_model = unfit is not None and unfit.of_model  # whose data may be other data as well
+        compared = "data_loader" in info and "data_loader" not in settings.exclude_from_loading
+        if compared and not other_model:
             try:
                 check_identity(info["data_loader"], self._run.loader.identity())
             except DataError as e:
@@ -378,11 +381,15 @@ class RunCheckpoints:
             step=manifest.step,
             accepted=settings.accept_changes,
             not_loaded=settings.exclude_from_loading,
+            unfit=unfit,
+            added=added(self._run.meta.draft.merges),
         )
         self._manager.describe_further({"history": history_to_json(self._history)})
 
-    def _compare_weights(self, manifest: Manifest) -> None:
+    def _compare_weights(self, manifest: Manifest, unfit: DoesNotFit | None) -> None:
         """Say what other weights were trained with that this run has otherwise."""
+        if unfit is not None:
+            raise explained(unfit, self._run.identity.all_changes_since(manifest.describe), resumed=False)
         for change in self._run.identity.of_weights(manifest.describe):
             log.warning(
                 "the weights were trained with %s = %s, and this run has %s",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hekaton.checkpoint.disk.manifest import MODEL
 from hekaton.checkpoint.disk.stored import StoredTensors
+from hekaton.errors import CheckpointError
 
 _SHOWN = 4
 
@@ -59,6 +60,51 @@ class Differences:
             shown = [f"{key} is {there} in the checkpoint, {here} here" for key, there, here in self.shapes]
             lines.append(f"of another shape ({len(shown)}): {_few(shown)}")
         return "\n".join(lines)
+
+
+class DoesNotFit(CheckpointError):
+    """The tensors of a checkpoint are not those of the run; the same on all ranks.
+
+    :param wrong: the parts that differ. Of these, only the model's tensors are listed where they are among
+        them: the optimizer's follow them.
+    :param held: the parts that the checkpoint has.
+    :param models: what the model is called there, and here.
+    """
+
+    wrong: Mapping[str, Differences]
+    folder: str
+
+    def __init__(
+        self,
+        folder: object,
+        wrong: Mapping[str, Differences],
+        held: Collection[str],
+        *,
+        models: tuple[str, str],
+    ) -> None:
+        self.wrong, self.folder = wrong, str(folder)
+        listed = [MODEL] if MODEL in wrong else wrong
+        lines = [
+            str(wrong[part]) if part in held else f"it holds no '{part}', only: {', '.join(held)}"
+            for part in listed
+        ]
+        if list(wrong) == ["optimizer"]:
+            lines.append('or reset its state: [checkpoint] exclude_from_loading = ["optimizer"]')
+        super().__init__(
+            f"the checkpoint {folder} ({models[0]}) does not fit this run ({models[1]})",
+            hint="\n".join(lines),
+        )
+        self.everywhere = True
+
+    @property
+    def of_model(self) -> bool:
+        """Whether the model is another one, and not the rest of the state alone."""
+        return MODEL in self.wrong
+
+    def lacks_only(self, names: Collection[str]) -> bool:
+        """Whether the checkpoint has the whole model but tensors of these ``names``."""
+        of_model = self.wrong[MODEL]
+        return not of_model.unwanted and not of_model.shapes and set(of_model.missing) <= set(names)
 
 
 def compare(wanted: Parts, stored: StoredTensors, stored_parts: Iterable[str]) -> dict[str, Differences]:
