@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hekaton.accounting import Accounts, add_up, goodput_by_step, resumed_at
+from hekaton.accounting import LINE_EVERY, Accounts, add_up, goodput_by_step, read_account, resumed_at
 from hekaton.cli import main
 from hekaton.jsonl import build
+from hekaton.testing import run_command
 
 RUN = [
     "--model.tokenizer", "byte", "--training.mixed_precision_param", "float32",
@@ -101,6 +102,90 @@ def test_the_seconds_of_a_run_that_is_resumed_have_names(tmp_path, capsys):
     assert len(across) == 2  # after step 3, in the panels of 5 steps and of goodput, which begins at 0
     curves = [one.get("points").split() for one in drawn if one.tag.endswith("polyline")]
     assert [len(points) for points in curves[:2]] == [5, 5]
+
+
+WAITS = """
+import os
+import signal
+import time
+
+from hekaton.config import SectionModel
+from hekaton.contributions import Evaluation, Ref, Section, hookimpl
+
+
+class WaitsSection(SectionModel):
+    \"\"\"When it waits.\"\"\"
+
+    step: int = 0
+    \"\"\"After this one.\"\"\"
+
+
+class Waits:
+    def due(self, step):
+        return step == 2
+
+    def __call__(self):
+        time.sleep(0.3)
+        return {}
+
+
+def build(section, assembled):
+    return Waits()
+
+
+@hookimpl
+def hekaton_sections():
+    return [Section("waits", schema=Ref("waits:WaitsSection"), summary="waits")]
+
+
+@hookimpl
+def hekaton_evaluations():
+    return [Evaluation("waits", build=Ref("waits:build"), summary="waits")]
+
+
+@hookimpl
+def hekaton_run_started(config, step, control):
+    time.sleep(0.6)
+
+
+@hookimpl
+def hekaton_step_ended(step, metrics, control):
+    time.sleep(0.1)
+    if step == 2 and "KILLED" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_seconds_of_a_run_that_is_killed_have_the_names_of_what_took_them(tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    run = [
+        "train", *RUN, "--training.steps", "3", "--plugins.load", "waits.py", "--waits.step", "2",
+        "--metrics.log_freq", "9", "--checkpoint.enable_first_step_checkpoint", "--job.dump_folder", "out",
+        "--checkpoint.interval", "9",
+    ]  # fmt: skip
+    began = time.time()
+    killed = run_command(*run, cwd=tmp_path, environment={**os.environ, "KILLED": "1"})
+    assert (killed.returncode, run_command(*run, cwd=tmp_path).returncode) == (-9, 0), killed.stderr
+    account = read_account(tmp_path / "out")
+    assert (account.starts, account.step) == (2, 3)
+    assert sum(account.seconds.values()) == pytest.approx(account.total, abs=1e-3)
+    assert account.total <= time.time() - began
+    seconds = account.seconds
+    assert seconds["start-up"] > 1.2 > seconds["load"]
+    assert seconds["evaluation"] > 0.6  # one of them before the kill
+    assert seconds["down"] > 0.1  # the hook that killed it
+    assert 0.1 < seconds["lost work"] < 0.5  # step 2, with the hook after the step before
+    assert seconds["between steps"] > 0.2
+
+
+def test_a_line_is_written_in_a_long_time_without_a_reason_for_one(tmp_path):
+    accounts = Accounts(tmp_path, writes=True, since=time.time() - LINE_EVERY - 5)
+    accounts.enter("data")
+    for step in (1, 2, 3):
+        accounts.keep_up(step)
+    (said,) = [json.loads(one) for one in (tmp_path / "accounting.jsonl").read_text().splitlines()]
+    assert said["step"] == 1
+    assert said["seconds"]["start-up"] == pytest.approx(LINE_EVERY + 5, abs=1)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):

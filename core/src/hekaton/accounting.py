@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("hekaton")
 
 NAME = "accounting.jsonl"
-"""In the run folder: a line for each stretch of the run's time, written where numbers are shown or saved."""
+"""In the run folder: a line for each stretch of the run's time, written where numbers are shown or saved, after
+validations and evaluations, and every minute."""
+
+LINE_EVERY = 60.0
+"""Seconds after which a line is written between two that have a reason."""
 
 NAMES = {
     "start": "start-up",
@@ -35,6 +39,7 @@ NAMES = {
     "validation": "validation",
     "comparing ranks": "between steps",
     "evaluation": "evaluation",
+    "images": "images",
     "after the optimizer": "between steps",
     "after the step": "between steps",
     "end": "end",
@@ -96,6 +101,11 @@ class Accounts:
         self._seconds[name] += now - self._entered
         self._phase, self._entered = phase, now
 
+    def keep_up(self, step: int) -> None:
+        """Write where nothing was written for a minute: a process that is killed loses no more of its time."""
+        if sum(self._seconds.values()) > LINE_EVERY:
+            self.write(step)
+
     def write(self, step: int, *, resumed: bool = False) -> None:
         """Append what was added up since the last time.
 
@@ -156,7 +166,7 @@ def add_up(lines: Sequence[dict[str, Any]]) -> Account:
             seconds[LOST] += spent * share
         if index:
             seconds[DOWN] += max(0.0, line["began"] - lines[index - 1]["ended"])
-    starts = sum("start-up" in line["seconds"] for line in lines)
+    starts = sum(line["resumed"] and "start-up" in line["seconds"] for line in lines)
     total = max(line["ended"] for line in lines) - min(line["began"] for line in lines)
     return Account(dict(seconds), total, starts, lines[-1]["step"])
 

@@ -118,6 +118,7 @@ class Trainer:
                 return Request()
             self.where.at("load")
             self.step = checkpoints.resume()
+            self.where.at("start")
             tell_converters(self.assembled)
             if self.step >= steps:
                 log.info("step %d of %d is done already: nothing to train", self.step, steps)
@@ -174,6 +175,7 @@ class Trainer:
                             found = judged()
                         reporter.log(self.step, found)
                         metrics = {**metrics, **found}
+                        self._accounts.write(self.step)
                 if images_due(self.assembled, self.step):
                     with self._left_out("images"):
                         reporter.log_images(self.step, images_of(self.assembled))
@@ -182,6 +184,7 @@ class Trainer:
                 profiler.step(self.step)
                 collect(self.step)
                 requests.look()
+                self._accounts.keep_up(self.step)
                 asked = self.control.agreed()
                 if asked.save and not checkpoints.due(self.step):
                     log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))
