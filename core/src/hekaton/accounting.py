@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("hekaton")
 
 NAME = "accounting.jsonl"
-"""In the run folder: a line for each stretch of the run's time, written where numbers are shown or saved, after
-validations and evaluations, and every minute."""
+"""In the run folder: a line for each stretch of the run's time, written where numbers are shown or saved,
+after validations and evaluations, and every minute."""
 
 LINE_EVERY = 60.0
 """Seconds after which a line is written between two that have a reason."""
@@ -102,7 +102,7 @@ class Accounts:
         self._phase, self._entered = phase, now
 
     def keep_up(self, step: int) -> None:
-        """Write where nothing was written for a minute: a process that is killed loses no more of its time."""
+        """Write where nothing was written for a minute: a process that is killed loses no more of it."""
         if sum(self._seconds.values()) > LINE_EVERY:
             self.write(step)
 
