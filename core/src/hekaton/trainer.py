@@ -168,14 +168,12 @@ class Trainer:
                 if checkpoints.due(self.step):
                     with self._left_out("save"):
                         checkpoints.save(self.step, good=self._is_good(losses))
-                    self._accounts.write(self.step)
                 for phase, judged in (("validation", self.validation), ("evaluation", self.evaluations)):
                     if judged.due(self.step):
                         with self._left_out(phase):
                             found = judged()
                         reporter.log(self.step, found)
                         metrics = {**metrics, **found}
-                        self._accounts.write(self.step)
                 if images_due(self.assembled, self.step):
                     with self._left_out("images"):
                         reporter.log_images(self.step, images_of(self.assembled))
@@ -184,13 +182,12 @@ class Trainer:
                 profiler.step(self.step)
                 collect(self.step)
                 requests.look()
-                self._accounts.keep_up(self.step)
                 asked = self.control.agreed()
                 if asked.save and not checkpoints.due(self.step):
                     log.info("saving step %d: %s", self.step, "; ".join(asked.reasons))
                     with self._left_out("save"):
                         checkpoints.save(self.step, good=self._is_good(losses))
-                    self._accounts.write(self.step)
+                self._accounts.keep_up(self.step)
                 if asked.stop:
                     log.info("stopping after step %d: %s", self.step, "; ".join(asked.reasons))
                     break
