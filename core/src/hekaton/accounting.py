@@ -102,7 +102,7 @@ class Accounts:
         self._phase, self._entered = phase, now
 
     def keep_up(self, step: int) -> None:
-        """Write where more than steps was done since the last line, or that is a minute ago: what comes after the
+        """Write where more than steps was done since the last line, or a minute ago: what comes after the
         last line of a process that is killed has no name."""
         self.enter(self._phase)
         if not self._seconds.keys() <= {*OF_STEPS} or sum(self._seconds.values()) > LINE_EVERY:
