@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import hekaton
+from hekaton.api.records import past_run
 from hekaton.cli import main
 from hekaton.testing import run_command, run_processes
 
@@ -233,6 +235,32 @@ def test_what_runs_left_is_read_by_one_function(tmp_path, monkeypatch, capsys):
     assert main(["diff", str(tmp_path), str(tmp_path)]) == 0
     assert read == [tmp_path] * 3
     assert "1 lines of metrics.jsonl" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, monkeypatch, caplog):
+    for name, config in (("a", "[model]\nname = 'llama3'\n"), ("b", "[model\n"), ("c", ""), ("theirs", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(config)
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    (tmp_path / "c" / "accounting.jsonl").mkdir()
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: is_file(path) if path.parent.name != "theirs" else denied()
+    )
+    first, broken, last = hekaton.runs(tmp_path)
+    assert [len(run.metrics) for run in (first, broken, last)] == [1, 1, 1]
+    assert (first.config, first.problems) == ({"model": {"name": "llama3"}}, [])
+    (said,) = broken.problems
+    assert said.startswith(f"cannot read '{tmp_path / 'b' / 'config.toml'}': Expected ']'")
+    assert last.problems == [f"cannot read '{tmp_path / 'c' / 'accounting.jsonl'}': it is not a regular file"]
+    left_out = f"cannot read '{tmp_path / 'theirs'}': Permission denied"
+    assert caplog.messages == [said, *last.problems, left_out]
+    with pytest.raises(hekaton.HekatonError, match=r"b/config\.toml"):
+        past_run(tmp_path / "b")
+
+
+def denied() -> bool:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_a_device_that_is_not_there_is_an_error(monkeypatch):

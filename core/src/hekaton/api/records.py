@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hekaton.accounting import accounted, resumed_at
 from hekaton.api.places import location
@@ -17,6 +19,10 @@ from hekaton.identity.history import Change, history_in
 from hekaton.json_lines import MAX_LINE, is_number, read_lines
 from hekaton.jsonl import path_in
 from hekaton.urls import is_url
+
+log = logging.getLogger("hekaton")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,7 @@ class PastRun:
     :param restarts: the steps after which it was started again, or went back to.
     :param changes: what of the configuration, versions and source changed at resumes, and after which step.
     :param skipped: lines of ``metrics.jsonl`` that no run wrote.
+    :param problems: what cannot be read in the folder, and is empty here, with the reasons.
     """
 
     folder: Path
@@ -56,6 +63,7 @@ class PastRun:
     restarts: list[int]
     changes: list[Change]
     skipped: int
+    problems: list[str]
 
 
 def runs(folder: str | PathLike[str]) -> list[PastRun]:
@@ -63,31 +71,61 @@ def runs(folder: str | PathLike[str]) -> list[PastRun]:
 
     Nothing of them is changed, no tensor is read, and torch is not imported.
 
-    :raises CheckpointError: when the folder is not there, or a file in it cannot be read.
+    A file that cannot be read is among the ``problems`` of its run, and a folder that cannot be is left out;
+    both are logged as warnings.
+
+    :raises CheckpointError: when the folder is not there, or cannot be read.
     """
     if is_url(place := location(folder)):
         raise CheckpointError(f"'{place}' is a URL", hint="runs are read from a folder of this machine")
     root = Path(place)
     if not root.is_dir():
         raise CheckpointError(f"there is no folder '{root}'")
-    return [past_run(one) for one in (root, *sorted(root.iterdir())) if _is_run(one)]
+    try:
+        inside = sorted(root.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{root}': {reason_of(error)}") from error
+    found = []
+    for one in (root, *inside):
+        if _is_run(one):
+            found.append(past_run(one, strict=False))
+            for problem in found[-1].problems:
+                log.warning("%s", problem)
+    return found
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or path_in(folder).is_file()
+    try:
+        return (folder / CONFIG).is_file() or path_in(folder).is_file()
+    except OSError as error:
+        log.warning("cannot read '%s': %s", folder, reason_of(error))
+        return False
 
 
-def past_run(folder: Path) -> PastRun:
+def past_run(folder: Path, *, strict: bool = True) -> PastRun:
     """What is in one folder, which may be nothing.
 
-    :raises HekatonError: when a file in it cannot be read.
+    :raises HekatonError: when a file in it cannot be read; where it is not ``strict``, none.
     """
-    rows, skipped = _rows(path_in(folder))
-    saved = steps_of_run(folder)
+    problems: list[str] = []
+
+    def readable(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except HekatonError as error:
+            if strict:
+                raise
+            problems.append(str(error))
+            return otherwise
+
+    rows, skipped = readable(lambda: _rows(path_in(folder)), ([], 0))
+    config = readable(lambda: config_of_run(folder), {})
+    saved = readable(lambda: steps_of_run(folder), [])
+    restarts = readable(lambda: resumed_at(accounted(folder)), [])
     last = next((one.manifest for one in reversed(saved) if one.manifest is not None), None)
     return PastRun(
         folder=folder,
-        config=config_of_run(folder),
+        config=config,
         metrics=[row for row in rows if "loss" in row],
         validation=[row for row in rows if "loss" not in row and not _is_evaluation(row)],
         evaluations=[row for row in rows if _is_evaluation(row)],
@@ -96,18 +134,24 @@ def past_run(folder: Path) -> PastRun:
             for one in saved
             if one.number is not None
         ],
-        restarts=resumed_at(accounted(folder)),
+        restarts=restarts,
         changes=history_in(last.describe) if last is not None else [],
         skipped=skipped,
+        problems=problems,
     )
 
 
 def steps_of_run(folder: Path) -> list[ListedStep]:
-    """The steps that a run saved; none where they cannot be reached."""
+    """The steps that a run saved; none where they cannot be reached.
+
+    :raises CheckpointError: when another user's rights are needed.
+    """
     try:
         return find_steps(str(folder))
-    except (HekatonError, OSError):  # no steps, a name that no file system takes, a store that is not there
-        return []
+    except (HekatonError, OSError) as error:
+        if isinstance(error, HekatonError) and isinstance(error.__cause__, PermissionError):
+            raise
+        return []  # no steps, a name that no file system takes, a store that is not there
 
 
 def _is_evaluation(row: dict[str, Any]) -> bool:
