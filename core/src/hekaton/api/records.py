@@ -109,19 +109,19 @@ def past_run(folder: Path, *, strict: bool = True) -> PastRun:
     """
     problems: list[str] = []
 
-    def readable(read: Callable[[], T], otherwise: T) -> T:
+    def readable(read: Callable[[], T]) -> T | None:
         try:
             return read()
         except HekatonError as error:
             if strict:
                 raise
             problems.append(str(error))
-            return otherwise
+            return None
 
-    rows, skipped = readable(lambda: _rows(path_in(folder)), ([], 0))
-    config = readable(lambda: config_of_run(folder), {})
-    saved = readable(lambda: steps_of_run(folder), [])
-    restarts = readable(lambda: resumed_at(accounted(folder)), [])
+    rows, skipped = readable(lambda: _rows(path_in(folder))) or ([], 0)
+    config = readable(lambda: config_of_run(folder)) or {}
+    saved = readable(lambda: steps_of_run(folder)) or []
+    restarts = readable(lambda: resumed_at(accounted(folder))) or []
     last = next((one.manifest for one in reversed(saved) if one.manifest is not None), None)
     return PastRun(
         folder=folder,
