@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import _socket
 import gzip
-import http.server
 import io
 import json
 import os
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,43 +309,31 @@ def test_reading_of_a_shard_of_the_hub_is_repeated_where_it_was(monkeypatch, cap
         list(part(2).texts())
 
 
+@pytest.mark.parametrize("url", ["memory://data/a.jsonl", "memory://data/*.jsonl"])
+@pytest.mark.parametrize("other", [[*TEXTS[:39], "text 39 " + "y" * 23], TEXTS[:39]])
+def test_a_file_that_changes_while_it_is_read_is_an_error(url, other):
+    """Otherwise a run would read some of each of two files, and end as if nothing were wrong."""
+    content = jsonl(TEXTS)
+    put(a___jsonl=content)
+    found = build(section(), url)
+    (part,) = found.fetch([0])
+    assert list(part.texts()) == TEXTS
+    texts = part.texts()
+    assert next(texts) == TEXTS[0]
+    put(a___jsonl=jsonl(other))
+    assert (len(jsonl(other)) == len(content)) == (len(other) == 40)
+    error = r"'memory://.*data/a.jsonl' changed since the run started: it was \d+ bytes, .* and is \d+ bytes"
+    with pytest.raises(DataError, match=error):
+        list(texts)
+    with pytest.raises(DataError, match=error):
+        next(part.texts())
+
+
 def test_a_stalled_reading_is_named(flaky, caplog):
     put(a___jsonl=jsonl(TEXTS[:1]))
     Flaky.seconds = 0.3
     steps(loader(build(section(stalled_seconds=0.05), "memory://data/a.jsonl")))
     assert "reading 'memory://data/a.jsonl' has been waiting for 0 s" in caplog.text
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A server of this folder on this machine."""
-    monkeypatch.setattr(socket.socket, "connect", _socket.socket.connect)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(tmp_path))
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as serving:
-        thread = threading.Thread(target=serving.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{serving.server_port}"
-        finally:
-            serving.shutdown()
-            thread.join()
-
-
-def test_files_of_a_web_server(server, tmp_path):
-    pytest.importorskip("aiohttp", reason="http needs it")
-    (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS[:20]))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS[20:])))
-    found = build(section(), f"{server}/a.jsonl, {server}/b.jsonl.gz")
-    assert steps(loader(found)) == expected()
-    with pytest.raises(DataError, match=r"cannot read '.*nothing.jsonl': FileNotFoundError"):
-        build(section(), f"{server}/nothing.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ class StreamPart:
                             log.warning("skipping '%s', %s: %s", url, where, e)
                         continue
                     yield text
+                stream.check_at_end()
             except UnreadableError as e:
                 raise DataError(f"cannot read '{url}': {e}", hint=e.hint) from e
             except _UNREADABLE as e:

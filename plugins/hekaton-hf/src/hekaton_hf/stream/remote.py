@@ -7,9 +7,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hekaton.data.identity import fingerprint, sample
 from hekaton.errors import DataError
+from hekaton_hf.decoding import BLOCK, UnreadableError
 from hekaton_hf.files import format_of
 
 log = logging.getLogger("hekaton")
@@ -29,8 +30,13 @@ FIRST_WAIT = 0.5
 """Seconds to the second attempt; each later one waits twice as long, up to ``LONGEST_WAIT``."""
 LONGEST_WAIT = 60.0
 _NOT_AGAIN = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_STATES = ("ETag", "etag", "md5Hash", "md5", "sha256", "LastModified", "last_modified", "mtime", "created")
+_STATES = (
+    "ETag", "etag", "md5Hash", "md5", "sha256", "Content-MD5", "Digest", "blob_id", "LastModified",
+    "last_modified", "Last-Modified", "mtime", "created",
+)  # fmt: skip
 """What file systems say of a file that changes with it; the first that there is."""
+_from_the_beginning: set[str] = set()
+"""URLs of files that can be read in one go only; each was named in the log."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,13 @@ class StreamFile:
     """A file behind a URL.
 
     :param state: size, and what else the file system says that changes with the content.
+    :param alone: what is said of the file when it is asked for alone, once it was: a list of a folder may say
+        the same in another way.
     """
 
     url: str
     state: str
+    alone: list[str] = field(default_factory=list, compare=False)
 
     @property
     def path(self) -> PurePosixPath:
@@ -133,7 +142,11 @@ def _matching(url: str, patience: Patience) -> Iterator[StreamFile]:
         system, path = fsspec.core.url_to_fs(url)
         if _is_pattern(url):
             infos = system.glob(path, detail=True)
-            return [(system.unstrip_protocol(name), infos[name]) for name in sorted(infos)]
+            # Lists of a web server's folders say nothing of its files.
+            return [
+                (system.unstrip_protocol(name), info if _is_whole(info) else system.info(name))
+                for name, info in sorted(infos.items())
+            ]
         return [(url, system.info(path))]
 
     try:
@@ -145,13 +158,36 @@ def _matching(url: str, patience: Patience) -> Iterator[StreamFile]:
     for name, info in names:
         if info.get("type") == "directory":
             raise DataError(f"'{name}' is a folder", hint="name its files by a pattern: .../*.jsonl.gz")
-        state = next((str(info[key]) for key in _STATES if info.get(key) is not None), "")
-        if _is_local(name):
-            path = Path(LocalFileSystem._strip_protocol(name))
-            if not path.is_file():
-                raise DataError(f"cannot read '{name}': it is not a regular file")
-            state += f", {_sampled(path)}"
-        yield StreamFile(name, f"{info.get('size')} bytes, {state}")
+        if info.get("size") is None:
+            raise DataError(
+                f"cannot read '{name}': its size is not known, so that an end too soon would not be noticed",
+                hint="the server names no Content-Length; download the file",
+            )
+        state = _state(name, info)
+        yield StreamFile(name, state, [] if _is_pattern(url) else [state])
+
+
+def _is_whole(info: Mapping[str, Any]) -> bool:
+    return info.get("type") == "directory" or info.get("size") is not None
+
+
+def _state(url: str, info: Mapping[str, Any]) -> str:
+    """What changes with the content of a file.
+
+    :param info: what its file system says of it.
+    :raises DataError: for a file of a disk that cannot be read.
+    """
+    state = next((str(info[key]) for key in _STATES if info.get(key) is not None), "")
+    if _is_local(url):
+        path = Path(LocalFileSystem._strip_protocol(url))
+        if not path.is_file():
+            raise DataError(f"cannot read '{url}': it is not a regular file")
+        state += f", {_sampled(path)}"
+    return f"{info.get('size')} bytes, {state}"
+
+
+def _size_in(state: str) -> str:
+    return state.partition(",")[0]
 
 
 def _sampled(path: Path) -> str:
@@ -182,7 +218,7 @@ def tried(call: Callable[[], Result], url: str, patience: Patience) -> Result:
             error = OSError(_said(e.__cause__ or e))
         except (OSError, EOFError, TimeoutError) as e:
             error = e
-        except (ValueError, ImportError):
+        except (ValueError, ImportError, DataError):
             raise
         except Exception as e:  # clients of stores raise what they like
             error = OSError(_said(e))
@@ -238,17 +274,42 @@ class PatientFile(io.RawIOBase):
     """A file behind a URL that is opened again where it was when reading it fails."""
 
     def __init__(self, file: StreamFile, patience: Patience) -> None:
-        """:raises DataError: when it cannot be opened."""
-        self._url, self._patience = file.url, patience
+        """:raises DataError: when it cannot be opened, or is not what it was when the run started."""
+        self._file, self._url, self._patience = file, file.url, patience
         self._place = 0
         self._stream: Any = None
         self._size = tried(self._open, self._url, patience)
 
     def _open(self) -> int:
+        size = self.check()
         system, path = fsspec.core.url_to_fs(self._url)
-        size = int(system.info(path)["size"] or 0)
-        self._stream = system.open(path, "rb")
+        in_one_go = {"block_size": 0} if self._url in _from_the_beginning else {}
+        self._stream = system.open(path, "rb", **in_one_go)
         return size
+
+    def check(self) -> int:
+        """:returns: the bytes of the file.
+        :raises DataError: when it is not what it was when the run started.
+        """
+        system, path = fsspec.core.url_to_fs(self._url)
+        system.invalidate_cache(path)
+        info = system.info(path)
+        now, before = _state(self._url, info), self._file.state
+        if _size_in(now) == _size_in(before):
+            if not self._file.alone:
+                self._file.alone.append(now)
+            before = self._file.alone[0]
+        if now != before:
+            raise DataError(
+                f"'{self._url}' changed since the run started: it was {before}, and is {now}",
+                hint="put the file back, or start the data over: "
+                'checkpoint.exclude_from_loading = ["data_loader"]',
+            )
+        return int(info["size"])
+
+    def check_at_end(self) -> None:
+        """As :meth:`check`, through failures."""
+        tried(self.check, self._url, self._patience)
 
     def readable(self) -> bool:
         return True
@@ -278,21 +339,37 @@ class PatientFile(io.RawIOBase):
                 if self._stream is None:
                     self._open()
                 if self._stream.tell() != self._place:
-                    self._stream.seek(self._place)
+                    self._seek()
                 content: bytes = self._stream.read(wanted)
                 if not content:
                     raise EOFError(f"it ends at byte {self._place:,} of {self._size:,}")
                 return content
             except BaseException:
-                self._stream, broken = None, self._stream
-                with _ignored():
-                    if broken is not None:
-                        broken.close()
+                self._close()
                 raise
 
-        content = tried(once, self._url, self._patience)
+        try:
+            content = tried(once, self._url, self._patience)
+        except ValueError as e:  # what the client of http raises where a server does not give parts of files
+            if self._url in _from_the_beginning:
+                raise UnreadableError(str(e), hint="download the file") from e
+            _from_the_beginning.add(self._url)
+            log.warning("'%s' is read from its beginning after each failure: %s", self._url, e)
+            return self._piece(wanted)
         self._place += len(content)
         return content
+
+    def _seek(self) -> None:
+        """Of a file that is read in one go, by reading."""
+        if self._url not in _from_the_beginning:
+            self._stream.seek(self._place)
+            return
+        if self._stream.tell() > self._place:
+            self._close()
+            self._open()
+        while (left := self._place - self._stream.tell()) > 0:
+            if not self._stream.read(min(left, BLOCK)):
+                raise EOFError(f"it ends at byte {self._stream.tell():,} of {self._size:,}")
 
     def readinto(self, buffer: Any) -> int:
         content = self.read(len(buffer))
@@ -300,10 +377,14 @@ class PatientFile(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
-        if not self.closed and self._stream is not None:
-            with _ignored():
-                self._stream.close()
+        self._close()
         super().close()
+
+    def _close(self) -> None:
+        self._stream, stream = None, self._stream
+        with _ignored():
+            if stream is not None:
+                stream.close()
 
 
 @contextmanager
