@@ -141,9 +141,7 @@ def test_a_second_signal_ends_the_run_at_once(train, tmp_path):
     assert not (tmp_path / "outputs" / "checkpoint" / "step-2").exists()
 
 
-def test_a_signal_after_the_run_has_ended_does_not_change_its_status(train):
-    """As srun sends one to a rank that is still there when another one has ended with 75."""
-    ended = """
+WHILE_IT_ENDS = """
 import torch.distributed as dist
 time.sleep(1.2)
 os.kill(os.getpid(), signal.SIGTERM)
@@ -154,8 +152,34 @@ def told(destroy=dist.destroy_process_group):
 dist.destroy_process_group = told
 atexit.register(os.kill, os.getpid(), signal.SIGTERM)
 """
-    done = train(*SAVED, then=kill("SIGTERM"), rank=1, processes=2, ENDED=ended)
+
+
+def test_a_signal_after_the_run_has_ended_does_not_change_its_status(train):
+    """As srun sends one to a rank that is still there when another one has ended with 75."""
+    done = train(*SAVED, then=kill("SIGTERM"), rank=1, processes=2, ENDED=WHILE_IT_ENDS)
     assert {one.returncode for one in done.ranks} == {75}, done.stderr
+
+
+def test_a_signal_to_a_rank_that_has_failed_does_not_change_its_status(train):
+    """As srun sends one to a rank that is still there when another one has ended with the same error."""
+    failure = "from hekaton.errors import TrainingError\nraise TrainingError('odd')"
+    done = train(then=failure, rank=1, processes=2, ENDED=WHILE_IT_ENDS.replace("time.sleep(1.2)", ""))
+    assert {one.returncode for one in done.ranks} == {2}, done.stderr
+    assert done.ranks[1].stderr == "rank 1: error: odd\n"
+
+
+def test_a_rank_that_is_ended_because_another_one_has_failed_ends_with_the_status_of_that(train, tmp_path):
+    """As srun does it, before the first step: its status is the highest of all."""
+    failing = """if os.environ["RANK"] == "1":
+        raise DataError("no data here")
+    os.kill(os.getpid(), signal.SIGTERM)
+    dist.barrier()"""
+    plugin = EARLY.replace("os.kill(os.getpid(), signal.{name})\n    time.sleep(60)", failing)
+    imports = "import torch.distributed as dist\nfrom hekaton.errors import DataError\n"
+    (tmp_path / "signalling.py").write_text(imports + plugin)
+    done = train("--training.dataset", "early", processes=2)
+    assert {one.returncode for one in done.ranks} == {2}, done.stderr
+    assert [one.stderr for one in done.ranks] == ["", "rank 1: error: no data here\n"]
 
 
 def test_a_run_that_hangs_ends_at_the_limit_and_shows_where(train):

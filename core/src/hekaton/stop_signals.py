@@ -31,6 +31,8 @@ PR_SET_PDEATHSIG = 1
 ONE_SIGNAL = 1.0
 """Seconds within which signals count as one: a terminal sends Ctrl-C to torchrun and its workers alike, and
 torchrun passes on its own."""
+LEARNS = 3.0
+"""Seconds in which a process that srun ends before the first step hears from another one that has failed."""
 
 
 @contextlib.contextmanager
@@ -46,14 +48,16 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
     with _signals_go_to(lambda receiving: _watch(receiving, control, limit)):
         try:
             yield
-        finally:
-            if _WHOLE:
-                _WHOLE[-1].is_over = control.is_over
+        except BaseException:
+            ending_is_known()
+            raise
+        if control.is_over:
+            ending_is_known()
 
 
 @dataclass
 class _WholeRun:
-    """:param is_over: the run has ended well, on all ranks: its status is known."""
+    """:param is_over: the run has ended, well on all ranks or with an error: its status is known."""
 
     is_over: bool = False
 
@@ -68,11 +72,13 @@ def end_on_signals(others: Callable[[], bool] = among_others) -> Iterator[None]:
     there, so its status says to start it again; after SIGINT, that it was interrupted.
 
     Under ``srun`` it is that of the signal: srun ends tasks by SIGTERM when another one has failed, and gives
-    the highest status of all, so that an error would be taken for a run that is to be started again.
+    the highest status of all, so that an error would be taken for a run that is to be started again. The
+    status of the signal is higher than that of an error: a process has ``LEARNS`` seconds to end with that.
 
     Once the run is over a signal changes nothing: srun ends tasks as well when another one has ended with the
-    status that says to start the run again. One that comes more than ``ONE_SIGNAL`` later ends the process.
-    Of several processes, each ignores signals from here to its end, which is a matter of a second.
+    status that says to start the run again, or with that of an error which this one has, too. One that comes
+    more than ``ONE_SIGNAL`` later ends the process. Of several processes, each ignores signals from here to
+    its end, which is a matter of a second.
 
     :param others: whether this process is one of several that srun or another launcher started.
     """
@@ -83,9 +89,19 @@ def end_on_signals(others: Callable[[], bool] = among_others) -> Iterator[None]:
             lambda receiving: _end_at_first(receiving, run, others),
             ignored_after=lambda: run.is_over and others(),
         ):
-            yield
+            try:
+                yield
+            except BaseException:
+                ending_is_known()
+                raise
     finally:
         _WHOLE.pop()
+
+
+def ending_is_known() -> None:
+    """Called once the run has ended well, or an error ends it: no signal changes its status from here on."""
+    if _WHOLE:
+        _WHOLE[-1].is_over = True
 
 
 @contextlib.contextmanager
@@ -143,14 +159,30 @@ def status_without_a_save(number: int, *, others: bool) -> int:
 def _end_at_first(receiving: socket.socket, run: _WholeRun, others: Callable[[], bool]) -> None:
     first: float | None = None
     while numbers := receiving.recv(1):
-        if numbers[0] in SIGNALS:
-            first = first or time.monotonic()
-            if run.is_over and time.monotonic() - first <= ONE_SIGNAL:
-                continue
-            if not _has_torchrun():  # which ends those that are left when one has failed
-                name = signal.Signals(numbers[0]).name
-                print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
-            os._exit(status_without_a_save(numbers[0], others=others()))
+        if numbers[0] not in SIGNALS:
+            continue
+        now = time.monotonic()
+        first = first or now
+        hears = numbers[0] != signal.SIGINT and others() and not _has_torchrun()
+        if hears and not run.is_over and _closes(receiving, LEARNS):
+            return
+        if run.is_over and now - first <= ONE_SIGNAL:
+            continue
+        if not _has_torchrun():  # which ends those that are left when one has failed
+            name = signal.Signals(numbers[0]).name
+            print(f"error: received {name} while there was nothing to save", file=sys.stderr, flush=True)
+        os._exit(status_without_a_save(numbers[0], others=others()))
+
+
+def _closes(receiving: socket.socket, seconds: float) -> bool:
+    """Whether it is closed before a signal or that time comes."""
+    receiving.settimeout(seconds)
+    try:
+        return not receiving.recv(1)
+    except TimeoutError:
+        return False
+    finally:
+        receiving.settimeout(None)
 
 
 def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:

@@ -73,17 +73,26 @@ BEFORE, START, AFTER = (f"2026-11-28T10:0{minute}:00" for minute in range(3))
 
 
 @pytest.mark.parametrize(
-    ("status", "preempted", "queued"),
-    [(0, AFTER, False), (75, "None", True), (143, "None", False), (143, AFTER, True), (143, BEFORE, False)],
+    ("status", "preempted", "node", "queued"),
+    [
+        (0, AFTER, "mixed", False),
+        (75, "None", "mixed", True),
+        (143, "None", "mixed", False),
+        (143, AFTER, "mixed", True),
+        (143, BEFORE, "mixed", False),
+        (1, "None", "mixed*", True),
+        (0, "None", "mixed*", False),
+    ],
 )
-def test_a_job_is_queued_again_on_the_status_that_says_so_and_after_preemption(
-    status, preempted, queued, file, tmp_path, capsys
+def test_a_job_is_queued_again_by_its_status_after_preemption_and_where_a_node_does_not_answer(
+    status, preempted, node, queued, file, tmp_path, capsys
 ):
     """By programs in place of those of SLURM. A preemption before its start was one of an earlier start."""
     assert main(["launch", "slurm", str(file), "--nodes", "1", "--gpus", "1"]) == 0
     of_slurm = f"""
         srun() {{ sleep 0; return {status}; }}
         squeue() {{ echo {AFTER}; }}
+        sinfo() {{ echo mixed; echo '{node}'; }}
         scontrol() {{
             case "$*" in
                 *show*) echo "JobId=7 SubmitTime={BEFORE} StartTime={START} EndTime={AFTER} PreemptTime={preempted}" ;;

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from hekaton.environment import among_others
+from hekaton.stop_signals import ending_is_known
 
 
 @contextlib.contextmanager
@@ -14,6 +15,7 @@ def told_to_the_others() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        ending_is_known()
         if among_others():
             from hekaton.failures.arrival import tell_the_others
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from hekaton.errors import HekatonError, RaisedElsewhere
 from hekaton.failures.board import Board, Failure, this_machine
 from hekaton.failures.whereabouts import Whereabouts
+from hekaton.stop_signals import ending_is_known
 
 LOOKS = 5.0
 """Seconds in which a process whose collective broke waits for another one to say why."""
@@ -40,6 +41,7 @@ def first_cause_is_shown(board: Board, where: Whereabouts, *, folder: str | Path
     try:
         yield
     except Exception as error:
+        ending_is_known()
         try:
             _end(board, error, where, Path(folder))
         finally:

@@ -41,6 +41,9 @@ status=$?
 job=$(scontrol --oneliner show job "$SLURM_JOB_ID")
 times='StartTime=([^ ]+) .*PreemptTime=([0-9][^ ]+)'
 [[ $status -ne 0 && $job =~ $times && ${{BASH_REMATCH[2]}} > ${{BASH_REMATCH[1]}} ]] && status={again}
+# So does one that srun did not start, or ended, for a node that does not answer: SLURM is slow to see that.
+nodes=$(sinfo --noheader --nodes="$SLURM_JOB_NODELIST" --format=%T)
+[[ $status -ne 0 && $nodes == *[*]* ]] && status={again}
 if [ "$status" -eq {again} ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
