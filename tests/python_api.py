@@ -25,6 +25,7 @@ import torch
 import hekaton
 from hekaton import loading
 from hekaton.checkpoint.disk.step_folders import StepFolders
+from hekaton.stop_signals import ONE_SIGNAL
 from hekaton.urls import UrlPath
 
 RUN = """\
@@ -287,6 +288,28 @@ def interrupted() -> None:
     (saved,) = hekaton.runs(".")[0].steps if hekaton.runs(".") else hekaton.runs("outputs")[0].steps
     assert saved.number == run.step
     assert log.handlers == []
+
+
+def interrupted_twice() -> None:
+    """Ctrl-C again while the step in hand takes long: as in a notebook, the process goes on."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    write()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def slow(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(ONE_SIGNAL + 0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+
+    hook = register_optimizer_step_pre_hook(slow)
+    with pytest.raises(KeyboardInterrupt):
+        hekaton.train("run.toml", checkpoint={"enable": True})
+    hook.remove()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert threading.active_count() == 1
+    assert hekaton.train("run.toml", checkpoint={"enable": True}, training={"steps": 2}).step == 2
 
 
 def interrupt() -> None:

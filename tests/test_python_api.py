@@ -274,6 +274,8 @@ def test_elsewhere_and_sharded(tmp_path):
     run_processes(SCRIPT, "sharded", processes=2, timeout=120, folder=str(tmp_path / "moved"))
 
 
-@pytest.mark.parametrize("what", ["initial_weights", "no_traces", "interrupted", "memory", "errors"])
+@pytest.mark.parametrize(
+    "what", ["initial_weights", "no_traces", "interrupted", "interrupted_twice", "memory", "errors"]
+)
 def test_in_a_process_of_its_own(what, tmp_path):
     run_processes(SCRIPT, what, processes=1, cwd=tmp_path, timeout=120)

@@ -47,7 +47,10 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'hekaton' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    from hekaton.interrupts import imports_are_finished
+
+    with imports_are_finished():
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ would see it only when the collective ends, and a collective that hangs does not
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import faulthandler
@@ -17,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hekaton.environment import among_others
 from hekaton.errors import AGAIN, INTERRUPTED
@@ -43,9 +45,16 @@ def stop_on_signals(control: RunControl, *, limit: float) -> Iterator[None]:
     with ``128 + signal``, whatever it is waiting for. Does nothing outside of the main thread, where Python
     installs no handlers.
 
+    In a process that is not the run's alone, such as a notebook's, a second SIGINT, and the end of that time
+    after a first, is answered as before the run: Python raises ``KeyboardInterrupt``.
+
     :param limit: in seconds; 0 waits for as long as it takes.
     """
-    with _signals_go_to(lambda receiving: _watch(receiving, control, limit)):
+    before = None if _WHOLE else signal.getsignal(signal.SIGINT)
+    interrupts = before if callable(before) else None
+    with _signals_go_to(lambda receiving: _watch(receiving, control, limit, raises=interrupts is not None)):
+        if interrupts is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, _second_to(interrupts, control))
         try:
             yield
         except BaseException:
@@ -149,6 +158,20 @@ def _received(number: int, frame: object) -> None:
     """Takes the place of the default action; the watching thread acts."""
 
 
+def _second_to(before: Callable[[int, FrameType | None], Any], control: RunControl) -> Callable[..., None]:
+    """The handler that leaves the first SIGINT to the watching thread, and others to the one ``before``."""
+    first: float | None = None
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+        elif time.monotonic() - first > ONE_SIGNAL and not control.is_over:
+            before(number, frame)
+
+    return answer
+
+
 def status_without_a_save(number: int, *, others: bool) -> int:
     """Of a process that a signal ends before the first step: see :func:`end_on_signals`."""
     if number == signal.SIGINT:
@@ -185,7 +208,8 @@ def _closes(receiving: socket.socket, seconds: float) -> bool:
         receiving.settimeout(None)
 
 
-def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
+def _watch(receiving: socket.socket, control: RunControl, limit: float, *, raises: bool) -> None:
+    """:param raises: a second SIGINT is the main thread's to answer."""
     first: float | None = None
     ended = signal.SIGTERM
     while True:
@@ -194,6 +218,10 @@ def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
         try:
             numbers = receiving.recv(1)
         except TimeoutError:
+            if raises and ended == signal.SIGINT:
+                limit = 0.0
+                _thread.interrupt_main()
+                continue
             _end(ended, f"the run has not ended {limit:g} s after {ended.name}")
         if not numbers:
             return
@@ -202,6 +230,8 @@ def _watch(receiving: socket.socket, control: RunControl, limit: float) -> None:
         if first is None:
             first, ended = time.monotonic(), signal.Signals(numbers[0])
             control.ask(save=True, stop=True, again=True, reason=f"received {ended.name}")
+        elif raises and numbers[0] == signal.SIGINT:
+            continue
         elif time.monotonic() - first > ONE_SIGNAL and not control.is_over:
             _end(signal.Signals(numbers[0]), "a second signal ends the run at once", stacks=False)
 

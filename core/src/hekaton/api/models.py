@@ -22,6 +22,7 @@ from hekaton.config.plain import check_plain, plain_value
 from hekaton.errors import CheckpointError, ConfigError
 from hekaton.fetching import fetched
 from hekaton.init import initialize
+from hekaton.interrupts import imports_are_finished
 from hekaton.loaded_model import LoadedModel
 from hekaton.loading import Arrange, load_checkpoint, load_folder, loading_ranks
 from hekaton.memory import out_of_memory_is_said
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+@imports_are_finished()
 def load(
     path: str | PathLike[str],
     *,
@@ -110,6 +112,7 @@ def load(
         return dataclasses.replace(loaded, source=location)
 
 
+@imports_are_finished()
 def build(
     name: str,
     flavor: str,

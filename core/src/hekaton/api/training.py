@@ -16,6 +16,7 @@ from hekaton.config import load, to_toml
 from hekaton.environment import launched
 from hekaton.errors import ConfigError
 from hekaton.failures.early import told_to_the_others
+from hekaton.interrupts import imports_are_finished
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,13 +61,15 @@ class TrainedRun:
         return f"run in {self.folder}, step {self.step}{loss}"
 
 
+@imports_are_finished()
 def train(*files: str | PathLike[str], **fields: Any) -> TrainedRun:
     """Train in this process, on one device, and return the run.
 
     The same as ``hekaton train`` with these files: the same numbers, files and messages, and a run that has
     checkpoints resumes. Ctrl-C, or a notebook's button, ends the step in hand, saves where checkpoints are
-    on, and returns what there is. Afterwards the random state, the threads, the default dtype, the loggers,
-    the signal handlers and the environment of this process are as they were.
+    on, and returns what there is; a second one raises :class:`KeyboardInterrupt`. Afterwards the random
+    state, the threads, the default dtype, the loggers, the signal handlers and the environment of this
+    process are as they were.
 
     >>> run = train("run.toml", training={"steps": 100}, optimizer={"lr": 1e-3})  # doctest: +SKIP
 
