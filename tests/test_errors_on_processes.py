@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from hekaton.testing import run_command
+
 TINY = [
     "--model.tokenizer", "byte", "--training.mixed_precision_param", "float32", "--training.steps", "2",
     "--model.overrides", '{"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}',
@@ -40,6 +42,8 @@ def build(section, settings, steps):
             raise DataError("the file is gone", hint="look for it")
         if what == "on rank 1" and dist.get_rank() == 1:
             raise ValueError("only here")
+        if what == "ends the process" and dist.get_rank() == 1:
+            raise SystemExit(0)
         if what == "killed" and dist.get_rank() == 1:
             os.kill(os.getpid(), 9)
         dist.barrier()
@@ -99,3 +103,15 @@ def test_a_process_that_is_killed_is_named(launch):
     status, said = launch("killed")
     assert status == 128 + 9
     assert "error: rank 1 was ended by SIGKILL" in said
+
+
+def test_a_plugin_that_ends_the_process_ends_the_run_with_an_error(tmp_path):
+    (tmp_path / "raises.py").write_text(PLUGIN)
+    done = run_command(
+        "train", *TINY, processes=2, cwd=tmp_path, environment=os.environ | {"RAISES": "ends the process"}
+    )
+    assert done.returncode == 2
+    said = done.ranks[1].stderr
+    assert "error: factor() was about to end the process: SystemExit(0)" in said
+    assert f"{tmp_path / 'raises.py'}, line " in said
+    assert "Traceback" not in done.stderr

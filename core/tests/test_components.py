@@ -141,3 +141,39 @@ def test_a_rule_that_yields_neither_violations_nor_notices_is_named(body, messag
             check(loaded, world_size=1, device_type="cpu", here=False)
     finally:
         del sys.modules["rules_of_mine"]
+
+
+def wrong_signature(section):
+    """Lacks what a dataset is built of."""
+
+
+def fails(section, path):
+    raise OSError("no data")
+
+
+def test_a_builder_that_cannot_be_called_so_or_fails_is_said_with_its_plugin(monkeypatch):
+    plugins = Plugins()
+    names = {"wrong_signature": wrong_signature, "fails": fails}
+    records = [c.Dataset(name, build=c.Ref(f"{__name__}:{name}")) for name in names]
+    plugin = types.ModuleType("wrong")
+    plugin.hekaton_datasets = c.hookimpl(lambda: records)
+    plugin.hekaton_datasets.__name__ = "hekaton_datasets"
+    plugins.register(plugin, name="wrong")
+    config = load([], []).config
+    with pytest.raises(PluginError) as refused:
+        build_component(config, plugins, c.Dataset, "wrong_signature", None)
+    assert str(refused.value).startswith("dataset 'wrong_signature' of plugin 'wrong' (unpackaged): ")
+    assert "takes 1 positional argument but 2 were given" in str(refused.value)
+    assert "docs/contracts/dataset.md" in str(refused.value)
+    with pytest.raises(OSError, match="no data") as failed:
+        build_component(config, plugins, c.Dataset, "fails", None)
+    assert failed.value.__notes__ == ["raised where dataset 'fails' of plugin 'wrong' (unpackaged) was built"]
+
+
+def test_marks_of_a_tokenizer_are_ids():
+    marks = types.SimpleNamespace(
+        vocab_size=3, bos_id=2, eos_id=3, fingerprint="marks", encode_batch=None, decode=None
+    )
+    assert _wrong(c.Tokenizer, marks) == "whose eos_id is 3, and vocab_size 3"
+    marks.eos_id = None
+    assert not _wrong(c.Tokenizer, marks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -28,7 +29,7 @@ from hekaton.contributions import (
 )
 from hekaton.data import DocumentEncoder, DocumentOrder, Documents, TextTokenizer
 from hekaton.data.row_makers import BatchRowMaker
-from hekaton.errors import ConfigError, PluginError, choices_hint
+from hekaton.errors import ConfigError, HekatonError, PluginError, choices_hint
 from hekaton.metrics import MetricLogger, RunEvaluation
 from hekaton.objective import TrainingObjective
 from hekaton.parallel.context import ContextStrategy
@@ -70,11 +71,24 @@ def build_component(
     :raises PluginError: when what is built is not of its kind.
     """
     record: Any = plugins.get(kind, name)
-    built = record.build.function()(section_of(config, plugins, record, settings or {}), *arguments)
+    what = f"{kind_name(kind)} '{name}' of {plugins.all(kind)[name].plugin}"
+    build, section = record.build.function(), section_of(config, plugins, record, settings or {})
+    try:
+        built = build(section, *arguments)
+    except HekatonError:
+        raise
+    except Exception as e:
+        if not isinstance(e, TypeError) or len(traceback.extract_tb(e.__traceback__)) > 1:
+            e.add_note(f"raised where {what} was built")
+            raise
+        raise PluginError(
+            f"{what}: {e}",
+            hint=f"'{record.build.target}' builds it, of {1 + len(arguments)} arguments: "
+            f"docs/contracts/{kind_name(kind).replace(' ', '-')}.md",
+        ) from e
     if wrong := _wrong(kind, built):
         raise PluginError(
-            f"{kind_name(kind)} '{name}' of {plugins.all(kind)[name].plugin}: "
-            f"build returned {type(built).__name__}, {wrong}",
+            f"{what}: build returned {type(built).__name__}, {wrong}",
             hint=f"'{record.build.target}' builds it",
         )
     return built
@@ -144,7 +158,15 @@ def _wrong(kind: type[Component], built: Any) -> str:
     missing = missing_members(_PROTOCOLS[kind], built) if kind in _PROTOCOLS else []
     if missing or kind not in _PROTOCOLS:
         return f"which has no {', '.join(missing)}" if missing else ""
-    return wrong_value(_PROTOCOLS[kind], built)
+    return wrong_value(_PROTOCOLS[kind], built) or (_wrong_mark(built) if kind is Tokenizer else "")
+
+
+def _wrong_mark(tokenizer: TextTokenizer) -> str:
+    for name in ("bos_id", "eos_id"):
+        mark = getattr(tokenizer, name)
+        if mark is not None and not 0 <= mark < tokenizer.vocab_size:
+            return f"whose {name} is {mark}, and vocab_size {tokenizer.vocab_size}"
+    return ""
 
 
 def wrong_value(protocol: type, built: Any) -> str:

@@ -60,7 +60,7 @@ class Ref:
             value = importlib.import_module(module_name)
         except HekatonError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise PluginError(
                 f"cannot import '{self.target}': {type(e).__name__}: {e}",
                 hint=f"python -c 'import {module_name}' shows where",

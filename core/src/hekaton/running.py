@@ -10,6 +10,7 @@ from hekaton.config import Loaded
 from hekaton.config.device_defaults import for_device
 from hekaton.control import Request
 from hekaton.distributed import Process, process_group, this_process
+from hekaton.failures.exits import exits_are_errors
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.identity.handshake import agree
 from hekaton.identity.subjects import of_start
@@ -54,7 +55,10 @@ def run(
     where = Whereabouts(since=since)
     folder = loaded.config.job.dump_folder
     fault = loaded.config.fault
-    with process_group(process, loaded.config.comm, dump_folder=folder, where=where, fault=fault):
+    with (
+        process_group(process, loaded.config.comm, dump_folder=folder, where=where, fault=fault),
+        exits_are_errors(),
+    ):
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
         agree(lambda: of_start(loaded.config, loaded.plugins, process.device))
         together(lambda: check_and_log(loaded, process.world_size, process.device.type))

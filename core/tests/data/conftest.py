@@ -31,7 +31,7 @@ class Numbers:
 class NumberTokenizer:
     bos_id: int | None = None
     eos_id: int | None = None
-    vocab_size: int = 1000
+    vocab_size: int = 10_000
     fingerprint: str = "number tokenizer"
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:

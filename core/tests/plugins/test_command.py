@@ -35,6 +35,8 @@ FAIL = """
         from hekaton.errors import ConfigError
         if arguments == ["interrupt"]:
             raise KeyboardInterrupt
+        if arguments == ["exit"]:
+            raise SystemExit(3)  # as argparse does
         if arguments == ["bug"]:
             raise ZeroDivisionError("ours")
         if arguments == ["pipe"]:
@@ -146,6 +148,8 @@ def test_an_error_is_printed_with_origin_and_hint_and_without_a_traceback(instal
 def test_ctrl_c_is_130_and_a_bug_is_raised(install):
     install("fail-dist", FAIL)
     assert main(["fail", "interrupt"]) == 130
+    with pytest.raises(SystemExit):
+        main(["fail", "exit"])
     with pytest.raises(ZeroDivisionError):
         main(["fail", "bug"])
 

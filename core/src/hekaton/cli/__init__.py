@@ -18,6 +18,7 @@ from hekaton import __version__
 from hekaton.contributions import Command
 from hekaton.environment import among_others
 from hekaton.errors import INTERRUPTED, ConfigError, HekatonError, RaisedElsewhere, choices_hint
+from hekaton.failures.exits import exits_are_errors
 from hekaton.plugins import CORE_PLUGIN, Contributed, Plugins
 
 PIPE_CLOSED = 141
@@ -144,10 +145,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     verb = rest[0]
     command = plugins.get(Command, verb)
-    if plugins.all(Command)[verb].plugin.name != CORE_PLUGIN:
+    own = plugins.all(Command)[verb].plugin.name == CORE_PLUGIN
+    if not own:
         # The core's verbs check for themselves: a TOML file may disable what clashes, and `plugins` shows it.
         plugins.check()
-    status: int = command.run.function()([*rest[1:], *leading])
+    with exits_are_errors() if own else contextlib.nullcontext():
+        status: int = command.run.function()([*rest[1:], *leading])
     return status
 
 

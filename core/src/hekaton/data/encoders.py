@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hekaton.data import DocumentEncoder, Documents, Encoded, SaysPlaces, TextTokenizer, TokenIds
+from hekaton.data.answers import encoded_parts
 from hekaton.data.pieces import Piece, UnreadText, encode_pieces
 from hekaton.errors import DataError
 
@@ -144,10 +145,11 @@ def encoded(
     :raises DataError: as the encoder.
     """
     try:
-        return encoder.encode(parts)
+        found = encoder.encode(parts)
     except UnknownIdError as e:
         e.name_place(documents, index_of(e.part), parts[e.part].start + e.at)
         raise
+    return encoded_parts(encoder, found, number=len(parts))
 
 
 def text(section: Any, tokenizer: TextTokenizer) -> TextEncoder:

@@ -27,6 +27,7 @@ from hekaton.data import (
     TokenIds,
     Values,
 )
+from hekaton.data.answers import documents_of, indices_at
 from hekaton.data.encoders import IDS_PART, IdsEncoder, UnknownIdError, encoded
 from hekaton.data.order import mixed_number
 from hekaton.data.pieces import PIECE
@@ -320,8 +321,8 @@ class SourceReader:
                 feed.advance(count)
 
     def _index_of(self, feed: Feed, document: int) -> int:
-        (index,) = self._source.order.at(np.array([document * self._rows + feed.row])).tolist()
-        return int(index)
+        place = np.array([document * self._rows + feed.row])
+        return int(indices_at(self._source.order, place, documents=self._count)[0])
 
     def _fetch(self, wanted: Sequence[tuple[Feed, int]]) -> None:
         """Fetch about as many documents as give each feed the tokens that it wants, at least one."""
@@ -346,11 +347,11 @@ class SourceReader:
         """Documents, which stand at these places of the order."""
         documents = self._source.documents
         if not self._shuffles:
-            return documents.fetch(indices)
+            return documents_of(documents, documents.fetch(indices), number=len(indices))
         seed = mixed_number(self._source.seed & 2**64 - 1)
         keys = [mixed_number(seed ^ place // self._count) for place in places]
-        fetched: list[Any] = documents.fetch_shuffled(indices, keys)  # type: ignore[attr-defined]
-        return fetched
+        fetched = documents.fetch_shuffled(indices, keys)  # type: ignore[attr-defined]
+        return documents_of(documents, fetched, number=len(indices))
 
     def _look_up(self, feeds: Sequence[Feed], wanted: Feed) -> None:
         """Look up which documents come next, where ``wanted`` knows of none, for all that know of few."""
@@ -362,7 +363,7 @@ class SourceReader:
         rows = np.array([feed.row for feed in poor])
         places = (first[:, None] + np.arange(count)) * self._rows + rows[:, None]
         kept = places < self._last if self._last is not None else np.ones(places.shape, np.bool_)
-        indices = self._source.order.at(places[kept])
+        indices = indices_at(self._source.order, places[kept], documents=self._count)
         ends = np.cumsum(kept.sum(axis=1))[:-1]
         for feed, its in zip(poor, np.split(indices, ends), strict=True):
             feed.indices = np.concatenate([feed.indices, its]) if len(feed.indices) else its

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hekaton.data import PieceTokenizer, TextTokenizer, TokenIds
+from hekaton.data.answers import ids_of
 
 PIECE = 2**18
 """Longest text that is encoded at once, in characters. Tokenizers need hundreds of bytes per token while they
@@ -67,13 +68,21 @@ class UnreadText:
 
 def encode_pieces(tokenizer: TextTokenizer, pieces: Sequence[Piece]) -> list[TokenIds]:
     """Ids of each piece: whole documents together, which tokenizers are fast at, and parts of longer ones as
-    parts, where the tokenizer can do that."""
+    parts, where the tokenizer can do that.
+
+    :raises DataError: for what is no ids of the tokenizer.
+    """
+    by_pieces = isinstance(tokenizer, PieceTokenizer)
+    texts = [piece.text for piece in pieces if not by_pieces or (piece.is_first and piece.is_last)]
+    whole = ids_of(tokenizer, tokenizer.encode_batch(texts), number=len(texts))
     if not isinstance(tokenizer, PieceTokenizer):
-        return tokenizer.encode_batch([piece.text for piece in pieces])
-    whole = iter(tokenizer.encode_batch([piece.text for piece in pieces if piece.is_first and piece.is_last]))
+        return whole
+    left = iter(whole)
     return [
-        next(whole)
+        next(left)
         if piece.is_first and piece.is_last
-        else tokenizer.encode_piece(piece.text, before=piece.before, after=piece.after)
+        else ids_of(
+            tokenizer, [tokenizer.encode_piece(piece.text, before=piece.before, after=piece.after)], number=1
+        )[0]
         for piece in pieces
     ]

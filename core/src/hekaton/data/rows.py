@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hekaton.data import Integers, Values
+from hekaton.data.answers import units_made
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
@@ -102,6 +103,7 @@ class RowReader:
         stream = self._stream
         tensors = stream.maker.empty(len(self.rows))
         found = [-1] * len(self.rows)
+        begun = {}
         waiting = list(enumerate(self.rows))
         while waiting:
             chosen: dict[int, list[tuple[int, Row]]] = {}
@@ -119,9 +121,9 @@ class RowReader:
                 for index, row in together:
                     feed = row.feeds[number]
                     before = feed.cursor, feed.available
-                    made = stream.maker.make(
-                        feed, {name: values[index, ...] for name, values in tensors.items()}
-                    )
+                    begun.setdefault((index, number), feed.next_document)
+                    out = {name: values[index, ...] for name, values in tensors.items()}
+                    made = units_made(stream.maker, stream.maker.make(feed, out))
                     if made:
                         row.taken[number] += made
                         found[index] = number
@@ -130,7 +132,7 @@ class RowReader:
                     if before[1] < stream.maker.ahead or feed.cursor == before[0]:
                         row.ended |= {number}
                     else:
-                        self._check_skipped(number, feed)
+                        self._check_skipped(number, feed.next_document - begun[index, number])
         for row in self.rows:
             row.made += 1
         skipped = sum(row.skipped() for row in self.rows)
@@ -143,13 +145,13 @@ class RowReader:
             sources=found,
         )
 
-    def _check_skipped(self, number: int, feed: Feed) -> None:
-        """:raises DataError: where the row maker skipped each document more than once, and would for ever."""
+    def _check_skipped(self, number: int, skipped: int) -> None:
+        """:raises DataError: where the row maker passed each document more than once, and would for ever."""
         source = self._stream.sources[number]
-        if feed.skipped > len(source.documents) + _CHANCE:
+        if skipped > len(source.documents) + _CHANCE:
             said = f"source '{source.name}': " if source.name else ""
             raise DataError(
-                f"{said}no row can be made of {feed.skipped:,} documents one after the other: nothing in it "
+                f"{said}no row can be made of {skipped:,} documents one after the other: nothing in it "
                 "would be learned",
                 hint="raise training.seq_len, or choose another training.packing",
             )

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from hekaton.environment import among_others
+from hekaton.failures.exits import exits_are_errors
 from hekaton.stop_signals import ending_is_known
 
 
@@ -13,7 +14,8 @@ from hekaton.stop_signals import ending_is_known
 def told_to_the_others() -> Iterator[None]:
     """What goes wrong before the processes have met reaches those that wait for this one."""
     try:
-        yield
+        with exits_are_errors():
+            yield
     except Exception as error:
         ending_is_known()
         if among_others():

@@ -1,0 +1,102 @@
+"""What the components of data answer, compared with their contracts before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Encoded, Integers, TextTokenizer, TokenIds
+from hekaton.errors import DataError
+
+if TYPE_CHECKING:
+    from hekaton.data.row_makers import BatchRowMaker
+
+
+def indices_at(order: DocumentOrder, places: Integers, *, documents: int) -> Integers:
+    """The documents at places of an order, of so many documents.
+
+    :raises DataError: for anything else than an index for each place.
+    """
+    found = np.asarray(order.at(places.copy()))
+    if found.shape != places.shape or found.dtype.kind not in "iu":
+        wrong = f"{found.shape} of {found.dtype} for {places.shape} places"
+    elif len(found) and not 0 <= found.min() <= found.max() < documents:
+        wrong = f"document {found[(found < 0) | (found >= documents)][0]}"
+    else:
+        return found
+    raise _error(
+        "at()", "order", order, wrong, f"the index of a document, below {documents:,}, for each place"
+    )
+
+
+def documents_of(dataset: Documents, fetched: Any, *, number: int) -> list[Any]:
+    """So many documents that were fetched.
+
+    :raises DataError: for another number of them.
+    """
+    found = _listed(fetched, number)
+    if isinstance(found, str):
+        raise _error("fetch()", "dataset", dataset, found, "a document for each index")
+    return found
+
+
+def encoded_parts(encoder: DocumentEncoder, encoded: Any, *, number: int) -> list[Encoded]:
+    """What so many parts were encoded to.
+
+    :raises DataError: for anything else than an ``Encoded`` for each.
+    """
+    found = _listed(encoded, number)
+    if not isinstance(found, str):
+        wrong = next((type(one).__name__ for one in found if not isinstance(one, Encoded)), None)
+        if wrong is None:
+            return found
+        found = wrong
+    raise _error("encode()", "encoder", encoder, found, "an Encoded for each part")
+
+
+def ids_of(tokenizer: TextTokenizer, encoded: Any, *, number: int) -> list[TokenIds]:
+    """The ids of so many texts.
+
+    :raises DataError: for anything else than ids of the tokenizer for each.
+    """
+    size = tokenizer.vocab_size
+    found = _listed(encoded, number)
+    wrong = found if isinstance(found, str) else ""
+    for ids in () if wrong else map(np.asarray, found):
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            wrong = f"{ids.shape} of {ids.dtype}"
+        elif len(ids) and not 0 <= ids.min() <= ids.max() < size:
+            wrong = f"the id {ids[(ids < 0) | (ids >= size)][0]}"
+    if wrong:
+        expected = f"whole numbers below vocab_size = {size:,}, (n,), for each text"
+        raise _error("encode_batch()", "tokenizer", tokenizer, wrong, expected)
+    assert not isinstance(found, str)
+    return found
+
+
+def units_made(maker: BatchRowMaker, made: Any) -> int:
+    """The units that a row maker has put into a row.
+
+    :raises DataError: for anything else than a number of them.
+    """
+    if isinstance(made, Integral) and 0 <= made <= maker.units_per_row:
+        return int(made)
+    expected = f"the number of {maker.unit} in the row, at most {maker.units_per_row:,}"
+    raise _error("make()", "row maker", maker, repr(made), expected)
+
+
+def _listed(answer: Any, number: int) -> list[Any] | str:
+    """The answers, or what is wrong with them."""
+    if not isinstance(answer, Iterable):
+        return type(answer).__name__
+    found = list(answer)
+    return found if len(found) == number else f"{len(found):,} answers for {number:,}"
+
+
+def _error(method: str, kind: str, component: Any, wrong: str, expected: str) -> DataError:
+    return DataError(
+        f"{method} of the {kind} {type(component).__name__} gave {wrong}", hint=f"it gives {expected}"
+    )
