@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hekaton.errors import PluginError
 from hekaton.optim import LearningRate, clip_grad_norm, warmup_stable_decay
 from hekaton.testing import run_processes
 
@@ -90,3 +91,14 @@ def test_a_rate_that_is_a_tensor_stays_one():
 
 def test_adam_on_parts_of_parameters_is_torchs_on_the_whole():
     run_processes(Path(__file__).with_name("optimizer_on_processes.py"), "compare", processes=2, timeout=60)
+
+
+@pytest.mark.parametrize("factor", [None, "1", float("nan"), float("inf"), -0.1, torch.tensor(1.0)])
+def test_a_factor_of_a_schedule_is_a_finite_number_from_0_on(factor):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)
+    rate = LearningRate([optimizer], lambda done: factor if done else 1)
+    rate.apply()
+    rate.steps_done = 1
+    with pytest.raises(PluginError, match=r"schedule's factor after 1 steps is "):
+        rate.apply()
+    assert optimizer.param_groups[0]["lr"] == 0.5

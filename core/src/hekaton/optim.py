@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from hekaton.errors import PluginError
 from hekaton.parameters import REST, ParameterGroup
 
 if TYPE_CHECKING:
@@ -118,8 +120,17 @@ class LearningRate:
         self.steps_done = 0
 
     def apply(self) -> float:
-        """Set the rate for the step to come, and return the schedule's factor."""
-        self._last = self._factor(self.steps_done)
+        """Set the rate for the step to come, and return the schedule's factor.
+
+        :raises PluginError: for a factor that is no finite number, or below 0.
+        """
+        factor = self._factor(self.steps_done)
+        if not isinstance(factor, Real) or not math.isfinite(factor) or factor < 0:
+            raise PluginError(
+                f"the learning-rate schedule's factor after {self.steps_done:,} steps is {factor!r}",
+                hint="it gives a finite number from 0 on",
+            )
+        self._last = float(factor)
         for group in self._groups:
             rate = group["initial_lr"] * self._last
             if isinstance(group["lr"], torch.Tensor):  # of an optimizer whose step is compiled

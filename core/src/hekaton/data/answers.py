@@ -82,7 +82,7 @@ def units_made(maker: BatchRowMaker, made: Any) -> int:
 
     :raises DataError: for anything else than a number of them.
     """
-    if isinstance(made, Integral) and 0 <= made <= maker.units_per_row:
+    if isinstance(made, Integral) and 0 <= int(made) <= maker.units_per_row:
         return int(made)
     expected = f"the number of {maker.unit} in the row, at most {maker.units_per_row:,}"
     raise _error("make()", "row maker", maker, repr(made), expected)

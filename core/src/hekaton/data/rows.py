@@ -103,7 +103,7 @@ class RowReader:
         stream = self._stream
         tensors = stream.maker.empty(len(self.rows))
         found = [-1] * len(self.rows)
-        begun = {}
+        begun: dict[tuple[int, int], int] = {}
         waiting = list(enumerate(self.rows))
         while waiting:
             chosen: dict[int, list[tuple[int, Row]]] = {}
