@@ -33,6 +33,8 @@ import numpy as np
 TOKENS = 100_000_000
 VOCAB_SIZE = 50_000
 MEAN_LENGTHS = (100, 500, 2_000)
+STEPS = 512
+"""Of a turn: the most that are read at once, so that each turn has a share of all work."""
 DOCUMENTS, DOCUMENT = 10_000_000, 5_000
 """Of the large corpus, and ids of each."""
 
@@ -86,14 +88,14 @@ def speed(folder: Path, *, repeats: int, rows: int) -> None:
             sides[f"documents of {mean:,}"] = loader([folder / str(mean)], seq_len, rows)
             sides[f"concat of {mean:,}"] = loader([folder / str(mean)], seq_len, rows, packs_documents=False)
         sides["mixture of four"] = loader([folder / f"part {part}" for part in range(4)], seq_len, rows)
-        steps = max(20, 4_000_000 // (seq_len * rows))
         rates: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(repeats):
+        for repeat in range(-1, repeats):  # the first turn is none: more and more steps are read at once
             for name, side in sides.items():
                 start = time.process_time()
-                for _ in range(steps):
+                for _ in range(STEPS):
                     side()
-                rates[name].append(steps * rows * seq_len / (time.process_time() - start) / 1e6)
+                if repeat >= 0:
+                    rates[name].append(STEPS * rows * seq_len / (time.process_time() - start) / 1e6)
         for name, measured in rates.items():
             of_gather = statistics.median(a / b for a, b in zip(measured, rates["gather"], strict=True))
             print(f"rows of {seq_len:,}: {name:<22}{statistics.median(measured):>8,.1f} M tokens/s"

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from hekaton import progress
+from hekaton.cli import data
 from hekaton.progress import progress_bar
 
 
@@ -71,3 +72,10 @@ def test_the_last_step_is_shown(notebook, monkeypatch):
     bar.show(1)
     bar.show(2)
     assert [one["text/plain"] for one in notebook.shown] == ["step 0 of 2", "step 2 of 2"]
+
+
+def test_data_show_says_how_far_the_steps_before_are_read(caplog, monkeypatch):
+    monkeypatch.setattr(data, "SAID", -1.0)
+    caplog.set_level("INFO", logger="hekaton")
+    data._read(SimpleNamespace(next=lambda: None), 1_200)
+    assert "read 1,199 of the 1,200 steps before: 0:00:00 left" in caplog.text

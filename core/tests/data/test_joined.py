@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from hekaton.corpus.tokens import MappedIds, TokenFiles
-from hekaton.data import blocks, feed
+from hekaton.data import blocks, feed, jump
 from hekaton.data.blend import Blend
 from hekaton.data.contents import known_file
 from hekaton.data.encoders import IdsEncoder
 from hekaton.data.feed import Source
+from hekaton.data.jump import cursor_after
 from hekaton.data.loader import Loader
 from hekaton.data.order import Sequential, Shuffled
 from hekaton.data.row_makers import BestFit, InOrder, OnePerRow
@@ -38,6 +39,7 @@ class OneByOne:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Two files of documents, among them empty ones, and some that count as long."""
+    monkeypatch.setattr(jump, "_FEWEST", 2)
     monkeypatch.setattr("hekaton.data.encoders.IDS_PART", 32)
     monkeypatch.setattr(feed, "IDS_PART", 32)
     monkeypatch.setattr(feed, "JOINED_TOKENS", 12)
@@ -116,6 +118,13 @@ def test_rows_and_cursors_are_those_of_one_document_after_the_other(
         resumed.seek(torch.tensor(expected[done - 1]["cursor"][rows.start : rows.stop]))
         for found, whole in zip(steps(resumed, 3), expected[done:], strict=False):
             assert found == {name: values[rows.start : rows.stop] for name, values in whole.items()}
+        jumped = cursor_after(resumed._stream, rows, done)
+        assert jumped is not None or way in ("once", "ending")
+        if jumped is not None:
+            resumed.seek(torch.tensor(jumped))
+            for found, whole in zip(steps(resumed, 2), expected[done:], strict=False):
+                assert found == {name: values[rows.start : rows.stop] for name, values in whole.items()}
+    assert cursor_after(resumed._stream, rows, 10**4) is None or way in ("repeat", "mixed")
 
 
 def test_workers_make_many_steps_at_once_too(files):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from hekaton.cli.arguments import as_path, load_files, take_number
@@ -13,7 +16,11 @@ from hekaton.errors import ConfigError, choices_hint
 
 if TYPE_CHECKING:
     from hekaton.config import JobConfig, Loaded
+    from hekaton.data.blocks import BlockReader
     from hekaton.data.feed import Source
+    from hekaton.data.rows import RowReader
+
+log = logging.getLogger("hekaton")
 
 USAGE = """\
 usage: hekaton data verify FOLDER
@@ -27,13 +34,18 @@ show     print what the model is given at a step: tokens as text, where document
          targets, of which source each row is
 
   --documents N   look at the first N documents of each dataset only
-  --step N        the step, from 1; 1 by default. Steps before it are read, and not shown
+  --step N        the step, from 1; 1 by default. Steps before it are read, and not shown; of token ids their
+                  lengths alone
   --row I         one row of the global batch, from 0; all by default"""
 
 VERBS = ("verify", "stats", "show")
 SOME_WRONG = 1
 BATCH = 64
 BAR = 40
+SOON = 100
+"""Steps that need no bar."""
+SAID = 5.0
+"""Seconds between two lines about how far the reading is."""
 
 
 def run(arguments: list[str]) -> int:
@@ -137,7 +149,8 @@ def show(loaded: Loaded, *, step: int, row: int | None, dim: bool) -> Iterator[s
     """Lines about what the model is given at a step."""
     import numpy as np
 
-    from hekaton.data.rows import RowReader
+    from hekaton.data.blocks import reader_of
+    from hekaton.data.jump import cursor_after
     from hekaton.loss import IGNORE_INDEX
     from hekaton.sources import make_stream
 
@@ -148,9 +161,12 @@ def show(loaded: Loaded, *, step: int, row: int | None, dim: bool) -> Iterator[s
     opened = _opened(loaded)
     stream = make_stream(*opened, seq_len=config.training.seq_len, rows=count)
     rows = range(count) if row is None else range(row, row + 1)
-    reader = RowReader(stream, rows, np.zeros((len(rows), stream.cursor_width), np.int64))
-    for _ in range(step - 1):
-        reader.next()
+    cursor = cursor_after(stream, rows, step - 1)
+    if cursor is None:
+        reader = reader_of(stream, rows, np.zeros((len(rows), stream.cursor_width), np.int64))
+        _read(reader, step - 1)
+    else:
+        reader = reader_of(stream, rows, cursor)
     made = reader.next()
     for index, number in enumerate(rows):
         source = made.sources[index]
@@ -164,6 +180,24 @@ def show(loaded: Loaded, *, step: int, row: int | None, dim: bool) -> Iterator[s
         targets = int((tensors["labels"] != IGNORE_INDEX).sum())
         yield f"── step {step}, row {number}{f', source {name}' if name else ''}: {targets:,} targets"
         yield from _texts(opened[2], tensors, dim=dim)
+
+
+def _read(reader: RowReader | BlockReader, steps: int) -> None:
+    """Read steps, and say now and then how far that is."""
+    from hekaton.progress import progress_bar
+
+    bar = progress_bar(steps=steps, step=0) if steps >= SOON else None
+    began = said = time.monotonic()
+    for step in range(1, steps + 1):
+        reader.next()
+        if bar is not None:
+            bar.show(step)
+        elif time.monotonic() - said > SAID:
+            said = time.monotonic()
+            left = timedelta(seconds=round((said - began) / step * (steps - step)))
+            log.info("read %s of the %s steps before: %s left", f"{step:,}", f"{steps:,}", left)
+    if bar is not None:
+        bar.close()
 
 
 def _fewest_processes(config: JobConfig) -> int:

@@ -24,7 +24,7 @@ TOKENS = 2**21
 """About how many tokens of each source are read at once for all rows together."""
 LAID_OUT = 2**14
 """About how many of them are laid out at once: tensors of more would leave the cache of a core."""
-MOST_STEPS = 128
+MOST_STEPS = 512
 MOST_SOURCES = 4
 """No more tokens are read at once than those of so many sources."""
 _NONE = np.zeros(0, np.int64)
@@ -35,12 +35,16 @@ def reader_of(stream: Stream, rows: Sequence[int], cursor: Integers) -> RowReade
 
     :param cursor: (rows, cursor width).
     """
+    return BlockReader(stream, rows, cursor) if joins(stream) else RowReader(stream, rows, cursor)
+
+
+def joins(stream: Stream) -> bool:
+    """Whether rows are tokens of documents one after the other, as they are."""
     # An encoder or a row maker that is not exactly ours may do more than look at ids.
-    joins = type(stream.maker) is InOrder and all(
+    return type(stream.maker) is InOrder and all(
         type(source.encoder) is IdsEncoder and isinstance(source.documents, JoinedDocuments)
         for source in stream.sources
     )
-    return BlockReader(stream, rows, cursor) if joins else RowReader(stream, rows, cursor)
 
 
 class BlockReader:
