@@ -26,6 +26,7 @@ import hekaton
 from hekaton import loading
 from hekaton.checkpoint.disk.step_folders import StepFolders
 from hekaton.stop_signals import ONE_SIGNAL
+from hekaton.trainer import Trainer
 from hekaton.urls import UrlPath
 
 RUN = """\
@@ -292,21 +293,18 @@ def interrupted() -> None:
 
 def interrupted_twice() -> None:
     """Ctrl-C again while the step in hand takes long: as in a notebook, the process goes on."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
     write()
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def slow(*_: object) -> None:
+    def slow(trainer: Trainer) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(ONE_SIGNAL + 0.1)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(20)
 
-    hook = register_optimizer_step_pre_hook(slow)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", slow)
         hekaton.train("run.toml", checkpoint={"enable": True})
-    hook.remove()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert threading.active_count() == 1
     assert hekaton.train("run.toml", checkpoint={"enable": True}, training={"steps": 2}).step == 2
