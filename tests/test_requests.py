@@ -100,9 +100,21 @@ def test_a_snapshot_on_request_is_of_one_step(tmp_path, monkeypatch):
     assert asked == [{"max_entries": SNAPSHOT_ENTRIES}, {"enabled": None}]
 
 
-def test_what_a_run_cannot_remove_it_does_not_carry_out(tmp_path):
-    (tmp_path / "asks.py").write_text(PLUGIN.replace(".touch()", ".mkdir(exist_ok=True)").replace("6:", "5:"))
+def test_what_a_run_cannot_remove_it_does_not_carry_out_and_goes_on_looking_for_others(tmp_path):
+    names = PLUGIN.index("    names = ")
+    folders = """    save, stop = (Path("out", f"{name}.request") for name in ("save", "stop"))
+    if step == 2:
+        save.mkdir()
+        stop.mkdir()
+    if step == 4:
+        save.rmdir()
+    if step == 5:
+        save.touch()
+"""
+    (tmp_path / "asks.py").write_text(PLUGIN[:names] + folders)
     done = run_command(*RUN, "--training.steps", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("save.request cannot be removed, and is not carried out: ") == 1
+    for name in ("save", "stop"):
+        assert done.stderr.count(f"{name}.request cannot be removed, and is not carried out: ") == 1
+    assert "saving step 5: save.request" in done.stderr
     assert "stopping" not in done.stderr

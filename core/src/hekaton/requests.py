@@ -61,6 +61,7 @@ class Requests:
         self._profile = profile
         self._memory = memory
         self._looked = time.monotonic()
+        self._stuck: set[str] = set()  # files that cannot be removed
         for name in (SAVE, STOP, PROFILE, MEMORY):
             if self._taken(name):
                 log.info("%s is from before this start: removed", name)
@@ -90,9 +91,12 @@ class Requests:
         try:
             (self._folder / name).unlink()
         except FileNotFoundError:
+            self._stuck.discard(name)
             return False
         except OSError as error:  # asked once more at the next look otherwise
-            log.warning("%s cannot be removed, and is not carried out: %s", name, reason_of(error))
-            self._folder = None
+            if name not in self._stuck:
+                log.warning("%s cannot be removed, and is not carried out: %s", name, reason_of(error))
+            self._stuck.add(name)
             return False
+        self._stuck.discard(name)
         return True

@@ -108,6 +108,18 @@ def test_a_job_is_queued_again_by_its_status_after_preemption_and_where_a_node_d
     assert said.returncode == (75 if queued else status)
 
 
+@pytest.mark.parametrize(("said", "told"), [("2026-11-28T10:00:00", "1795860000"), ("", ""), ("N/A", "")])
+def test_the_run_is_told_the_end_of_the_job_where_squeue_knows_it(said, told, file, capsys):
+    """GNU's date takes no date for the beginning of today, and the run would end after its first step."""
+    assert main(["launch", "slurm", str(file), "--nodes", "1", "--gpus", "1"]) == 0
+    of_slurm = f"squeue() {{ echo '{said}'; }}; srun() {{ echo \"told $SLURM_JOB_END_TIME\"; }}; sinfo() {{ :; }}; scontrol() {{ :; }}\n"
+    done = subprocess.run(
+        ["bash", "-c", of_slurm + capsys.readouterr().out],
+        env={"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "TZ": "UTC"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == (f"told {told}\n", 0)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

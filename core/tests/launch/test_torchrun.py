@@ -4,6 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 
 from hekaton.launch import torchrun
 from hekaton.launch.torchrun import first_failure, main, threads_of_each
@@ -28,6 +29,29 @@ def test_processes_are_started_with_their_share_and_it_is_said(monkeypatch, caps
     assert main(["--standalone", "--nproc_per_node", "4", "-m", "hekaton.train"]) == 0
     assert seen == ["6"]
     assert capsys.readouterr().err == "OMP_NUM_THREADS = 6: 26 cores, 4 processes\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RendezvousTimeoutError(),
+            "not all 2 machines have come to a:29400 in time (--rdzv_conf=join_timeout=N, ",
+        ),
+        (RendezvousConnectionError("no\nstore"), "cannot reach the machine of a:29400: no\n"),
+    ],
+)
+def test_machines_that_do_not_come_are_an_error_without_a_traceback(error, said, monkeypatch, capsys):
+    """As after a link is cut, at the next start by ``--max-restarts``."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(options):
+        raise error
+
+    monkeypatch.setattr("torch.distributed.run.run", run)
+    machines = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_endpoint=a:29400"]
+    assert main([*machines, "-m", "hekaton.train"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SCRIPT = """\
 # it is queued again here, and resumes. SLURM waits two minutes before, unless told otherwise by
 # "scontrol update JobId=JOB StartTime=now".
 end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) # SLURM before 23.02 does not tell the run
-export SLURM_JOB_END_TIME=${{SLURM_JOB_END_TIME:-$(date --date="$end" +%s)}}
+export SLURM_JOB_END_TIME=${{SLURM_JOB_END_TIME:-${{end:+$(date --date="$end" +%s)}}}}
 trap : TERM USR1 # for the processes of srun, which get them too
 
 {before}\

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 def _launched(arguments: list[str], until_start: contextlib.ExitStack) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.run import determine_local_world_size, parse_args, run
 
     from hekaton.launch import agent
@@ -70,6 +71,17 @@ def _launched(arguments: list[str], until_start: contextlib.ExitStack) -> int:
     except SignalException as e:
         print(f"error: received {e.sigval.name} before the processes were started", file=sys.stderr)
         return status_without_a_save(e.sigval, others=started_with_others())
+    except RendezvousTimeoutError:
+        print(
+            f"error: not all {options.nnodes} machines have come to {options.rdzv_endpoint} in time "
+            "(--rdzv_conf=join_timeout=N, 600 s by default)",
+            file=sys.stderr,
+        )
+        return 1
+    except RendezvousConnectionError as e:
+        why = str(e.__cause__ or e).splitlines()[0]
+        print(f"error: cannot reach the machine of {options.rdzv_endpoint}: {why}", file=sys.stderr)
+        return 1
     return 0
 
 

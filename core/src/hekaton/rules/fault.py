@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from hekaton.errors import HekatonError
@@ -24,10 +25,16 @@ def replay_repeats(run: Run) -> Iterator[HekatonError]:
 def faults_are_looked_for(run: Run) -> Iterator[str]:
     """What has no effect here says so before the run."""
     fault, steps = run.config.fault, run.config.training.steps
-    if fault.save_before_seconds and known_end() is None:
+    end = known_end()
+    if fault.save_before_seconds and end is None:
         yield (
             "fault.save_before_seconds: no effect where the end of the job is not known: "
             "SLURM_JOB_END_TIME is not set"
+        )
+    elif end is not None and (left := end - time.time()) < fault.save_before_seconds:
+        yield (
+            f"fault.save_before_seconds = {fault.save_before_seconds:g}, and the job ends in "
+            f"{max(0.0, left):.0f} s: the run saves and stops after its first step"
         )
     for name in ("compare_replicas_every", "replay_every", "stragglers_every"):
         if getattr(fault, name) > steps:
