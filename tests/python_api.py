@@ -64,11 +64,11 @@ def write() -> None:
 
 def twice() -> None:
     """Two trainings, one after the other; what they gave goes to ``losses.json``. The second is called where
-    nothing that torch computes has gradients, or values."""
+    nothing that torch computes has gradients, or values, or the precision that is asked for."""
     write()
     runs = []
     for name, inside in (("first", contextlib.nullcontext()), ("second", torch.inference_mode())):
-        with inside:
+        with inside, torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "second"):
             steps = {"training.steps": np.int64(4), "checkpoint.enable": True}
             runs.append(hekaton.train("run.toml", job={"dump_folder": name}, **steps))
             assert torch.get_default_device().type == ("cpu" if name == "first" else "meta")

@@ -19,10 +19,11 @@ from hekaton.random_state import cuda_in_use, generators_kept
 
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
-    """Compute gradients, on the run's device, whatever the caller has set, and leave the process as it was:
-    default dtype and device, threads, deterministic algorithms, the state of the random generators of Python,
-    numpy and torch, the logger ``hekaton``, filters of warnings, the collection of garbage, signal handlers,
-    the environment, the hook for exceptions, and the current device. What torch has compiled is forgotten.
+    """Compute gradients, on the run's device and in its precision, whatever the caller has set, and leave the
+    process as it was: default dtype and device, threads, deterministic algorithms, the state of the random
+    generators of Python, numpy and torch, the logger ``hekaton``, filters of warnings, the collection of
+    garbage, signal handlers, the environment, the hook for exceptions, and the current device. What torch has
+    compiled is forgotten.
     """
     with contextlib.ExitStack() as after:
         for put_back in (generators_kept, _torch, _logger, _garbage, _signals, _environment):
@@ -30,6 +31,9 @@ def untouched() -> Iterator[None]:
         after.enter_context(warnings.catch_warnings())
         after.enter_context(torch.inference_mode(False))
         after.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                after.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
