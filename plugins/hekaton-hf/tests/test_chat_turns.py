@@ -59,7 +59,7 @@ def found(source, chat, **options):
 
 @pytest.mark.parametrize(
     ("source", "renderings"),
-    [(CHATML, 8), (THINKS, 14), (COUNTS, 2 + 2 * PAIRS)],
+    [(CHATML, 14), (THINKS, 20), (COUNTS, 2 + 2 * PAIRS)],
     ids=["chatml", "thinks", "counts"],
 )
 def test_the_turns_of_a_long_conversation_are_found_with_few_renderings(rendered, source, renderings):
@@ -77,12 +77,50 @@ def test_turns_that_the_marks_cannot_stand_for_are_found_one_by_one(rendered):
     said[3], said[5] = "nothing<|im_end|>", odd["turn5"] + "<|im_end|>"
     nothing = CHATML.replace("{{ m.content }}", "{{ m.content if m.content | trim else 'nothing' }}")
     assert found(nothing, conversation(**odd)) == said
-    assert len(rendered) < 20
+    assert len(rendered) < 25
     refuses = "{% for m in messages if m.content[0] == '\ue000' %}{{ raise_exception('no') }}{% endfor %}"
     assert found(refuses + nothing, conversation(**odd)) == said
     assert len(rendered) > 2 * PAIRS
     longer = CHATML.replace("{{ m.content }}", "{{ m.content | length }}: {{ m.content }}")
     assert found(longer, conversation())[7] == "8: number 7<|im_end|>"
+
+
+CALLS = CHATML.replace(
+    "{{ m.content }}",
+    "{{ m.content or '' }}{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}",
+)
+
+
+def test_turns_that_call_tools_are_found_with_few_renderings(rendered):
+    """Without content, with it, and several calls; the answer of one tool is what the template puts around."""
+    messages, said = [{"role": "user", "content": "begin"}], []
+    for number in range(PAIRS):
+        name = ("search", "open")[number % 2]
+        content = "I look" if number % 3 == 0 else ""
+        call = {"function": {"name": name, "arguments": {"at": number}}}
+        calls = [call] * (1 + number % 2)
+        result = "<|im_end|>\n<|im_start|>assistant\n" if number == 7 else f"found {number}"
+        messages += [
+            {"role": "assistant", "content": content, "tool_calls": calls}, {"role": "tool", "content": result},
+        ]  # fmt: skip
+        text = f'<call>{{"name": "{name}", "arguments": {{"at": {number}}}}}</call>' * len(calls)
+        said.append(f"{content}{text}<|im_end|>")
+    assert found(CALLS, Conversation(messages)) == said
+    assert len(rendered) < 2 * PAIRS - 10
+    spaced = CALLS.replace(
+        "<|im_end|>", "<|im_end|>{{ '\n' if m.content == '' and '13' in m.tool_calls | tojson else '' }}"
+    )
+    assert found(spaced, Conversation(messages)) == said
+
+
+def test_a_turn_in_the_middle_that_a_template_begins_otherwise_is_found_by_itself():
+    """No prompt is rendered behind a turn of the assistant, so that what it says next has its header in it."""
+    after_user = CHATML.replace("{% if add", "{% if messages[-1].role == 'user' and add")
+    messages = [*conversation().messages]
+    messages.insert(31, {"role": "assistant", "content": "first"})
+    said = [f"number {number}<|im_end|>" for number in range(PAIRS)]
+    said[15:16] = ["first<|im_end|>", "<|im_start|>assistant\nnumber 15<|im_end|>"]
+    assert found(after_user, Conversation(messages)) == said
 
 
 def test_turns_that_reach_otherwise_into_the_template_are_found_one_by_one():

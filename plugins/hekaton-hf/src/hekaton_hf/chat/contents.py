@@ -23,13 +23,16 @@ class ContentPlace:
     """A content in the text.
 
     :param before: what the template puts between the content before it and this one, and ``after`` what it
-        puts between this one and the next.
+        puts between this one and the next. Of a turn that calls tools, ``end`` is where the next content
+        begins, and ``after`` is empty.
+    :param kind: what else a template can tell messages apart by: their neighbours' roles, and what they have.
     """
 
     start: int
     end: int
     before: str
     after: str
+    kind: tuple[Any, ...] = ()
 
 
 def places_of(
@@ -67,6 +70,48 @@ def places_of(
                 break
         else:
             return {}
-        places[number] = ContentPlace(at, end, before, after)
+        places[number] = ContentPlace(at, end, before, after, _kind(messages, number))
         at = end + len(after)
-    return places if at == len(text) else {}
+    return {**places, **_calls(messages, text, places)} if at == len(text) else {}
+
+
+def _calls(
+    messages: Sequence[Mapping[str, Any]], text: str, places: Mapping[int, ContentPlace]
+) -> dict[int, ContentPlace]:
+    """Number of a message that calls tools -> its place: from its content, or else the name of the first
+    tool, up to the next content."""
+    ends = {len(messages): len(text)} | {number: place.start for number, place in places.items()}
+    starts = {-1: 0} | {number: place.end for number, place in places.items()}
+    calls = {}
+    for number, message in enumerate(messages):
+        name = _name_of_tool(message)
+        if name is None or number + 1 not in ends:
+            continue
+        end = ends[number + 1]
+        if number in places:
+            start, before = places[number].start, places[number].before
+        elif number - 1 in starts:
+            start = text.find(name, starts[number - 1], end)
+            before = text[starts[number - 1] : start]
+            if start < 0:
+                continue
+        else:
+            continue
+        calls[number] = ContentPlace(start, end, before, "", _kind(messages, number))
+    return calls
+
+
+def _name_of_tool(message: Mapping[str, Any]) -> str | None:
+    """Of the first tool that a message calls."""
+    calls = message.get("tool_calls")
+    call = calls[0] if isinstance(calls, list) and calls else None
+    call = call.get("function", call) if isinstance(call, dict) else None
+    name = call.get("name") if isinstance(call, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _kind(messages: Sequence[Mapping[str, Any]], number: int) -> tuple[Any, ...]:
+    around = [
+        messages[at].get("role") if 0 <= at < len(messages) else None for at in (number - 1, number + 1)
+    ]
+    return (*around, *sorted(name for name, value in messages[number].items() if value))

@@ -26,6 +26,10 @@ _STAND_IN = "\ue000\ue001"
 """Of private use areas: no content begins or ends with it."""
 _FEW = 16
 """Turns that are found one by one: each renders the conversation again."""
+_LAST = 8
+"""Characters at the end of a turn, mostly of its end mark."""
+_PROBES = 5
+"""Of turns that look alike, how many are found one by one in any case."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -126,25 +130,27 @@ class ChatTemplate:
     def _turns(self, conversation: Conversation, text: str, numbers: Sequence[int]) -> list[tuple[int, int]]:
         """Where turns are in the text, as :meth:`_turn` finds them one by one.
 
-        Of many turns between the same texts of the template, the first and the last are found so; where both
-        reach as far into these texts, the others do as well.
+        Of many turns between the same texts of the template, some are found so; where all of these reach as
+        far into the texts, the others do as well.
         """
         spans: dict[int, tuple[int, int]] = {}
         for places in self._alike(conversation, text, numbers):
-            first, last = min(places), max(places)
-            reach = set()
-            for number in (first, last):
+            alike, reach = list(places), set()
+            for probe in range(_PROBES):
+                number = alike[probe * (len(alike) - 1) // (_PROBES - 1)]
                 start, end = spans[number] = self._turn(conversation, text, number)
                 reach.add((places[number].start - start, end - places[number].end))
             before, after = reach.pop()
-            if (
-                not reach
-                and 0 <= before <= len(places[first].before)
-                and 0 <= after <= len(places[first].after)
-            ):
-                spans |= {
-                    number: (place.start - before, place.end + after) for number, place in places.items()
-                }
+            first = places[alike[0]]
+            if reach or not (0 <= before <= len(first.before) and after <= len(first.after)):
+                continue
+            # Of a turn that calls tools its last characters, and what the template puts behind it.
+            behind = text[first.end + after - _LAST : first.end] if after < 0 else ""
+            spans |= {
+                number: (place.start - before, place.end + after)
+                for number, place in places.items()
+                if text.endswith(behind, 0, place.end)
+            }
         return [spans.get(number) or self._turn(conversation, text, number) for number in numbers]
 
     def _alike(
@@ -159,11 +165,12 @@ class ChatTemplate:
             )
         except RefusedError:  # it may not take the marks
             return []
-        alike: dict[tuple[str, str], dict[int, ContentPlace]] = {}
+        alike: dict[tuple[Any, ...], dict[int, ContentPlace]] = {}
         for number in numbers:
             if number in places:
-                alike.setdefault((places[number].before, places[number].after), {})[number] = places[number]
-        return [its for its in alike.values() if len(its) > 2]
+                place = places[number]
+                alike.setdefault((place.before, place.after, place.kind), {})[number] = place
+        return [its for its in alike.values() if len(its) > _PROBES]
 
     def _turn(self, conversation: Conversation, text: str, number: int) -> tuple[int, int]:
         """Where a turn of the assistant is in the text, its end mark included, and no prompt before it."""
