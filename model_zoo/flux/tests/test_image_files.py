@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hekaton.errors import DataError
 from hekaton_flux import folder, shards
@@ -281,3 +281,34 @@ def test_a_very_long_image_is_cut_before_it_is_scaled_up(monkeypatch):
     found = pixels_of(StoredImage(file.getvalue(), "", "x"), size=32, enlarge=True)
     assert max(sizes[0]) <= 10 * 32
     assert found[16, 16].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_images_are_upright_as_their_exif_data_says(orientation):
+    given = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    given.save(file, "PNG", exif=exif)
+    file.seek(0)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    assert np.array_equal(decoded(StoredImage(file.getvalue(), "", "x")), expected)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF"])
+def test_what_an_image_is_not_is_not_opened_by_what_pillow_has_for_it(kind, tmp_path, monkeypatch):
+    program = tmp_path / "gs"  # which Pillow runs on EPS
+    program.write_text(f"#!/bin/sh\necho run >> {tmp_path / 'was_run'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, kind)
+    with pytest.raises(Unusable, match="it is none of JPEG, PNG, WEBP, GIF, BMP"):
+        decoded(StoredImage(file.getvalue(), "", "photo.jpg"))
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_captions_in_json_have_no_lone_surrogates(tmp_path):
+    content = {"a.json": b'{"caption": "red\\ud800 "}', "a.png": png("red")}
+    images = shards.build(SECTION, str(tar(tmp_path / "0.tar", content)))
+    assert [image.text for image in images.fetch([0])] == ["red?"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hekaton.errors import DataError
 from hekaton_flux.images import Pixels, StoredImage
@@ -17,6 +18,15 @@ log = logging.getLogger("hekaton")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Of the files that are taken for images."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Of what is in these files, whatever they are called. Pillow knows more, and for some, such as EPS, it runs
+other programs on the file."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""Of the orientations of EXIF, what makes an image upright."""
 _SHOWN = 5
 _LONGEST = 8
 """Of the longer side of an image, how many times the shorter one is scaled."""
@@ -68,7 +78,8 @@ class Unusable(Exception):
 
 
 def pixels_of(image: StoredImage, *, size: int, enlarge: bool) -> Pixels:
-    """An image scaled so that its shorter side has ``size`` pixels, and the middle of it: (size, size, 3).
+    """An image, upright as its EXIF data says, scaled so that its shorter side has ``size`` pixels, and the
+    middle of it: (size, size, 3). Of an animation it is the first image.
 
     :param enlarge: whether smaller images are scaled up.
     :raises Unusable: for one that cannot be read, or is smaller.
@@ -76,19 +87,19 @@ def pixels_of(image: StoredImage, *, size: int, enlarge: bool) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image.data)) as opened:
+            with Image.open(io.BytesIO(image.data), formats=_FORMATS) as opened:
                 width, height = opened.size
                 if not enlarge and min(width, height) < size:
                     raise Unusable(f"it has {width} by {height} pixels, fewer than {size} by {size}")
                 # JPEG decodes at half or a quarter of its size where that suffices.
                 opened.draft("RGB", (size, size) if min(width, height) >= 2 * size else opened.size)
-                whole = _without_alpha(opened)
+                whole = _without_alpha(_upright(opened))
     except Unusable:
         raise
     except UnidentifiedImageError as e:  # of which the message has the address of its buffer
-        raise Unusable("it cannot be read as an image: its format is not known") from e
+        raise Unusable(f"it cannot be read as an image: it is none of {', '.join(_FORMATS)}") from e
     except (
-        OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError,
+        OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as e:  # fmt: skip
         raise Unusable(f"it cannot be read as an image: {e}") from e
@@ -99,6 +110,12 @@ def pixels_of(image: StoredImage, *, size: int, enlarge: bool) -> Pixels:
     left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
     resized = whole if whole.size == scaled else whole.resize(scaled, Image.Resampling.LANCZOS)
     return np.asarray(resized.crop((left, top, left + size, top + size)), np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image as its EXIF data says that the camera was held."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _middle(image: Image.Image) -> Image.Image:

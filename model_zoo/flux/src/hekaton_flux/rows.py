@@ -41,8 +41,8 @@ class ImageEncoder:
         self._encoders, self.section = encoders, section
         self._bad = BadImages(section.max_bad_images)
         self.fingerprint = (
-            f"captioned_images ({encoders.fingerprint}, image_size {section.image_size}, text_length "
-            f"{section.text_length}, smaller_images {section.smaller_images})"
+            f"captioned_images, upright ({encoders.fingerprint}, image_size {section.image_size}, "
+            f"text_length {section.text_length}, smaller_images {section.smaller_images})"
         )
 
     def cut(self, document: Document) -> Iterator[Whole]:

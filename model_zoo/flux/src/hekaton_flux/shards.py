@@ -99,7 +99,7 @@ def _caption_in_json(text: str) -> str | None:
         caption = json.loads(text)["caption"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return caption.strip() if isinstance(caption, str) else None
+    return caption.encode("utf-8", "replace").decode().strip() if isinstance(caption, str) else None
 
 
 @dataclass(frozen=True)
