@@ -1,7 +1,9 @@
 """A process that makes no progress is reported with where all are, and by policy the run ends."""
 
+import contextlib
 import socket
 import threading
+import time
 
 import pytest
 from torch.distributed import HashStore
@@ -98,6 +100,44 @@ def test_a_process_that_is_stopped_is_one_that_nothing_is_heard_of(tmp_path):
     assert done.returncode == 1, done.stderr
     assert f"rank 1 on {HOST}: nothing heard of" in done.stderr
     assert f"rank 0 on {HOST}: in step 4 (" in done.stderr
+
+
+def move_until(holds, *places):
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        for where in places:
+            where.at("data", step=2)
+        time.sleep(0.05)
+
+
+def test_each_hang_is_reported_without_those_of_before(tmp_path, caplog, hekaton_log):
+    """Also one in the same step; the rank that hung before says nothing the second time."""
+    hekaton_log.propagate = True
+    store = HashStore()
+    places = [Whereabouts(), Whereabouts()]
+    reports = []
+    with contextlib.ExitStack() as watched:
+        for rank, where in enumerate(places):
+            board_of_rank = board.Board(store, rank=rank, world_size=2)
+            board_of_rank.arrive()
+            watched.enter_context(
+                hangs_are_shown(
+                    where, board_of_rank, rank=rank, world_size=2, seconds=0.4, abort=False, folder=tmp_path
+                )
+            )
+            where.at("data", step=1)
+        for phase, hanging in (("forward_backward", 1), ("save", 0)):
+            caplog.clear()
+            places[hanging].at(phase, step=2)
+            move_until(lambda: "no progress" in caplog.text, places[1 - hanging])
+            reports.append(caplog.text)
+            again = f"rank {hanging} makes progress again"
+            move_until(lambda again=again: again in caplog.text, *places)
+    assert f"rank 1 on {HOST}: in step 2 (forward_backward) for " in reports[0]
+    assert f"rank 0 on {HOST}: nothing heard of" in reports[0]
+    assert f"rank 0 on {HOST}: in step 2 (save) for " in reports[1]
+    assert f"rank 1 on {HOST}: nothing heard of" in reports[1]
 
 
 class Unreachable:

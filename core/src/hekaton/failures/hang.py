@@ -82,6 +82,8 @@ def hangs_are_shown(
                     sys.stderr.flush()
                     end(status)
                     return
+            else:
+                watch.take_back()
 
     thread = threading.Thread(target=run, name="hekaton hangs", daemon=True)
     thread.start()
@@ -137,6 +139,7 @@ class _Watch:
         self._first: int | None = None
         self._since = time.monotonic()
         self._told = 0.0
+        self._is_taken_back = True
         self._main = threading.main_thread().ident
 
     def moved(self, phase: str) -> None:
@@ -152,7 +155,7 @@ class _Watch:
 
     def tell(self, *, abort: bool) -> int:
         """Write the stacks, and say for all ranks where they are; :returns: the exit status of the run."""
-        self._told = self._since
+        self._told, self._is_taken_back = self._since, False
         mine = Stuck(
             rank=self._rank,
             host=socket.gethostname(),
@@ -166,7 +169,7 @@ class _Watch:
             text = in_words({self._rank: mine}, world_size=1, hosts=lambda rank: mine.host)
             self._say(text, abort=abort)
             return 1
-        tells = self._board.is_stuck(mine.step, json.dumps(asdict(mine)))
+        tells = self._board.is_stuck(json.dumps(asdict(mine)))
         time.sleep(2 * self.interval + 1.0)  # in which the others see it, too
         if tells:
             said = {rank: Stuck(**json.loads(text)) for rank, text in self._board.stuck().items()}
@@ -186,6 +189,15 @@ class _Watch:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             self._board.looked()
         return 1
+
+    def take_back(self) -> None:
+        """Where this process moves again: what it told would be in the next report, or keep it away."""
+        if self._is_taken_back or self._told == self._since:
+            return
+        self._is_taken_back = True
+        log.warning("rank %d makes progress again", self._rank)
+        if self._board is not None:
+            self._board.moves_again()
 
     def _say(self, text: str, *, abort: bool) -> None:
         text += f"\n  all stacks: {self._folder / 'hangs'}"
