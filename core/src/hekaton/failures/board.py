@@ -117,16 +117,16 @@ class Board:
         self._set("lost", json.dumps(asdict(said)))
         return said
 
-    def is_stuck(self, said: str) -> bool:
-        """Tell that this rank makes no progress; :returns: whether it is the one that says so for all: the
-        first of those that make none."""
+    def is_stuck(self, step: int, said: str) -> bool:
+        """Tell that this rank makes no progress in a step; :returns: whether it is the one that says so for
+        all: the first of those that make none in it."""
         self._set(f"stuck/{self.rank}", said)
-        return self._add("stuck") == 1
+        return self._add(f"stuck in {step}") == 1
 
-    def moves_again(self) -> None:
+    def moves_again(self, step: int) -> None:
         """Take back what :meth:`is_stuck` told."""
         self._set(f"stuck/{self.rank}", "")
-        self._add("stuck", -1)
+        self._add(f"stuck in {step}", -1)
 
     def stuck(self) -> dict[int, str]:
         """What the ranks that make no progress said of themselves."""

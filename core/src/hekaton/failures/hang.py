@@ -139,7 +139,7 @@ class _Watch:
         self._first: int | None = None
         self._since = time.monotonic()
         self._told = 0.0
-        self._is_taken_back = True
+        self._stuck_in: int | None = None
         self._main = threading.main_thread().ident
 
     def moved(self, phase: str) -> None:
@@ -155,11 +155,11 @@ class _Watch:
 
     def tell(self, *, abort: bool) -> int:
         """Write the stacks, and say for all ranks where they are; :returns: the exit status of the run."""
-        self._told, self._is_taken_back = self._since, False
+        self._told, self._stuck_in = self._since, self._where.step
         mine = Stuck(
             rank=self._rank,
             host=socket.gethostname(),
-            step=self._where.step or 0,
+            step=self._stuck_in or 0,
             phase=self._where.phase,
             seconds=time.monotonic() - self._since,
             stack=self._stack(),
@@ -169,7 +169,7 @@ class _Watch:
             text = in_words({self._rank: mine}, world_size=1, hosts=lambda rank: mine.host)
             self._say(text, abort=abort)
             return 1
-        tells = self._board.is_stuck(json.dumps(asdict(mine)))
+        tells = self._board.is_stuck(mine.step, json.dumps(asdict(mine)))
         time.sleep(2 * self.interval + 1.0)  # in which the others see it, too
         if tells:
             said = {rank: Stuck(**json.loads(text)) for rank, text in self._board.stuck().items()}
@@ -192,12 +192,12 @@ class _Watch:
 
     def take_back(self) -> None:
         """Where this process moves again: what it told would be in the next report, or keep it away."""
-        if self._is_taken_back or self._told == self._since:
+        if self._stuck_in is None or self._told == self._since:
             return
-        self._is_taken_back = True
         log.warning("rank %d makes progress again", self._rank)
         if self._board is not None:
-            self._board.moves_again()
+            self._board.moves_again(self._stuck_in)
+        self._stuck_in = None
 
     def _say(self, text: str, *, abort: bool) -> None:
         text += f"\n  all stacks: {self._folder / 'hangs'}"
