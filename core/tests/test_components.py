@@ -15,6 +15,7 @@ from hekaton.config import load
 from hekaton.config.sections import OptimizerSection
 from hekaton.data import TextTokenizer
 from hekaton.errors import PluginError
+from hekaton.evaluating import Evaluations
 from hekaton.metrics import with_own
 from hekaton.parameters import group_names, parameter_groups, roles, trained_names
 from hekaton.plugins import Plugins
@@ -177,3 +178,20 @@ def test_marks_of_a_tokenizer_are_ids():
     assert _wrong(c.Tokenizer, marks) == "whose eos_id is 3, and vocab_size 3"
     marks.eos_id = None
     assert not _wrong(c.Tokenizer, marks)
+
+
+def test_evaluations_give_numbers_by_name_and_each_name_once():
+    def judge(found):
+        return type("Judge", (), {"due": lambda self, step: True, "__call__": lambda self: found})()
+
+    evaluations = Evaluations({"one": judge({"accuracy": 1}), "other": judge({"f1": 0.5})})
+    assert evaluations.due(1)
+    assert list(evaluations().values()) == [1.0, 0.5]
+    for found, message in (
+        (None, "evaluation 'other' gives NoneType, not numbers by name"),
+        ({"accuracy": 2}, "evaluations 'one' and 'other' both give 'accuracy'"),
+    ):
+        evaluations = Evaluations({"one": judge({"accuracy": 1}), "other": judge(found)})
+        evaluations.due(1)
+        with pytest.raises(PluginError, match=message):
+            evaluations()

@@ -24,12 +24,17 @@ class Evaluations:
         return bool(self._due)
 
     def __call__(self) -> dict[str, float]:
-        """:raises PluginError: for metrics that are no numbers by name."""
+        """:raises PluginError: for metrics that are no numbers by name, or that two evaluations give."""
         metrics: dict[str, float] = {}
+        given: dict[str, str] = {}
         for name in self._due:
             with generators_kept():
                 found = self._evaluations[name]()
+            if not isinstance(found, Mapping):
+                raise PluginError(f"evaluation '{name}' gives {type(found).__name__}, not numbers by name")
             for metric, value in found.items():
+                if (other := given.setdefault(metric, name)) != name:
+                    raise PluginError(f"evaluations '{other}' and '{name}' both give '{metric}'")
                 if not isinstance(value, int | float):
                     raise PluginError(
                         f"evaluation '{name}' gives '{metric}' as {type(value).__name__}, not as a number"

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hekaton.data import Encoded
-from hekaton.data.answers import documents_of, encoded_parts, ids_of, indices_at, units_made
+from hekaton.data import Encoded, Whole
+from hekaton.data.answers import documents_of, encoded_parts, ids_of, indices_at, parts_of, units_made
 from hekaton.data.encoders import TextEncoder
 from hekaton.data.feed import Source
 from hekaton.data.order import Sequential
@@ -56,6 +56,26 @@ def test_an_encoder_gives_encoded_parts():
         encoded_parts(0, [], number=1)
     with pytest.raises(DataError, match=r"^encode\(\) of the encoder int gave ndarray"):
         encoded_parts(0, [Encoded(IDS), IDS], number=2)
+
+    with pytest.raises(DataError, match=r"gave targets \(3,\) for ids \(2,\)"):
+        encoded_parts(0, [Encoded(IDS, targets=np.ones(3, np.bool_))], number=1)
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (None, "NoneType"),
+        ([], "no last part"),
+        (["text"], "str"),
+        ([Whole("a", is_last=False)], "no last part"),
+    ],
+)
+def test_an_encoder_cuts_documents_into_parts(cut, said):
+    encoder = SimpleNamespace(cut=lambda document: cut)
+    with pytest.raises(DataError, match=rf"^cut\(\) of the encoder SimpleNamespace gave {said}"):
+        list(parts_of(encoder, "a"))
+    cut = [Whole("a"), Whole("after the last")]
+    assert list(parts_of(encoder, "a")) == cut[:1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from hekaton.contributions import Model
@@ -139,6 +141,55 @@ def test_an_error_of_a_plugin_is_said_with_its_place(monkeypatch):
     (case,) = [case for case in cases_of(TEMPLATES) if case.name == "optimizer template_optimizer: steps"]
     said = r"TypeError: 'NoneType' object is not iterable \(test_conformance_runs.py, line \d+\)\n"
     with pytest.raises(AssertionError, match=said):
+        case.check()
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"), [(None, "AssertionError"), (SystemExit(3), "SystemExit: 3"), (OSError(), "OSError")]
+)
+def test_what_a_plugin_raises_without_a_word_is_said(raised, said, monkeypatch):
+    def build(*_):
+        assert raised is not None
+        raise raised
+
+    monkeypatch.setattr("hekaton.scaffold.templates.optimizer.build", build)
+    (case,) = [case for case in cases_of(TEMPLATES) if case.name == "optimizer template_optimizer: steps"]
+    with pytest.raises(AssertionError, match=rf": {said}.* \(test_conformance_runs.py, line \d+\)\n"):
+        case.check()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("raise SystemExit(0)", "is broken: SystemExit: 0"),
+        ("import absent_library", "is broken: ModuleNotFoundError: No module named 'absent_library'"),
+        ("HEKATON_API = '>=9'", "is incompatible: "),
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded_is_said_with_the_reason(content, said, tmp_path, monkeypatch):
+    (tmp_path / "lab_that_is_broken.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match=rf"^plugin 'lab_that_is_broken' \(unpackaged\) {said}"):
+        cases_of("lab_that_is_broken")
+    with pytest.raises(PluginError, match="there is no plugin 'lab_that_is_missing'"):
+        cases_of("lab_that_is_missing")
+
+
+@pytest.mark.parametrize("wrong", ["__len__", "fingerprint"])
+def test_a_dataset_that_is_another_when_it_is_opened_again_is_noticed(wrong, monkeypatch):
+    numbers = itertools.count(900)
+    of = "hekaton.scaffold.templates.dataset.Sums."
+    if wrong == "__len__":
+        monkeypatch.setattr(f"{of}__len__", lambda self: next(numbers))
+    else:
+        monkeypatch.setattr(
+            f"{of}__setattr__",
+            lambda self, name, value: object.__setattr__(
+                self, name, f"{value} {next(numbers)}" if name == "fingerprint" else value
+            ),
+        )
+    (case,) = [case for case in cases_of(TEMPLATES) if case.name == "dataset template_dataset: access"]
+    with pytest.raises(AssertionError, match="length and fingerprint are "):
         case.check()
 
 

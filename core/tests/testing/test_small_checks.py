@@ -5,11 +5,12 @@ import types
 import numpy as np
 import pytest
 
+from hekaton.data import Encoded
 from hekaton.data.byte import ByteTokenizer
 from hekaton.data.encoders import IdsEncoder
 from hekaton.jsonl import build as jsonl
 from hekaton.optim import warmup_stable_decay
-from hekaton.testing import check_dataset, check_logger, check_schedule, check_tokenizer
+from hekaton.testing import check_dataset, check_encoder, check_logger, check_schedule, check_tokenizer
 
 
 class Numbers:
@@ -104,3 +105,16 @@ def test_a_wrong_logger_fails():
 
 def adding(step, metrics):
     metrics["seen"] = step
+
+
+def test_an_encoder_that_lets_nothing_be_learned_fails():
+    class Masked(IdsEncoder):
+        def encode(self, parts):
+            return [
+                Encoded(one.ids, targets=np.zeros(len(one.ids), np.bool_)) for one in super().encode(parts)
+            ]
+
+    documents = [np.arange(3), np.arange(2)]
+    check_encoder(IdsEncoder(), documents)
+    with pytest.raises(AssertionError, match="no document has a target: nothing is learned"):
+        check_encoder(Masked(), documents)

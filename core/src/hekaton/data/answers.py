@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hekaton.data import DocumentEncoder, DocumentOrder, Documents, Encoded, Integers, TextTokenizer, TokenIds
+from hekaton.data import (
+    DocumentEncoder,
+    DocumentOrder,
+    Documents,
+    Encoded,
+    Integers,
+    Part,
+    TextTokenizer,
+    TokenIds,
+)
 from hekaton.errors import DataError
 
 if TYPE_CHECKING:
     from hekaton.data.row_makers import BatchRowMaker
+
+_PARTS = "parts, with size, is_first and is_last, of which one is the last"
 
 
 def indices_at(order: DocumentOrder, places: Integers, *, documents: int) -> Integers:
@@ -43,6 +54,21 @@ def documents_of(dataset: Documents, fetched: Any, *, number: int) -> list[Any]:
     return found
 
 
+def parts_of(encoder: DocumentEncoder, document: Any) -> Iterator[Part]:
+    """The parts that a document is cut into, up to the last one.
+
+    :raises DataError: for what is no part, and for an end before a last one.
+    """
+    cut = encoder.cut(document)
+    for part in cut if isinstance(cut, Iterable) else (cut,):
+        if any(not hasattr(part, name) for name in ("size", "is_first", "is_last")):
+            raise _error("cut()", "encoder", encoder, type(part).__name__, _PARTS)
+        yield part
+        if part.is_last:
+            return
+    raise _error("cut()", "encoder", encoder, "no last part", _PARTS)
+
+
 def encoded_parts(encoder: DocumentEncoder, encoded: Any, *, number: int) -> list[Encoded]:
     """What so many parts were encoded to.
 
@@ -50,11 +76,19 @@ def encoded_parts(encoder: DocumentEncoder, encoded: Any, *, number: int) -> lis
     """
     found = _listed(encoded, number)
     if not isinstance(found, str):
-        wrong = next((type(one).__name__ for one in found if not isinstance(one, Encoded)), None)
+        wrong = next(filter(None, map(_wrong_part, found)), None)
         if wrong is None:
             return found
         found = wrong
     raise _error("encode()", "encoder", encoder, found, "an Encoded for each part")
+
+
+def _wrong_part(encoded: Any) -> str:
+    if not isinstance(encoded, Encoded):
+        return type(encoded).__name__
+    if encoded.targets is not None and encoded.targets.shape != encoded.ids.shape[:1]:
+        return f"targets {encoded.targets.shape} for ids {encoded.ids.shape}"
+    return ""
 
 
 def ids_of(tokenizer: TextTokenizer, encoded: Any, *, number: int) -> list[TokenIds]:

@@ -27,7 +27,7 @@ from hekaton.data import (
     TokenIds,
     Values,
 )
-from hekaton.data.answers import documents_of, indices_at
+from hekaton.data.answers import documents_of, indices_at, parts_of
 from hekaton.data.encoders import IDS_PART, IdsEncoder, UnknownIdError, encoded
 from hekaton.data.order import mixed_number
 from hekaton.data.pieces import PIECE
@@ -341,7 +341,7 @@ class SourceReader:
             return
         documents = self._fetched(indices, [number * self._rows + feed.row for feed, number in asked])
         for (feed, number), document in zip(asked, documents, strict=True):
-            feed.unread.append((number, iter(source.encoder.cut(document))))
+            feed.unread.append((number, parts_of(source.encoder, document)))
 
     def _fetched(self, indices: Sequence[int], places: Sequence[int]) -> list[Any]:
         """Documents, which stand at these places of the order."""
@@ -374,7 +374,7 @@ class SourceReader:
             encoder, documents = self._source.encoder, self._source.documents
             for index in range(self._count):
                 (document,) = documents.fetch([index])
-                parts = [next(iter(encoder.cut(document)))]
+                parts = [next(parts_of(encoder, document))]
                 (read,) = encoded(encoder, parts, documents, [index].__getitem__)
                 if len(read.ids):
                     self._any_tokens = True

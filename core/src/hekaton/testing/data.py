@@ -112,6 +112,9 @@ def check_encoder(encoder: DocumentEncoder, documents: Sequence[Any]) -> None:
     flat = [part for of_document in parts for part in of_document]
     together = encoder.encode(flat)
     assert len(together) == len(flat), f"{len(together)} answers for {len(flat)} parts"
+    learned = [one for one in together if isinstance(one, Encoded) and one.targets is not None]
+    if together and len(learned) == len(together):
+        assert any(np.any(one.targets) for one in learned), "no document has a target: nothing is learned"
     for part, encoded in zip(flat, together, strict=True):
         assert isinstance(encoded, Encoded), f"a part is encoded to {type(encoded).__name__}, not to Encoded"
         assert isinstance(encoded.ids, np.ndarray), f"ids are {type(encoded.ids).__name__}, not an array"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
@@ -42,13 +44,19 @@ class Case:
             said = str(e).partition("\nassert ")[0]
             if isinstance(e, HekatonError):
                 said = f"{type(e).__name__}: {said}"
-            elif not isinstance(e, AssertionError) or not said:  # the plugin may assert, too
+            elif not isinstance(e, AssertionError) or not _is_of_the_kit(e):
                 from hekaton.parallel.contract import described
 
                 said = described(e)
             raise AssertionError(
                 f"{self.name}: {said}\n\nthe contract ({self.promise.place}):\n  {self.promise.says}"
             ) from e
+
+
+def _is_of_the_kit(error: AssertionError) -> bool:
+    """Whether an assertion is the kit's, and not one in code that it checks."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return Path(last.filename).is_relative_to(Path(__file__).parents[1])
 
 
 def cases_of(
@@ -116,7 +124,8 @@ def _found(distribution: str) -> tuple[Plugins, list[PluginInfo]]:
     infos = _named(plugins, distribution)
     if not infos:
         plugins = Plugins.discover(load=[distribution])
-        infos = [info for info in plugins.infos if info.module == distribution and info.status == "ok"]
+        absent = f"ModuleNotFoundError: No module named '{distribution}'"
+        infos = [info for info in plugins.infos if info.module == distribution and info.reason != absent]
     if not infos:
         known = sorted({info.distribution for info in plugins.infos if info.distribution})
         raise PluginError(

@@ -31,7 +31,12 @@ ROWS, STEPS = 3, 4
 
 
 def access(subject: CheckedContribution) -> None:
-    check_dataset(_dataset(subject), _encoder(subject))
+    dataset = _dataset(subject)
+    before = len(dataset), dataset.fingerprint
+    check_dataset(dataset, _encoder(subject))
+    for which, one in (("after documents were fetched", dataset), ("opened again", _dataset(subject))):
+        found = len(one), one.fingerprint
+        assert found == before, f"length and fingerprint are {found} {which}, and were {before}"
 
 
 def resume(subject: CheckedContribution) -> None:
