@@ -18,7 +18,7 @@ from hekaton.data.feed import Source
 from hekaton.data.loader import Loader
 from hekaton.data.mixture import Mixture, MixtureEntry
 from hekaton.data.order import Shuffled
-from hekaton.data.row_makers import BestFit, InOrder
+from hekaton.data.row_makers import BestFit, InOrder, OnePerRow
 from hekaton.data.rows import Stream
 from hekaton.errors import DataError
 
@@ -149,6 +149,25 @@ def test_weights_by_step():
     assert met[2][0] == met[2][1]
 
 
+@pytest.mark.parametrize("maker", [InOrder(SEQ_LEN), BestFit(SEQ_LEN), OnePerRow(SEQ_LEN)])
+@pytest.mark.parametrize("sizes", [((50, 5), (2, 9), (3, 6)), ((50, 5), (3, 8), (5, 4))])
+def test_after_a_resume_the_others_have_the_turns_of_a_source_that_has_ended(maker, sizes):
+    """Whose turn it is depends on what has ended, which a resumed row has not seen: it follows from its cursor."""
+    mixed = stream((1, 1, 0.3), 4, sizes=sizes, epochs=(None, 1, 2), maker=maker)
+    read, rows = loader(mixed), []
+    for _ in range(40):
+        tokens = read.next_step()["tokens"].tolist()
+        rows.append((tokens, list(read.sources), read.cursor()))
+    assert read.ended == {1, 2}
+    for done in range(1, 40, 2):
+        resumed = loader(mixed)
+        resumed.seek(rows[done - 1][2])
+        for tokens, sources, cursor in rows[done : done + 6]:
+            assert resumed.next_step()["tokens"].tolist() == tokens
+            assert list(resumed.sources) == sources
+            assert torch.equal(resumed.cursor(), cursor)
+
+
 def test_changed_weights_ended_sources_and_what_was_read_are_said(caplog, monkeypatch):
     monkeypatch.setattr(reading, "all_sum", lambda tensor, group: tensor)  # one process
     mixed = loader(stream({0: (1, 0), 10: (1, 3)}, 4, epochs=(1, None)))
@@ -161,7 +180,7 @@ def test_changed_weights_ended_sources_and_what_was_read_are_said(caplog, monkey
         reading.log_read(mixed, None, device=torch.device("cpu"))
     # Rows have 13 or 12 documents of 5 tokens: 8 sequences of 8, the last of 12 documents of 4, and of 13 a
     # token that is left.
-    assert caplog.messages[0] == "step 9: source 'source0' is read to its end in rows of this process"
+    assert caplog.messages[0] == "step 8: source 'source0' is read to its end in rows of this process"
     assert met[0] == 248
     assert "mixture from step 11 on: source0 25.00%, source1 75.00% of the tokens" in caplog.messages
     share = 100 * met[1] / met.total()
@@ -169,7 +188,7 @@ def test_changed_weights_ended_sources_and_what_was_read_are_said(caplog, monkey
     assert f"mixture: {met[0]:,} tokens of source0, " in caplog.text
     reached = reading.shares_of_sources(mixed, None)
     assert reached["data/source1/share"] == met[1] / met.total()
-    assert reached["data/source0/epochs"] == 48 / 50
+    assert reached["data/source0/epochs"] == 1  # the tokens that are left are left behind
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (5, 1)])

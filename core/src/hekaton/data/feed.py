@@ -62,6 +62,16 @@ class Source:
     seed: int = 0
     most: int | None = None
 
+    @property
+    def places(self) -> int | None:
+        """How many places of its order are read by all rows together; ``None`` for all."""
+        places = None if self.epochs is None else self.epochs * len(self.documents)
+        return self.most if places is None or (self.most is not None and self.most < places) else places
+
+    def has_ended(self, feed: Feed) -> bool:
+        """Whether a row has read all documents that it ever will."""
+        return self.places is not None and feed.cursor[0] * feed.rows + feed.row >= self.places
+
 
 @dataclass(slots=True)
 class Span:
@@ -169,6 +179,13 @@ class Feed:
         if self.unread and self.unread[0][0] == document:
             self.unread.popleft()
 
+    def leave_all(self) -> None:
+        """Leave what is ahead behind, where it is the last and no row can be made of it."""
+        self.spans.clear()
+        self.unread.clear()
+        self.available = self.made = 0
+        self.kept = None
+
     def advance(self, count: int) -> None:
         """Count documents as read, or about to be."""
         self.next_document += count
@@ -242,9 +259,7 @@ class SourceReader:
         self._source = source
         self._rows, self._unit = rows, unit
         self._count = len(source.documents)
-        self._last = None if source.epochs is None else source.epochs * self._count
-        if source.most is not None:
-            self._last = source.most if self._last is None else min(self._last, source.most)
+        self._last = source.places
         self._takes_joined = joined
         self._shuffles = isinstance(source.documents, ShufflesWithin)
         self._tokens_per_document = float("inf")  # ask for one until we know

@@ -127,9 +127,12 @@ class RowReader:
                     if made:
                         row.taken[number] += made
                         found[index] = number
+                        if stream.sources[number].has_ended(feed):
+                            row.ended |= {number}
                         continue
                     waiting.append((index, row))
                     if before[1] < stream.maker.ahead or feed.cursor == before[0]:
+                        feed.leave_all()
                         row.ended |= {number}
                     else:
                         self._check_skipped(number, feed.next_document - begun[index, number])
@@ -163,7 +166,6 @@ class Row:
     def __init__(self, stream: Stream, row: int, cursor: Sequence[int]) -> None:
         self._stream = stream
         self._row = row
-        self.ended: frozenset[int] = frozenset()
         self._cursor = list(cursor)
         self.chosen: set[int] = set()
         """The sources that were read from since the cursor was asked for."""
@@ -177,6 +179,10 @@ class Row:
             places = [cursor[start : start + width + 1] for start in range(1, len(cursor), width + 1)]
             self.feeds = [Feed(row, place[:-1], rows=stream.rows) for place in places]
             self.taken = [place[-1] for place in places]
+        # What has ended follows from the cursor alone: the others' turns depend on it, also after a resume.
+        self.ended = frozenset(
+            number for number, feed in enumerate(self.feeds) if stream.sources[number].has_ended(feed)
+        )
 
     def choose(self) -> int | None:
         """The source of the next sequence among those that have not ended."""
