@@ -60,7 +60,9 @@ class Ref:
             value = importlib.import_module(module_name)
         except HekatonError:
             raise
-        except (Exception, SystemExit) as e:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # SystemExit, and what others derive from it
             raise PluginError(
                 f"cannot import '{self.target}': {type(e).__name__}: {e}",
                 hint=f"python -c 'import {module_name}' shows where",

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -33,6 +34,8 @@ PR_SET_PDEATHSIG = 1
 ONE_SIGNAL = 1.0
 """Seconds within which signals count as one: a terminal sends Ctrl-C to torchrun and its workers alike, and
 torchrun passes on its own."""
+IMPORTED = 10.0
+"""Seconds that a signal waits for what is imported before a run, such as plugins, which may hang."""
 LEARNS = 3.0
 """Seconds in which a process that srun ends before the first step hears from another one that has failed."""
 
@@ -115,12 +118,35 @@ def ending_is_known() -> None:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Have signals wait until :func:`end_on_signals` answers them: what is imported before takes a while."""
+    """Have signals wait until :func:`end_on_signals` answers them: what is imported before takes a while.
+
+    One that has waited for ``IMPORTED`` seconds ends the process, with the place that it is at.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    answered = threading.Event()
+    threading.Thread(target=_end_if_unanswered, args=(answered, threading.get_ident()), daemon=True).start()
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        answered.set()
+
+
+def _end_if_unanswered(answered: threading.Event, thread: int) -> None:
+    waited = 0.0
+    while not answered.wait(0.25):
+        waiting = signal.sigpending() & set(SIGNALS)
+        waited += 0.25 if waiting else 0.0
+        if waited <= IMPORTED:
+            continue
+        number, place = waiting.pop(), traceback.extract_stack(sys._current_frames().get(thread))[-1]
+        print(
+            f"error: received {signal.Signals(number).name} before the run, in {place.filename}, line "
+            f"{place.lineno}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(status_without_a_save(number, others=among_others()))
 
 
 @contextlib.contextmanager

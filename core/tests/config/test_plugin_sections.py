@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from pydantic import Field, model_validator
 
 from hekaton.config import JobConfig, SectionModel
 from hekaton.config.base import section_class
@@ -28,6 +29,20 @@ class Outer(SectionModel):
 
 class Demanding(SectionModel):
     needed: int
+
+
+class Divides(SectionModel):
+    share: float = Field(default_factory=lambda: 1 / 0)
+
+
+class Undefined(SectionModel):
+    what: NoWord = None  # noqa: F821
+
+
+class Refuses(SectionModel):
+    @model_validator(mode="after")
+    def never(self):
+        raise RuntimeError("never")
 
 
 class NoSection:
@@ -99,7 +114,8 @@ def test_a_section_of_the_core_cannot_be_taken(path):
     error = problem(**{path: "Outer"})
     assert str(error) == (
         f"section '{path.replace('__', '.')}' of plugin 'mine' (unpackaged) has the name of a section of "
-        "hekaton itself\n  a plugin's section needs a path of its own"
+        "hekaton itself\n  a plugin's section needs a path of its own\n"
+        "  or leave the plugin out: HEKATON_DISABLE=mine"
     )
 
 
@@ -111,7 +127,8 @@ def test_a_field_of_the_core_cannot_be_taken(path):
 def test_every_field_of_a_section_needs_a_default():
     assert str(problem(pocket="Demanding")) == (
         "section 'pocket' of plugin 'mine' (unpackaged): 'needed' has no default\n"
-        "  every field of a section needs a default"
+        "  every field of a section needs a default\n"
+        "  or leave the plugin out: HEKATON_DISABLE=mine"
     )
 
 
@@ -120,7 +137,22 @@ def test_a_schema_that_is_not_a_section_is_rejected():
 
 
 def test_a_schema_that_does_not_exist_is_rejected():
-    assert "cannot load" in str(problem(pocket="Nowhere"))
+    said = str(problem(pocket="Nowhere"))
+    assert said.startswith("section 'pocket' of plugin 'mine' (unpackaged): cannot load")
+    assert said.endswith("\n  leave the plugin out: HEKATON_DISABLE=mine")
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("Divides", "ZeroDivisionError: division by zero"),
+        ("Undefined", "PydanticUserError: `Undefined` is not fully defined"),
+        ("Refuses", "RuntimeError: never"),
+    ],
+)
+def test_a_section_that_cannot_be_made_of_its_defaults_is_said_with_its_plugin(schema, said):
+    expected = f"section 'pocket' of plugin 'mine' (unpackaged): it cannot be made of its defaults: {said}"
+    assert str(problem(pocket=schema)).startswith(expected)
 
 
 class MoreValidation(SectionModel):

@@ -37,6 +37,7 @@ def test_a_malformed_ref_is_refused_where_it_is_made(target):
         ("import absent_library", "ModuleNotFoundError: No module named 'absent_library'"),
         ("1 / 0", "ZeroDivisionError"),
         ("raise SystemExit(0)", "SystemExit: 0"),
+        ("raise BaseException('mine')", "BaseException: mine"),
     ],
 )
 def test_a_module_that_fails_to_import(site, code, reason):

@@ -256,3 +256,67 @@ def test_the_section_of_a_component():
     assert sections == ["same.name", "other", ""]
     with pytest.raises(UnknownName, match="unknown section 'othr'\n  did you mean 'other'"):
         plugins.section_of(plugins.get(Converter, "wrong"))
+
+
+@pytest.mark.parametrize("name", ["a..b", "a b", "_a", "a._b", "1a", "ä"])
+def test_a_section_has_a_name_that_toml_and_flags_have(name):
+    @hookimpl
+    def hekaton_sections():
+        return [Section(name, schema=Ref("a:b"))]
+
+    problem = problem_of(registered(hekaton_sections=hekaton_sections))
+    assert problem.message == f"plugin 'mine' (unpackaged): '{name}' cannot be the name of a section"
+
+
+@pytest.mark.parametrize(
+    ("needs", "wrong"),
+    [
+        ("torch", "are str, not a tuple of requirements"),
+        (("no requirement",), "have 'no requirement', which is no requirement"),
+        ((None,), "have None, which is no requirement"),
+    ],
+)
+def test_needs_are_requirements(needs, wrong):
+    @hookimpl
+    def hekaton_models():
+        return [Model("tiny", spec=Ref("a:b"), needs=needs)]
+
+    problem = problem_of(registered(hekaton_models=hekaton_models))
+    assert problem.message == f"plugin 'mine' (unpackaged): needs of the model 'tiny' {wrong}"
+
+
+@pytest.mark.parametrize("where", ["{}", "@hookimpl\n    def hekaton_models():\n        {}"])
+def test_what_a_plugin_raises_that_is_no_exception_breaks_it_alone(where, install):
+    install("odd-dist", f"""
+    class Skipped(BaseException):
+        pass
+
+    {where.format("raise Skipped('mine')")}
+    """)  # fmt: skip
+    (info,) = [info for info in Plugins.discover().infos if info.distribution == "odd-dist"]
+    assert info.status == "broken"
+    assert info.reason.endswith("Skipped: mine")
+
+
+def test_what_a_plugin_prints_is_no_output_of_a_verb(install, capsys):
+    install("loud-dist", """
+    print("imported")
+
+    @hookimpl
+    def hekaton_models():
+        print("called")
+        return []
+    """)  # fmt: skip
+    Plugins.discover().check()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.split() == ["imported", "called"]
+
+
+def test_the_plugin_that_was_being_imported_when_one_interrupts_is_named(install, capsys):
+    install("slow-dist", "raise KeyboardInterrupt", entry="slow")
+    with pytest.raises(KeyboardInterrupt):
+        Plugins.discover()
+    assert capsys.readouterr().err == (
+        "interrupted while plugin 'slow' (distribution slow-dist 1.2) was imported\n"
+    )

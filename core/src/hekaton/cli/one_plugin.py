@@ -176,9 +176,11 @@ def _toml(record: Contribution, section: Section | None) -> str:
 
 
 def _section_toml(section: Section) -> str:
+    from hekaton.config.job import schema_of
+
     lines = [f"[{section.name}]"]
     try:
-        schema = section.schema.load()
+        schema = schema_of(section)
     except HekatonError as e:
         return "\n".join([*lines, *(f"# {line}" for line in str(e).splitlines())])
     for name, described in schema.model_fields.items():

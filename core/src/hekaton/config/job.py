@@ -133,6 +133,8 @@ def config_class(plugins: Plugins) -> tuple[type[JobConfig], list[HekatonError]]
             else:
                 config = _extended(config, tuple(path.split(".")), schema, what)
         except HekatonError as e:
+            cure = f"or leave the plugin out: HEKATON_DISABLE={contributed.plugin.name}"
+            e.hint = f"{e.hint}\n{cure}" if e.hint else cure.removeprefix("or ")
             problems.append(e)
     return config, problems  # type: ignore[return-value]
 
@@ -148,14 +150,28 @@ def config_of(plugins: Plugins, content: Mapping[str, Any]) -> JobConfig:
 
 
 def _schema(contributed: Contributed[Section], what: str) -> type[SectionModel]:
-    schema = contributed.record.schema.load()
+    try:
+        return schema_of(contributed.record)
+    except PluginError as e:
+        raise PluginError(f"{what}: {e.message}", hint=e.hint) from e
+
+
+def schema_of(section: Section) -> type[SectionModel]:
+    """The class of a plugin's section.
+
+    :raises PluginError: for one that cannot be imported, or of which no configuration can be made.
+    """
+    schema = section.schema.load()
     if not (isinstance(schema, type) and issubclass(schema, SectionModel)):
-        raise PluginError(f"{what}: its schema is no subclass of SectionModel but {schema!r}")
+        raise PluginError(f"its schema is no subclass of SectionModel but {schema!r}")
     required = [name for name, field in schema.model_fields.items() if field.is_required()]
     if required:
-        raise PluginError(
-            f"{what}: '{required[0]}' has no default", hint="every field of a section needs a default"
-        )
+        raise PluginError(f"'{required[0]}' has no default", hint="every field of a section needs a default")
+    try:
+        schema()
+    except Exception as e:  # of pydantic, and of what an author computes defaults with
+        said = " ".join(str(e).split("\n\nFor further", 1)[0].split())
+        raise PluginError(f"it cannot be made of its defaults: {type(e).__name__}: {said}") from e
     return schema
 
 

@@ -6,10 +6,12 @@ gives results without names, so those are ours to check.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +26,12 @@ from hekaton.plugins import hookspecs
 from hekaton.plugins.deprecations import warn_of_deprecated
 from hekaton.plugins.discovery import PluginInfo, api_mismatch, import_unpackaged, installed, module_name
 from hekaton.plugins.packages import install_hint
-from hekaton.plugins.requirements import unmet
+from hekaton.plugins.requirements import malformed, unmet
 from hekaton.plugins.trace import is_traced, traced
 
 DISABLE_VARIABLE = "HEKATON_DISABLE"
 CORE_PLUGIN = "builtin"
+_PATH = re.compile(r"[A-Za-z][\w-]*(\.[A-Za-z][\w-]*)*", re.ASCII)
 
 T = TypeVar("T", bound=Contribution)
 
@@ -178,9 +181,13 @@ class Plugins:
             self.infos.append(replace(info, status="disabled", reason="disabled by the user"))
             return
         try:
-            plugin = load()
+            with _stdout_kept():
+                plugin = load()
             incompatible = api_mismatch(plugin)
-        except (Exception, SystemExit) as e:  # another author's module may raise anything
+        except KeyboardInterrupt:
+            print(f"interrupted while {info} was imported", file=sys.stderr)
+            raise
+        except BaseException as e:  # another author's module may raise anything
             self.infos.append(replace(info, status="broken", reason=_reason(e)))
             return
         if incompatible:
@@ -284,10 +291,12 @@ class Plugins:
                 if impl.plugin_name != info.name:
                     continue
                 try:
-                    with traced(hook, info.name) as told:
+                    with traced(hook, info.name) as told, _stdout_kept():
                         returned = impl.function()
                         told(returned)
-                except (Exception, SystemExit) as e:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as e:
                     raise _HookFailed(f"{hook} raised {_reason(e)}") from e
                 collected += [(kind, record) for record in _checked(returned, hook, kind, info)]
         return collected
@@ -316,6 +325,11 @@ class Plugins:
         return clashes
 
 
+def _stdout_kept() -> contextlib.AbstractContextManager[Any]:
+    """What a plugin prints while it is looked at is no part of what ``hekaton plugins --json`` says."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 class _HookFailed(Exception):
     """A contribution hook raised: the plugin is broken, like one that fails to import."""
 
@@ -338,6 +352,16 @@ def _checked(returned: object, hook: str, kind: type[T], info: PluginInfo) -> li
             )
         if not isinstance(record.name, str) or not record.name:
             raise PluginError(f"{info}: {hook} returned a record whose name is not a word: {record!r}")
+        if kind is Section and not _PATH.fullmatch(record.name):
+            raise PluginError(
+                f"{info}: '{record.name}' cannot be the name of a section",
+                hint="names of a section are letters, digits, _ and -, with dots between them",
+            )
+        if wrong := malformed(record.needs):
+            raise PluginError(
+                f"{info}: needs of the {kind_name(kind)} '{record.name}' {wrong}",
+                hint='write needs=("torchao>=0.18",)',
+            )
         for field in dataclasses.fields(record):
             value = getattr(record, field.name)
             if field.type == "Ref" and not isinstance(value, Ref):

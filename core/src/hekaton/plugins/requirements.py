@@ -5,7 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
+
+
+def malformed(needs: object) -> str:
+    """What is wrong with the requirements of a record, as the end of a sentence; empty for none."""
+    if not isinstance(needs, tuple | list):
+        return f"are {type(needs).__name__}, not a tuple of requirements"
+    for text in needs:
+        try:
+            Requirement(text)
+        except (InvalidRequirement, TypeError):
+            return f"have {text!r}, which is no requirement"
+    return ""
 
 
 def unmet(needs: Iterable[str]) -> str:
