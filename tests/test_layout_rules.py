@@ -141,6 +141,37 @@ def test_a_model_without_a_plan_is_refused(tmp_path):
     assert "has no context-parallel plan" in said("--plugins.load", str(plugin), CP, "2", model="bare")
 
 
+SCALED = """
+from dataclasses import replace
+import torch
+from hekaton.contributions import Model, Ref, hookimpl
+from hekaton.init import Constant
+from hekaton_llama3.spec import train_spec as llama3
+class Scaled(llama3.model):
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm.scale = torch.nn.Parameter(torch.empty(()))
+train_spec = replace(
+    llama3, model=Scaled, init=lambda config: {**llama3.init(config), "norm.scale": Constant(1.0)}
+)
+@hookimpl
+def hekaton_models():
+    return [Model("scaled", spec=Ref("scaled_plugin:train_spec"))]
+"""
+
+
+def test_a_parameter_without_a_dim_is_refused_where_it_would_be_sharded(tmp_path):
+    plugin = tmp_path / "scaled_plugin.py"
+    plugin.write_text(SCALED)
+    flags = ["--plugins.load", str(plugin), "--model.tokenizer", "byte"]
+    whole = ["--training.mixed_precision_param", "float32"]
+    expected = "error: model 'scaled' has parameters without a dim, which cannot be sharded: norm.scale"
+    for given, world_size in ((whole, 2), ([], 1), ([TP, "2", *whole], 2)):
+        assert expected in f"error: {said(*flags, *given, world_size=world_size, model='scaled')}"
+    alone = load([], ["--model.name", "scaled", "--training.seq_len", "64", *flags, *whole])
+    check(alone, world_size=1, device_type="cpu")
+
+
 def test_all_violations_are_reported_together():
     message = said(TP, "3", CP, "5", PP, "7", SCHEDULE, "none", world_size=8)
     for part in (

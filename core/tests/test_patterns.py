@@ -1,6 +1,7 @@
 """Patterns, and the plan's checks, on names written by hand."""
 
 import pytest
+import torch
 from torch import nn
 
 from hekaton.errors import ConfigError
@@ -113,6 +114,18 @@ def test_a_plan_that_does_not_fit_is_an_error(plan, message):
     with pytest.raises(ConfigError) as caught:
         check_plan(layered(), plan, what="toy")
     assert message in str(caught.value)
+
+
+def test_a_parameter_of_the_model_itself_needs_a_module():
+    model = layered()
+    model.scale = nn.Parameter(torch.empty(1))
+    plan = ParallelPlan(block="layers.*", tensor={"layers.*.wq": "colwise", "embed": "replicate"})
+    with pytest.raises(ConfigError) as caught:
+        check_plan(model, plan, what="toy")
+    assert str(caught.value) == (
+        "plan of toy: no entry covers scale\n"
+        "  entries name modules, so give each parameter of the model itself a module of its own: scale"
+    )
 
 
 def test_a_plan_that_fits_passes():

@@ -27,7 +27,7 @@ from hekaton.errors import CheckpointError
 from hekaton.fetching import fetched, name_source
 from hekaton.loaded_model import LoadedModel
 from hekaton.mesh import ParallelDims
-from hekaton.parallel.fsdp import DTYPES, tied_across
+from hekaton.parallel.fsdp import DTYPES, check_shardable, tied_across
 from hekaton.parallel.plan import ParallelPlan, blocks
 from hekaton.plugins import Plugins
 from hekaton.recorded import (
@@ -284,13 +284,13 @@ def _place(config: JobConfig, meta: MetaModel, mesh: DeviceMesh | None, arrange:
     if arrange is not None:
         arrange(config, meta)
     else:
-        _shard(meta.model, meta.plan, mesh)
+        if mesh is not None:
+            check_shardable(meta.model, what=meta.spec.name)
+            _shard(meta.model, meta.plan, mesh)
 
 
-def _shard(model: nn.Module, plan: ParallelPlan, mesh: DeviceMesh | None) -> None:
+def _shard(model: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
     """Shard the parameters of a model on the meta device, a block at a time as for training."""
-    if mesh is None:
-        return
     from torch.distributed.fsdp import fully_shard
 
     entangled = tied_across(model, plan)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hekaton.errors import ConfigError
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.experts import expert_layers, has_own_mesh
 from hekaton.parallel.plan import ParallelPlan, blocks
@@ -31,6 +32,16 @@ def needs_fsdp(dims: ParallelDims, training: TrainingSection) -> bool:
     """
     mixed = training.mixed_precision_param != training.dtype
     return dims.dp * dims.cp * dims.tp > 1 or mixed or training.enable_cpu_offload
+
+
+def check_shardable(model: nn.Module, *, what: str) -> None:
+    """:raises ConfigError: for parameters that FSDP cannot shard."""
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise ConfigError(
+            f"model '{what}' has parameters without a dim, which cannot be sharded: {', '.join(scalars[:5])}",
+            hint="give them the shape (1,); as they are, the model trains on one process in one precision",
+        )
 
 
 def apply_fsdp(

@@ -109,8 +109,12 @@ def check_plan(model: nn.Module, plan: ParallelPlan, *, what: str) -> None:
         if not any(f"{name}.".startswith(f"{module}.") for module in covered)
     ]
     if bare:
+        of_model = [name for name in bare if "." not in name]
         raise ConfigError(
             f"plan of {what}: no entry covers {', '.join(bare[:5])}"
             + (f" and {len(bare) - 5} more" if len(bare) > 5 else ""),
-            hint="give each its style, 'replicate' where it is not cut",
+            hint="entries name modules, so give each parameter of the model itself a module of its own: "
+            + ", ".join(of_model[:5])
+            if of_model
+            else "give each its style, 'replicate' where it is not cut",
         )

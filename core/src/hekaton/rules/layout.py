@@ -11,6 +11,7 @@ from hekaton.building import MetaModel, tensor_styles
 from hekaton.contributions import ContextParallel
 from hekaton.errors import ConfigError, ConfigErrors, HekatonError, choices_hint
 from hekaton.objective import BatchTensor
+from hekaton.parallel.fsdp import check_shardable, needs_fsdp
 from hekaton.parallel.pipeline import stage_layout
 from hekaton.parallel.plan import matching
 from hekaton.parallel.schedules import SCHEDULES, SPLIT_BACKWARD, microbatches_needed
@@ -218,6 +219,12 @@ def plan_can_be_carried_out(run: Run) -> Iterator[HekatonError]:
             fields = problem.fields if isinstance(problem, ConfigError) else ()
             yield run.violation(problem.message, *fields, hint=problem.hint) if fields else problem
         return
+    several = (run.data_parallel_degree or 1) > 1
+    if meta.spec.parallelize is None and (several or needs_fsdp(dims, run.config.training)):
+        try:
+            check_shardable(meta.model, what=run.config.model.name)
+        except HekatonError as e:
+            yield e
     if dims.tp > 1:
         try:
             styles = tensor_styles(meta, run.config, run.plugins)
