@@ -13,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import hekaton
 from hekaton.api.records import past_run
 from hekaton.cli import main
+from hekaton.config.job import config_of
+from hekaton.config.validation import in_words
+from hekaton.plugins import Plugins
 from hekaton.testing import run_command, run_processes
 
 SCRIPT = Path(__file__).with_name("python_api.py")
@@ -235,6 +239,14 @@ def test_what_runs_left_is_read_by_one_function(tmp_path, monkeypatch, capsys):
     assert main(["diff", str(tmp_path), str(tmp_path)]) == 0
     assert read == [tmp_path] * 3
     assert "1 lines of metrics.jsonl" in capsys.readouterr().out
+
+
+def test_a_section_of_a_plugin_that_is_not_loaded_is_named():
+    with pytest.raises(ValidationError) as caught:
+        config_of(Plugins.discover(), {"theirs": {"rank": 3}, "training": {"steps": 0}})
+    assert in_words(caught.value) == (
+        "training.steps must be greater than 0, not 0; nothing that is loaded knows 'theirs'"
+    )
 
 
 def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, monkeypatch, caplog):

@@ -13,6 +13,7 @@ from hekaton.checkpoint.tensors.model_only import StoredModel
 from hekaton.components import build_component
 from hekaton.config import JobConfig
 from hekaton.config.job import config_of
+from hekaton.config.validation import ITS_PLUGINS, in_words
 from hekaton.contributions import Tokenizer
 from hekaton.data import TextTokenizer
 from hekaton.data.byte import ByteTokenizer
@@ -43,9 +44,9 @@ def recorded_config(
     try:
         return config_of(plugins, {**content, "model": said, "training": training})
     except (ValidationError, HekatonError) as error:
+        wrong = in_words(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
-            f"the configuration of {stored.folder} cannot be read: {error}",
-            hint="install the plugins that the run had, or name them with --plugins.load",
+            f"the configuration of {stored.folder} cannot be read: {wrong}", hint=ITS_PLUGINS
         ) from error
 
 

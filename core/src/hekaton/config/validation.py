@@ -28,6 +28,11 @@ from hekaton.config.sources import Values
 from hekaton.errors import ConfigError, HekatonError, choices_hint
 from hekaton.plugins import Plugins
 
+_SHOWN = 3
+ITS_PLUGINS = (
+    "install the plugins that the run had, or name them with --plugins.load, from Python with plugins=[...]"
+)
+"""The way on where a configuration that was recorded is not taken."""
 MAX_PROBLEMS = 50
 """More errors than these are counted and not described."""
 
@@ -62,6 +67,19 @@ def describe(
                 hint=_did_you_mean(detail["input"], re.findall("'([^']*)'", expected)),
             )
     return problems
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong with a configuration that was recorded, which the plugins of now may not take."""
+    details = error.errors(include_url=False)
+    wrong = [
+        f"nothing that is loaded knows '{dotted(tuple(map(str, detail['loc'])))}'"
+        if detail["type"] == "extra_forbidden"
+        else f"{dotted(tuple(map(str, detail['loc'])))} {described(detail)}"
+        for detail in details[:_SHOWN]
+    ]
+    more = len(details) - _SHOWN
+    return "; ".join(wrong) + (f"; and {more} more" if more > 0 else "")
 
 
 def described(detail: Any) -> str:

@@ -18,6 +18,7 @@ from hekaton.checkpoint.disk.folders import sync
 from hekaton.checkpoint.tensors.model_only import StoredModel, open_model, write_model
 from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.config.job import config_of
+from hekaton.config.validation import ITS_PLUGINS, in_words
 from hekaton.contributions import Model
 from hekaton.draft import Draft
 from hekaton.errors import CheckpointError, HekatonError
@@ -208,9 +209,10 @@ def _converted(plugins: Plugins, stored: StoredModel) -> Draft | None:
         return build_meta(config_of(plugins, content), plugins, ParallelDims()).draft
     except (ValidationError, HekatonError) as error:
         names = ", ".join(content["model"]["converters"])
+        said = in_words(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
-            f"{stored.folder} was trained with the converters {names}, which cannot be run again: {error}",
-            hint="install the plugins that the run had, or name them with --plugins.load",
+            f"{stored.folder} was trained with the converters {names}, which cannot be run again: {said}",
+            hint=ITS_PLUGINS,
         ) from error
 
 
