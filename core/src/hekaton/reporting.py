@@ -41,6 +41,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._named = contextlib.ExitStack()
         self._loggers: list[MetricLogger] = []
         self._left_out: set[str] = set()
+        self._was_idle = False
         folder = Path(assembled.config.job.dump_folder)
         self._is_new = step == 0 and not (assembled.config.checkpoint.enable and has_done_steps(folder))
 
@@ -64,6 +65,15 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         return step == self._steps or step % self._settings.log_freq == 0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show numbers, and warn once where nothing is learned."""
+        is_idle = metrics.get("loss") == metrics.get("grad_norm") == 0.0
+        if is_idle and not self._was_idle and self._assembled.process.rank == 0:
+            log.warning(
+                "step %d: loss and gradient are 0, nothing is learned: the batch may have no target "
+                "(hekaton data show FILE says which tokens are)",
+                step,
+            )
+        self._was_idle |= is_idle
         log_all(self._loggers, step, metrics)
 
     def log_images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
