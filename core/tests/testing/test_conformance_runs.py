@@ -175,6 +175,17 @@ def test_a_plugin_that_cannot_be_loaded_is_said_with_the_reason(content, said, t
         cases_of("lab_that_is_missing")
 
 
+def test_a_distribution_with_entry_points_of_another_group_is_said(tmp_path, monkeypatch):
+    info = tmp_path / "lab_of_a_group-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-of-a-group\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[hekatons]\nlab = lab_of_a_group\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match="no entry point in the group 'hekaton'") as error:
+        cases_of("lab-of-a-group")
+    assert "its groups are: hekatons" in error.value.hint
+
+
 @pytest.mark.parametrize("wrong", ["__len__", "fingerprint"])
 def test_a_dataset_that_is_another_when_it_is_opened_again_is_noticed(wrong, monkeypatch):
     numbers = itertools.count(900)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -12,6 +14,7 @@ from packaging.utils import canonicalize_name
 from hekaton.contributions import Contribution, Dataset, Encoder
 from hekaton.errors import HekatonError, PluginError, choices_hint
 from hekaton.plugins import PluginInfo, Plugins, kind_name
+from hekaton.plugins.discovery import ENTRY_POINT_GROUP
 from hekaton.plugins.requirements import unmet
 from hekaton.testing.conformance.promises import PROMISES, Promise
 from hekaton.testing.conformance.subject import SMALL_MODEL, CheckedContribution
@@ -127,6 +130,15 @@ def _found(distribution: str) -> tuple[Plugins, list[PluginInfo]]:
         absent = f"ModuleNotFoundError: No module named '{distribution}'"
         infos = [info for info in plugins.infos if info.module == distribution and info.reason != absent]
     if not infos:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+            entries = importlib.metadata.distribution(distribution).entry_points
+            groups = ", ".join(sorted(entries.groups)) or "none"
+            raise PluginError(
+                f"the distribution '{distribution}' is installed, and names no plugin: it has no entry point "
+                f"in the group '{ENTRY_POINT_GROUP}'",
+                hint=f"its groups are: {groups}; write [project.entry-points.{ENTRY_POINT_GROUP}] in its "
+                "pyproject.toml, and install it again",
+            )
         known = sorted({info.distribution for info in plugins.infos if info.distribution})
         raise PluginError(
             f"there is no plugin '{distribution}'",
