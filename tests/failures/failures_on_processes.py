@@ -32,7 +32,7 @@ def run(cases: dict[str, dict], folder: str) -> None:
     Path(folder, f"said-{rank}.json").write_text(json.dumps(said))
 
 
-def outcome(what: str, folder: Path) -> dict:
+def outcome(what: str, folder: Path, *, seconds: int = 60) -> dict:
     if what == "fails before":
         error = DataError("not on this machine", hint="install it")
         tell_the_others(error)
@@ -41,7 +41,7 @@ def outcome(what: str, folder: Path) -> dict:
         time.sleep(2.5)
         return {}
     try:
-        settings = CommSection(init_timeout_seconds=1 if what == "waits" else 60)
+        settings = CommSection(init_timeout_seconds=1 if what == "waits" else seconds)
         where = Whereabouts(3, "data")
         with process_group(this_process(), settings, dump_folder=str(folder), where=where):
             dist.barrier()
@@ -103,6 +103,23 @@ def killed(folder: str) -> None:
     with process_group(process, CommSection(), dump_folder=folder):
         dist.barrier()
         os._exit(0)
+
+
+def missed(folder: str) -> None:
+    """Rank 1 does not come to a collective in which rank 0 waits for it, and is ended."""
+    shown.LOOKS, shown.SAY_WHERE = 0.2, 1.0
+    watch.ASKED_EVERY, watch.LEFT = 0.1, 0.3
+    os.environ["GROUP_RANK"] = os.environ["RANK"]
+    process = this_process()
+    if process.rank == 0:
+        said = outcome("at the next collective", Path(folder), seconds=2)
+        Path(folder, "said.json").write_text(json.dumps(said))
+        return
+    watch.ended_with_the_others.__wrapped__.__kwdefaults__["end"] = lambda status: os._exit(0)
+    where = Whereabouts(7, "data")
+    with process_group(process, CommSection(), dump_folder=folder, where=where):
+        dist.barrier()
+        time.sleep(60)
 
 
 def stuck(folder: str) -> None:

@@ -142,6 +142,14 @@ def test_a_process_that_ended_silently_is_named(tmp_path):
     assert third == f"  its traceback: {tmp_path}/errors/rank_0.txt on {HOST}"
 
 
+def test_a_process_that_others_wait_for_in_vain_says_where_it_is(tmp_path):
+    run_processes(SCRIPT, "missed", processes=2, timeout=60, folder=str(tmp_path))
+    first, second, _ = json.loads((tmp_path / "said.json").read_text())["text"].splitlines()
+    assert first.startswith(f"rank 0 on {HOST} failed in step 3 (data): ")
+    assert second.startswith(f"  rank 1 on {HOST} has not come: it is in step 7 (data), at ")
+    assert second.endswith(" missed")
+
+
 def test_a_process_that_notices_nothing_is_ended_with_the_cause(tmp_path):
     first, _ = run_processes(SCRIPT, "stuck", processes=2, timeout=60, folder=str(tmp_path))
     assert (tmp_path / "status").read_text() == "2"

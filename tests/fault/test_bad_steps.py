@@ -224,7 +224,9 @@ def test_rollbacks_to_the_same_step_end_the_run_though_steps_between_are_good(tm
 def test_without_a_step_to_go_back_to_the_run_ends(tmp_path, poison, capsys):
     poison(2)
     assert run(tmp_path, "--fault.nonfinite", "rollback") == 2
-    assert "has no step before step 2 to go back to" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: step 2: the gradient norm is not finite (NaN or infinite), and " in said
+    assert "has no step before step 2 to go back to\n  save earlier: checkpoint.interval" in said
 
 
 def test_a_loss_far_above_the_median_is_a_spike(tmp_path, monkeypatch, capsys):

@@ -141,7 +141,7 @@ def process_group(
         with contextlib.ExitStack() as shown:
             if process.world_size > 1:
                 shown.enter_context(first_cause_is_shown(board, where, folder=dump_folder))
-                shown.enter_context(ended_with_the_others(board, world_size=process.world_size))
+                shown.enter_context(ended_with_the_others(board, world_size=process.world_size, where=where))
             if fault is not None:
                 shown.enter_context(
                     hangs_are_shown(

@@ -235,7 +235,7 @@ class Trainer:
         """To the last good step, but not with the data: that goes on after the bad step."""
         bad = self.step
         with self._left_out("load"):
-            self.step, cursor = checkpoints.go_back(self.bad_steps.good_before)
+            self.step, cursor = checkpoints.go_back(self.bad_steps.good_before, why=self.bad_steps.why)
         tell_converters(self.assembled)
         self.bad_steps.went_back(bad, self.step, cursor)
         reporter.go_back(self.step)

@@ -103,12 +103,15 @@ class Board:
         """How many ranks told of other failures after the first."""
         return self._add("others", 0)
 
+    def breaks(self) -> None:
+        """Tell that this rank's collective broke: nobody waits for this one."""
+        self._set(f"lost/{self.rank}", "1")
+
     def lose(self, failure: Failure, *, within: float) -> Failure:
-        """Tell that this rank's collective broke and that nobody says why.
+        """Tell that nobody says why this rank's collective broke.
 
         :returns: what one of the ranks that were lost in this way says for all, after some seconds.
         """
-        self._set(f"lost/{self.rank}", "1")
         if self._add("losers") != 1:
             return self._wait("lost", within + 3.0) or failure
         time.sleep(within)
@@ -116,6 +119,18 @@ class Board:
         said = Failure(**{**asdict(failure), "text": text})
         self._set("lost", json.dumps(asdict(said)))
         return said
+
+    def lost(self) -> Failure | None:
+        """What the ranks say that lost another one, once they do."""
+        return self._wait("lost", 0.0)
+
+    def is_missed(self) -> bool:
+        """Whether a rank waited in vain for others, of which this may be one."""
+        return self._has("losers")
+
+    def says_where(self, where: str) -> None:
+        """Tell where this rank is, in words: those that lost it say so."""
+        self._set(f"where/{self.rank}", where)
 
     def is_stuck(self, step: int, said: str) -> bool:
         """Tell that this rank makes no progress in a step; :returns: whether it is the one that says so for
@@ -170,15 +185,21 @@ class Board:
 
     def _silent(self) -> str:
         """The ranks that have said nothing, in words."""
-        silent = []
+        silent, elsewhere = [], ""
         for rank in range(self._world_size):
-            if not self._has(f"lost/{rank}"):
+            if self._has(f"lost/{rank}"):
+                continue
+            where = self._get(f"where/{rank}")
+            if where:
+                elsewhere += f"\n  rank {rank} on {self.host_of(rank)} has not come: it is {where}"
+            else:
                 silent.append(f"{rank} on {self.host_of(rank)}")
         if not silent:
-            return ""
+            return elsewhere
         more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""
         ranks = f"rank{'s' if len(silent) > 1 else ''} {', '.join(silent[:8])}{more}"
-        return f"\n  no message from {ranks}: killed (out of memory?), or the machine or its network is gone"
+        gone = "killed (out of memory?), or the machine or its network is gone"
+        return f"{elsewhere}\n  no message from {ranks}: {gone}"
 
     def _wait(self, key: str, seconds: float) -> Failure | None:
         end = time.monotonic() + seconds

@@ -26,6 +26,8 @@ from hekaton.stop_signals import ending_is_known
 
 LOOKS = 5.0
 """Seconds in which a process whose collective broke waits for another one to say why."""
+SAY_WHERE = 2.5
+"""Seconds in which a process that is waited for in vain says where it is: it looks every two."""
 STORE_STAYS = 10.0
 """Seconds, at most, that the process which holds the store outlives its own error, for the others to look."""
 _BROKEN = re.compile(r"gloo/transport|NCCL|ProcessGroup|TCPStore|c10d")
@@ -53,12 +55,13 @@ def _end(board: Board, error: Exception, where: Whereabouts, folder: Path) -> No
     """:raises RaisedElsewhere: when the error is not the first."""
     own = own_error(error)
     if own is None:
+        board.breaks()
         cause = board.cause(within=LOOKS)
         if cause is not None:
             raise elsewhere(board, cause) from error
         file = _kept(board.rank, error, where, folder)
         lost = described(error, where, rank=board.rank, file=file)
-        raise elsewhere(board, board.lose(lost, within=1.0), said_there=False) from error
+        raise elsewhere(board, board.lose(lost, within=SAY_WHERE), said_there=False) from error
     mine = described(own, where, rank=board.rank)
     before = board.cause()
     if not isinstance(own, HekatonError) and (before is None or before.line != mine.line):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from hekaton.failures.board import Board
 from hekaton.failures.shown import elsewhere
+from hekaton.failures.whereabouts import Whereabouts
 
 ASKED_EVERY = 2.0
 """Seconds, at least, from one look at the store to the next."""
@@ -21,18 +22,31 @@ LEFT = 20.0
 
 @contextmanager
 def ended_with_the_others(
-    board: Board, *, world_size: int, end: Callable[[int], None] = os._exit
+    board: Board,
+    *,
+    world_size: int,
+    where: Whereabouts | None = None,
+    end: Callable[[int], None] = os._exit,
 ) -> Iterator[None]:
-    """End this process with the cause, when another one has failed and this one has not noticed.
+    """End this process with the cause, when another one has failed and this one has not noticed. Where the
+    other one waited for this one in vain, this one says where it is.
 
     The store is asked every two seconds, and less often by more than 4,000 processes.
+
+    :param where: this process is.
     """
     done = threading.Event()
     interval = max(ASKED_EVERY, world_size / 2000)
 
+    main = threading.main_thread().ident
+
     def watch() -> None:
+        said = False
         while not done.wait(interval):
-            cause = board.cause()
+            if not said and where is not None and board.is_missed():
+                said = True
+                board.says_where(f"{where}, at {innermost(main)}")
+            cause = board.cause() or board.lost()
             if cause is None:
                 continue
             if done.wait(ASKS_ITSELF):
@@ -55,3 +69,11 @@ def ended_with_the_others(
     finally:
         done.set()
         thread.join()
+
+
+def innermost(thread: int | None) -> str:
+    """Where a thread of this process is: file, line and function."""
+    frame = sys._current_frames().get(thread or 0)
+    if frame is None:
+        return "no place in Python"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -120,6 +120,8 @@ class BadSteps:
         self._furthest = 0
         self.go_back = False
         """Whether the run is to load its last good step: call :meth:`went_back` then."""
+        self.why = ""
+        """Why it is to go back, in words."""
         self.good_before = 0
         """Where it is to go back: the step before which steps are good."""
         self.left_out_last = False
@@ -292,6 +294,7 @@ class BadSteps:
             )
         if bad.policy == "rollback":
             self.go_back, self.good_before = True, bad.step
+            self.why = f"step {bad.step}: {bad.reason}"
             if self._rank == 0:
                 log.warning(
                     "step %d: %s: going back to the last good step%s", bad.step, bad.reason, bad.details

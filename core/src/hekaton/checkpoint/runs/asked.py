@@ -16,10 +16,10 @@ class Checkpoints(Protocol):
     def resume(self) -> int:
         """Restore the state from where the run left off. :returns: the steps that are done."""
 
-    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
+    def go_back(self, before: int, *, why: str) -> tuple[int, torch.Tensor]:
         """Restore everything but the data's position from the last good step before step ``before``.
 
-        :returns: that step, and the position of every row of the global batch then.
+        :param why: for an error; :returns: that step, and the position of every row of the global batch then.
         :raises CheckpointError: where there is none.
         """
 
@@ -48,7 +48,7 @@ class NoCheckpoints:
     def resume(self) -> int:
         return 0
 
-    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
+    def go_back(self, before: int, *, why: str) -> tuple[int, torch.Tensor]:
         raise AssertionError("a run without checkpoints was to go back")  # a rule
 
     def poll(self) -> None:

@@ -241,10 +241,10 @@ class RunCheckpoints:
             log.warning("there is no checkpoint to load in %s: the run starts from step 0", self._folder)
         return 0
 
-    def go_back(self, before: int) -> tuple[int, torch.Tensor]:
+    def go_back(self, before: int, *, why: str) -> tuple[int, torch.Tensor]:
         """Restore everything but the data's position from the last good step before step ``before``.
 
-        :returns: that step, and the position of every row of the global batch then.
+        :param why: for an error; :returns: that step, and the position of every row of the global batch then.
         :raises CheckpointError: where there is none.
         """
         if self._background is not None:
@@ -260,7 +260,10 @@ class RunCheckpoints:
 
         loaded = self._manager.load(parts, choose=choose, optional=["rng"])
         if loaded is None:
-            raise CheckpointError(f"{self._folder} has no step before step {before} to go back to")
+            raise CheckpointError(
+                f"{why}, and {self._folder} has no step before step {before} to go back to",
+                hint="save earlier: checkpoint.interval, checkpoint.enable_first_step_checkpoint",
+            )
         self._manager.set_aside()
         self._run.restore(loaded, parts, without=["data_loader"])
         return loaded.step, parts["data_loader"]["cursor"]
