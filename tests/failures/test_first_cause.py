@@ -142,7 +142,7 @@ def test_a_process_that_ended_silently_is_named(tmp_path):
     assert third == f"  its traceback: {tmp_path}/errors/rank_0.txt on {HOST}"
 
 
-def test_a_process_that_others_wait_for_in_vain_says_where_it_is(tmp_path):
+def test_a_process_that_does_not_come_to_a_collective_says_where_it_is(tmp_path):
     run_processes(SCRIPT, "missed", processes=2, timeout=60, folder=str(tmp_path))
     first, second, _ = json.loads((tmp_path / "said.json").read_text())["text"].splitlines()
     assert first.startswith(f"rank 0 on {HOST} failed in step 3 (data): ")

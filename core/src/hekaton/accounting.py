@@ -198,7 +198,7 @@ def _lost_shares(lines: Sequence[dict[str, Any]]) -> list[float]:
     for line in reversed(lines):
         done = line["step"] - line["from"]
         lost = line["step"] - min(back_to, line["step"])
-        shares.append(min(1.0, lost / done) if done > 0 else 0.0)
+        shares.append(min(1.0, lost / done) if done > 0 else float(lost > 0))
         if line["resumed"]:
             back_to = min(back_to, line["step"])
     return shares[::-1]

@@ -125,7 +125,7 @@ class Board:
         return self._wait("lost", 0.0)
 
     def is_missed(self) -> bool:
-        """Whether a rank waited in vain for others, of which this may be one."""
+        """Whether a rank gave up waiting for others, of which this may be one."""
         return self._has("losers")
 
     def says_where(self, where: str) -> None:

@@ -27,7 +27,7 @@ from hekaton.stop_signals import ending_is_known
 LOOKS = 5.0
 """Seconds in which a process whose collective broke waits for another one to say why."""
 SAY_WHERE = 2.5
-"""Seconds in which a process that is waited for in vain says where it is: it looks every two."""
+"""Seconds in which a process that others gave up waiting for says where it is: it looks every two."""
 STORE_STAYS = 10.0
 """Seconds, at most, that the process which holds the store outlives its own error, for the others to look."""
 _BROKEN = re.compile(r"gloo/transport|NCCL|ProcessGroup|TCPStore|c10d")

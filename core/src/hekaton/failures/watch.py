@@ -29,7 +29,7 @@ def ended_with_the_others(
     end: Callable[[int], None] = os._exit,
 ) -> Iterator[None]:
     """End this process with the cause, when another one has failed and this one has not noticed. Where the
-    other one waited for this one in vain, this one says where it is.
+    other one gave up waiting for this one, this one says where it is.
 
     The store is asked every two seconds, and less often by more than 4,000 processes.
 
