@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import math
 import os
 import time
@@ -12,6 +14,8 @@ from typing import Any
 
 from hekaton.checkpoint.disk.folders import replacing
 from hekaton.json_lines import append_line, is_number, read_lines
+
+log = logging.getLogger("hekaton")
 
 NAME = "metrics.jsonl"
 
@@ -34,8 +38,18 @@ class JsonLinesLogger:
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, step: int) -> None:
-        """Remove the lines after ``step``, and one that was cut off while it was written."""
+        """Remove the lines after ``step``, and one that was cut off while it was written. Where there are steps
+        from which the run does not resume, the lines of these are kept in a file beside it."""
         if not self._path.exists():
+            return
+        if step == 0 and any(self._path.parent.glob("checkpoint/step-[1-9]*")):
+            kept = next(
+                path
+                for number in itertools.count(1)
+                if not os.path.lexists(path := self._path.with_name(f"metrics.{number}.jsonl"))
+            )
+            self._path.rename(kept)
+            log.info("notice: this run begins anew where there are steps; the metrics so far are in %s", kept)
             return
         lines = read_lines(self._path)
         with contextlib.closing(lines), replacing(self._path) as stream:
