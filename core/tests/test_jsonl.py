@@ -85,7 +85,7 @@ def test_a_line_of_which_only_a_part_fits_is_an_error(tmp_path):
 
 def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path):
     first = Accounts(tmp_path, writes=True)
-    first.write(3)
+    first.write(3, resumed=True)
     with no_file_beyond((tmp_path / "accounting.jsonl").stat().st_size + 10):
         first.write(5)
     Accounts(tmp_path, writes=True).write(3, resumed=True)

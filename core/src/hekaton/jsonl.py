@@ -38,8 +38,8 @@ class JsonLinesLogger:
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, step: int) -> None:
-        """Remove the lines after ``step``, and one that was cut off while it was written. Where there are steps
-        from which the run does not resume, the lines of these are kept in a file beside it."""
+        """Remove the lines after ``step``, and one that was cut off while it was written. Where there are
+        steps from which the run does not resume, the lines of these are kept in a file beside it."""
         if not self._path.exists():
             return
         if step == 0 and any(self._path.parent.glob("checkpoint/step-[1-9]*")):
