@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 import hekaton.meta
-from hekaton.errors import ConfigError
-from hekaton.meta import on_meta
+from hekaton.errors import ConfigError, PluginError
+from hekaton.meta import on_meta, tables_of
 from hekaton.parallel.plan import ParallelPlan
 from hekaton.spec import TrainSpec
 
@@ -35,3 +35,20 @@ def test_a_model_with_too_many_modules_is_refused_before_all_are_built(
         on_meta(spec, Size(10**12))
     assert refused.value.hint == "n_layers is 1,000,000,000,000"
     nn.ModuleList(nn.Identity() for _ in range(50))  # nobody counts any more
+
+
+@pytest.mark.parametrize(
+    ("field", "gives", "said"),
+    [
+        ("model", 3, "model of its TrainSpec gives int, not Module"),
+        ("plan", None, "plan of its TrainSpec gives NoneType, not ParallelPlan"),
+        ("init", None, "init of its TrainSpec gives NoneType, not Mapping"),
+        ("init", {"a": 1.0}, "init gives 1.0 for 'a'"),
+    ],
+)
+def test_what_a_specification_gives_is_of_its_kind(field, gives, said):
+    fields = {"model": build, "plan": lambda _: ParallelPlan(block="*"), "init": lambda _: {}}
+    spec = TrainSpec(name="wrong", flavors={}, **{**fields, field: lambda _: gives})
+    with pytest.raises(PluginError, match=f"^model 'wrong': {said}"):
+        on_meta(spec, Size(1))
+        tables_of(spec, Size(1))

@@ -23,7 +23,7 @@ from hekaton.draft import Draft, apply_converters
 from hekaton.errors import ConfigError, DataError
 from hekaton.init import Initializer, initialize, resolve_init
 from hekaton.mesh import Meshes, ParallelDims
-from hekaton.meta import on_meta
+from hekaton.meta import given, on_meta, tables_of
 from hekaton.objective import ObjectiveContext, TrainingObjective
 from hekaton.overrides import override
 from hekaton.parallel.apply import Layout, parallelize
@@ -56,10 +56,11 @@ def model_config(config: JobConfig, plugins: Plugins) -> tuple[TrainSpec, Any]:
     section = plugins.section_of(record)
     if spec.configure is not None:
         try:
-            model = spec.configure(model, config.section(section) if section else None)
+            configured = spec.configure(model, config.section(section) if section else None)
         except (ValueError, AssertionError) as e:
             where = f"[{section}]" if section else f"model '{spec.name}'"
             raise ConfigError(f"{where}: {e}") from e
+        model = given(spec, "configure", configured, type(model))
     return spec, override(model, config.model.overrides, spec.name)
 
 
@@ -99,9 +100,8 @@ def build_meta(config: JobConfig, plugins: Plugins, dims: ParallelDims) -> MetaM
         model = on_meta(spec, settings)
     finally:
         torch.set_default_dtype(default)
-    draft = Draft(
-        what=spec.name, config=settings, model=model, plan=spec.plan(settings), init=spec.init(settings)
-    )
+    plan, init = tables_of(spec, settings)
+    draft = Draft(what=spec.name, config=settings, model=model, plan=plan, init=init)
     converters = {
         name: build_component(config, plugins, Converter, name, dims) for name in config.model.converters
     }

@@ -13,6 +13,7 @@ from torch import nn
 from hekaton.flops import is_flops
 from hekaton.generation import recomputed
 from hekaton.init import Initializer, resolve_init
+from hekaton.meta import given, tables_of
 from hekaton.objective import Batch
 from hekaton.parallel.plan import blocks, check_plan
 from hekaton.spec import OpenCache, RunFacts, TrainSpec
@@ -78,13 +79,13 @@ def _on_meta(spec: TrainSpec, flavor: str, config: Any) -> tuple[nn.Module, dict
     frozen = settings is not None and settings.frozen
     assert frozen, f"{what}: the flavor must be a frozen dataclass, not {config!r}"
     with torch.device("meta"):
-        model = spec.model(config)
+        model = given(spec, "model", spec.model(config), nn.Module)
     devices = {parameter.device.type for parameter in model.parameters()}
     assert devices == {"meta"}, f"{what}: does not build on the meta device but on {sorted(devices)}"
-    plan = spec.plan(config)
+    plan, init = tables_of(spec, config)
     check_plan(model, plan, what=what)
     assert list(blocks(model, plan)), f"{what}: the plan's block '{plan.block}' matches no module"
-    return model, resolve_init(model, spec.init(config), what=what)
+    return model, resolve_init(model, init, what=what)
 
 
 def _check_run(spec: TrainSpec, flavor: str, load: Sequence[str]) -> None:

@@ -74,8 +74,9 @@ def plain_run(spec: TrainSpec, flavor: str, *, load: Sequence[str] = ()) -> Plai
     with collected_terms({name: weight / ROWS for name, weight in added.items()}) as sums_added:
         outputs = model(**inputs)
     if batch is not None:
-        assert outputs.shape[:-1] == targets["labels"].shape, (
-            f"{spec.name} {flavor}: outputs must be of shape (batch, seq, vocab), not {tuple(outputs.shape)}"
+        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        assert found[:-1] == tuple(targets["labels"].shape), (
+            f"{spec.name} {flavor}: outputs must be of shape (batch, seq, vocab), not {found}"
         )
     missing = sorted(added.keys() - sums_added.keys())
     assert not missing, f"{spec.name} {flavor}: TrainSpec.terms has '{missing[0]}', which no layer adds"

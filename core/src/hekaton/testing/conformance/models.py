@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from hekaton.building import model_config
 from hekaton.checkpoint.tensors.state import model_tensors
 from hekaton.contributions import Converter, HFAdapter, Objective, ParallelStyle
 from hekaton.mesh import ParallelDims
@@ -31,6 +32,7 @@ TOLERANCE = 1e-4
 
 
 def tables(subject: CheckedContribution) -> None:
+    model_config(subject.loaded.config, subject.loaded.plugins)  # with the section of the run
     check_model(subject.spec, subject.flavor, layouts=False, load=subject.load, overrides=subject.overrides)
 
 
