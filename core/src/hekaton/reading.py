@@ -211,7 +211,9 @@ class MixtureWatch:
                     'mixture.when_a_source_ends = "stop"',
                 )  # fmt: skip
         if self._ended and self._loader.all_ended():
-            self._control.ask(save=True, stop=True, reason="all sources of the mixture are read to their end")
+            self._control.ask(
+                save=True, stop=True, reason="a row has read all sources of the mixture to their end"
+            )
 
 
 def log_read(loader: Loader, readers: dist.ProcessGroup, *, device: torch.device) -> None:
