@@ -56,3 +56,17 @@ def test_a_run_that_learns_nothing_is_warned_of_once(tmp_path, caplog):
             reporter.log(step, {"loss": 0.0, "grad_norm": 0.0})
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith("step 3: loss and gradient are 0, nothing is learned")
+
+
+def test_a_logger_that_would_end_the_process_is_left_out(tmp_path, caplog):
+    def exits(*_):
+        raise SystemExit(0)
+
+    def build(kind, name, folder):
+        return SimpleNamespace(log=exits, close=exits)
+
+    with Reporter(run_with(tmp_path, build, ["mine"]), step=0) as reporter:
+        reporter.log(1, {"loss": 1.0})
+        reporter.log(2, {"loss": 1.0})
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "logger 'mine' failed at step 1 and is left out from here on: SystemExit: 0"

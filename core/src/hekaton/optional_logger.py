@@ -68,7 +68,7 @@ class OptionalLogger:
         except NoAnswer as e:
             log.warning("logger '%s' failed to close: %s", self.name, e)
             return
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             if not self.failed:
                 log.warning("logger '%s' failed to close: %s: %s", self.name, type(e).__name__, e)
         self._calls.put(None)
@@ -79,7 +79,7 @@ class OptionalLogger:
             return
         try:
             self._call(call)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             self.failed = True
             said = str(e) if isinstance(e, NoAnswer) else f"{type(e).__name__}: {e}"
             log.warning("logger '%s' failed %s and is left out from here on: %s", self.name, when, said)
