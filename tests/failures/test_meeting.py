@@ -124,6 +124,23 @@ def test_processes_that_are_started_again_meet_whatever_their_agents_count(store
     assert not first.is_alive()
 
 
+def test_in_a_store_of_torchrun_processes_that_are_started_again_find_nothing_of_those_before(monkeypatch):
+    """Or the failure that they were started again for would end them, too."""
+    of_torchrun = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{of_torchrun.port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    found = []
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        monkeypatch.setattr(arrival, "_connections", {})
+        opened = arrival.open_store(0, seconds=20)
+        found.append(opened.check(["lost"]))
+        opened.set("lost", "1")
+    assert found == [False, False]
+
+
 def meet_again_and_again(slow: int) -> None:
     """Run by the next test on two processes."""
     process = this_process()

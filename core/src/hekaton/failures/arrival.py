@@ -60,7 +60,9 @@ def open_store(rank: int, *, seconds: float) -> Store:
         _connections[address] = opened, itertools.count()
     store, openings = _connections[address]
     store.set_timeout(timeout)
-    return dist.PrefixStore(f"{next(openings)}", store)  # type: ignore[attr-defined]  # public, and documented
+    # A store of torchrun's has all that an attempt before this one left there (--max-restarts).
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if torchrun_holds_the_store() else "0"
+    return dist.PrefixStore(f"{attempt}/{next(openings)}", store)  # type: ignore[attr-defined]  # public, and documented
 
 
 def meet(store: Store, board: Board, *, rank: int, world_size: int, seconds: float) -> None:
