@@ -111,11 +111,12 @@ def _mostly(pick: random.Random, right: list[T], wrong: list[T]) -> T:
 
 
 def _degrees(pick: random.Random) -> dict[str, int]:
-    """Of which most are 1, and whose product is at most the number of processes."""
+    """Of which most are 1; their product is at most the number of processes, and in two of three draws half of it."""
+    most = pick.choice([MOST_PROCESSES // 2, MOST_PROCESSES // 2, MOST_PROCESSES])
     while True:
         axes = ("replicate", "shard", "cp", "tp", "pp")
         degrees = {axis: pick.choice([1, 1, 1, 2, 2, 3, 4]) for axis in axes}
-        if 1 < math.prod(degrees.values()) <= MOST_PROCESSES:
+        if 1 < math.prod(degrees.values()) <= most:
             return degrees
 
 

@@ -92,7 +92,7 @@ FOUR = [
     ("shard4 ep2 etp2", *ACCUMULATED),
     ("shard2 pp2 ep2",),
     ("shard2 pp2 ep2", *ZERO_BUBBLE),
-    ("shard2 cp2 ep2",),
+    ("shard2 cp2 ep2", *BY_OPERATOR),
     ("replicate2 shard2 ep2",),
 ]
 # Of gpt-oss those that cut what it alone has in a way of their own.
@@ -122,7 +122,8 @@ def described(model, layout, *flags, deep=False):
         [] if "--training.local_batch_size" in flags else ["--training.local_batch_size", str(8 // layout.dp)]
     )
     named, sizes = MODELS[model]
-    deep = deep or layout.degrees["pp"] > 1
+    # With a block between the first and the last, FSDP gathers experts earlier in forward than in recomputation.
+    deep = deep or layout.degrees["pp"] > 1 or BY_OPERATOR[-1] in flags
     overrides = sizes if deep else sizes | {"n_layers": SHALLOW[model]}
     return {
         "flags": [*FLAGS, *named, "--model.overrides", json.dumps(overrides), *layout.flags, *rows, *flags],

@@ -118,8 +118,6 @@ PRIVATE_NAMES = (
         "torch.ops.aten._scaled_dot_product_fused_attention_overrideable", "kept by selective recomputation"
     ),
     PrivateName("torch.ops.aten._scaled_mm", "kept by selective recomputation"),
-    PrivateName("torch.ops.profiler._record_function_enter_new", "a mark in a profile, not a computation"),
-    PrivateName("torch.ops.profiler._record_function_exit", "as _record_function_enter_new"),
     PrivateName("torch.ops._c10d_functional.reduce_scatter_tensor", "kept by selective recomputation"),
     PrivateName("torch._functorch.config", "the memory budget of the compiler's recomputation"),
     PrivateName("torch._ops.OpOverload", "whether a name is that of an operator"),

@@ -14,6 +14,7 @@ from hekaton.errors import ConfigError
 from hekaton.mesh import Meshes, ParallelDims
 from hekaton.parallel.experts import expert_layers, has_own_mesh
 from hekaton.parallel.plan import ParallelPlan, blocks
+from hekaton.parallel.selective import leave_gathering_out
 from hekaton.parallel.ties import ties
 from hekaton.patterns import with_owners
 
@@ -86,6 +87,7 @@ def apply_fsdp(
             reshard_after_forward=reshard,
             shard_placement_fn=partial(_widest_dim, degree=dims.efsdp),
         )
+        leave_gathering_out(module)
     entangled = tied_across(model, plan)
     sharded = [module for _, module in blocks(model, plan) if module not in entangled]
     for block in sharded:

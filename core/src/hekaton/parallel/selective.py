@@ -8,13 +8,15 @@ all and keeping none that torchtitan and others train at.
 from __future__ import annotations
 
 import difflib
+import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import SAC_IGNORED_OPS, CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from hekaton.errors import ConfigError
 
@@ -101,21 +103,50 @@ def selective_contexts(
     :param recomputed: shapes of the weights whose products are never kept, and not counted.
     :param compiled: whether the block is compiled, with the checkpoint in it.
     """
-    _leave_out_marks()
     always = frozenset(operator(name) for name in save_ops)
     products = {operator(name): at for name, at in PRODUCTS.items() if operator(name) not in always}
     kept = always.union(operator(name) for name in (KEPT if compiled else (*KEPT, COMPILED_ALONE)))
     return partial(_contexts, kept, products, recomputed)
 
 
-def _leave_out_marks() -> None:
-    """FSDP inside of a block, as around experts, marks in profiles where it waits, and does not wait as often
-    when the block is computed again; torch (2.13) would take that for another computation."""
-    for name in (
-        "profiler._record_function_enter_new.default",
-        "profiler._record_function_exit._RecordFunction",
-    ):
-        SAC_IGNORED_OPS.add(operator(name))
+class _Gathering(threading.local):
+    now = False
+
+
+_gathering = _Gathering()
+
+
+def leave_gathering_out(module: nn.Module) -> None:
+    """Have selective checkpointing see nothing of how FSDP gathers the parameters of a module in a block.
+
+    It gathers them in other places, and not as often, when the block is computed again; torch (2.13) takes
+    that for another computation (pytorch/torchtitan issue 3427).
+
+    :param module: one that ``fully_shard`` has been called for, which runs its hooks between these two.
+    """
+    module.register_forward_pre_hook(_begin_gathering, prepend=True)
+    module.register_forward_pre_hook(_end_gathering)
+
+
+def _begin_gathering(*_: Any) -> None:
+    _gathering.now = True
+
+
+def _end_gathering(*_: Any) -> None:
+    _gathering.now = False
+
+
+@functools.cache
+def _without_gathering(mode: Any) -> Any:
+    """The mode of torch that records or gives back what operators computed, without those of FSDP."""
+
+    class WithoutGathering(mode):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if _gathering.now:
+                return func(*args, **(kwargs or {}))
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    return WithoutGathering
 
 
 def _contexts(kept: frozenset[Any], products: dict[Any, int], recomputed: frozenset[Shape]) -> Any:
@@ -133,4 +164,7 @@ def _contexts(kept: frozenset[Any], products: dict[Any, int], recomputed: frozen
                 return CheckpointPolicy.PREFER_RECOMPUTE
         return CheckpointPolicy.MUST_SAVE
 
-    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+    modes = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+    for mode in modes:
+        mode.__class__ = _without_gathering(mode.__class__)
+    return modes
