@@ -231,6 +231,9 @@ def test_identity_subjects_of_plugins_are_compared(said):
     error = error_of(said, "subject of a plugin")
     assert f"\n  container.image: image-0 on rank 0 ({HOST}), image-1 on rank 1 ({HOST})" in error
     assert "container.seq_len" not in error
+    assert error.endswith(
+        "\n  make them the same on all machines: environment variables in what starts the run"
+    )
 
 
 def test_a_module_that_a_plugin_imports_last_of_all_is_reported(said):

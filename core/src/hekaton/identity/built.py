@@ -14,7 +14,7 @@ from hekaton.data import KnownFiles
 from hekaton.errors import PluginError
 from hekaton.identity import code
 from hekaton.identity.handshake import agree
-from hekaton.identity.subjects import INSTALL, Subject, digest_of, of_imported, of_torch
+from hekaton.identity.subjects import INSTALL, SAME_CODE, Subject, digest_of, of_imported, of_torch
 from hekaton.identity.values import model_values, plain
 
 if TYPE_CHECKING:
@@ -77,18 +77,21 @@ def of_run(
             cure=INSTALL,
             optional=True,
         ),
-        Subject(name="model", values=model_values(assembled.meta.config)),
+        Subject(name="model", values=model_values(assembled.meta.config), cure=SAME_CODE),
         of_torch(),
         Subject(
             name="what plugins compare",
             values=contributed_values(assembled.config, assembled.plugins),
+            cure="make them the same on all machines: environment variables in what starts the run",
         ),
         of_imported(assembled.plugins),
         Subject(
-            name="stages", values={f"modules of stage {number}": plain(one) for number, one in enumerate(cut)}
+            name="stages",
+            values={f"modules of stage {number}": plain(one) for number, one in enumerate(cut)},
+            cure=SAME_CODE,
         ),
         *(
-            Subject(name="plan", values=parts if rank == mine else None, absent="not there")
+            Subject(name="plan", values=parts if rank == mine else None, absent="not there", cure=SAME_CODE)
             for rank in range(assembled.dims.pp)
         ),
     ]
