@@ -1,6 +1,7 @@
 """A process that makes no progress is reported with where all are, and by policy the run ends."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -42,8 +43,11 @@ def hekaton_step_ended(step, metrics, control):
 """
 
 
-def stuck(rank: int, step: int, phase: str) -> Stuck:
-    return Stuck(rank=rank, host="a", step=step, phase=phase, seconds=30.0, stack=f"  file.py:1 of_{rank}")
+def stuck(rank: int, step: int, phase: str, *collectives: str) -> Stuck:
+    stack = f"  file.py:1 of_{rank}"
+    return Stuck(
+        rank=rank, host="a", step=step, phase=phase, seconds=30.0, stack=stack, collectives=collectives
+    )
 
 
 def test_those_that_the_others_wait_for_come_first():
@@ -60,6 +64,17 @@ def test_those_that_the_others_wait_for_come_first():
     ]
     earlier = {**found, 2: stuck(2, 6, "after the step")}
     assert "rank 2 on a: in step 6" in in_words(earlier, world_size=3, hosts=lambda rank: "b").splitlines()[1]
+
+
+def test_ranks_that_wait_in_different_collectives_are_told_apart():
+    phase = "forward_backward"
+    found = {
+        rank: stuck(rank, 7, phase, f"all_gather {rank // 2} of mesh_fsdp (float [4])") for rank in range(4)
+    }
+    assert in_words(found, world_size=4, hosts=lambda rank: "b").splitlines()[1:3] == [
+        "  ranks 0 on a, 1 on a: in step 7 (forward_backward) for 30 s, waiting in all_gather 0 of mesh_fsdp (float [4])",
+        "  ranks 2 on a, 3 on a: in step 7 (forward_backward) for 30 s, waiting in all_gather 1 of mesh_fsdp (float [4])",
+    ]
 
 
 def test_a_run_of_one_process_reports_a_hang_and_goes_on(tmp_path):
@@ -84,7 +99,9 @@ def test_a_rank_that_hangs_is_named_with_its_stack_and_the_run_ends(tmp_path):
     assert done.returncode == 1, said
     assert said.count("no progress:") >= 1
     assert f"rank 1 on {HOST}: in step 3 (after the step) for " in said
-    assert f"rank 0 on {HOST}: in step 4 (" in said
+    waits = r"waiting in \w+ \d+ of \w+ \(\w+ \[\d+\]\)"
+    assert re.search(rf"rank 0 on {HOST}: in step 4 \(\w+\) for \d+ s, {waits}\n", said), said
+    assert re.search(rf"\n{waits}\n", (tmp_path / "out/hangs/step-4-rank-0.txt").read_text())
     assert " wait_here" in said.partition("stack of rank 1:")[2]
     assert {file.name for file in (tmp_path / "out/hangs").iterdir()} == {
         "step-3-rank-1.txt", "step-4-rank-0.txt",

@@ -102,11 +102,11 @@ def process_group(
                 raise ConfigError(f"cannot write to '{folder}': {e.strerror}") from e
             # Whether the run writes anything there that it needs is checked by check_places.
             log.warning("no traces of collectives will be kept in '%s': %s", folder, e.strerror)
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(settings.trace_buf_size))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1" if settings.trace_buf_size > 0 else "0")
         os.environ.setdefault(
             "TORCH_FR_DUMP_TEMP_FILE", os.path.join(folder, settings.save_traces_file_prefix)
         )
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(settings.trace_buf_size))
     timeout = timedelta(seconds=settings.init_timeout_seconds)
     if process.world_size > CONNECTED_AT_ONCE:
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")

@@ -143,6 +143,10 @@ PRIVATE_NAMES = (
     PrivateName("torch._C.PyTorchFileReader", "where torch.save left room for each tensor"),
     PrivateName("torch._neg_view", "stored tensors with a negative bit"),
     # Processes and profiling
+    PrivateName(
+        "torch._C._distributed_c10d._dump_fr_trace_json",
+        "the collectives that a hang is in; _dump_nccl_trace_json where torch has NCCL",
+    ),
     PrivateName("torch.distributed.distributed_c10d._world", "every process group, to set its timeout"),
     PrivateName(
         "torch.distributed.distributed_c10d._set_pg_timeout",

@@ -12,12 +12,13 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hekaton.failures.board import Board, Failure, this_machine
+from hekaton.failures.collectives import waiting
 from hekaton.failures.shown import elsewhere, opened_alone, tell_torchrun
 from hekaton.failures.whereabouts import Whereabouts
 
@@ -35,6 +36,7 @@ class Stuck:
 
     :param seconds: since it entered the one that it is in.
     :param stack: of its main thread, the innermost frame last.
+    :param collectives: in which it waits, see :func:`~hekaton.failures.collectives.waiting`.
     """
 
     rank: int
@@ -43,6 +45,7 @@ class Stuck:
     phase: str
     seconds: float
     stack: str
+    collectives: Sequence[str] = ()
 
 
 @contextmanager
@@ -103,16 +106,16 @@ def in_words(found: Mapping[int, Stuck], *, world_size: int, hosts: Callable[[in
     :param hosts: the host of a rank that says nothing.
     """
     silent = [rank for rank in range(world_size) if rank not in found]
-    groups: dict[tuple[int, str], list[Stuck]] = defaultdict(list)
+    groups: dict[tuple[int, str, tuple[str, ...]], list[Stuck]] = defaultdict(list)
     for one in found.values():
-        groups[one.step, one.phase].append(one)
-    ordered = sorted(groups.items(), key=lambda group: _order(*group[0]))
+        groups[one.step, one.phase, tuple(one.collectives)].append(one)
+    ordered = sorted(groups.items(), key=lambda group: (_order(*group[0][:2]), group[0][2]))
     lines = [f"{_ranks([(rank, hosts(rank)) for rank in silent])}: nothing heard of"] if silent else []
-    for (step, phase), those in ordered:
+    for (step, phase, collectives), those in ordered:
         longest = max(one.seconds for one in those)
-        lines.append(
-            f"{_ranks([(one.rank, one.host) for one in those])}: in step {step} ({phase}) for {longest:.0f} s"
-        )
+        waits = f", waiting in {', '.join(collectives)}" if collectives else ""
+        ranks = _ranks([(one.rank, one.host) for one in those])
+        lines.append(f"{ranks}: in step {step} ({phase}) for {longest:.0f} s{waits}")
     slowest = ordered[0][1][0]
     lines += [f"stack of rank {slowest.rank}:", slowest.stack]
     return "\n  ".join(["no progress:", *"\n".join(lines).splitlines()])
@@ -163,6 +166,7 @@ class _Watch:
             phase=self._where.phase,
             seconds=time.monotonic() - self._since,
             stack=self._stack(),
+            collectives=waiting(),
         )
         self._write_stacks(mine)
         if self._board is None:
@@ -230,6 +234,7 @@ class _Watch:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "w", encoding="utf-8", opener=opened_alone) as file:
                 file.write(f"in step {mine.step} ({mine.phase}) for {mine.seconds:.0f} s\n")
+                file.writelines(f"waiting in {one}\n" for one in mine.collectives)
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:

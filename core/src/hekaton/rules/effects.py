@@ -121,9 +121,8 @@ ONLY_CUDA = {
     "training.dataloader.pin_memory": "it speeds up copies to CUDA",
     "validation.dataloader.pin_memory": "it speeds up copies to CUDA",
     "training.enable_cpu_offload": "everything is in the memory of the host",
-    "comm.trace_buf_size": "the flight recorder is NCCL's",
-    "comm.save_traces_folder": "the flight recorder is NCCL's",
-    "comm.save_traces_file_prefix": "the flight recorder is NCCL's",
+    "comm.save_traces_folder": "NCCL writes them",
+    "comm.save_traces_file_prefix": "NCCL writes them",
 }
 
 

@@ -242,8 +242,8 @@ def test_an_existing_backend_is_accepted(notices):
             "training.enable_cpu_offload: no effect on cpu: everything is in the memory of the host",
         ),
         (
-            "[comm]\ntrace_buf_size = 3\n",
-            "comm.trace_buf_size: no effect on cpu: the flight recorder is NCCL's",
+            '[comm]\nsave_traces_folder = "traces"\n',
+            "comm.save_traces_folder: no effect on cpu: NCCL writes them",
         ),
         (
             '[parallelism]\nfsdp_reshard_after_forward = "never"\n',

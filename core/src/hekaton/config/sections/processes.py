@@ -122,9 +122,10 @@ class CommSection(SectionModel):
     train_timeout_seconds: Seconds = 100
     """How long it waits afterwards."""
     trace_buf_size: Annotated[int, Field(ge=0, le=10**7), OwnTrace] = 20000
-    """Entries of NCCL's flight recorder, written when a rank waits too long; 0 turns it off."""
+    """Entries of torch's flight recorder of collectives. A report of a hang says which of them ranks wait in,
+    and NCCL writes all when one has its timeout. 0 turns it off."""
     save_traces_folder: Annotated[PathField, OwnTrace] = "comm_traces"
-    """Folder for what the flight recorder writes, relative to ``job.dump_folder``."""
+    """Folder for what NCCL's flight recorder writes, relative to ``job.dump_folder``."""
     save_traces_file_prefix: Annotated[PathField, OwnTrace] = "rank_"
     """What the names of its files start with; the rank follows."""
     mode: Annotated[
