@@ -100,7 +100,7 @@ def uses(repository: Path) -> Iterator[tuple[str, str]]:
                 visitor.visit(ast.parse(file.read_text()))
                 modules[file.relative_to(repository)] = visitor
     # of os, sys, fsspec and lm_eval
-    others = {"_exit", "_current_frames", "_strip_protocol", "_import_func_in_yml"}
+    others = {"_exit", "_current_frames", "_getframe", "_strip_protocol", "_import_func_in_yml"}
     ours = others.union(*(module.defined for module in modules.values()))
     ours -= {private.name.rpartition(".")[2] for private in PRIVATE_NAMES}
     for file, module in modules.items():
