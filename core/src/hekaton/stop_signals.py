@@ -212,7 +212,8 @@ def _end_at_first(receiving: socket.socket, run: _WholeRun, others: Callable[[],
             continue
         now = time.monotonic()
         first = first or now
-        hears = numbers[0] != signal.SIGINT and others() and not _has_torchrun()
+        # A launcher, which others() may be true for as well, has nobody to hear from.
+        hears = numbers[0] != signal.SIGINT and among_others() and not _has_torchrun()
         if hears and not run.is_over and _closes(receiving, LEARNS):
             return
         if run.is_over and now - first <= ONE_SIGNAL:

@@ -111,15 +111,14 @@ def ids_of(tokenizer: TextTokenizer, encoded: Any, *, number: int) -> list[Token
     return found
 
 
-def units_made(maker: BatchRowMaker, made: Any) -> int:
-    """The units that a row maker has put into a row.
+def tokens_made(maker: BatchRowMaker, made: Any) -> int:
+    """The tokens that a row maker has put into a row.
 
     :raises DataError: for anything else than a number of them.
     """
-    if isinstance(made, Integral) and 0 <= int(made) <= maker.units_per_row:
+    if isinstance(made, Integral) and int(made) >= 0:
         return int(made)
-    expected = f"the number of {maker.unit} in the row, at most {maker.units_per_row:,}"
-    raise _error("make()", "row maker", maker, repr(made), expected)
+    raise _error("make()", "row maker", maker, repr(made), "the number of tokens in the row, from 0 on")
 
 
 def _listed(answer: Any, number: int) -> list[Any] | str:

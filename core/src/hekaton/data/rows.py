@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hekaton.data import Integers, Values
-from hekaton.data.answers import units_made
+from hekaton.data.answers import tokens_made
 from hekaton.data.blend import Blend
 from hekaton.data.feed import Feed, Source, SourceReader
 from hekaton.data.row_makers import BatchRowMaker
@@ -123,7 +123,7 @@ class RowReader:
                     before = feed.cursor, feed.available
                     begun.setdefault((index, number), feed.next_document)
                     out = {name: values[index, ...] for name, values in tensors.items()}
-                    made = units_made(stream.maker, stream.maker.make(feed, out))
+                    made = tokens_made(stream.maker, stream.maker.make(feed, out))
                     if made:
                         row.taken[number] += made
                         found[index] = number
