@@ -29,7 +29,7 @@ def run(folder: str) -> None:
     root, said, logged = Path(folder), {}, Logged()
     logging.getLogger("hekaton").addHandler(logged)
     counted: dict[str, int] = {}
-    for name in ("all_reduce", "all_gather_object"):
+    for name in ("isend", "all_reduce", "all_gather_object"):
         setattr(dist, name, counting(getattr(dist, name), counted))
 
     def compared(*flags: str) -> Callable[[], None]:

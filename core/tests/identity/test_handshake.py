@@ -29,9 +29,9 @@ def differ(*lines: str, cure: str = FILES) -> str:
     return "\n".join(["the processes of this run differ:", *(f"  {line}" for line in (*lines, cure) if line)])
 
 
-def test_equal_processes_exchange_one_reduction(said: dict[str, Any]) -> None:
+def test_equal_processes_send_a_message_for_each_doubling_of_their_number(said: dict[str, Any]) -> None:
     assert said["equal"] == ""
-    assert said["exchanges"] == {"all_reduce": 1}
+    assert said["exchanges"] == {"isend": 2}
 
 
 def test_a_field_is_named_with_its_values_and_who_has_which(said: dict[str, Any]) -> None:

@@ -13,8 +13,6 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from pathlib import Path
 
 import xxhash
 from packaging.markers import Marker
@@ -182,8 +180,7 @@ def distributed_packages(plugins: Plugins) -> set[str]:
 def _named_by_records(plugins: Plugins) -> Iterator[str]:
     for kind in CONTRIBUTION_HOOKS.values():
         for contributed in plugins.all(kind).values():
-            for field in fields(contributed.record):
-                value = getattr(contributed.record, field.name)
+            for value in vars(contributed.record).values():
                 if isinstance(value, Ref):
                     yield value.target.partition(":")[0].partition(".")[0]
 
@@ -199,8 +196,8 @@ def _files_of(package: str) -> Iterator[tuple[str, str]]:
         return
     for root in spec.submodule_search_locations:
         for folder, subfolders, names in os.walk(root):
-            subfolders.sort()
-            inside = Path(package, os.path.relpath(folder, root)).as_posix()
+            subfolders[:] = sorted(name for name in subfolders if name != "__pycache__")
+            inside = package + folder.removeprefix(root).replace(os.sep, "/")
             for name in sorted(names):
                 if os.path.splitext(name)[1] in SOURCE_SUFFIXES:
                     yield f"{inside}/{name}", os.path.join(folder, name)
@@ -209,12 +206,15 @@ def _files_of(package: str) -> Iterator[tuple[str, str]]:
 def digest(path: str) -> str:
     """Of a file's content."""
     try:
-        return _digest_of(path, FileState.of(os.stat(path)))
+        state = FileState.of(os.stat(path))
+        before = _digests.get(path)
+        if before is None or before[0] != state:
+            with open(path, "rb", buffering=0) as file:
+                before = _digests[path] = (state, xxhash.xxh3_64(file.read()).hexdigest())
+        return before[1]
     except OSError as error:  # removed, or no longer readable, after it was imported
         return error.strerror or "not readable"
 
 
-@functools.lru_cache(maxsize=4096)
-def _digest_of(path: str, state: FileState) -> str:
-    """Read once a process: the handshake and the identity that checkpoints keep both ask."""
-    return xxhash.xxh3_64(Path(path).read_bytes()).hexdigest()
+_digests: dict[str, tuple[FileState, str]] = {}
+"""Of files as they were when they were read: the handshake and what checkpoints keep both ask."""

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -27,10 +27,10 @@ from hekaton.identity import code
 from hekaton.plugins import Plugins
 
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_SITE, _DIST = f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 _SUFFIXES = (".py", ".pyc")
-_of_libraries: dict[str, ModuleType] = {}
-"""Modules that were found to be installed: a process has thousands, and looks through them several times."""
+_looked_at: dict[str, tuple[ModuleType, bool]] = {}
+"""Modules, and whether they are one's own: a process has thousands, and looks through them several times."""
 
 
 def imported(plugins: Plugins) -> dict[str, str]:
@@ -79,39 +79,38 @@ def _digests(modules: Mapping[str, ModuleType]) -> dict[str, str]:
 def _own_modules() -> dict[str, ModuleType]:
     """Modules that have a source, in no folder of installed libraries."""
     own = {}
-    for name, module in list(sys.modules.items()):
-        if _of_libraries.get(name) is module:
-            continue
-        file = _source_of(module)
-        if file is None:
-            continue
-        if _is_installed(file):
-            _of_libraries[name] = module
-            continue
-        whole = getattr(sys.modules.get(_top(module)), "__file__", None)
-        # A namespace package has no file of its own: it is in as many folders as have something of it.
-        if not (whole and _is_installed(whole)):
+    for name, module in sys.modules.copy().items():
+        before = _looked_at.get(name)
+        if before is None or before[0] is not module:
+            before = _looked_at[name] = (module, _is_own(module))
+        if before[1]:
             own[name] = module
     return own
 
 
-def _without(packages: Container[str], modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+def _is_own(module: ModuleType) -> bool:
+    file = _source_of(module)
+    if file is None or _is_installed(file):
+        return False
+    whole = getattr(sys.modules.get(_top(module)), "__file__", None)
+    # A namespace package has no file of its own: it is in as many folders as have something of it.
+    return not (whole and _is_installed(whole))
+
+
+def _without(packages: Iterable[str], modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
     """The modules that are in none of some top-level packages; a namespace package is shared by several."""
-    return {
-        name: module
-        for name, module in modules.items()
-        if _top(module) not in packages or not getattr(sys.modules.get(_top(module)), "__file__", None)
-    }
+    whole = {name for name in packages if getattr(sys.modules.get(name), "__file__", None)}
+    return {name: module for name, module in modules.items() if _top(module) not in whole}
 
 
 def _source_of(module: object) -> str | None:
     """The file that a module was made from, where there is one."""
-    file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-    return file if isinstance(file, str) and file.endswith(_SUFFIXES) and os.path.isabs(file) else None
+    file = module.__dict__.get("__file__") if isinstance(module, ModuleType) else None
+    return file if isinstance(file, str) and file.startswith(os.sep) and file.endswith(_SUFFIXES) else None
 
 
 def _is_installed(file: str) -> bool:
-    return file.startswith(_STDLIB) or any(one in file for one in _INSTALLED)
+    return _SITE in file or file.startswith(_STDLIB) or _DIST in file
 
 
 def _spec_name(module: ModuleType) -> str:

@@ -233,11 +233,10 @@ def _paths(
             entries = {f"{at}.{key}": one for key, one in value.items()}
         else:
             entries = {at: value}
-        held = is_path(field) and not may_differ(field, inside)
         for place, one in entries.items():
             if isinstance(one, SectionModel):
                 yield from _paths(one, f"{place}.", inside)
-            elif held and one:
+            elif isinstance(one, str) and one and is_path(field) and not may_differ(field, inside):
                 yield place, one
 
 
