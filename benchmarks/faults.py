@@ -1,6 +1,7 @@
 """Runs that are disturbed by random faults, started again, and compared with one that nothing disturbed.
 
-    python benchmarks/faults.py [--faults 300] [--kinds "one process" torchrun SLURM] [--seed 1] [--kept FILE]
+    python benchmarks/faults.py [--faults 300] [--kinds "one process" torchrun SLURM] [--only "link cut"]
+        [--seed 1] [--kept FILE]
 
 Prints a table of what was done and what happened, and where the time of these runs went; with ``--kept``, of
 all runs that the file keeps. The faults are those of ``tests/operations``, whose tests take a few. torchrun's
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--kinds", nargs="*", default=list(SHARES))
+    parser.add_argument("--only", nargs="*", default=[], help="names of faults, as the table has them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", default=None)
     parser.add_argument("--hang_seconds", type=float, default=6.0, help="more on a slow machine")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from xml.etree import ElementTree
 
 import pytest
 
+import hekaton.trainer
 from hekaton.accounting import LINE_EVERY, Accounts, add_up, goodput_by_step, read_account, resumed_at
 from hekaton.cli import main
 from hekaton.jsonl import build
@@ -102,6 +105,28 @@ def test_the_seconds_of_a_run_that_is_resumed_have_names(tmp_path, capsys):
     assert len(across) == 2  # after step 3, in the panels of 5 steps and of goodput, which begins at 0
     curves = [one.get("points").split() for one in drawn if one.tag.endswith("polyline")]
     assert [len(points) for points in curves[:2]] == [5, 5]
+
+
+def test_a_step_that_ends_in_an_error_is_not_done_and_its_time_is_lost(tmp_path, monkeypatch, capsys):
+    clip, norms = hekaton.trainer.clip_grad_norm, iter([1, 1, math.nan])
+    monkeypatch.setattr(hekaton.trainer, "clip_grad_norm", lambda *a, **b: clip(*a, **b) * next(norms))
+    assert main(["train", *RUN, "--training.steps", "6", "--job.dump_folder", str(tmp_path)]) != 0
+    assert "error: step 3: " in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 0
+    assert "\nstep 2, 1 start(s)" in capsys.readouterr().out
+    *_, undone = [json.loads(one) for one in (tmp_path / "accounting.jsonl").read_text().splitlines()]
+    assert (undone["from"], undone["step"]) == (2, 2)
+    assert undone["seconds"]["lost work"] > 0 == undone["seconds"]["compute"]
+
+
+def test_of_steps_since_the_last_line_that_which_is_not_done_is_lost(tmp_path):
+    accounts = Accounts(tmp_path, writes=True, since=time.time())
+    accounts.enter("optimizer")
+    time.sleep(0.01)
+    accounts.give_up(4)
+    accounts.write(3)
+    (said,) = [json.loads(one) for one in (tmp_path / "accounting.jsonl").read_text().splitlines()]
+    assert said["seconds"]["lost work"] == pytest.approx(said["seconds"]["optimizer"] / 3, rel=1e-2)
 
 
 WAITS = """

@@ -52,6 +52,8 @@ LOST = "lost work"
 DOWN = "down"
 OF_STEPS = ("data wait", COMPILE, "compute", "optimizer", "between steps")
 USEFUL = ("compute", "optimizer")
+UNDONE = ("data", "forward_backward", "optimizer")
+"""Phases of a step in which it is not done yet."""
 
 
 def process_start() -> float:
@@ -107,6 +109,15 @@ class Accounts:
         self.enter(self._phase)
         if not self._seconds.keys() <= {*OF_STEPS} or sum(self._seconds.values()) > LINE_EVERY:
             self.write(step)
+
+    def give_up(self, step: int) -> None:
+        """Count what was spent on a step that has begun as lost: it will not be done by this start."""
+        self.enter(self._phase)
+        for name in OF_STEPS:
+            lost = self._seconds.get(name, 0.0) / max(1, step - self._step)
+            if lost:
+                self._seconds[name] -= lost
+                self._seconds[LOST] += lost
 
     def write(self, step: int, *, resumed: bool = False) -> None:
         """Append what was added up since the last time.

@@ -13,7 +13,7 @@ import socket
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ log = logging.getLogger("hekaton")
 
 COMMUNICATES = ("c10d", "_c10d_functional", "c10d_functional", "fsdp", "FSDP", "gloo", "nccl", "symm_mem")
 """What the names of operators and kernels begin with that wait for other ranks."""
+NOISE = 0.01
+"""Seconds above the median that are noise of the machine, whatever the factor."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class OwnTime:
 
 
 class Stragglers:
-    """Compares the ranks every so many steps, and names those that are slow on rank 0."""
+    """Compares the ranks every so many steps. Rank 0 names those that were slow in the last comparison, too:
+    other work on a machine makes now this rank slow, now that one."""
 
     def __init__(self, *, every: int, factor: float, stage: int, cuda: bool) -> None:
         """:param factor: of the median, from which on a rank is slow; :param stage: of this rank."""
@@ -56,6 +59,7 @@ class Stragglers:
         self._factor = factor
         self._stage = stage
         self._cuda = cuda
+        self._slow: Set[int] = frozenset()
 
     @contextlib.contextmanager
     def measured(self, step: int, where: Whereabouts) -> Iterator[None]:
@@ -79,8 +83,10 @@ class Stragglers:
         dist.all_gather_object(ranks, mine)
         if dist.get_rank() == 0:
             measured = {rank: one for rank, one in enumerate(ranks) if one is not None}
-            for line in slow_ones(measured, factor=self._factor):
-                log.warning("step %d: %s", step, line)
+            slow = slow_ones(measured, factor=self._factor)
+            for rank in sorted(slow.keys() & self._slow):
+                log.warning("step %d: %s", step, slow[rank])
+            self._slow = slow.keys()
 
 
 @contextlib.contextmanager
@@ -113,17 +119,17 @@ def compute_of(events: Sequence[Any], *, cuda: bool) -> float:
     return found / 1e6
 
 
-def slow_ones(ranks: Mapping[int, OwnTime], *, factor: float) -> list[str]:
-    """A line for each rank that takes more than ``factor`` times the median of its stage."""
+def slow_ones(ranks: Mapping[int, OwnTime], *, factor: float) -> dict[int, str]:
+    """A line for each rank that takes more than ``factor`` times the median of its stage, and ``NOISE`` more."""
     stages: dict[int, dict[int, OwnTime]] = defaultdict(dict)
     for rank, one in ranks.items():
         stages[one.stage][rank] = one
-    lines = []
+    lines = {}
     for those in stages.values():
         median = statistics.median_low([one.own for one in those.values()])
         for rank, one in those.items():
-            if one.own > factor * median:
-                lines.append(
+            if one.own > max(factor * median, median + NOISE):
+                lines[rank] = (
                     f"rank {rank} on {one.host} takes {one.own / max(median, 1e-9):.1f} times as long as "
                     f"the median rank: {one.compute:.3f} s of computation and {one.wait:.3f} s of waiting "
                     f"for data, against {median:.3f} s"

@@ -38,12 +38,13 @@ class FaultSection(SectionModel):
     """What happens then: ``"abort"`` ends the run with status 1."""
     stragglers_every: Steps = 0
     """Steps from one comparison of the ranks to the next: how long each computes and waits for data in a
-    step, by torch's profiler, without the collectives in which it waits for others. A rank that is slow is
-    named in the log; 0 compares nothing."""
+    step, by torch's profiler, without the collectives in which it waits for others. A rank that is slow in
+    two comparisons one after the other is named in the log; 0 compares nothing."""
     straggler_factor: Annotated[
         float, Field(gt=1, allow_inf_nan=False), OnlyWith("stragglers_every", above=0)
     ] = 1.5
-    """Times the median, among ranks of the same pipeline stage, from which on a rank is slow."""
+    """Times the median, among ranks of the same pipeline stage, from which on a rank is slow; less than 10 ms
+    above the median is not."""
 
     nonfinite: Annotated[Policy, AtResume("notice")] = "abort"
     """What to do with a step whose gradient norm is NaN or infinite, or that ``replay_every`` finds computed
