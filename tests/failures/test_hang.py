@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch.distributed as dist
 from torch.distributed import HashStore
 
 from hekaton.failures import board
@@ -164,14 +165,28 @@ class Unreachable:
         return lambda *given: threading.Event().wait(60)
 
 
+class Closed:
+    """A store whose process has ended."""
+
+    asked = 0
+
+    def __getattr__(self, name):
+        def closed(*given):
+            self.asked += 1
+            raise dist.DistNetworkError("failed to recv, got 0 bytes")
+
+        return closed
+
+
+@pytest.mark.parametrize("store", [Unreachable(), Closed()])
 def test_a_process_that_does_not_reach_the_store_ends_all_the_same(
-    tmp_path, monkeypatch, caplog, hekaton_log
+    tmp_path, monkeypatch, caplog, hekaton_log, store
 ):
     monkeypatch.setattr(board, "ANSWERS", 0.2)
     hekaton_log.propagate = True
     where = Whereabouts()
     lonely = board.Board(HashStore(), rank=1, world_size=2)
-    lonely._store = Unreachable()
+    lonely._store = store
     ended, status = threading.Event(), []
 
     def end(with_status):
@@ -188,3 +203,4 @@ def test_a_process_that_does_not_reach_the_store_ends_all_the_same(
     assert status == [1]
     assert f"rank 1 on {HOST}: in step 2 (data) for " in caplog.text
     assert lonely.is_gone
+    assert isinstance(store, Unreachable) or store.asked == 1  # torch prints a trace each time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -77,7 +76,8 @@ class Board:
         self._has_looked = False
         self._first_here: dict[int, bool] = {}
         self.is_gone = False
-        """Whether the store did not answer in time; it is not asked any more."""
+        """Whether the store did not answer in time, or has closed the connection: it is not asked
+        any more."""
 
     def arrive(self) -> None:
         """Leave this rank's host, for others to name it should it be lost."""
@@ -230,8 +230,12 @@ class Board:
         answers: list[T] = []
 
         def wait() -> None:
-            with contextlib.suppress(dist.DistError, RuntimeError):
+            try:
                 answers.append(ask())
+            except dist.DistNetworkError:  # nothing connects again, and torch prints a trace at each try
+                self.is_gone = True
+            except (dist.DistError, RuntimeError):
+                return
 
         waiting = threading.Thread(target=wait, name="hekaton store", daemon=True)
         waiting.start()

@@ -120,7 +120,8 @@ def compute_of(events: Sequence[Any], *, cuda: bool) -> float:
 
 
 def slow_ones(ranks: Mapping[int, OwnTime], *, factor: float) -> dict[int, str]:
-    """A line for each rank that takes more than ``factor`` times the median of its stage, and ``NOISE`` more."""
+    """Rank -> a line, for each that takes more than ``factor`` times the median of its stage, and ``NOISE``
+    more."""
     stages: dict[int, dict[int, OwnTime]] = defaultdict(dict)
     for rank, one in ranks.items():
         stages[one.stage][rank] = one
