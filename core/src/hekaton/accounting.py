@@ -110,14 +110,21 @@ class Accounts:
         if not self._seconds.keys() <= {*OF_STEPS} or sum(self._seconds.values()) > LINE_EVERY:
             self.write(step)
 
-    def give_up(self, step: int) -> None:
-        """Count what was spent on a step that has begun as lost: it will not be done by this start."""
-        self.enter(self._phase)
-        for name in OF_STEPS:
-            lost = self._seconds.get(name, 0.0) / max(1, step - self._step)
-            if lost:
-                self._seconds[name] -= lost
-                self._seconds[LOST] += lost
+    def end(self, step: int, error: BaseException | None) -> int:
+        """Write what was added up until the end of a run.
+
+        :returns: the last step that is done: ``step``, unless an error has ended it before it was. Its share
+            of the time since the last line is lost then.
+        """
+        if error is not None and self._phase in UNDONE:
+            self.enter(self._phase)
+            share = 1 / max(1, step - self._step)
+            for name in self._seconds.keys() & {*OF_STEPS}:
+                self._seconds[LOST] += share * self._seconds[name]
+                self._seconds[name] *= 1 - share
+            step -= 1
+        self.write(step)
+        return step
 
     def write(self, step: int, *, resumed: bool = False) -> None:
         """Append what was added up since the last time.

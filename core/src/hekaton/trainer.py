@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from hekaton.accounting import UNDONE, accounts_of
+from hekaton.accounting import accounts_of
 from hekaton.assembly import assemble
 from hekaton.checkpoint.disk.places import check_places, places_of
 from hekaton.checkpoint.ranks import Ranks
@@ -254,10 +254,7 @@ class Trainer:
 
     def _run_ended(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.control.is_over = error is None
-        if error is not None and self.where.phase in UNDONE:
-            self._accounts.give_up(self.step)
-            self.step -= 1
-        self._accounts.write(self.step)
+        self.step = self._accounts.end(self.step, error)
         self.plugins.call("hekaton_run_ended", step=self.step, error=error)
 
     def _check_weights(self, kind: Any, error: BaseException | None, trace: Any) -> None:
