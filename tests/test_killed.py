@@ -45,6 +45,9 @@ def test_a_second_run_on_a_folder_is_refused_before_it_writes(tmp_path, tmp_path
         said = capsys.readouterr().err
         assert f"error: the checkpoint folder {tmp_path}/checkpoint is in use by another run: " in said
         assert f"process {other.pid} on " in said
+        without = ["--job.dump_folder", str(tmp_path), "--checkpoint.enable", "false"]
+        assert main(["train", *TINY, *without, "--training.steps", "1"]) == 2
+        assert "is in use by another run: " in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
         assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["lock.json"]
         assert main(["train", *flags, "--training.steps", "1", "--checkpoint.load_only"]) == 0

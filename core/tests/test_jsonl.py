@@ -36,17 +36,22 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_step(tmp_path):
     assert lines(tmp_path)[4]["validation_loss"] == 9.0
 
 
-def test_a_run_that_begins_anew_keeps_the_lines_of_the_run_that_has_its_steps_there(tmp_path):
+@pytest.mark.parametrize("folder", [".", "rank_0"])
+@pytest.mark.parametrize("checkpoints", ["checkpoint", "of_a_month"])
+def test_a_run_that_begins_anew_keeps_the_lines_of_the_run_that_has_its_steps_there(
+    tmp_path, folder, checkpoints
+):
     """As one with ``checkpoint.enable = false``, to try something, in the folder of a long run."""
+    metrics = tmp_path / folder
     for start in range(3):
-        logger = build(None, tmp_path)
+        logger = build(None, metrics)
         logger.resume(0)
         logger.log(1, {"loss": float(start)})
-        (tmp_path / "checkpoint" / f"step-{start}").mkdir(parents=True)
-    kept = {path.name: json.loads(path.read_text())["loss"] for path in tmp_path.glob("*.jsonl")}
+        (tmp_path / checkpoints / f"step-{start}").mkdir(parents=True)
+    kept = {path.name: json.loads(path.read_text())["loss"] for path in metrics.glob("*.jsonl")}
     assert kept == {"metrics.1.jsonl": 1.0, NAME: 2.0}, "a checkpoint of the initial weights is no run"
-    build(None, tmp_path).resume(1)
-    assert len(lines(tmp_path)) == 1
+    build(None, metrics).resume(1)
+    assert len(lines(metrics)) == 1
 
 
 def test_every_line_is_json(tmp_path):

@@ -42,7 +42,7 @@ class JsonLinesLogger:
         steps from which the run does not resume, the lines of these are kept in a file beside it."""
         if not self._path.exists():
             return
-        if step == 0 and any(self._path.parent.glob("checkpoint/step-[1-9]*")):
+        if step == 0 and self._has_steps():
             kept = next(
                 path
                 for number in itertools.count(1)
@@ -54,6 +54,12 @@ class JsonLinesLogger:
         lines = read_lines(self._path)
         with contextlib.closing(lines), replacing(self._path) as stream:
             stream.writelines(line for line, read in lines if read is not None and _is_until(read, step))
+
+    def _has_steps(self) -> bool:
+        """Whether there are steps of a run, in whatever folder of it its checkpoints are."""
+        folder = self._path.parent
+        of_run = folder.parent if folder.name.startswith("rank_") else folder
+        return any(of_run.glob("*/step-[1-9]*"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

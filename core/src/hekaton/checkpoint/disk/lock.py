@@ -118,10 +118,7 @@ class FolderLock:
         while (held := self._read()) != mine:
             if held is not None and not held.is_this_process:
                 if self._lives(held):
-                    raise CheckpointError(
-                        f"the checkpoint folder {self._root} is in use by another run: {held}",
-                        hint="stop that run, or choose another job.dump_folder or checkpoint.folder",
-                    )
+                    raise self._in_use(held, "job.dump_folder or checkpoint.folder")
                 log.warning(
                     "%s: the run that wrote here (%s) has ended: taking over its lock", self._root, held
                 )
@@ -132,6 +129,15 @@ class FolderLock:
         self._beats = threading.Thread(target=self._show_life, args=(mine, self._stop), daemon=True)
         self._beats.start()
         atexit.register(self.release)
+
+    def check_free(self) -> None:
+        """For a run that saves nothing, and writes beside the folder.
+
+        :raises CheckpointError: when another run holds the lock.
+        """
+        held = self._read()
+        if held is not None and not held.is_this_process and self._lives(held):
+            raise self._in_use(held, "job.dump_folder")
 
     def check(self) -> None:
         """:raises CheckpointError: when another run has taken the lock over from this one."""
@@ -156,6 +162,12 @@ class FolderLock:
                 self._file.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot remove %s: %s", self._file, reason_of(error))
+
+    def _in_use(self, held: Holder, other: str) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint folder {self._root} is in use by another run: {held}",
+            hint=f"stop that run, or choose another {other}",
+        )
 
     def _lives(self, held: Holder) -> bool:
         if held._is_of_this_machine:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hekaton.checkpoint.disk.folders import Folder, folder_at, reason_of, write_whole
+from hekaton.checkpoint.disk.lock import FolderLock
 from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
@@ -20,6 +21,7 @@ from hekaton.checkpoint.runs.asked import NoCheckpoints
 from hekaton.checkpoint.runs.background import BackgroundSaves
 from hekaton.checkpoint.runs.manager import CheckpointManager
 from hekaton.checkpoint.runs.run_state import RunState
+from hekaton.checkpoint.runs.selection import on_disk
 from hekaton.checkpoint.tensors.comparison import DoesNotFit, Parts
 from hekaton.checkpoint.tensors.state import (
     check_info,
@@ -57,9 +59,15 @@ _TENSORS_ALONE = (MODEL,)
 def open_checkpoints(config: JobConfig, plugins: Plugins, state: RunState) -> Checkpoints:
     """The checkpoints of a run; with ``checkpoint.enable = false``, none.
 
-    :raises CheckpointError: when another run writes to the folder.
+    :raises CheckpointError: when another run writes to the folder. One without checkpoints would write its
+        configuration and metrics over those of a run that resumes.
     """
-    return RunCheckpoints(config, plugins, state) if config.checkpoint.enable else NoCheckpoints()
+    if config.checkpoint.enable:
+        return RunCheckpoints(config, plugins, state)
+    folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
+    if isinstance(folder, Path):  # a store need not be reachable where nothing is saved
+        on_disk(Ranks.of(), f"cannot read the checkpoint folder {folder}", FolderLock(folder).check_free)
+    return NoCheckpoints()
 
 
 class RunCheckpoints:
