@@ -140,7 +140,8 @@ def test_workers_make_many_steps_at_once_too(files):
 
 
 def test_an_error_further_on_does_not_end_the_steps_before_it(files, made_together):
-    """A document with an id that the tokenizer lacks, read together with sound ones that come before it."""
+    """A document with an id that the tokenizer lacks, read together with sound ones that come before it. Where
+    steps are made together it is met no sooner than where its document is read alone."""
     most = int(files.fetch([9])[0].max())  # document 9 has the highest ids of those up to it
     wrong = f"{most} is no id of the tokenizer, which has those below {most}"
 
@@ -154,7 +155,10 @@ def test_an_error_further_on_does_not_end_the_steps_before_it(files, made_togeth
         return read
 
     expected = until_the_error(OneByOne(files), "document 9, token 119")
-    assert until_the_error(files, rf"'.*a.bin', token {most - 1} \(document 9\)") == expected
+    found = until_the_error(files, rf"'.*a.bin', token {most - 1} \(document 9\)")
+    assert found[: len(expected)] == expected
+    assert np.array_equal(np.ravel(found), np.arange(1, 4 * len(found) + 1))
+    assert 4 * len(found) < most
     assert max(made_together) > 1
 
 

@@ -52,9 +52,10 @@ class JoinedDocuments(Protocol):
         """
 
     def joined(self, located: Integers) -> TokenIds:
-        """The ids of documents, one after the other, of any integer type.
+        """The ids of documents or of parts of them, one after the other, of any integer type.
 
-        :param located: some of what :meth:`locate` returned.
+        :param located: (n, 3), some of what :meth:`locate` returned, or places within documents as it gives
+            whole ones.
         """
 
 

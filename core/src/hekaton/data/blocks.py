@@ -9,25 +9,24 @@ source that is not repeated, and where something is wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from hekaton.data import Integers, JoinedDocuments, Values
+from hekaton.data.ahead import SourceAhead, ranges
 from hekaton.data.encoders import IdsEncoder
-from hekaton.data.feed import Feed, Span
-from hekaton.data.row_makers import InOrder, RowPlaces
+from hekaton.data.row_makers import InOrder
 from hekaton.data.rows import RowReader, Sequences, Stream
 from hekaton.errors import DataError
 
 TOKENS = 2**21
-"""About how many tokens of each source are read at once for all rows together."""
-LAID_OUT = 2**14
-"""About how many of them are laid out at once: tensors of more would leave the cache of a core."""
+"""About how many tokens of each source are looked up at once for all rows together."""
+LAID_OUT = 2**17
+"""About how many of them are read at once: they are to stay in the cache of a core until tensors are made."""
 MOST_STEPS = 512
 MOST_SOURCES = 4
-"""No more tokens are read at once than those of so many sources."""
-_NONE = np.zeros(0, np.int64)
+"""No more tokens are looked up at once than those of so many sources."""
 
 
 def reader_of(stream: Stream, rows: Sequence[int], cursor: Integers) -> RowReader | BlockReader:
@@ -54,9 +53,12 @@ class BlockReader:
         """:param cursor: (rows, cursor width)."""
         assert isinstance(stream.maker, InOrder)
         self._stream, self._maker, self._numbers = stream, stream.maker, list(rows)
-        self._reader = RowReader(stream, rows, cursor)
         self._cursor = cursor
-        """After the last step that was made."""
+        """After the last step that was given."""
+        self._ahead: list[SourceAhead] | None = None
+        """Of each source, where steps can be made together."""
+        self._reader: RowReader | None = None
+        """What makes steps where they cannot."""
         self._made: Iterator[Sequences] = iter(())
         step = len(self._numbers) * stream.maker.seq_len
         self._most = max(1, min(MOST_STEPS, TOKENS * min(MOST_SOURCES, len(stream.sources)) // step))
@@ -67,58 +69,87 @@ class BlockReader:
 
         :raises DataError: when no document has a token, or documents cannot be read.
         """
-        step = next(self._made, None)
-        if step is None:
-            self._made = self._make()
+        try:
             step = next(self._made, None)
+            if step is None:
+                self._made = self._make()
+                step = next(self._made, None)
+        except DataError:
+            # It is met again where its document is needed, by rows that have read nothing of it.
+            self._together, step = 0, None
+            self._made = iter(())
         if step is None:
+            self._ahead = None
+            if self._reader is None:
+                self._reader = RowReader(self._stream, self._numbers, self._cursor)
             step = self._reader.next()
-            self._cursor = step.cursor
+        self._cursor = step.cursor
         return step
 
     def _make(self) -> Iterator[Sequences]:
         """The next steps; none where they have to be made one by one."""
         steps = self._together
-        chosen = self._chosen(steps) if steps else None
-        try:
-            enough = chosen is not None and self._read_ahead(chosen)
-        except DataError:
-            # It is met again where its document is needed, by rows that have read nothing of it.
-            self._reader = RowReader(self._stream, self._numbers, self._cursor)
-            self._together = self._most = 0
-            return iter(())
-        if not enough:
-            self._together = min(max(1, steps // 2), self._most)
-            return iter(())
-        assert chosen is not None
-        self._together = min(2 * steps, self._most)
-        return self._laid_out(chosen)
+        while steps:
+            chosen = self._chosen(steps)
+            if chosen is None:
+                break
+            if self._read_ahead(chosen):
+                self._reader = None
+                self._together = min(2 * len(chosen), self._most)
+                return self._laid_out(chosen)
+            self._together = 1
+            steps = len(chosen) // 2
+        return iter(())
 
     def _chosen(self, steps: int) -> Integers | None:
         """(steps, rows), the source of each row of the next steps, which may be fewer than asked for."""
-        rows, blend = self._reader.rows, self._stream.blend
-        ended = [row.ended for row in rows]
+        blend, rows = self._stream.blend, len(self._numbers)
+        ended = self._ended()
         if blend is None:
-            return None if any(ended) else np.zeros((steps, len(rows)), np.int64)
-        if len({row.made for row in rows}) > 1:
+            return None if any(ended) else np.zeros((steps, rows), np.int64)
+        made = set(self._cursor[:, 0].tolist())
+        if len(made) > 1:
             return None
-        return blend.sources_of(rows[0].made, steps, self._numbers, without=ended)
+        return blend.sources_of(made.pop(), steps, self._numbers, without=ended)
+
+    def _ended(self) -> list[frozenset[int]]:
+        """The sources that each row has read to the end."""
+        last = [(number, source.places) for number, source in enumerate(self._stream.sources)]
+        return [
+            frozenset(
+                number
+                for number, places in last
+                if places is not None and documents[number] * self._stream.rows + row >= places
+            )
+            for row, documents in zip(self._numbers, self._places()[..., 0].tolist(), strict=True)
+        ]
+
+    def _places(self) -> Integers:
+        """(rows, sources, 2), the documents and tokens that rows have read of each source."""
+        if self._stream.blend is None:
+            return self._cursor[:, None]
+        return self._cursor[:, 1:].reshape(len(self._cursor), -1, 3)[..., :2]
 
     def _read_ahead(self, chosen: Integers) -> bool:
-        """Read the tokens of some steps, and the one behind those of each row.
+        """Look up the documents of some steps, and of the token behind those of each row.
 
         :returns: whether there are so many.
         """
+        if self._ahead is None:
+            places = self._places().tolist()
+            self._ahead = [
+                SourceAhead(
+                    source,
+                    [(row, *its[number]) for row, its in zip(self._numbers, places, strict=True)],
+                    rows=self._stream.rows,
+                )
+                for number, source in enumerate(self._stream.sources)
+            ]
         enough = True
-        for number in range(len(self._stream.sources)):
-            counts = (chosen == number).sum(axis=0)
-            feeds = [self._reader.rows[row].feeds[number] for row in counts.nonzero()[0].tolist()]
-            if feeds:
-                self._reader.fill(number, feeds, int(counts.max()) * self._maker.seq_len + 1)
-            needed = counts[counts > 0] * self._maker.seq_len
-            enough = enough and all(
-                feed.available > count for feed, count in zip(feeds, needed.tolist(), strict=True)
-            )
+        for number, ahead in enumerate(self._ahead):
+            needed = ((chosen == number).sum(axis=0) * self._maker.seq_len).tolist()
+            wanted = [(row, tokens + 1) for row, tokens in zip(ahead.rows, needed, strict=True) if tokens]
+            enough = enough and ahead.read_on(wanted)
         return enough
 
     def _laid_out(self, chosen: Integers) -> Iterator[Sequences]:
@@ -126,147 +157,105 @@ class BlockReader:
 
         :param chosen: (steps, rows), the source of each row.
         """
+        assert self._ahead is not None
         (steps, rows), seq_len = chosen.shape, self._maker.seq_len
-        read = list(self._taken(chosen))
-        views: list[Values] = [_NONE] * (steps * rows)
-        begins = []
+        counts = np.empty(steps * rows, np.int64)
+        taken = []
         cursors = np.repeat(self._cursor[None], steps, axis=0)
-        for number, index, its_steps, taken in read:
-            at = its_steps * rows + index
-            for place, ids in zip(at.tolist(), taken.ids, strict=True):
-                views[place] = ids
-            in_row = (taken.begins - 1) // seq_len
-            begins.append(at[in_row] * (seq_len + 1) + taken.begins - in_row * seq_len)
-            made = np.zeros(steps, np.int64)
-            made[its_steps] = 1
-            made = made.cumsum()
-            if self._stream.blend is None:
-                cursors[:, index] = taken.places[made]
-            else:
-                place = 1 + 3 * number
-                cursors[:, index, place : place + 2] = taken.places[made]
-                cursors[:, index, place + 2] += made * seq_len
-        if self._stream.blend is not None:
-            cursors[:, :, 0] += np.arange(1, steps + 1)[:, None]
-        self._cursor = cursors[-1]
-        skipped = sum(row.skipped() for row in self._reader.rows)
-        ended = frozenset[int]().union(*(row.ended for row in self._reader.rows))
-        places = self._maker.places(np.sort(np.concatenate(begins)), steps * rows)
-        return self._steps(views, places, chosen, cursors, skipped, ended)
-
-    def _taken(self, chosen: Integers) -> Iterator[tuple[int, int, Integers, Taken]]:
-        """What each row takes from each source: the source, which of the rows, in which steps, and what."""
-        for row in self._reader.rows:
-            row.made += len(chosen)
-        for number in range(len(self._stream.sources)):
+        ended = frozenset[int]().union(*self._ended())
+        for number, ahead in enumerate(self._ahead):
             its = chosen == number
             for index in its.any(axis=0).nonzero()[0].tolist():
-                steps = its[:, index].nonzero()[0]
-                row = self._reader.rows[index]
-                row.chosen.add(number)
-                row.taken[number] += len(steps) * self._maker.seq_len
-                yield number, index, steps, take(row.feeds[number], len(steps), self._maker.seq_len)
+                made = its[:, index].cumsum()
+                sequences = its[:, index].nonzero()[0] * rows + index
+                one = ahead.rows[index].take(len(sequences), seq_len)
+                counts[sequences] = one.counts
+                taken.append((sequences, one))
+                if self._stream.blend is None:
+                    cursors[:, index] = one.places[made]
+                else:
+                    place = 1 + 3 * number
+                    cursors[:, index, place : place + 2] = one.places[made]
+                    cursors[:, index, place + 2] += made * seq_len
+        if self._stream.blend is not None:
+            cursors[:, :, 0] += np.arange(1, steps + 1)[:, None]
+        starts = counts.cumsum() - counts
+        parts = np.empty((int(counts.sum()), 3), np.int64)
+        for sequences, one in taken:
+            parts[ranges(starts[sequences], one.counts)] = one.parts
+        skipped = sum(one.skipped for _, one in taken)
+        return self._steps(parts, counts, chosen, cursors, skipped, ended)
 
     def _steps(
         self,
-        views: Sequence[Values],
-        places: RowPlaces,
+        parts: Integers,
+        counts: Integers,
         chosen: Integers,
         cursors: Integers,
         skipped: int,
         ended: frozenset[int],
     ) -> Iterator[Sequences]:
-        (steps, rows), seq_len = chosen.shape, self._maker.seq_len
-        # Whole steps, or some rows of one.
-        part = max(1, LAID_OUT // seq_len)
-        part = part - part % rows if part >= rows else part
-        made = max(part, rows)
-        bounds = [
-            [*range(first, min(first + made, steps * rows), part)] for first in range(0, steps * rows, made)
-        ]
-        cuts = places.cut([bound * seq_len for its in bounds for bound in its] + [steps * rows * seq_len])
+        """:param parts: (n, 3), where what rows are made of lies, as :class:`hekaton.data.ahead.Taken` says.
+        :param counts: (steps * rows,), how many of these a row has.
+        """
+        rows = chosen.shape[1]
+        documents = self._maker.documents_in(parts[:, 2] - parts[:, 1], counts, rows)
         sources = iter(chosen.tolist())
-        step = 0
-        for its in bounds:
-            first, last = its[0], min(its[0] + made, steps * rows)
-            tensors = self._maker.unfilled(last - first)
-            for begin, end in zip(its, [*its[1:], last], strict=True):
-                ids = np.concatenate(views[begin:end]).reshape(-1, seq_len + 1)
-                out = {name: values[begin - first : end - first] for name, values in tensors.items()}
-                self._maker.make_many(ids, next(cuts), out)
-            for row in range(0, last - first, rows):
+        step = row = 0
+        for ids in self._read(parts, counts, chosen):
+            if row == 0:
+                tensors = self._maker.unfilled(rows)
+            self._maker.fill({name: values[row : row + len(ids)] for name, values in tensors.items()}, ids)
+            row += len(ids)
+            if row == rows:
+                self._maker.tell_apart(tensors, next(documents))
                 yield Sequences(
-                    {name: values[row : row + rows] for name, values in tensors.items()},
+                    tensors,
                     cursors[step],
                     left=True,
                     skipped=0 if step else skipped,
                     ended=ended,
                     sources=next(sources),
                 )
-                step += 1
+                step, row = step + 1, 0
 
+    def _read(self, parts: Integers, counts: Integers, chosen: Integers) -> Iterator[Values]:
+        """(rows, seq_len + 1), the ids of rows and of the token that follows: all rows of a step, or some."""
+        (steps, rows), sources = chosen.shape, chosen.reshape(-1)
+        together = max(1, LAID_OUT // self._maker.seq_len)
+        unit = max(together - together % rows, rows)  # whole steps, or some rows of one
+        ends = [0, *counts.cumsum().tolist()]
+        for first in range(0, steps * rows, unit):
+            last = min(first + unit, steps * rows)
+            for begin in range(first, last, together):
+                end = min(begin + together, last)
+                ids = self._ids(parts[ends[begin] : ends[end]], counts[begin:end], sources[begin:end])
+                for row in range(0, len(ids), rows):
+                    yield ids[row : row + rows]
 
-@dataclass(frozen=True)
-class Taken:
-    """What some rows of a feed have, one after the other.
+    def _ids(self, parts: Integers, counts: Integers, sources: Integers) -> Values:
+        """The ids of some rows.
 
-    :param ids: of each row its tokens, and the one that follows.
-    :param begins: where documents begin in the tokens of all rows and the one that follows, but for the
-        first.
-    :param places: (rows + 1, 2), the documents and tokens read before the first row and after each.
-    """
+        :param counts: how many parts each has.
+        :param sources: of each.
+        """
+        if len(self._stream.sources) == 1:
+            return self._joined(0, parts)
+        of_parts = sources.repeat(counts)
+        read = [
+            (sources == number, self._joined(number, parts[of_parts == number]))
+            for number in set(sources.tolist())
+        ]
+        if len(read) == 1:
+            return read[0][1]
+        ids = np.empty((len(sources), self._maker.seq_len + 1), np.result_type(*(its for _, its in read)))
+        for its, joined in read:
+            ids[its] = joined
+        return ids
 
-    ids: list[Values]
-    begins: Integers
-    places: Integers
-
-
-def take(feed: Feed, rows: int, seq_len: int) -> Taken:
-    """Take the tokens of rows off a feed that has more of them ahead."""
-    count = rows * seq_len
-    spans: list[Span] = []
-    before = [0]
-    for span in feed.spans:
-        spans.append(span)
-        before.append(before[-1] + len(span.ids))
-        if before[-1] > count:
-            break
-    # Of each document, or what is left of it, where it begins in the ids, its number, and at which token.
-    entries = sum(len(span.starts) + 1 for span in spans)
-    start, document, offset = np.zeros((3, entries), np.int64)
-    last = 0
-    for span, its_start in zip(spans, before, strict=False):
-        first, last = last, last + len(span.starts) + 1
-        start[first], offset[first] = its_start, span.offset
-        np.add(span.starts, its_start, out=start[first + 1 : last])
-        document[first:last] = np.arange(span.document, span.last_document + 1)
-    reached = int(start.searchsorted(count, side="right"))
-    begins = start[1:reached][offset[1:reached] == 0]
-    ends = np.arange(0, count + 1, seq_len)
-    its = start.searchsorted(ends, side="right") - 1
-    places = np.empty((rows + 1, 2), np.int64)
-    places[:, 0] = document[its]
-    places[:, 1] = offset[its] + ends - start[its]
-    feed.take(count)
-    return Taken(list(_rows_of([span.ids for span in spans], rows, seq_len)), begins, places)
-
-
-def _rows_of(spans: Sequence[Values], rows: int, seq_len: int) -> Iterator[Values]:
-    """(seq_len + 1,), the tokens of each row and the one that follows: copied only where spans meet."""
-    begun = spans[0][:0]
-    for ids in spans:
-        start = 0
-        if len(begun):
-            start = seq_len - len(begun)
-            begun = np.concatenate([begun, ids[: start + 1]])
-            if len(begun) <= seq_len:
-                continue
-            yield begun
-            rows -= 1
-        while rows and start + seq_len < len(ids):
-            yield ids[start : start + seq_len + 1]
-            start += seq_len
-            rows -= 1
-        if not rows:
-            return
-        begun = ids[start:]
+    def _joined(self, number: int, parts: Integers) -> Values:
+        """(rows, seq_len + 1), the ids of the rows of one source."""
+        source = self._stream.sources[number]
+        ids = cast(JoinedDocuments, source.documents).joined(parts)
+        cast(IdsEncoder, source.encoder).check(ids)
+        return ids.reshape(-1, self._maker.seq_len + 1)

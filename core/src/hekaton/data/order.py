@@ -10,15 +10,20 @@ and with every version of numpy.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+Integers: TypeAlias = npt.NDArray[np.int64]
 Unsigned: TypeAlias = npt.NDArray[np.uint64]
 
 ROUNDS = 8
+_MOST_TABLED = 14
+"""Bits of half a number: rounds on more documents than 4**14 are computed, and not looked up."""
 _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _ONE = np.uint64(1)
@@ -62,18 +67,46 @@ def document_at(numbers: npt.NDArray[np.int64], *, documents: int, seed: int) ->
     :param documents: number of documents, at least 1.
     :returns: (n,) indices in ``range(documents)``.
     """
-    places = numbers.astype(np.uint64)
-    count = np.uint64(documents)
-    epochs, values = places // count, places % count
-    half = np.uint64(max(1, ((documents - 1).bit_length() + 1) // 2))
-    start = np.full_like(epochs, (seed * _GOLDEN) & _WORD)
-    key = mixed(mixed(start) ^ epochs)
-    values = _permuted(values, key, half)
+    half = max(1, ((documents - 1).bit_length() + 1) // 2)
+    start = mixed_number(seed * _GOLDEN & _WORD)
+    first, last = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    found: Integers
+    if half <= _MOST_TABLED and first // documents == last // documents:
+        epoch = first // documents
+        tables = _tables(mixed_number(start ^ epoch), half)
+        found = _walked(numbers - epoch * documents, documents, lambda its, _: _looked_up(its, tables, half))
+        return found
+    places, count = numbers.astype(np.uint64), np.uint64(documents)
+    key = mixed(np.uint64(start) ^ places // count)
+    found = _walked(places % count, count, lambda its, at: _permuted(its, key[at], np.uint64(half)))
+    return found.astype(np.int64)
+
+
+def _walked(values: Any, count: Any, permuted: Callable[[Any, Any], Any]) -> Any:
+    """Permuted until they are below the number of documents."""
+    values = permuted(values, slice(None))
     outside = np.flatnonzero(values >= count)
     while outside.size:
-        values[outside] = _permuted(values[outside], key[outside], half)
+        values[outside] = permuted(values[outside], outside)
         outside = outside[values[outside] >= count]
-    return values.astype(np.int64)
+    return values
+
+
+@functools.lru_cache(16)
+def _tables(key: int, half: int) -> list[Integers]:
+    """What each round does to the other half, for each half that there is."""
+    halves = np.arange(1 << half, dtype=np.uint64)
+    mask = np.uint64((1 << half) - 1)
+    keys = [np.uint64(key + number * _GOLDEN & _WORD) for number in range(ROUNDS)]
+    return [(mixed(halves ^ key) & mask).astype(np.int64) for key in keys]
+
+
+def _looked_up(values: Integers, tables: Sequence[Integers], half: int) -> Integers:
+    """As :func:`_permuted`, of one epoch."""
+    left, right = values >> half, values & (1 << half) - 1
+    for table in tables:
+        left, right = right, left ^ table[right]
+    return left << half | right
 
 
 def _permuted(values: Unsigned, key: Unsigned, half: np.uint64) -> Unsigned:

@@ -14,6 +14,9 @@ from hekaton.data import Integers, Values
 from hekaton.data.feed import Feed, Span
 from hekaton.loss import IGNORE_INDEX
 
+_SHORT = 2**12
+"""Documents of fewer tokens are short: positions in them are kept at hand for each length."""
+
 
 @runtime_checkable
 class BatchRowMaker(Protocol):
@@ -90,64 +93,82 @@ class InOrder(_Rows):
         lay_out(spans, feed.spans[0] if feed.spans else None, out)
         return sum(len(span.ids) for span in spans)
 
-    def places(self, begins: Integers, rows: int) -> RowPlaces:
-        """Where something of rows depends on documents.
-
-        :param begins: ascending places in (rows, seq_len + 1), laid flat, where documents begin, but in no
-            first column.
-        """
-        seq_len = self.seq_len
-        row, column = np.divmod(begins, seq_len + 1)
-        place = begins - row
-        edges = np.concatenate([np.arange(0, rows * seq_len + 1, seq_len), place[column < seq_len]])
-        edges.sort()
-        return RowPlaces(place - 1, edges)
-
     def unfilled(self, rows: int) -> dict[str, Integers]:
-        """The tensors of :meth:`empty`, with anything in them."""
-        names = ["tokens", "labels", *(["positions"] if self.packs_documents else [])]
-        return {name: np.empty((rows, self.seq_len), np.int64) for name in names}
+        """The tokens and labels of :meth:`empty`, with anything in them."""
+        return {name: np.empty((rows, self.seq_len), np.int64) for name in ("tokens", "labels")}
 
-    def make_many(self, ids: Values, places: RowPlaces, out: Mapping[str, Integers]) -> None:
-        """Make full rows, every token of which is a target, as :meth:`make` makes them one by one.
+    def fill(self, out: Mapping[str, Integers], ids: Values) -> None:
+        """Fill rows with tokens, every one of which is a target.
 
-        :param ids: (rows, seq_len + 1), the tokens of each row and the one that follows.
         :param out: so many rows of :meth:`unfilled`.
+        :param ids: (rows, seq_len + 1), the tokens of each row and the one that follows.
         """
         out["tokens"][:] = ids[:, :-1]
         out["labels"][:] = ids[:, 1:]
+
+    def documents_in(self, lengths: Integers, counts: Integers, rows: int) -> Iterator[DocumentsInRows]:
+        """Where documents are in the rows of each step.
+
+        :param lengths: of the parts of documents that rows and the token that follows each are made of.
+        :param counts: (steps * rows,), how many of them a row has.
+        """
+        ends = counts.cumsum()
+        row = np.arange(len(counts)).repeat(counts)
+        begins = lengths.cumsum() - lengths - row  # in rows of seq_len
+        later = np.ones(len(lengths), np.bool_)
+        later[ends - counts] = False
+        before = (begins[later] - 1) % (rows * self.seq_len)
+        lengths = lengths.copy()
+        lengths[ends - 1] -= 1
+        first = 0
+        for step, last in enumerate(ends[rows - 1 :: rows].tolist()):
+            its = slice(first - step * rows, last - (step + 1) * rows)
+            yield DocumentsInRows(before[its], lengths[first:last].tolist())
+            first = last
+
+    def tell_apart(self, out: dict[str, Integers], documents: DocumentsInRows) -> None:
+        """Finish rows, with the documents in them.
+
+        :param out: filled rows, which get positions.
+        """
         if self.packs_documents:
-            out["labels"].reshape(-1)[places.ends] = IGNORE_INDEX
-            positions = out["positions"].reshape(-1)
-            begun = places.edges[:-1].repeat(np.diff(places.edges))
-            np.subtract(_counted(len(begun)), begun, out=positions)
+            out["labels"].reshape(-1)[documents.ends] = IGNORE_INDEX
+            out["positions"] = _positions(documents.lengths).reshape(-1, self.seq_len)
 
 
 @dataclass(frozen=True)
-class RowPlaces:
-    """Places in rows, laid flat, that depend on documents.
+class DocumentsInRows:
+    """Where documents are in rows, laid flat.
 
-    :param ends: of the last token of each document.
-    :param edges: where rows and documents begin, and behind the last row.
+    :param ends: places of their last tokens.
+    :param lengths: of the parts of documents in them, one after the other.
     """
 
     ends: Integers
-    edges: Integers
+    lengths: list[int]
 
-    def cut(self, bounds: Sequence[int]) -> Iterator[RowPlaces]:
-        """Those between each two of some bounds, where rows begin."""
-        ends, edges = self.ends.searchsorted(bounds).tolist(), self.edges.searchsorted(bounds).tolist()
-        for number, bound in enumerate(bounds[:-1]):
-            yield RowPlaces(
-                self.ends[ends[number] : ends[number + 1]] - bound,
-                self.edges[edges[number] : edges[number + 1] + 1] - bound,
-            )
+
+def _positions(lengths: Sequence[int]) -> Integers:
+    """The integers below each length: copied, which costs less than to compute them."""
+    short, most = _below_each(), _SHORT
+    parts = [short[length] if length < most else _below(length) for length in lengths]
+    return np.frombuffer(bytearray().join(parts), np.int64)
 
 
 @functools.lru_cache(1)
-def _counted(count: int) -> Integers:
-    """The integers below ``count``, which many steps need."""
-    return np.arange(count)
+def _below_each() -> list[memoryview]:
+    """The integers below 0, 1, 2, ...: the lengths of most documents."""
+    return [_below(length) for length in range(_SHORT)]
+
+
+def _below(length: int) -> memoryview:
+    return _counted(length.bit_length())[:length]
+
+
+@functools.lru_cache
+def _counted(bits: int) -> memoryview:
+    counted: Any = np.arange(1 << bits)
+    return memoryview(counted)
 
 
 class OnePerRow(_Rows):
