@@ -18,6 +18,7 @@ from hekaton.data import Documents
 from hekaton.data.loader import build_loader
 from hekaton.errors import DataError
 from hekaton.testing import run_processes
+from hekaton_hf.files import COMPRESSED
 from hekaton_hf.sections import TextDatasetSection
 from hekaton_hf.text import build
 from hekaton_hf.tokenizer import build as build_tokenizer
@@ -267,6 +268,13 @@ def test_a_truncated_compressed_file_is_an_error(here: Path, name: str) -> None:
     whole = COMPRESSORS[Path(name).suffix](lines)
     (here / name).write_bytes(whole[: len(whole) // 2])
     assert f"cannot read '{here / name}': " in refused(name, max_bad_rows=10_000)
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_a_compressed_file_of_no_bytes_is_cut_short(here: Path, ending: str) -> None:
+    jsonl(here / "a.jsonl", TEXTS)
+    (here / f"b.jsonl{ending}").touch()
+    assert f"cannot read '{here}/b.jsonl{ending}': Compressed file ended before the end" in refused("*")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])

@@ -26,7 +26,7 @@ LAID_OUT = 2**17
 """About how many of them are read at once: they are to stay in the cache of a core until tensors are made."""
 MOST_STEPS = 512
 MOST_SOURCES = 4
-"""No more tokens are looked up at once than those of so many sources."""
+"""No more tokens are looked up or read at once than those of so many sources."""
 
 
 def reader_of(stream: Stream, rows: Sequence[int], cursor: Integers) -> RowReader | BlockReader:
@@ -222,7 +222,7 @@ class BlockReader:
     def _read(self, parts: Integers, counts: Integers, chosen: Integers) -> Iterator[Values]:
         """(rows, seq_len + 1), the ids of rows and of the token that follows: all rows of a step, or some."""
         (steps, rows), sources = chosen.shape, chosen.reshape(-1)
-        together = max(1, LAID_OUT // self._maker.seq_len)
+        together = max(1, LAID_OUT * min(MOST_SOURCES, len(self._stream.sources)) // self._maker.seq_len)
         unit = max(together - together % rows, rows)  # whole steps, or some rows of one
         ends = [0, *counts.cumsum().tolist()]
         for first in range(0, steps * rows, unit):

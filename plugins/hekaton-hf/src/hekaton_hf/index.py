@@ -32,7 +32,7 @@ from hekaton.data.contents import cache_folder, remove_unused
 from hekaton.data.identity import FileState, fingerprint, sample, settled_state
 from hekaton.errors import DataError
 from hekaton_hf.decoding import DocumentColumns, TextColumn
-from hekaton_hf.files import DataFile, format_of, shown
+from hekaton_hf.files import COMPRESSED, DataFile, format_of, shown
 from hekaton_hf.readers.files import HashingFile, read_file
 from hekaton_hf.recorder import RECORD, FileReport, Odd, Recorder, unwritable
 
@@ -237,7 +237,7 @@ class _Group:
         with _reading(path):
             file = HashingFile(path, progress)
         with file:
-            if self.states[number].size:
+            if self.states[number].size or path.suffix.lower() in COMPRESSED:
                 read_file(file, path, recorder, reader=settings.rows, txt_documents=settings.txt_documents)
             report.content = file.finish()
             if format_of(path) == "json" and not self.files[number].named:

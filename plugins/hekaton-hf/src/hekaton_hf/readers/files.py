@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import xxhash
@@ -104,17 +104,43 @@ def read_file(
         raise DataError(f"cannot read '{shown(path)}': {said}") from e
 
 
+class _NotEmpty:
+    """A compressed file. One without a byte is cut short; some decompressors take it for no content."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._begun = file, False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int = BLOCK) -> bytes:
+        """:raises EOFError: as ``bz2`` and ``lzma`` do."""
+        content: bytes = self._file.read(size)
+        if not (content or self._begun):
+            raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+        self._begun = True
+        return content
+
+    def close(self) -> None:
+        """Nothing: it is closed where it was opened."""
+
+
 def decompressed_file(file: HashingFile, path: Path) -> IO[bytes]:
     """The content of a file, decompressed as its name says."""
     stream = cast("IO[bytes]", file)
     match path.suffix.lower():
         case ".gz":
-            return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+            return cast("IO[bytes]", gzip.GzipFile(fileobj=_NotEmpty(stream)))
         case ".bz2":
             return bz2.BZ2File(stream)
         case ".xz":
             return lzma.LZMAFile(stream)
         case ".zst":
-            return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"))
+            return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(_NotEmpty(stream), "r"), "zstd"))
         case _:
             return stream
