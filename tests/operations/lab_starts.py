@@ -275,13 +275,14 @@ class Job(Start):
         self.slurm = slurm
         self.job = self._says("sbatch", "--parsable", "restarts.sbatch" if restarts else "run.sbatch")
         self._log = folder / f"run-{self.job}.log"
-        self._has_run = False
+        self._has_run = self._is_held = False
 
     def again(self) -> None:
-        """Wait for the next start of a job that is queued again, without the two minutes that SLURM waits."""
+        """Wait for the next start of a job that is queued again."""
         self.slurm.wait_for_the_end_of(self.job)
         self._from = self._log.stat().st_size
-        self._has_run = False
+        self._says("scontrol", "release", self.job)
+        self._has_run = self._is_held = False
         end = time.monotonic() + 60
         while self._state() == "PENDING":
             with contextlib.suppress(AssertionError):  # it may have started meanwhile
@@ -311,10 +312,17 @@ class Job(Start):
         if not self._has_run or state not in QUEUED | ENDED:
             return None
         if state in QUEUED:
+            self._hold()
             return 75
         said = self._says("scontrol", "show", "job", self.job)
         code, by = map(int, re.search(r"ExitCode=(\d+):(\d+)", said).groups())
         return code or (128 + by if by else 0)
+
+    def _hold(self) -> None:
+        """Keep it queued: SLURM starts it after two minutes, in which nodes may not have come back."""
+        if not self._is_held:
+            self._says("scontrol", "hold", self.job)
+            self._is_held = True
 
     def close(self) -> None:
         with contextlib.suppress(AssertionError):
