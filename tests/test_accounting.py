@@ -283,3 +283,18 @@ def test_a_plot_that_cannot_be_written_is_an_error(tmp_path, capsys):
     for place in (tmp_path, tmp_path / "nowhere" / "run.svg"):
         assert main(["report", str(tmp_path), "--svg", str(place)]) == 2
         assert f"cannot write '{place}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--svg"], "--svg needs a value"),
+        (["out", "--svg"], "--svg needs a value"),
+        (["out", "other"], "takes one run folder"),
+        (["out", "--png"], "unknown option --png"),
+        (["--svg=x.svg", "out"], "out/accounting.jsonl has nothing of a run"),
+    ],
+)
+def test_what_report_does_not_know_is_named(words, said, capsys):
+    assert main(["report", *words]) == 2
+    assert said in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 from hekaton.accounting import add_up, goodput_by_step, read_lines_of
 from hekaton.api.records import past_run
 from hekaton.checkpoint.disk.folders import reason_of
-from hekaton.cli.arguments import as_path
+from hekaton.cli.arguments import as_path, take_texts
 from hekaton.errors import ConfigError
 from hekaton.json_lines import is_number
 
@@ -29,10 +29,16 @@ def run(arguments: list[str]) -> int:
     if not arguments or set(arguments) & {"-h", "--help"}:
         print(USAGE)
         return 0
-    folder, *rest = arguments
-    if rest and (len(rest) != 2 or rest[0] != "--svg"):
-        raise ConfigError(f"unknown argument '{rest[0]}' of hekaton report", hint=USAGE.splitlines()[0])
-    place = as_path(folder)
+    texts, rest = take_texts(arguments, {"svg": ""})
+    options = [one for one in rest if one.startswith("-")]
+    if options or len(rest) != 1:
+        wrong = (
+            f"unknown option {options[0]} of hekaton report"
+            if options
+            else "hekaton report takes a run folder"
+        )
+        raise ConfigError(wrong, hint=USAGE.splitlines()[0])
+    place = as_path(rest[0])
     lines = read_lines_of(place)
     account = add_up(lines)
     for name, seconds in sorted(account.seconds.items(), key=lambda one: -one[1]):
@@ -40,7 +46,7 @@ def run(arguments: list[str]) -> int:
         print(f"{name:<14} {seconds:>12,.1f} s {share:>7.1%}")
     print(f"{'total':<14} {account.total:>12,.1f} s")
     print(f"step {account.step}, {account.starts} start(s), goodput {account.goodput:.1%}")
-    if rest:
+    if texts["svg"]:
         goodput = [{"step": step, "goodput": share} for step, share in goodput_by_step(lines)]
         run = past_run(place)
         if not run.metrics:
@@ -49,9 +55,9 @@ def run(arguments: list[str]) -> int:
             )
         drawn = plot(run.metrics, goodput, restarts=run.restarts)
         try:
-            as_path(rest[1]).write_text(drawn, encoding="utf-8")
+            as_path(texts["svg"]).write_text(drawn, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot write '{rest[1]}': {reason_of(error)}") from error
+            raise ConfigError(f"cannot write '{texts['svg']}': {reason_of(error)}") from error
     return 0
 
 
