@@ -290,7 +290,7 @@ def test_a_plot_that_cannot_be_written_is_an_error(tmp_path, capsys):
     [
         (["--svg"], "--svg needs a value"),
         (["out", "--svg"], "--svg needs a value"),
-        (["out", "other"], "takes one run folder"),
+        (["out", "other"], "takes a run folder"),
         (["out", "--png"], "unknown option --png"),
         (["--svg=x.svg", "out"], "out/accounting.jsonl has nothing of a run"),
     ],
