@@ -111,6 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     other = [*wider, "--model.overrides.rope_theta", "20000.0", "--optimizer.lr", "0.1", "--debug.seed", "7"]
     runs.train("other shapes", 4, *other, folder="copy")
     runs.train("more tensors", 4, "--model.converters", "lora", folder="copy")
+    runs.train("other data", 4, "--debug.seed", "7", "--model.overrides.norm_eps", "0.001", folder="copy")
     runs.train("unknown name", 5, "--checkpoint.accept_changes", "model.rope_thetta")
     start = ["--checkpoint.initial_load_path", str(runs.folder / "copy" / "checkpoint" / "step-2")]
     runs.train(
@@ -282,6 +283,13 @@ def test_a_model_of_other_shapes_is_one_error_with_what_changed(runs: Runs) -> N
     said = runs.said["weights of other shapes"]
     assert "does not fit this run (llama3 debugmodel): model.hidden_dim was 64 and is now 96\n" in said
     assert said.endswith("  or start with new weights: without checkpoint.initial_load_path\n")
+
+
+def test_other_data_and_another_model_are_said_at_once(runs: Runs) -> None:
+    said = runs.said["other data"]
+    assert "the run cannot continue with the data of the checkpoint: seed was" in said
+    assert "; and step 3 is of another run: model.norm_eps was" in said
+    assert "where it is intended: [checkpoint] accept_changes" in said
 
 
 def test_an_accepted_change_is_a_notice_once(runs: Runs) -> None:

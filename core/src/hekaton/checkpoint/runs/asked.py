@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+from hekaton.checkpoint.disk.folders import folder_at
+from hekaton.checkpoint.disk.lock import FolderLock
+from hekaton.checkpoint.ranks import Ranks
+from hekaton.checkpoint.runs.selection import on_disk
+
+if TYPE_CHECKING:
+    from hekaton.config import JobConfig
 
 log = logging.getLogger("hekaton")
 
@@ -44,6 +53,13 @@ class Checkpoints(Protocol):
 
 class NoCheckpoints:
     """A run without checkpoints: nothing is ever due, and every run starts at step 0."""
+
+    def __init__(self, config: JobConfig) -> None:
+        """:raises CheckpointError: when another run saves in the folder: this one would write its
+        configuration and metrics over those of that one."""
+        folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
+        if isinstance(folder, Path):  # a store need not be reachable where nothing is saved
+            on_disk(Ranks.of(), f"cannot read the checkpoint folder {folder}", FolderLock(folder).check_free)
 
     def resume(self) -> int:
         return 0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hekaton.checkpoint.disk.folders import Folder, folder_at, reason_of, write_whole
-from hekaton.checkpoint.disk.lock import FolderLock
 from hekaton.checkpoint.disk.manifest import MANIFEST, MODEL, Manifest, NotWhole
 from hekaton.checkpoint.ranks import Ranks
 from hekaton.checkpoint.runs import external_weights
@@ -21,7 +20,6 @@ from hekaton.checkpoint.runs.asked import NoCheckpoints
 from hekaton.checkpoint.runs.background import BackgroundSaves
 from hekaton.checkpoint.runs.manager import CheckpointManager
 from hekaton.checkpoint.runs.run_state import RunState
-from hekaton.checkpoint.runs.selection import on_disk
 from hekaton.checkpoint.tensors.comparison import DoesNotFit, Parts
 from hekaton.checkpoint.tensors.state import (
     check_info,
@@ -30,9 +28,7 @@ from hekaton.checkpoint.tensors.state import (
     stored_tensors,
 )
 from hekaton.config import as_dict
-from hekaton.data.changed_files import changed_files
-from hekaton.data.loader import check_identity
-from hekaton.errors import CheckpointError, DataError
+from hekaton.errors import CheckpointError
 from hekaton.identity.history import Change, history_to_json
 from hekaton.identity.resume import compare, explained
 from hekaton.identity.values import shown
@@ -59,15 +55,9 @@ _TENSORS_ALONE = (MODEL,)
 def open_checkpoints(config: JobConfig, plugins: Plugins, state: RunState) -> Checkpoints:
     """The checkpoints of a run; with ``checkpoint.enable = false``, none.
 
-    :raises CheckpointError: when another run writes to the folder. One without checkpoints would write its
-        configuration and metrics over those of a run that resumes.
+    :raises CheckpointError: when another run writes to the folder.
     """
-    if config.checkpoint.enable:
-        return RunCheckpoints(config, plugins, state)
-    folder = folder_at(config.checkpoint.folder, within=config.job.dump_folder)
-    if isinstance(folder, Path):  # a store need not be reachable where nothing is saved
-        on_disk(Ranks.of(), f"cannot read the checkpoint folder {folder}", FolderLock(folder).check_free)
-    return NoCheckpoints()
+    return RunCheckpoints(config, plugins, state) if config.checkpoint.enable else NoCheckpoints(config)
 
 
 class RunCheckpoints:
@@ -378,23 +368,24 @@ class RunCheckpoints:
         settings, info = self._settings, manifest.info
         other_model = unfit is not None and unfit.of_model  # whose data may be other data as well
         compared = "data_loader" in info and "data_loader" not in settings.exclude_from_loading
-        if compared and not other_model:
-            try:
-                check_identity(info["data_loader"], self._run.loader.identity())
-            except DataError as e:
-                differing = changed_files(info.get("data_files"), self._run.loader.files())
-                e.hint = "\n".join([*differing, e.hint])
-                e.everywhere = True
+        other_data = self._run.other_data(info) if compared and not other_model else None
+        try:
+            self._history = compare(
+                self._run.identity,
+                manifest.describe,
+                step=manifest.step,
+                accepted=settings.accept_changes,
+                not_loaded=settings.exclude_from_loading,
+                unfit=unfit,
+                added=added(self._run.meta.draft.merges),
+            )
+        except CheckpointError as e:
+            if other_data is None:
                 raise
-        self._history = compare(
-            self._run.identity,
-            manifest.describe,
-            step=manifest.step,
-            accepted=settings.accept_changes,
-            not_loaded=settings.exclude_from_loading,
-            unfit=unfit,
-            added=added(self._run.meta.draft.merges),
-        )
+            other_data.message += f"; and {e.message}"
+            other_data.hint += f"\n{e.hint}"
+        if other_data is not None:
+            raise other_data
         self._manager.describe_further({"history": history_to_json(self._history)})
 
     def _compare_weights(self, manifest: Manifest, unfit: DoesNotFit | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from hekaton.checkpoint.tensors.state import (
     rng_tensors,
     stored_tensors,
 )
+from hekaton.data.changed_files import changed_files
+from hekaton.data.loader import check_identity
 from hekaton.data.rows import check_cursor
-from hekaton.errors import CheckpointError
+from hekaton.errors import CheckpointError, DataError
 from hekaton.identity.kept import Identity
 
 if TYPE_CHECKING:
@@ -76,6 +78,20 @@ class RunState:
             identity=identity,
             bad_steps=bad_steps,
         )
+
+    def other_data(self, info: Mapping[str, Any]) -> DataError | None:
+        """The error of a run that has other data than the checkpoint that it resumes from.
+
+        :param info: of the checkpoint.
+        """
+        try:
+            check_identity(info["data_loader"], self.loader.identity())
+        except DataError as error:
+            differing = changed_files(info.get("data_files"), self.loader.files())
+            error.hint = "\n".join([*differing, error.hint])
+            error.everywhere = True
+            return error
+        return None
 
     def gather(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """The tensors of the run by part, and the optimizers' rest. Every reader calls this."""
