@@ -389,7 +389,7 @@ BIG_MODELS = {
         """
 from hekaton_llama3.model import Llama3Config
 flavors["big"] = Llama3Config(
-    dim=1024, n_layers=24, n_heads=8, n_kv_heads=8, hidden_dim=2048, vocab_size=8192
+    dim=1024, n_layers=11, n_heads=8, n_kv_heads=8, hidden_dim=2048, vocab_size=8192
 )
 """,
     ),
@@ -398,7 +398,7 @@ flavors["big"] = Llama3Config(
         """
 from dataclasses import replace
 flavors["big"] = replace(
-    flavors["debugmodel"], dim=512, n_layers=8, interleave_moe_layer_step=1,
+    flavors["debugmodel"], dim=512, n_layers=4, interleave_moe_layer_step=1,
     moe=replace(flavors["debugmodel"].moe, n_experts=16, hidden_dim=1024),
 )
 """,
@@ -408,7 +408,7 @@ flavors["big"] = replace(
         """
 from dataclasses import replace
 flavors["big"] = replace(
-    flavors["debugmodel_moe"], dim=512, n_layers=9,
+    flavors["debugmodel_moe"], dim=512, n_layers=5,
     moe=replace(flavors["debugmodel_moe"].moe, n_experts=16, hidden_dim=1024),
 )
 """,
@@ -465,7 +465,7 @@ def test_memory_does_not_grow_with_the_model(model: str, tmp_path: Path) -> None
     hf.mkdir()
     run("make", str(hf))
     size = (hf / WEIGHTS).stat().st_size / 1e6
-    assert size > 850
+    assert size > 430  # twice what is allowed besides the process itself
     began = seconds_of_children()
     for words in (["from-hf", str(hf), str(out)], ["to-hf", str(out), str(back)]):
         match = re.search(r"VmHWM:\s+(\d+) kB", run(*words))

@@ -23,7 +23,7 @@ from hekaton.testing.steps import train_steps
 
 SCRIPT = Path(__file__).with_name("draws_on_processes.py")
 TOYS = str(SCRIPT.with_name("toys.py"))
-RUNS_A_LAUNCH = 8  # the threads of each run's process groups stay until its processes end
+RUNS_A_LAUNCH = 24  # the threads of process groups stay until their processes end
 STEPS = 3
 NUMBERS = range(150)
 TOLERANCE = 1e-9
@@ -249,7 +249,7 @@ def train(runs, processes, folder):
     named = {str(number): words for number, words in runs.items()}
     numbers = {}
     for some in batched(named.items(), RUNS_A_LAUNCH):
-        numbers |= train_steps(dict(some), processes=processes, steps=STEPS, folder=folder, timeout=300)
+        numbers |= train_steps(dict(some), processes=processes, steps=STEPS, folder=folder, timeout=600)
     return {int(number): its for number, its in numbers.items()}
 
 

@@ -85,18 +85,23 @@ def preload(without: set[str]) -> str:
             print(f"not preloaded: {name}: {type(e).__name__}: {e}", file=sys.stderr)
         if other_threads():
             return name
-    _build_classes()
+    _fill_caches()
     return ""
 
 
-def _build_classes() -> None:
-    """Build the classes of a configuration as installed plugins extend it, which pydantic does at first use.
-    What is wrong with a plugin is left to the processes."""
+def _fill_caches() -> None:
+    """Build the classes of a configuration as installed plugins extend it, which pydantic does at first use,
+    and read the versions and sources that the processes of a run compare. What is wrong with a plugin is left
+    to the processes."""
     from hekaton.config import load
     from hekaton.errors import HekatonError
+    from hekaton.identity.code import source, versions
+    from hekaton.identity.imported import imported_source
 
     with contextlib.suppress(HekatonError):
-        load([])
+        plugins = load([]).plugins
+        for read in (versions, source, imported_source):
+            read(plugins)
 
 
 def other_threads() -> list[str]:
