@@ -17,6 +17,7 @@ from hekaton.identity.subjects import of_start
 from hekaton.identity.together import together
 from hekaton.memory import out_of_memory_is_said
 from hekaton.metrics import MetricLogger, set_up_logging
+from hekaton.open_files import too_many_files_are_said
 from hekaton.rules import check
 from hekaton.trainer import Trainer
 
@@ -58,6 +59,7 @@ def run(
     with (
         process_group(process, loaded.config.comm, dump_folder=folder, where=where, fault=fault),
         exits_are_errors(),
+        too_many_files_are_said(where),
     ):
         # Rules come after the comparison: what breaks one on a machine alone is mostly another value there.
         agree(lambda: of_start(loaded.config, loaded.plugins, process.device))
