@@ -69,6 +69,20 @@ def test_with_restarts_torchrun_starts_the_processes_of_each_node(file, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "notice: checkpoint.enable is not set: "),
+        (["--checkpoint.enable"], "notice: fault.save_before_seconds = 0: "),
+        (["--checkpoint.enable", "--fault.save_before_seconds", "60"], ""),
+    ],
+)
+def test_what_does_not_outlive_the_time_of_a_job_is_said(flags, said, file, capsys):
+    assert main(["launch", "slurm", str(file), "--nodes", "1", "--gpus", "1", *flags]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(said) if said else not err
+
+
 BEFORE, START, AFTER = (f"2026-11-28T10:0{minute}:00" for minute in range(3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from hekaton.cli.arguments import take_number, take_texts
@@ -55,6 +56,15 @@ def run(arguments: list[str]) -> int:
             )
     loaded = load(files, flags)
     check(loaded, world_size=nodes * gpus, device_type="cuda", here=False)
+    config = loaded.config
+    if not config.checkpoint.enable:
+        print("notice: checkpoint.enable is not set: a job that is queued again starts anew", file=sys.stderr)
+    elif not config.fault.save_before_seconds:
+        print(
+            "notice: fault.save_before_seconds = 0: at the end of --time a run saves in SLURM's KillWait "
+            "(30 s by default), or is ended and not queued again",
+            file=sys.stderr,
+        )
     name = texts["name"] or re.sub(r"[^\w.-]", "-", Path(files[0]).stem)
     job = Job(
         name=name,
