@@ -33,8 +33,8 @@ import numpy as np
 TOKENS = 100_000_000
 VOCAB_SIZE = 50_000
 MEAN_LENGTHS = (100, 500, 2_000)
-STEPS = 512
-"""Of a turn: the most that are read at once, so that each turn has a share of all work."""
+STEPS = 1024
+"""Of a turn: the most that are looked up at once, so that each turn has a share of all work."""
 DOCUMENTS, DOCUMENT = 10_000_000, 5_000
 """Of the large corpus, and ids of each."""
 

@@ -127,6 +127,13 @@ def test_rows_and_cursors_are_those_of_one_document_after_the_other(
     assert cursor_after(resumed._stream, rows, 10**4) is None or way in ("repeat", "mixed")
 
 
+def test_fewer_steps_of_short_documents_are_made_at_once(files, made_together, monkeypatch):
+    monkeypatch.setattr(blocks, "PARTS", 40)
+    expected = steps(loader(OneByOne(files), InOrder(8)), 40)
+    assert steps(loader(files, InOrder(8)), 40) == expected
+    assert 3 <= max(made_together) <= 10
+
+
 def test_workers_make_many_steps_at_once_too(files):
     expected = steps(loader(OneByOne(files), InOrder(8), mixed=True, ending=True), 12)
     for workers in (1, 2):

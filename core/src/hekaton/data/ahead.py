@@ -56,8 +56,9 @@ class RowAhead:
 
     def take(self, rows: int, seq_len: int) -> Taken:
         """Take the tokens of rows, where more of them are ahead."""
-        ends = (self.located[:, 2] - self.located[:, 1]).cumsum()
-        starts = np.concatenate([[0], ends[:-1]])
+        lengths = self.located[:, 2] - self.located[:, 1]
+        ends = lengths.cumsum()
+        starts = ends - lengths
         bounds = np.arange(0, rows * seq_len + 1, seq_len)
         at = ends.searchsorted(bounds, side="right")
         counts = at[1:] - at[:-1] + 1
@@ -69,7 +70,8 @@ class RowAhead:
         parts[:, 2] = np.minimum(ends[which], first + (seq_len + 1)) + shift
         offsets = bounds - starts[at]
         offsets[at == 0] += self.offset
-        places = np.stack([self.numbers[at], offsets], axis=1)
+        places = np.empty((rows + 1, 2), np.int64)
+        places[:, 0], places[:, 1] = self.numbers[at], offsets
         last, before = int(at[-1]), self.document
         self.document, self.offset = places[-1].tolist()
         self.tokens -= rows * seq_len

@@ -20,11 +20,13 @@ from hekaton.data.row_makers import InOrder
 from hekaton.data.rows import RowReader, Sequences, Stream
 from hekaton.errors import DataError
 
-TOKENS = 2**21
+TOKENS = 2**23
 """About how many tokens of each source are looked up at once for all rows together."""
+PARTS = 2**18
+"""About how many parts of documents they are at most, which take 100 bytes of memory each for the time."""
 LAID_OUT = 2**17
 """About how many of them are read at once: they are to stay in the cache of a core until tensors are made."""
-MOST_STEPS = 512
+MOST_STEPS = 1024
 MOST_SOURCES = 4
 """No more tokens are looked up or read at once than those of so many sources."""
 
@@ -183,6 +185,7 @@ class BlockReader:
         parts = np.empty((int(counts.sum()), 3), np.int64)
         for sequences, one in taken:
             parts[ranges(starts[sequences], one.counts)] = one.parts
+        self._together = min(self._together, max(1, PARTS * steps // len(parts)))
         skipped = sum(one.skipped for _, one in taken)
         return self._steps(parts, counts, chosen, cursors, skipped, ended)
 
@@ -218,6 +221,7 @@ class BlockReader:
                     sources=next(sources),
                 )
                 step, row = step + 1, 0
+                del tensors, ids  # their memory, still in the cache of the core, is that of the next step
 
     def _read(self, parts: Integers, counts: Integers, chosen: Integers) -> Iterator[Values]:
         """(rows, seq_len + 1), the ids of rows and of the token that follows: all rows of a step, or some."""
@@ -232,6 +236,7 @@ class BlockReader:
                 ids = self._ids(parts[ends[begin] : ends[end]], counts[begin:end], sources[begin:end])
                 for row in range(0, len(ids), rows):
                     yield ids[row : row + rows]
+                del ids
 
     def _ids(self, parts: Integers, counts: Integers, sources: Integers) -> Values:
         """The ids of some rows.
