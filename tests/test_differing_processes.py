@@ -10,7 +10,7 @@ import pytest
 import hekaton_hf
 from hekaton.testing import run_processes
 
-pytestmark = pytest.mark.timeout(240)  # fifteen runs in one launch
+pytestmark = pytest.mark.timeout(240)  # seventeen runs in one launch
 TOKENIZER = Path(hekaton_hf.__file__).parent / "assets" / "python_stdlib"
 ON_PROCESSES = Path(__file__).with_name("differing_on_processes.py")
 RUN = """
@@ -57,6 +57,39 @@ def hekaton_run_started(config, step, control):
     importlib.import_module("helper_of_" + "importing_plugin")
 """
 
+BUILT_BY_RANK = """
+import os
+from dataclasses import replace
+
+import torch
+from hekaton.contributions import Model, Ref, hookimpl
+from hekaton_llama3.spec import train_spec as llama3
+
+RANK = int(os.environ["RANK"])
+
+
+class Larger(llama3.model):
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm.weight = torch.nn.Parameter(torch.empty(config.dim + RANK))
+
+
+def otherwise_cut(config):
+    plan = llama3.plan(config)
+    ends = [*plan.stages.first, *plan.stages.last]
+    at = len(plan.stages.first) + RANK
+    return replace(plan, stages=replace(plan.stages, first=ends[:at], last=ends[at:]))
+
+
+larger = replace(llama3, model=Larger)
+cut = replace(llama3, plan=otherwise_cut)
+
+
+@hookimpl
+def hekaton_models():
+    return [Model(name, spec=Ref(f"built_by_rank:{name}")) for name in ("larger", "cut")]
+"""
+
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, str]]]:
@@ -80,12 +113,18 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[int, 
     (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for _ in range(8)))
     (folder / "container_plugin.py").write_text(PLUGIN)
     (folder / "importing_plugin.py").write_text(IMPORTING)
+    (folder / "built_by_rank.py").write_text(BUILT_BY_RANK)
     for rank in range(2):
         (folder / f"modules{rank}").mkdir()
         (folder / f"modules{rank}" / "helper_of_importing_plugin.py").write_text(f"A = {rank}")
     data = ["--training.dataset_path", str(folder / "data")]
     plugin = [*data, "--plugins.load", str(folder / "container_plugin.py")]
+    by_rank = [*data, "--plugins.load", str(folder / "built_by_rank.py"), "--model.name"]
+    two = ["--model.overrides.n_layers", "2", "--training.local_batch_size", "2"]
+    pipeline = ["--parallelism.pipeline_parallel_degree", "2", *two]
     cases = {
+        "plan": [[*by_rank, "larger"]] * 2,
+        "stages": [[*by_rank, "cut", *pipeline]] * 2,
         "lengths": [[*data], [*data, "--training.steps", "3", "--model.overrides.n_layers", "2"]],
         "data": [[*data], ["--training.dataset_path", str(folder / "other")]],
         "tokenizer": [
@@ -234,6 +273,18 @@ def test_identity_subjects_of_plugins_are_compared(said):
     assert error.endswith(
         "\n  make them the same on all machines: environment variables in what starts the run"
     )
+
+
+def test_another_shape_of_a_tensor_is_reported(said):
+    (line,) = [line for line in error_of(said, "plan").splitlines() if line.startswith("  plan of ")]
+    assert line.startswith("  plan of norm.weight: [32] float32 ")
+    assert ", [33] float32 " in line
+
+
+def test_other_stages_are_reported(said):
+    error = error_of(said, "stages")
+    assert "\n  modules of stage 0: " in error
+    assert "\n  modules of stage 1: " in error
 
 
 def test_a_module_that_a_plugin_imports_last_of_all_is_reported(said):

@@ -1,9 +1,14 @@
 """What a layout cannot do is said before anything is built, each mistake in one message, all at once."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from hekaton.config import load
-from hekaton.errors import HekatonError
+from hekaton.errors import ConfigError, HekatonError
+from hekaton.loading import _place
+from hekaton.parallel.plan import ParallelPlan
 from hekaton.rules import check
 
 P = "--parallelism."
@@ -170,6 +175,14 @@ def test_a_parameter_without_a_dim_is_refused_where_it_would_be_sharded(tmp_path
         assert expected in f"error: {said(*flags, *given, world_size=world_size, model='scaled')}"
     alone = load([], ["--model.name", "scaled", "--training.seq_len", "64", *flags, *whole])
     check(alone, world_size=1, device_type="cpu")
+
+
+def test_a_parameter_without_a_dim_is_refused_where_a_model_is_loaded_over_a_mesh():
+    model = torch.nn.Module()
+    model.temperature = torch.nn.Parameter(torch.empty((), device="meta"))
+    meta = SimpleNamespace(model=model, plan=ParallelPlan(block="*"), spec=SimpleNamespace(name="scaled"))
+    with pytest.raises(ConfigError, match=r"has parameters without a dim, .*: temperature"):
+        _place(load([], []).config, meta, mesh="of one dim", arrange=None)
 
 
 def test_all_violations_are_reported_together():
