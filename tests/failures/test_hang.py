@@ -1,16 +1,19 @@
 """A process that makes no progress is reported with where all are, and by policy the run ends."""
 
 import contextlib
+import json
 import re
 import socket
 import threading
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed import HashStore
 
 from hekaton.failures import board
+from hekaton.failures.collectives import waiting
 from hekaton.failures.hang import Stuck, hangs_are_shown, in_words
 from hekaton.failures.whereabouts import Whereabouts
 from hekaton.testing import run_command
@@ -127,6 +130,12 @@ def move_until(holds, *places):
         for where in places:
             where.at("data", step=2)
         time.sleep(0.05)
+
+
+def test_what_another_torch_records_keeps_no_report_away(monkeypatch):
+    recorded = json.dumps({"entries": [{"retired": False, "process_group": "mesh"}]})
+    monkeypatch.setattr(torch._C._distributed_c10d, "_dump_fr_trace_json", lambda **_: recorded)
+    assert waiting() == []
 
 
 def test_each_hang_is_reported_without_those_of_before(tmp_path, caplog, hekaton_log):

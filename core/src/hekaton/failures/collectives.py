@@ -13,8 +13,16 @@ def waiting() -> list[str]:
     """The collectives and messages that were begun and have not ended, the first of each process group, the
     oldest first: ``"all_reduce 12 of mesh_fsdp (float [64, 64])"``.
 
-    Empty where ``comm.trace_buf_size`` is 0. May be called from any thread, and while a collective hangs.
+    Empty where ``comm.trace_buf_size`` is 0, and where another version of torch records otherwise: the report
+    of a hang is made without it. May be called from any thread, and while a collective hangs.
     """
+    try:
+        return _waiting()
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        return []
+
+
+def _waiting() -> list[str]:
     from torch._C import _distributed_c10d
 
     first: dict[str, dict[str, Any]] = {}
