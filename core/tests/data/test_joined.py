@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,17 @@ def test_rows_and_cursors_are_those_of_one_document_after_the_other(
             for found, whole in zip(steps(resumed, 2), expected[done:], strict=False):
                 assert found == {name: values[rows.start : rows.stop] for name, values in whole.items()}
     assert cursor_after(resumed._stream, rows, 10**4) is None or way in ("repeat", "mixed")
+
+
+@pytest.mark.parametrize("wrapped", [OneByOne, lambda documents: documents])
+def test_a_row_whose_documents_are_all_empty_is_an_error(files, wrapped):
+    """Row 1 of 2 reads the empty one of two documents again and again, in their own order."""
+    files._mapped = [dataclasses.replace(files._mapped[0], documents=2)]
+    files._ends = np.array([2])
+    source = Source(wrapped(files), IdsEncoder(), Sequential(2))
+    rows = Loader(Stream([source], InOrder(4), 2, repeat=True), range(2), identity={})
+    with pytest.raises(DataError, match="all documents of row 1 of the global batch are empty"):
+        rows.next_step()
 
 
 def test_fewer_steps_of_short_documents_are_made_at_once(files, made_together, monkeypatch):

@@ -72,6 +72,7 @@ class RowAhead:
         offsets[at == 0] += self.offset
         places = np.empty((rows + 1, 2), np.int64)
         places[:, 0], places[:, 1] = self.numbers[at], offsets
+        places[0] = self.document, self.offset  # where an empty document may be next
         last, before = int(at[-1]), self.document
         self.document, self.offset = places[-1].tolist()
         self.tokens -= rows * seq_len

@@ -42,6 +42,8 @@ _PLACES, _PLACES_OF_ROW = 2**15, 2**12
 than one, but a run may never come to them."""
 _LOCATED = 2**10
 """Documents of a row that are located at once: where they lie is read from an index on a disk."""
+_CHANCE = 64
+"""Times all documents that a row may find empty: in a shuffled order it does so with a chance of e^-64."""
 _NONE = np.zeros(0, np.int64)
 
 
@@ -297,9 +299,8 @@ class SourceReader:
                 )
             for (feed, document, part), one in zip(parts, read, strict=True):
                 feed.append(document, part, one)
-                if feed.empty_documents >= self._count:
-                    self._check_any_tokens()
-                    feed.empty_documents = 0
+                if feed.empty_documents and feed.empty_documents % self._count == 0:
+                    self._check_any_tokens(feed)
             begun = sum(part.is_first for *_, part in parts)
             if begun:
                 tokens_read = sum(len(one.ids) for one in read)
@@ -383,15 +384,16 @@ class SourceReader:
         for feed, its in zip(poor, np.split(indices, ends), strict=True):
             feed.indices = np.concatenate([feed.indices, its]) if len(feed.indices) else its
 
-    def _check_any_tokens(self) -> None:
-        """Tell a row that met only empty documents by chance from a dataset that has no others."""
+    def _check_any_tokens(self, feed: Feed | None = None) -> None:
+        """Tell a row that met only empty documents by chance from a dataset or a row that has no others."""
+        if feed is not None and feed.empty_documents >= _CHANCE * self._count:
+            hint = 'set training.order = "shuffled", or take the empty documents out'
+            raise DataError(f"all documents of row {feed.row} of the global batch are empty", hint=hint)
         if not self._any_tokens:
             encoder, documents = self._source.encoder, self._source.documents
             for index in range(self._count):
-                (document,) = documents.fetch([index])
-                parts = [next(parts_of(encoder, document))]
-                (read,) = encoded(encoder, parts, documents, [index].__getitem__)
-                if len(read.ids):
+                parts = [next(parts_of(encoder, documents.fetch([index])[0]))]
+                if len(encoded(encoder, parts, documents, [index].__getitem__)[0].ids):
                     self._any_tokens = True
                     return
             raise DataError(f"the dataset is empty: none of its {self._count:,} documents has {self._unit}")
