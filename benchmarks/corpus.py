@@ -128,7 +128,7 @@ def loader(
     folders: list[Path], seq_len: int, rows: int, *, packs_documents: bool = True
 ) -> Callable[[], object]:
     from hekaton.corpus.tokens import build
-    from hekaton.data.blend import Blend
+    from hekaton.data.blend import PERIOD, Blend
     from hekaton.data.encoders import IdsEncoder
     from hekaton.data.feed import Source
     from hekaton.data.loader import Loader
@@ -140,7 +140,11 @@ def loader(
     for seed, folder in enumerate(folders):
         documents: Any = build(SimpleNamespace(dtype="uint16"), str(folder))
         sources.append(Source(documents, IdsEncoder(VOCAB_SIZE), Shuffled(len(documents), seed)))
-    blend = Blend({0: [0.4, 0.3, 0.2, 0.1]}, rows=rows, seed=0) if len(folders) == 4 else None
+    blend = None
+    if len(folders) == 4:
+        blend = Blend({0: [0.4, 0.3, 0.2, 0.1]}, rows=rows, seed=0)
+        # A run works out the sources of its first 65,536 rows, which those of all others repeat.
+        blend.sources_of(0, PERIOD // rows, range(rows), without=[frozenset()] * rows)
     stream = Stream(
         sources, InOrder(seq_len, packs_documents=packs_documents), rows, repeat=True, blend=blend
     )

@@ -45,17 +45,22 @@ class ShufflesWithin(Protocol):
 class JoinedDocuments(Protocol):
     """A dataset of token ids that can give many documents at once, one after the other in one array."""
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its ids."""
+
     def locate(self, indices: Integers) -> Integers:
         """Where documents lie.
 
         :returns: (n, 3): a number of a file, where the document begins in it, and where it ends, in ids.
         """
 
-    def joined(self, located: Integers) -> TokenIds:
-        """The ids of documents or of parts of them, one after the other, of any integer type.
+    def views(self, located: Integers, dtype: np.dtype[Any]) -> Iterator[memoryview]:
+        """The ids of documents or of parts of them, each as a view of its bytes.
 
-        :param located: (n, 3), some of what :meth:`locate` returned, or places within documents as it gives
-            whole ones.
+        :param located: (n, 3), n > 0: some of what :meth:`locate` returned, or places within documents as it
+            gives whole ones.
+        :param dtype: of the ids: the dataset's own, or one that holds more.
         """
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from hekaton.data import Integers, JoinedDocuments, Values
 from hekaton.data.ahead import SourceAhead, ranges
 from hekaton.data.encoders import IdsEncoder
+from hekaton.data.joining import in_one, joined
 from hekaton.data.row_makers import InOrder
 from hekaton.data.rows import RowReader, Sequences, Stream
 from hekaton.errors import DataError
@@ -42,9 +43,12 @@ def reader_of(stream: Stream, rows: Sequence[int], cursor: Integers) -> RowReade
 def joins(stream: Stream) -> bool:
     """Whether rows are tokens of documents one after the other, as they are."""
     # An encoder or a row maker that is not exactly ours may do more than look at ids.
-    return type(stream.maker) is InOrder and all(
-        type(source.encoder) is IdsEncoder and isinstance(source.documents, JoinedDocuments)
-        for source in stream.sources
+    encoders = [source.encoder for source in stream.sources]
+    return (
+        type(stream.maker) is InOrder
+        and all(type(encoder) is IdsEncoder for encoder in encoders)
+        and len({cast(IdsEncoder, encoder).vocab_size for encoder in encoders}) == 1
+        and all(isinstance(source.documents, JoinedDocuments) for source in stream.sources)
     )
 
 
@@ -244,23 +248,16 @@ class BlockReader:
         :param counts: how many parts each has.
         :param sources: of each.
         """
-        if len(self._stream.sources) == 1:
-            return self._joined(0, parts)
-        of_parts = sources.repeat(counts)
-        read = [
-            (sources == number, self._joined(number, parts[of_parts == number]))
-            for number in set(sources.tolist())
-        ]
-        if len(read) == 1:
-            return read[0][1]
-        ids = np.empty((len(sources), self._maker.seq_len + 1), np.result_type(*(its for _, its in read)))
-        for its, joined in read:
-            ids[its] = joined
-        return ids
-
-    def _joined(self, number: int, parts: Integers) -> Values:
-        """(rows, seq_len + 1), the ids of the rows of one source."""
-        source = self._stream.sources[number]
-        ids = cast(JoinedDocuments, source.documents).joined(parts)
-        cast(IdsEncoder, source.encoder).check(ids)
+        documents = [cast(JoinedDocuments, source.documents) for source in self._stream.sources]
+        if len(documents) == 1:
+            ids = joined(documents[0], parts)
+        else:
+            of_parts = sources.repeat(counts)
+            dtype = np.result_type(*(one.dtype for one in documents))
+            views = {
+                number: documents[number].views(parts[of_parts == number], dtype)
+                for number in set(sources.tolist())
+            }
+            ids = in_one(map(next, map(views.__getitem__, of_parts.tolist())), dtype, number=len(parts))
+        cast(IdsEncoder, self._stream.sources[0].encoder).check(ids)
         return ids.reshape(-1, self._maker.seq_len + 1)

@@ -105,7 +105,7 @@ class IdsEncoder:
 
     def __init__(self, vocab_size: int = 2**31) -> None:
         """:param vocab_size: every id must be below it."""
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
 
     def cut(self, document: Any) -> Iterator[Ids]:
         length = len(document)
@@ -131,9 +131,9 @@ class IdsEncoder:
         if not len(ids):
             return
         lowest = 0 if ids.dtype.kind == "u" else int(ids.min())
-        if lowest < 0 or int(ids.max()) >= self._vocab_size:
-            at = int(np.flatnonzero((ids < 0) | (ids >= self._vocab_size))[0])
-            raise UnknownIdError(int(ids[at]), self._vocab_size, at=at)
+        if lowest < 0 or int(ids.max()) >= self.vocab_size:
+            at = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
+            raise UnknownIdError(int(ids[at]), self.vocab_size, at=at)
 
 
 def encoded(

@@ -29,6 +29,7 @@ from hekaton.data import (
 )
 from hekaton.data.answers import documents_of, indices_at, parts_of
 from hekaton.data.encoders import IDS_PART, IdsEncoder, UnknownIdError, encoded
+from hekaton.data.joining import joined
 from hekaton.data.order import mixed_number
 from hekaton.data.pieces import PIECE
 from hekaton.errors import DataError
@@ -325,7 +326,7 @@ class SourceReader:
                 count = int(alone[0]) if len(alone) else min(most, len(lengths))
                 if not count:
                     break
-                ids = documents.joined(located[:count])
+                ids = joined(documents, located[:count])
                 try:
                     self._ids.check(ids)
                 except UnknownIdError as e:
