@@ -129,6 +129,41 @@ def test_rows_and_cursors_are_those_of_one_document_after_the_other(
     assert cursor_after(resumed._stream, rows, 10**4) is None or way in ("repeat", "mixed")
 
 
+def written(folder, name, dtypes):
+    """A dataset with a file of each type."""
+    mapped = []
+    for number, dtype in enumerate(dtypes):
+        file, ends = folder / f"{name}{number}.bin", folder / f"{name}{number}.ends"
+        ids = np.arange(1000 * number + 1, 1000 * number + 1 + sum(LENGTHS)).astype(dtype)
+        ids.tofile(file)
+        np.cumsum(LENGTHS).astype("<i8").tofile(ends)
+        mapped.append(MappedIds(file, dtype, len(ids), len(LENGTHS), ends=ends))
+    known = {file: known_file(file) for one in mapped for file in (one.file, one.ends)}
+    return TokenFiles(mapped, known=known, identity=name, contents={})
+
+
+@pytest.mark.parametrize(
+    "types",
+    [[["<u2"], ["<u2"]], [["<u2", "<u2"], ["<u2"]], [["<u2"], ["<i4"]], [["<u2", "<u4"], ["<i4", "<i4"]]],
+)
+def test_sources_of_one_type_or_several_are_read_as_one_document_after_the_other(
+    tmp_path, made_together, types
+):
+    datasets = [written(tmp_path, f"source {number} ", its) for number, its in enumerate(types)]
+
+    def mixture(wrapped):
+        sources = [
+            Source(wrapped(one), IdsEncoder(), Shuffled(len(one), seed)) for seed, one in enumerate(datasets)
+        ]
+        blend = Blend({0: [2, 1]}, rows=3, seed=1)
+        return Loader(Stream(sources, InOrder(8), 3, repeat=True, blend=blend), range(3), identity={})
+
+    expected = steps(mixture(OneByOne), 20)
+    assert not made_together
+    assert steps(mixture(lambda documents: documents), 20) == expected
+    assert max(made_together) > 3
+
+
 @pytest.mark.parametrize("wrapped", [OneByOne, lambda documents: documents])
 def test_a_row_whose_documents_are_all_empty_is_an_error(files, wrapped):
     """Row 1 of 2 reads the empty one of two documents again and again, in their own order."""
